@@ -1,0 +1,68 @@
+"""Configuration that is finished: no "auto" is left, and it never changes."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from duetto.core.errors import ConfigError, InvalidRequest, RequestTooLong
+from duetto.core.request import Request
+
+SchedulingPolicy = Literal["fcfs", "priority", "static"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Raises ConfigError, naming the flag or pair of flags, if the parts do not fit together."""
+
+    num_blocks: int
+    max_model_len: int
+    block_size: int = 32  # tokens
+    max_num_seqs: int = 64  # requests admitted at one time
+    max_num_batched_tokens: int = 512  # tokens computed in one step
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    max_preemptions: int = 4  # after which a request is admitted with all the room it can need
+    ageing_s: float = 30.0  # waiting this long is worth one level of priority
+    cache_namespace: bytes = b""  # whatever makes KV incomparable: model, KV dtype
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "max_model_len", "block_size", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
+        if self.max_num_batched_tokens < 1:
+            raise ConfigError("--max-num-batched-tokens: must be 1 or more")
+        if self.max_preemptions < 0 or not self.ageing_s > 0:
+            raise ConfigError("max_preemptions must be 0 or more, and ageing_s above 0")
+        if self.scheduling_policy not in get_args(SchedulingPolicy):
+            accepted = ", ".join(get_args(SchedulingPolicy))
+            raise ConfigError(
+                f"--scheduling-policy: {self.scheduling_policy!r} is not one of {accepted}"
+            )
+        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"--no-enable-chunked-prefill with --max-num-batched-tokens "
+                f"{self.max_num_batched_tokens}: a prompt of --max-model-len {self.max_model_len} "
+                f"tokens must fit into one step; raise the one or lower the other"
+            )
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def check_fits(self, request: Request) -> None:
+        """Refuse, with the numbers, a request that could never run. Any thread may ask."""
+        if not request.prompt_token_ids:
+            raise InvalidRequest("prompt", "must hold at least one token")
+        if request.most_tokens > self.max_model_len:
+            raise RequestTooLong(
+                "max_tokens",
+                f"{request.num_prompt_tokens} prompt tokens and {request.max_tokens} more are "
+                f"{request.most_tokens}; the context holds {self.max_model_len}",
+            )
+        # The last token is never computed, so its KV is never stored.
+        needed = self.num_blocks_for(request.most_tokens - 1)
+        if needed > self.num_blocks:
+            raise RequestTooLong(
+                "max_tokens",
+                f"{request.most_tokens} tokens need {needed} KV blocks of {self.block_size}; "
+                f"there are {self.num_blocks}",
+            )

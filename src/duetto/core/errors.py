@@ -1,0 +1,47 @@
+"""Every error that Duetto raises on purpose.
+
+    DuettoError
+    ├── ConfigError          start-up cannot go on: a flag, a pair of flags, a file
+    │   └── CheckpointError  a model directory that cannot be served, with the file at fault
+    ├── InvalidRequest       one request is refused, with the field at fault
+    │   └── RequestTooLong   ... because it can never fit
+    └── EngineError          the engine failed while it computed; the message is safe to show
+
+What was wrong, where, and what would be accepted: each message says all three.
+"""
+
+from pathlib import Path
+
+
+class DuettoError(Exception):
+    """Base of all errors raised on purpose; anything else that escapes is a bug."""
+
+
+class ConfigError(DuettoError):
+    """Start-up cannot go on. The command line prints the message as one line and exits with 1."""
+
+
+class CheckpointError(ConfigError):
+    """A model directory cannot be served."""
+
+    def __init__(self, file: Path | str, cause: str) -> None:
+        super().__init__(f"{file}: {cause}")
+        self.file = Path(file)
+        self.cause = cause
+
+
+class InvalidRequest(DuettoError, ValueError):
+    """A request is refused before anything is computed for it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class RequestTooLong(InvalidRequest):
+    """A request that could never fit, whatever else runs."""
+
+
+class EngineError(DuettoError):
+    """The engine failed while it computed this request. The message carries no internals."""

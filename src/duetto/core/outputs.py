@@ -1,0 +1,39 @@
+"""What the offline door returns. Names and shapes are vLLM's."""
+
+from dataclasses import dataclass, field
+
+from duetto.core.timings import RequestTimings
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer to one prompt."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None  # per token: token id -> Logprob
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    timings: RequestTimings | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """All answers to one prompt, as far as they have come."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token
+    finished: bool = False
+    num_cached_tokens: int = 0

@@ -1,0 +1,97 @@
+"""One generation: what was asked, and how far it has come. Knows no text and no arrays."""
+
+import enum
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from duetto.core.sampling_params import SamplingParams
+from duetto.core.timings import RequestTimings
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One generation. Only the Scheduler writes the fields below the line."""
+
+    request_id: str  # made by us and unique; a caller's own id is a label kept elsewhere
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int  # resolved: never None
+    seed: int  # resolved: the request's own random stream
+    stop_token_ids: frozenset[int] = frozenset()  # the caller's, and end of sequence unless ignored
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    arrival_time: float = 0.0
+    priority: int = 0  # lower first
+    cache_salt: bytes = b""  # requests with different salts never share a block
+
+    # --- written by the Scheduler only -----------------------------------------------------
+    token_ids: list[int] = field(init=False)  # prompt, then output; append-only
+    num_computed_tokens: int = field(init=False, default=0)  # tokens whose KV is in the cache
+    num_cached_tokens: int = field(init=False, default=0)  # of those, found at first admission
+    num_lost_tokens: int = field(init=False, default=0)  # computed once, before a preemption
+    block_table: list[int] = field(init=False, default_factory=list)
+    block_hashes: list[bytes] = field(init=False, default_factory=list)  # of the full blocks
+    num_published_blocks: int = field(init=False, default=0)  # of block_table, that others may find
+    arrival_index: int = field(init=False, default=0)
+    finish_reason: FinishReason | None = field(init=False, default=None)
+    timings: RequestTimings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_token_ids)
+        self.timings = RequestTimings(self.arrival_time)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Progress is this one number: prompt chunk, next token and recompute look alike."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest this request can become."""
+        return self.num_prompt_tokens + self.max_tokens
+
+    @property
+    def output_token_ids(self) -> Sequence[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+
+def fan_out(request: Request) -> list[Request]:
+    """The `sampling.n` requests that answer one prompt; the prefix cache computes the prompt once.
+
+    The first keeps the seed, so `n` answers begin with the answer of n=1; every other one's seed
+    follows from it and its index alone.
+    """
+    if request.sampling.n == 1:
+        return [request]
+    return [
+        replace(
+            request,
+            request_id=f"{request.request_id}-{index}",
+            seed=request.seed if index == 0 else _derive_seed(request.seed, index),
+        )
+        for index in range(request.sampling.n)
+    ]
+
+
+def _derive_seed(seed: int, index: int) -> int:
+    digest = hashlib.sha256(f"duetto/seed/{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")

@@ -1,0 +1,59 @@
+"""The instants of one request's life, and the additive parts of its latency.
+
+Every metric in docs/metrics.md is computed from these. Seconds on the engine's clock.
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Part(enum.Enum):
+    """What a request's time went to. At any instant a request is in exactly one of these."""
+
+    WAITING = "waiting"  # in the queue, never computed so far
+    PROMPT = "prompt"  # a step computed tokens of its own prompt (or recomputed lost ones)
+    DECODE = "decode"  # a step computed its next token, with nothing but next tokens beside it
+    SHARED = "shared"  # a step computed its next token beside other requests' prompts
+    STALLED = "stalled"  # admitted, but this step's budget had no token for it
+    PREEMPTED = "preempted"  # put back into the queue, its blocks taken
+
+
+@dataclass(slots=True)
+class RequestTimings:
+    """Written by the Scheduler only; a copy leaves with the request's last update."""
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    token_times: list[float] = field(default_factory=list)  # one instant per output token
+    finish_time: float | None = None
+    num_preemptions: int = 0
+    parts: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(Part, 0.0))
+    accounted_until: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accounted_until = self.arrival_time
+
+    def account(self, part: Part, now: float) -> None:
+        """Give the time since the last call to `part`. The parts therefore tile the latency."""
+        self.parts[part] += now - self.accounted_until
+        self.accounted_until = now
+
+    @property
+    def e2e_s(self) -> float | None:
+        return None if self.finish_time is None else self.finish_time - self.arrival_time
+
+    @property
+    def ttft_s(self) -> float | None:
+        return self.token_times[0] - self.arrival_time if self.token_times else None
+
+    @property
+    def itl_s(self) -> list[float]:
+        """Gaps between consecutive output tokens; one fewer than there are tokens."""
+        return [b - a for a, b in zip(self.token_times, self.token_times[1:], strict=False)]
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per output token after the first; None below two tokens."""
+        if len(self.token_times) < 2:
+            return None
+        return (self.token_times[-1] - self.token_times[0]) / (len(self.token_times) - 1)
