@@ -1,0 +1,55 @@
+"""From a Request to the frozen plan of what it computes in one step. Changes nothing."""
+
+from duetto.core.batch import SamplingInput, ScheduledRequest
+from duetto.core.request import Request
+
+
+def plan(request: Request, count: int) -> ScheduledRequest:
+    """Let `request` compute its next `count` tokens.
+
+        token_ids     0 .......... start .......... end .......... num_tokens
+                      |-- has KV ---|-- this step ---|--- later steps ---|
+
+    It samples if end == num_tokens: only then are the logits of its last token known.
+    """
+    start = request.num_computed_tokens
+    end = start + count
+    scored = request.sampling.prompt_logprobs is not None
+    return ScheduledRequest(
+        request_id=request.request_id,
+        token_ids=tuple(request.token_ids[start:end]),
+        num_computed_tokens=start,
+        block_table=tuple(request.block_table),
+        sampling=sampling_input(request) if end == request.num_tokens else None,
+        prompt_logprob_targets=request.prompt_token_ids[start + 1 : end + 1] if scored else (),
+        num_prompt_logprobs=request.sampling.prompt_logprobs or 0,
+    )
+
+
+def sampling_input(request: Request) -> SamplingInput:
+    """Everything the sampler needs, so that the executor keeps no state per request."""
+    history = request.sampling.needs_history
+    return SamplingInput(
+        params=request.sampling,
+        seed=request.seed,
+        num_output_tokens=request.num_output_tokens,
+        forbidden_token_ids=forbidden_token_ids(request),
+        prompt_token_ids=request.prompt_token_ids if history else (),
+        output_token_ids=tuple(request.output_token_ids) if history else (),
+    )
+
+
+def forbidden_token_ids(request: Request) -> tuple[int, ...]:
+    """Tokens that must not come next: ends before min_tokens, and the last token of a bad word
+    whose other tokens have just been generated."""
+    forbidden: set[int] = set()
+    if request.num_output_tokens < request.sampling.min_tokens:
+        forbidden |= request.stop_token_ids
+    for word in request.bad_word_ids:
+        beginning = word[:-1]
+        size = len(beginning)
+        if size <= request.num_output_tokens and (
+            tuple(request.token_ids[request.num_tokens - size :]) == beginning
+        ):
+            forbidden.add(word[-1])
+    return tuple(sorted(forbidden))

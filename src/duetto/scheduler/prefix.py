@@ -1,0 +1,44 @@
+"""A request's chain of block hashes: what it may reuse, and what it makes findable.
+
+The chain of a request covers every full block of the tokens it has, computed or not, so others can
+also see what it is about to compute. Each block is hashed once in a request's life.
+"""
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import Request
+from duetto.scheduler.block_pool import BlockHash, BlockPool, next_hash, root_hash
+
+
+def reusable_hashes(request: Request, config: SchedulerConfig) -> list[BlockHash]:
+    """Hashes of the blocks that may be reused, first block first.
+
+    Not of the block with the last token, since at least one token must be computed to give logits;
+    and none at all if the prompt itself is to be scored.
+    """
+    if not config.enable_prefix_caching or request.sampling.prompt_logprobs is not None:
+        return []
+    _hash_full_blocks(request, config)
+    return request.block_hashes[: (request.num_tokens - 1) // config.block_size]
+
+
+def uncomputed_hashes(request: Request, config: SchedulerConfig) -> list[BlockHash]:
+    """Hashes of the blocks that this request will compute and publish."""
+    return request.block_hashes[request.num_computed_tokens // config.block_size :]
+
+
+def publish_full_blocks(request: Request, config: SchedulerConfig, pool: BlockPool) -> None:
+    """Make every block findable that is full and computed."""
+    if not config.enable_prefix_caching:
+        return
+    _hash_full_blocks(request, config)
+    num_full = request.num_computed_tokens // config.block_size
+    for index in range(request.num_published_blocks, num_full):
+        pool.publish(request.block_table[index], request.block_hashes[index])
+    request.num_published_blocks = num_full
+
+
+def _hash_full_blocks(request: Request, config: SchedulerConfig) -> None:
+    size, hashes = config.block_size, request.block_hashes
+    for start in range(len(hashes) * size, request.num_tokens - size + 1, size):
+        parent = hashes[-1] if hashes else root_hash(config.cache_namespace, request.cache_salt)
+        hashes.append(next_hash(parent, request.token_ids[start : start + size]))

@@ -1,0 +1,336 @@
+"""Decides what each step computes, and is the only writer of a request's progress.
+
+Knows token ids and block numbers. Knows no text, no arrays, no clock (time is an argument) and no
+phases: a request has tokens, some of them have KV, and a step computes some of those that do not.
+"""
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from duetto.core.batch import (
+    RequestUpdate,
+    SampledToken,
+    ScheduledBatch,
+    ScheduledRequest,
+    StepOutput,
+    TokenLogprob,
+)
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import EngineError
+from duetto.core.request import FinishReason, Request
+from duetto.core.timings import Part
+from duetto.scheduler.block_pool import BlockHash, BlockPool
+from duetto.scheduler.latency import account_queue, account_step
+from duetto.scheduler.plan import plan
+from duetto.scheduler.policy import POLICIES
+from duetto.scheduler.prefix import publish_full_blocks, reusable_hashes, uncomputed_hashes
+
+
+@dataclass(slots=True)
+class SchedulerCounts:
+    """Totals since the start. Written by the Scheduler only."""
+
+    num_preemptions: int = 0
+    num_queried_tokens: int = 0  # tokens of requests at their first admission ...
+    num_hit_tokens: int = 0  # ... and those of them that the prefix cache held
+
+
+class Scheduler:
+    """One step is `schedule`, an executor's work, and `update` (or `fail`)."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.pool = BlockPool(config.num_blocks)
+        self.counts = SchedulerCounts()
+        self.waiting: list[Request] = []  # in the policy's order
+        self.running: dict[str, Request] = {}  # admitted; holds room for all the tokens it has
+        self._policy = POLICIES[config.scheduling_policy]
+        self._num_admissible = 0
+        self._num_added = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    # --- what callers may ask for ----------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
+        self.config.check_fits(request)
+        request.arrival_index = self._num_added
+        self._num_added += 1
+        self._enqueue(request)
+
+    def abort(self, request_id: str, now: float) -> RequestUpdate | None:
+        """End a request in any state; None if it is unknown or has ended already."""
+        request = self._find(request_id)
+        return None if request is None else self._finish(request, FinishReason.ABORT, now)
+
+    def stop(self, request_id: str, now: float) -> None:
+        """End a running request whose text has reached a stop string."""
+        self._finish(self.running[request_id], FinishReason.STOP, now)
+
+    # --- one step --------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> ScheduledBatch:
+        """Choose what to compute. Running requests first, then as many waiting ones as fit."""
+        num_preempted = self._make_room()
+        counts = self._share_budget()
+        if not num_preempted:  # who has just lost their blocks should not lose them to newcomers
+            self._admit_waiting(counts, now)
+        return ScheduledBatch(tuple(plan(self.running[i], count) for i, count in counts.items()))
+
+    def update(self, batch: ScheduledBatch, output: StepOutput, now: float) -> list[RequestUpdate]:
+        """Take over what was computed, or raise EngineError and change nothing if it is not whole."""
+        _check_whole(batch, output)
+        account_step(batch, self.running, now)
+        updates = []
+        for item in batch.requests:
+            request = self.running[item.request_id]
+            if item.request_id in output.failed:
+                message = output.failed[item.request_id]
+                updates.append(self._finish(request, FinishReason.ERROR, now, error=message))
+                continue
+            request.num_computed_tokens += len(item.token_ids)
+            publish_full_blocks(request, self.config, self.pool)
+            update = self._take_over(request, item, output, now)
+            if update is not None:
+                updates.append(update)
+        return updates
+
+    def fail(self, batch: ScheduledBatch, message: str, now: float) -> list[RequestUpdate]:
+        """End every request of a step that raised. What the step wrote was never published."""
+        account_step(batch, self.running, now)
+        return [
+            self._finish(self.running[item.request_id], FinishReason.ERROR, now, error=message)
+            for item in batch.requests
+        ]
+
+    def check(self) -> None:
+        """Assert every invariant. Changes nothing."""
+        self.pool.check([r.block_table for r in self.running.values()])
+        assert len(self.running) <= self.config.max_num_seqs
+        places = [self._place(r) for r in self.waiting]
+        assert places == sorted(places), "the queue is out of order"
+        for request in self.waiting:
+            assert not request.block_table and not request.num_computed_tokens
+        for request in self.running.values():
+            assert 0 <= request.num_computed_tokens < request.num_tokens
+            held = len(request.block_table)
+            assert held >= self.config.num_blocks_for(request.num_computed_tokens)
+            assert held <= self._num_blocks_to_hold(request)
+        for request in (*self.waiting, *self.running.values()):
+            assert request.finish_reason is None
+            assert len(request.block_hashes) <= request.num_tokens // self.config.block_size
+
+    # --- room ------------------------------------------------------------------------------
+
+    def _make_room(self) -> int:
+        """Give every running request blocks for all its tokens, oldest first; preempt the newest.
+
+        Returns how many were preempted. A running request that is left holds room for all the
+        tokens it has, whether or not this step's budget reaches it.
+        """
+        num_before = self.counts.num_preemptions
+        growing = [r for r in self.running.values() if self._num_missing_blocks(r)]
+        for request in sorted(growing, key=self._place):
+            while request.request_id in self.running:
+                missing = self._num_missing_blocks(request)
+                if missing <= self.pool.num_free:
+                    request.block_table += self.pool.allocate(missing)
+                    break
+                self._preempt(self._victim(request))
+        return self.counts.num_preemptions - num_before
+
+    def _victim(self, request: Request) -> Request:
+        """The last in order among those not yet protected; at worst the request itself."""
+        candidates = [r for r in self.running.values() if not self._is_protected(r)]
+        return max(candidates, key=self._place, default=request)
+
+    def _preempt(self, request: Request) -> None:
+        """Take a request's blocks; it computes its tokens again when readmitted."""
+        self._drop(request)
+        request.num_lost_tokens = max(request.num_lost_tokens, request.num_computed_tokens)
+        request.num_computed_tokens = 0
+        request.timings.num_preemptions += 1
+        self.counts.num_preemptions += 1
+        self._num_admissible += 1  # its place in a static batch stays its own
+        self._enqueue(request)
+
+    def _is_protected(self, request: Request) -> bool:
+        """Preempted often enough: admitted with all the room it can need, and never a victim."""
+        return request.timings.num_preemptions >= self.config.max_preemptions
+
+    def _num_blocks_to_hold(self, request: Request) -> int:
+        if self._is_protected(request):
+            return self.config.num_blocks_for(request.most_tokens - 1)
+        return self.config.num_blocks_for(request.num_tokens)
+
+    def _num_missing_blocks(self, request: Request) -> int:
+        return max(0, self._num_blocks_to_hold(request) - len(request.block_table))
+
+    # --- budget and admission --------------------------------------------------------------
+
+    def _share_budget(self) -> dict[str, int]:
+        """Tokens for each running request; those who need least first, so that a next token never
+        waits behind a chunk."""
+        counts: dict[str, int] = {}
+        budget = self.config.max_num_batched_tokens
+        for request in sorted(self.running.values(), key=lambda r: r.num_uncomputed_tokens):
+            if count := self._chunk(request.num_uncomputed_tokens, budget):
+                counts[request.request_id] = count
+                budget -= count
+        return counts
+
+    def _chunk(self, num_uncomputed: int, budget: int) -> int:
+        if num_uncomputed <= budget:
+            return num_uncomputed
+        return budget if self.config.enable_chunked_prefill else 0
+
+    def _admit_waiting(self, counts: dict[str, int], now: float) -> None:
+        """Admit in order until budget, places or blocks run out, and add to `counts`."""
+        self._num_admissible = self._policy.num_admissible(
+            self._num_admissible, len(self.running), len(self.waiting), self.config.max_num_seqs
+        )
+        budget = self.config.max_num_batched_tokens - sum(counts.values())
+        computing = self._hashes_being_computed()
+        position = 0
+        while position < len(self.waiting) and budget and self._num_admissible > 0:
+            request = self.waiting[position]
+            if self._next_missing_hash(request) in computing:
+                position += 1  # its prefix will soon be there to reuse
+                continue
+            count = self._admit(request, budget, now)
+            if not count:
+                break  # nobody overtakes: it is next when room is there
+            del self.waiting[position]
+            self._num_admissible -= 1
+            counts[request.request_id] = count
+            budget -= count
+            computing.update(uncomputed_hashes(request, self.config))
+
+    def _admit(self, request: Request, budget: int, now: float) -> int:
+        """Reuse the published prefix, take room for the rest, and return the first chunk's size;
+        or return 0 and change nothing."""
+        cached = self.pool.find(reusable_hashes(request, self.config))
+        num_cached = len(cached) * self.config.block_size
+        count = self._chunk(request.num_tokens - num_cached, budget)
+        needed = self._num_blocks_to_hold(request) - len(cached)
+        if not count or needed > self.pool.num_free_beside(cached):
+            return 0
+        self.pool.retain(cached)  # first, or allocation could take what is about to be reused
+        request.block_table = cached + self.pool.allocate(needed)
+        request.num_computed_tokens = num_cached
+        self.running[request.request_id] = request
+        account_queue(request, now)
+        if request.timings.first_scheduled_time is None:
+            request.timings.first_scheduled_time = now
+            request.num_cached_tokens = num_cached
+            self.counts.num_queried_tokens += request.num_tokens
+            self.counts.num_hit_tokens += num_cached
+        return count
+
+    def _next_missing_hash(self, request: Request) -> BlockHash | None:
+        hashes = reusable_hashes(request, self.config)
+        num_found = len(self.pool.find(hashes))
+        return hashes[num_found] if num_found < len(hashes) else None
+
+    def _hashes_being_computed(self) -> set[BlockHash]:
+        if not self.waiting or not self.config.enable_prefix_caching:
+            return set()
+        return {h for r in self.running.values() for h in uncomputed_hashes(r, self.config)}
+
+    # --- what a step gave ------------------------------------------------------------------
+
+    def _take_over(
+        self, request: Request, item: ScheduledRequest, output: StepOutput, now: float
+    ) -> RequestUpdate | None:
+        tokens = output.sampled[item.request_id] if item.sampling is not None else ()
+        scores = output.prompt_logprobs.get(item.request_id, ())
+        scores = scores[max(0, request.num_lost_tokens - item.num_computed_tokens) :]  # told before
+        for sampled in tokens:
+            request.token_ids.append(sampled.token_id)
+            request.timings.token_times.append(now)
+        reason = _finish_reason(request, tokens)
+        if reason is not None:
+            return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
+        if not tokens and not scores:
+            return None
+        return RequestUpdate(
+            request.request_id,
+            tokens=tokens,
+            prompt_logprobs=scores,
+            num_cached_tokens=request.num_cached_tokens,
+        )
+
+    def _finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        now: float,
+        *,
+        tokens: tuple[SampledToken, ...] = (),
+        prompt_logprobs: tuple[TokenLogprob, ...] = (),
+        error: str | None = None,
+    ) -> RequestUpdate:
+        """End a request: its blocks are free when this returns."""
+        if request.request_id in self.running:
+            self._drop(request)
+            request.timings.account(Part.STALLED, now)  # between steps; nothing within update()
+        else:
+            self.waiting.remove(request)
+            account_queue(request, now)
+        request.finish_reason = reason
+        request.timings.finish_time = now
+        return RequestUpdate(
+            request.request_id,
+            tokens=tokens,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=request.num_cached_tokens,
+            finish_reason=reason,
+            stop_reason=_stop_reason(request, reason),
+            error=error,
+            timings=request.timings,
+        )
+
+    # --- queues ----------------------------------------------------------------------------
+
+    def _place(self, request: Request) -> tuple[float, int]:
+        return self._policy.order(request, self.config), request.arrival_index
+
+    def _enqueue(self, request: Request) -> None:
+        insort(self.waiting, request, key=self._place)
+
+    def _drop(self, request: Request) -> None:
+        del self.running[request.request_id]
+        self.pool.release(request.block_table)
+        request.block_table = []
+        request.num_published_blocks = 0
+
+    def _find(self, request_id: str) -> Request | None:
+        queued: Iterable[Request] = (r for r in self.waiting if r.request_id == request_id)
+        return self.running.get(request_id) or next(iter(queued), None)
+
+
+def _check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
+    for item in batch.requests:
+        done = item.request_id in output.failed or output.sampled.get(item.request_id)
+        if item.sampling is not None and not done:
+            raise EngineError(f"the executor returned no token for request {item.request_id}")
+
+
+def _finish_reason(request: Request, tokens: tuple[SampledToken, ...]) -> FinishReason | None:
+    if tokens and tokens[-1].token_id in request.stop_token_ids:
+        return FinishReason.STOP
+    if request.num_output_tokens >= request.max_tokens:
+        return FinishReason.LENGTH
+    return None
+
+
+def _stop_reason(request: Request, reason: FinishReason) -> int | None:
+    """The caller's own stop token that ended it; the model's end of sequence is no reason."""
+    if reason is not FinishReason.STOP or not request.num_output_tokens:
+        return None
+    last = request.token_ids[-1]
+    return last if last in request.sampling.stop_token_ids else None
