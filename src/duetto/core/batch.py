@@ -37,6 +37,13 @@ class ScheduledRequest:
     prompt_logprob_targets: tuple[int, ...] = ()
     num_prompt_logprobs: int = 0  # how many of the likeliest to report beside the target
 
+    @property
+    def is_next_token(self) -> bool:
+        """Whether this is one more token of an answer: a shape for reports, never for decisions."""
+        if self.sampling is None or len(self.token_ids) > 1:
+            return False
+        return self.sampling.num_output_tokens > 0
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:

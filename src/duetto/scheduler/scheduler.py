@@ -19,7 +19,7 @@ from duetto.core.batch import (
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
 from duetto.core.request import FinishReason, Request
-from duetto.core.timings import Part
+from duetto.core.timings import Part, RequestTimings
 from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.latency import account_queue, account_step
 from duetto.scheduler.plan import plan
@@ -67,9 +67,11 @@ class Scheduler:
         request = self._find(request_id)
         return None if request is None else self._finish(request, FinishReason.ABORT, now)
 
-    def stop(self, request_id: str, now: float) -> None:
+    def stop(self, request_id: str, now: float) -> RequestTimings:
         """End a running request whose text has reached a stop string."""
-        self._finish(self.running[request_id], FinishReason.STOP, now)
+        request = self.running[request_id]
+        self._finish(request, FinishReason.STOP, now)
+        return request.timings
 
     # --- one step --------------------------------------------------------------------------
 
@@ -82,7 +84,7 @@ class Scheduler:
         return ScheduledBatch(tuple(plan(self.running[i], count) for i, count in counts.items()))
 
     def update(self, batch: ScheduledBatch, output: StepOutput, now: float) -> list[RequestUpdate]:
-        """Take over what was computed, or raise EngineError and change nothing if it is not whole."""
+        """Take over what was computed. Raises EngineError, changing nothing, if it is not whole."""
         _check_whole(batch, output)
         account_step(batch, self.running, now)
         updates = []

@@ -1,0 +1,58 @@
+# Everything that is done to this repository has a target here; CI calls the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*)
+MODEL ?= .demo/tiny
+
+.PHONY: setup demo serve test check oracle bench size docs clean help
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready  ## Make the virtual environment, build the native module, install
+
+$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
+	@echo "Setting up $(VENV) (a minute or two, once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# Never `torch` without its version: the newest build brings gigabytes of CUDA packages.
+$(VENV)/.oracle: $(VENV)/.ready
+	@echo "Installing the oracle: torch and transformers (test only) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
+	@touch $@
+
+$(MODEL): | setup
+	@$(BIN)/duetto make-model tiny $(MODEL)
+
+demo: setup  ## Set up, serve a tiny model, stream one chat answer, print its timings, stop
+	@$(BIN)/python examples/demo.py
+
+serve: $(MODEL)  ## Serve MODEL (default: a tiny random one) on 127.0.0.1:8000
+	@$(BIN)/duetto serve $(MODEL)
+
+test: setup  ## All tests that need neither torch nor a GPU, on two cores
+	@$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu"
+
+check: setup  ## Lint, formatting, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+oracle: $(VENV)/.oracle  ## Compare live with transformers
+	@$(BIN)/python -m pytest -n 2 -m oracle
+
+bench: setup  ## Compare scheduling policies; writes docs/benchmarks/scheduling.md
+	@$(BIN)/python benchmarks/scheduling.py
+
+size: setup  ## What is longer than the house allows
+	@$(BIN)/python tools/size.py
+
+docs: setup  ## Regenerate the command-line reference
+	@$(BIN)/python tools/cli_reference.py
+
+clean:  ## Remove what the targets above made
+	rm -rf $(VENV) build dist .demo

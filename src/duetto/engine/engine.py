@@ -1,0 +1,137 @@
+"""The loop: schedule, execute, update, and the text of what came out. Standard library only.
+
+Knows no arrays and no HTTP. One Engine belongs to one thread; engine/thread.py gives it one.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Protocol
+
+from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRecord
+from duetto.core.request import FinishReason, Request
+from duetto.engine.detokenizer import Detokenizer
+from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
+
+logger = logging.getLogger(__name__)
+
+STEP_FAILED = "the engine failed while computing this request; the log says why"
+
+
+class Executor(Protocol):
+    """The one seam between deciding and computing: a model on a device, or a model of a model."""
+
+    def execute(self, batch: ScheduledBatch) -> StepOutput:
+        """Compute a step. Keeps nothing about a request but the KV in its blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step changed for callers, and the step as numbers (None if nothing was computed)."""
+
+    updates: tuple[RequestUpdate, ...]
+    record: StepRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    detokenizer: Detokenizer
+    shows_stop_token: bool
+
+
+class Engine:
+    """Runs requests to their end. Every accepted request gets exactly one final update."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        decode: Callable[[Sequence[int], bool], str] | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`decode(token_ids, skip_special_tokens)` gives text; without it every text is empty."""
+        self.scheduler = scheduler
+        self._executor = executor
+        self._decode = decode
+        self._clock = clock
+        self._texts: dict[str, _Text] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Accept a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
+        self.scheduler.add(request)
+        if self._decode is not None:
+            self._texts[request.request_id] = _Text(
+                Detokenizer(self._decode, request.prompt_token_ids, request.sampling),
+                shows_stop_token=request.sampling.include_stop_str_in_output,
+            )
+
+    def abort(self, request_id: str) -> RequestUpdate | None:
+        """End a request now, in any state; None if it is unknown or has ended."""
+        update = self.scheduler.abort(request_id, self._clock())
+        return None if update is None else self._with_text(update)
+
+    def step(self) -> StepReport:
+        """Run one step. An executor that raises ends the requests of that step, not the engine."""
+        start, before = self._clock(), replace(self.scheduler.counts)
+        batch = self.scheduler.schedule(start)
+        if not batch.requests:
+            return StepReport(())
+        try:
+            output = self._executor.execute(batch)
+            updates = self.scheduler.update(batch, output, self._clock())
+        except Exception:  # whatever it was, it must not take the other requests with it
+            logger.exception("a step of %d requests failed", len(batch.requests))
+            updates = self.scheduler.fail(batch, STEP_FAILED, self._clock())
+        texts = tuple(self._with_text(update) for update in updates)
+        return StepReport(texts, self._record(batch, start, before))
+
+    def _with_text(self, update: RequestUpdate) -> RequestUpdate:
+        """Add the text that became certain. A stop string ends the request in this same step."""
+        text = self._texts.get(update.request_id)
+        if text is None:
+            return update
+        ended = update.finish_reason is not None
+        is_stop_token = update.finish_reason is FinishReason.STOP  # the scheduler knows no other
+        delta = text.detokenizer.push(
+            [token.token_id for token in update.tokens],
+            is_last=ended,
+            hide_last=is_stop_token and not text.shows_stop_token,
+        )
+        if delta.stop is not None and not ended:
+            timings = self.scheduler.stop(update.request_id, self._clock())
+            update = replace(update, timings=timings)
+            ended = True
+        if ended:
+            del self._texts[update.request_id]
+        if delta.stop is None:
+            return replace(update, text=delta.text)
+        return replace(
+            update,
+            text=delta.text,
+            tokens=update.tokens[: delta.num_tokens],
+            finish_reason=FinishReason.STOP,
+            stop_reason=delta.stop,
+        )
+
+    def _record(self, batch: ScheduledBatch, start: float, before: SchedulerCounts) -> StepRecord:
+        scheduler, counts = self.scheduler, self.scheduler.counts
+        return StepRecord(
+            start_time=start,
+            end_time=self._clock(),
+            num_tokens=batch.num_tokens,
+            num_prompt_tokens=batch.num_tokens - sum(r.is_next_token for r in batch.requests),
+            num_scheduled=len(batch.requests),
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_free_blocks=scheduler.pool.num_free,
+            num_blocks=scheduler.pool.num_blocks,
+            num_preemptions=counts.num_preemptions - before.num_preemptions,
+            num_queried_tokens=counts.num_queried_tokens - before.num_queried_tokens,
+            num_hit_tokens=counts.num_hit_tokens - before.num_hit_tokens,
+        )

@@ -1,0 +1,176 @@
+"""The loop: text, stop strings, failing steps and records, over executors without a model."""
+
+from itertools import count
+
+import pytest
+from fakes import ByteCodec, FunctionExecutor, ShadowExecutor, generate_alone, make_request
+
+from duetto.core.batch import RequestUpdate, StepOutput
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import RequestTooLong
+from duetto.core.request import FinishReason
+from duetto.core.timings import Part
+from duetto.engine.engine import STEP_FAILED, Engine
+from duetto.scheduler.scheduler import Scheduler
+
+CONFIG = SchedulerConfig(num_blocks=64, max_model_len=128, block_size=4, max_num_batched_tokens=32)
+EOS = 256
+
+
+def make_engine(executor, config=CONFIG):
+    ticks = count()
+    codec = ByteCodec()
+    return Engine(
+        Scheduler(config),
+        executor,
+        decode=lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
+        clock=lambda: float(next(ticks)),
+    )
+
+
+def says(text, then=EOS):
+    """An executor that says `text`, byte by byte, and then the end of sequence."""
+    data = text.encode()
+    return FunctionExecutor(lambda _, index: data[index] if index < len(data) else then)
+
+
+def run(engine):
+    updates: dict[str, list[RequestUpdate]] = {}
+    while engine.has_work:
+        for update in engine.step().updates:
+            updates.setdefault(update.request_id, []).append(update)
+        engine.scheduler.check()
+    return updates
+
+
+def text_of(updates):
+    return "".join(update.text for update in updates)
+
+
+def test_text_streams_and_ends_with_the_stop_token_hidden():
+    engine = make_engine(says("héllo"))
+    engine.add(make_request(max_tokens=20, stop_token_ids=[EOS]))
+    updates = run(engine)["r0"]
+    assert text_of(updates) == "héllo"
+    assert not any("\ufffd" in update.text for update in updates)
+    assert [u.finish_reason for u in updates[:-1]] == [None] * (len(updates) - 1)
+    assert updates[-1].finish_reason is FinishReason.STOP
+    assert updates[-1].stop_reason == EOS  # the caller named it
+    assert updates[-1].tokens[0].token_id == EOS
+
+
+def test_stop_string_ends_the_request_in_the_step_that_completes_it():
+    engine = make_engine(says("one two three"))
+    engine.add(make_request(max_tokens=20, stop=["two"]))
+    updates = run(engine)["r0"]
+    assert text_of(updates) == "one "
+    assert len(updates) == len("one two")  # not a step more
+    assert updates[-1].finish_reason is FinishReason.STOP
+    assert updates[-1].stop_reason == "two"
+    assert updates[-1].timings.finish_time is not None
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+
+
+def test_stop_string_completed_by_the_last_token_allowed_is_a_stop():
+    engine = make_engine(says("abcdef"))
+    engine.add(make_request(max_tokens=3, stop=["bc"]))
+    (last,) = run(engine)["r0"][-1:]
+    assert (last.finish_reason, last.stop_reason, last.text) == (FinishReason.STOP, "bc", "")
+
+
+def test_held_back_text_is_flushed_at_the_length_limit():
+    engine = make_engine(says("abcdef"))
+    engine.add(make_request(max_tokens=4, stop=["cdx"]))
+    updates = run(engine)["r0"]
+    assert text_of(updates) == "abcd"
+    assert updates[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_abort_in_any_state_flushes_and_is_final_once():
+    engine = make_engine(says("abc" * 20))
+    engine.add(make_request("running", max_tokens=50, stop=["bX"]))
+    engine.step()
+    engine.step()
+    engine.add(make_request("waiting", max_tokens=5))
+    update = engine.abort("running")
+    assert (update.finish_reason, update.text) == (FinishReason.ABORT, "b")
+    assert engine.abort("running") is None
+    assert engine.abort("waiting").finish_reason is FinishReason.ABORT
+    assert engine.abort("never seen") is None
+    assert not engine.has_work
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+
+
+@pytest.mark.parametrize("when", ["fail_next", "fail_after_writing"])
+def test_a_failing_step_ends_its_own_requests_and_the_engine_goes_on(when, caplog):
+    executor = ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
+    engine = make_engine(executor)
+    engine.add(make_request("lost", max_tokens=4))
+    setattr(executor, when, True)
+    (update,) = engine.step().updates
+    assert update.finish_reason is FinishReason.ERROR
+    assert update.error == STEP_FAILED  # nothing of the exception's own words
+    assert "planted failure" in caplog.text
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+    request = make_request("next", max_tokens=4)
+    engine.add(request)
+    updates = run(engine)["next"]
+    assert [t.token_id for u in updates for t in u.tokens] == generate_alone(request)
+
+
+def test_an_executor_that_returns_too_little_fails_the_step():
+    class Mute:
+        def execute(self, batch):
+            return StepOutput({})
+
+    engine = make_engine(Mute())
+    engine.add(make_request())
+    (update,) = engine.step().updates
+    assert update.finish_reason is FinishReason.ERROR
+    assert not engine.has_work
+
+
+def test_one_failed_row_leaves_the_others_alone():
+    executor = ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
+    executor.fail_requests = {"bad"}
+    engine = make_engine(executor)
+    good = make_request("good", prompt=(5, 6, 7), max_tokens=4)
+    engine.add(make_request("bad", prompt=(1, 2, 3), max_tokens=4))
+    engine.add(good)
+    updates = run(engine)
+    assert updates["bad"][-1].error == "planted failure of one request"
+    assert [t.token_id for u in updates["good"] for t in u.tokens] == generate_alone(good)
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers():
+    engine = make_engine(says("x"))
+    with pytest.raises(RequestTooLong, match="100 prompt tokens and 29 more are 129.*holds 128"):
+        engine.add(make_request(prompt=[1] * 100, max_tokens=29))
+    assert not engine.has_work
+
+
+def test_latency_parts_tile_the_time_from_arrival_to_finish():
+    engine = make_engine(says("abcdefgh"))
+    engine.add(make_request("a", max_tokens=6))
+    engine.step()
+    engine.add(make_request("b", prompt=[9] * 40, max_tokens=3, arrival_time=2.0))
+    timings = {i: u[-1].timings for i, u in run(engine).items()}
+    for each in timings.values():
+        assert sum(each.parts.values()) == pytest.approx(each.e2e_s)
+    assert timings["a"].parts[Part.SHARED] > 0  # b's prompt was computed beside it
+    assert timings["b"].parts[Part.PROMPT] > 0
+    assert len(timings["b"].token_times) == 3
+    assert timings["b"].tpot_s == pytest.approx(sum(timings["b"].itl_s) / 2)
+
+
+def test_records_count_what_a_step_computed():
+    engine = make_engine(says("abcdefgh"))
+    engine.add(make_request("a", prompt=[1] * 8, max_tokens=6))
+    first = engine.step().record
+    assert (first.num_tokens, first.num_prompt_tokens, first.num_scheduled) == (8, 8, 1)
+    assert (first.num_queried_tokens, first.num_hit_tokens) == (8, 0)
+    engine.add(make_request("b", prompt=[1] * 9, max_tokens=6))
+    second = engine.step().record
+    assert (second.num_tokens, second.num_prompt_tokens) == (2, 1)  # one next token, one of b's
+    assert (second.num_queried_tokens, second.num_hit_tokens) == (9, 8)
+    assert second.num_free_blocks == CONFIG.num_blocks - 4
