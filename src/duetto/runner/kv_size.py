@@ -1,0 +1,99 @@
+"""How much KV cache to take, in what dtype, and how long a request may therefore be.
+
+Knows a program's KV per token and a number of bytes; not where the bytes lie, and no weights.
+"""
+
+from dataclasses import dataclass
+
+from duetto.core.errors import ConfigError
+from duetto.program.program import Program
+
+KV_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MAX_SLOTS = 2**31  # slots travel as int32
+_DEFAULT_SHARE = 0.25  # of the available memory; the rest is for activations and the machine
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """A KV cache that fits. `notes` says, for people, what was chosen on their behalf."""
+
+    num_blocks: int
+    max_model_len: int
+    memory_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def resolve_kv_dtype(kv_cache_dtype: str) -> str:
+    """The dtype that KV is stored in; "auto" is float32, which loses nothing.
+
+    Raises ConfigError for a dtype that is not stored.
+    """
+    if kv_cache_dtype == "auto":
+        return "float32"
+    if kv_cache_dtype not in KV_DTYPE_BYTES:
+        accepted = ", ".join(("auto", *KV_DTYPE_BYTES))
+        raise ConfigError(f"--kv-cache-dtype: {kv_cache_dtype!r} is not one of {accepted}")
+    return kv_cache_dtype
+
+
+def bytes_per_block(program: Program, block_size: int, kv_dtype: str) -> int:
+    return program.kv_bytes_per_token(KV_DTYPE_BYTES[kv_dtype]) * block_size
+
+
+def num_blocks_for_memory(
+    program: Program, block_size: int, kv_dtype: str, memory_bytes: int
+) -> int:
+    """Whole blocks that fit into `memory_bytes`."""
+    return memory_bytes // bytes_per_block(program, block_size, kv_dtype)
+
+
+def plan_kv(
+    program: Program,
+    *,
+    block_size: int,
+    kv_dtype: str,
+    max_num_seqs: int,
+    memory_bytes: int | None,
+    available_bytes: int,
+    may_shorten: bool,
+) -> KVPlan:
+    """Size the cache for requests of `program.max_model_len` tokens. The rule:
+
+    - `memory_bytes`, where it is given, is used in full. Otherwise a quarter of the available
+      memory is, but no more than `max_num_seqs` requests of the greatest length can fill.
+    - If one request of that length does not fit, the length becomes what fits if it
+      `may_shorten`; if not, more of the available memory is taken, as long as `memory_bytes`
+      was not given.
+
+    Raises ConfigError, with the numbers and the flags to change, if that is not enough.
+    """
+    length = program.max_model_len
+    block_bytes = bytes_per_block(program, block_size, kv_dtype)
+    needed = -(-length // block_size)  # blocks of one request of that length
+    limit = available_bytes if memory_bytes is None else memory_bytes
+    num_blocks = min(limit // block_bytes, MAX_SLOTS // block_size)
+    if memory_bytes is None:
+        share = int(available_bytes * _DEFAULT_SHARE) // block_bytes
+        floor = 0 if may_shorten else needed
+        num_blocks = min(num_blocks, max(floor, min(share, max_num_seqs * needed)))
+    if num_blocks >= needed:
+        return KVPlan(num_blocks, length, num_blocks * block_bytes)
+
+    fitting, needed_bytes = num_blocks * block_size, needed * block_bytes
+    if not may_shorten or fitting == 0:
+        origin = "are left beside the weights" if memory_bytes is None else "are given to it"
+        raise ConfigError(
+            f"--max-model-len {length}: the KV cache of one such request takes "
+            f"{_size(needed_bytes)}, and {_size(limit)} {origin}, enough for {fitting} tokens; "
+            f"lower --max-model-len or raise --kv-cache-memory-bytes"
+        )
+    note = (
+        f"max_model_len is {fitting}, not the model's {length}: the KV cache of one request that "
+        f"long takes {_size(needed_bytes)}, more than the {_size(num_blocks * block_bytes)} set "
+        f"aside (--max-model-len or --kv-cache-memory-bytes change this)"
+    )
+    return KVPlan(num_blocks, fitting, num_blocks * block_bytes, (note,))
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

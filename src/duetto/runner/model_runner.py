@@ -1,0 +1,70 @@
+"""The real Executor: a scheduled batch to arrays, to a backend's logits, to tokens.
+
+Keeps nothing about a request: what a step needs comes with its batch, and what outlives a step is
+KV in blocks. Knows no schedule, no text and no architecture.
+"""
+
+import numpy as np
+
+from duetto.backends.backend import Backend, FloatArray
+from duetto.core.batch import (
+    SampledToken,
+    ScheduledBatch,
+    ScheduledRequest,
+    StepOutput,
+    TokenLogprob,
+)
+from duetto.core.errors import EngineError
+from duetto.program.program import Program
+from duetto.runner.kv_size import MAX_SLOTS
+from duetto.runner.sampler import sample_token, token_logprob
+from duetto.runner.step_arrays import build_step_arrays
+
+
+class ModelRunner:
+    """Runs a program on one backend, over `num_blocks` blocks of KV that it allocates at once."""
+
+    def __init__(
+        self, program: Program, backend: Backend, num_blocks: int, block_size: int, kv_dtype: str
+    ) -> None:
+        assert num_blocks * block_size <= MAX_SLOTS
+        self._vocab_size = program.vocab_size
+        self._backend = backend
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
+
+    def execute(self, batch: ScheduledBatch) -> StepOutput:
+        """Compute one step.
+
+        A request whose own logits or masks leave no token ends in `failed`; the others are not
+        touched by it. Anything else that goes wrong raises, and concerns the whole step.
+        """
+        step, logit_starts = build_step_arrays(batch, self._block_size)
+        assert step.block_tables.max(initial=0) < self._num_blocks, "a block outside the arena"
+        logits = self._backend.run(step, self._kv)
+        assert logits.shape == (len(step.logit_rows), self._vocab_size)
+        assert logits.dtype == np.float32
+
+        sampled: dict[str, tuple[SampledToken, ...]] = {}
+        prompt_logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
+        failed: dict[str, str] = {}
+        for request, rows in zip(batch.requests, np.split(logits, logit_starts[1:-1]), strict=True):
+            try:
+                scores = _score_prompt(request, rows)
+                if request.sampling is not None:
+                    sampled[request.request_id] = (sample_token(rows[-1], request.sampling),)
+                if scores:
+                    prompt_logprobs[request.request_id] = scores
+            except EngineError as error:
+                failed[request.request_id] = str(error)
+        return StepOutput(sampled, prompt_logprobs, failed)
+
+
+def _score_prompt(request: ScheduledRequest, rows: FloatArray) -> tuple[TokenLogprob, ...]:
+    """How likely the model found the prompt's own next tokens: row i predicts token i + 1."""
+    targets = request.prompt_logprob_targets
+    return tuple(
+        token_logprob(row, target, request.num_prompt_logprobs)
+        for row, target in zip(rows[: len(targets)], targets, strict=True)
+    )

@@ -1,0 +1,203 @@
+"""From one row of logits to one token. Knows no batch, no request and no model.
+
+Every function looks at one row, so a request's token and log-probabilities are bit-identical in
+any company. A row is fp32; arithmetic on it is in float64.
+
+The order of steps is vLLM's (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample/sampler/):
+
+    1. log-probabilities, if asked for, from the raw logits, before everything below
+    2. allowed_token_ids
+    3. forbidden tokens: the ends of bad words, and ends of sequence before min_tokens
+    4. logit_bias
+    5. repetition penalty (prompt and output), then frequency and presence penalty (output)
+    6. temperature 0: the largest logit, the lowest id among equals; done
+    7. temperature
+    8. min_p, top_k, top_p: top_p of what the first two leave
+    9. draw
+
+Where vLLM leaves room, this is what happens here: top_k keeps exactly k tokens, lower ids first
+among equals (vLLM keeps all that equal the k-th); a small temperature is taken as it is (vLLM calls
+it greedy below 1e-5); a rank counts strictly likelier tokens.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duetto.core.batch import SampledToken, SamplingInput, TokenLogprob
+from duetto.core.errors import EngineError
+from duetto.core.sampling_params import SamplingParams
+
+Row = NDArray[np.float32] | NDArray[np.float64]  # [vocabulary]
+Ids = NDArray[np.intp]
+
+_FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at eight times as many
+
+
+def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
+    """Choose the next token from raw logits [vocabulary]; `row` is not changed.
+
+    Raises EngineError, with a message that may be shown, if the logits are not finite or if the
+    request's own masks leave nothing to choose from.
+    """
+    params = sampling.params
+    _check_finite(row)
+    logits = _adjusted(row, sampling)
+    token_id = int(logits.argmax())  # the first of equals
+    if logits[token_id] == -np.inf:
+        raise EngineError(
+            "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
+            "together forbid the whole vocabulary"
+        )
+    if not params.is_greedy:
+        ids, weights = _candidates(logits, params)
+        token_id = _draw(ids, weights, uniform(sampling.seed, sampling.num_output_tokens))
+    if params.logprobs is None:
+        return SampledToken(token_id)
+    return SampledToken(token_id, token_logprob(row, token_id, params.logprobs))
+
+
+def token_logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
+    """Log-probability and rank of a token under raw logits, and the `num_top` likeliest.
+
+    Equally likely tokens stand in the order of their ids. Raises EngineError as sample_token does.
+    """
+    _check_finite(row)
+    assert 0 <= token_id < len(row)
+    shifted = row.astype(np.float64) - float(row.max())
+    log_total = float(np.log(np.exp(shifted).sum()))
+    return TokenLogprob(
+        token_id=token_id,
+        logprob=float(shifted[token_id]) - log_total,
+        rank=1 + int(np.count_nonzero(row > row[token_id])),
+        top=tuple((int(i), float(shifted[i]) - log_total) for i in _largest(row, num_top)),
+    )
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that the output token at `position` is drawn with.
+
+    Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), keyed by
+    the seed, with the position as its counter: a function of these two alone, so a preempted,
+    batched or resumed request goes on with the same stream.
+    """
+    generator = np.random.Philox(key=seed % 2**128, counter=position)
+    return (int(generator.random_raw()) >> 11) * 2.0**-53  # the 53 bits that a double holds
+
+
+def _check_finite(row: Row) -> None:
+    """Single tokens may be -inf; NaN, +inf, or -inf everywhere is a failure of the model."""
+    # argmax stops at the first NaN, so the largest element tells all three.
+    if not np.isfinite(row[row.argmax()]):
+        raise EngineError("the model's output for this request is not finite")
+
+
+def _adjusted(row: Row, sampling: SamplingInput) -> Row:
+    """Steps 2 to 5, on a copy; the row itself if they change nothing."""
+    params = sampling.params
+    changes = params.allowed_token_ids is not None or params.logit_bias or params.needs_history
+    if not changes and not sampling.forbidden_token_ids:
+        return row
+    logits = row.astype(np.float64)
+    if params.allowed_token_ids is not None:
+        allowed = _ids(params.allowed_token_ids, len(row))
+        logits[:] = -np.inf
+        logits[allowed] = row[allowed]
+    logits[_ids(sampling.forbidden_token_ids, len(row))] = -np.inf
+    if params.logit_bias:
+        logits[_ids(params.logit_bias, len(row))] += np.array([*params.logit_bias.values()])
+    if params.needs_history:
+        _penalize(logits, sampling)
+    return logits
+
+
+def _penalize(logits: NDArray[np.float64], sampling: SamplingInput) -> None:
+    """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output, in place.
+
+    Frequency and presence penalty are OpenAI's, over the output alone.
+    """
+    params, size = sampling.params, len(logits)
+    output = np.bincount(_ids(sampling.output_token_ids, size), minlength=size)
+    seen = output > 0
+    seen[_ids(sampling.prompt_token_ids, size)] = True
+    repeated = logits[seen]
+    with np.errstate(over="ignore"):  # a penalty just above 0: the largest number, not infinity
+        penalized = np.where(
+            repeated > 0,
+            repeated / params.repetition_penalty,
+            repeated * params.repetition_penalty,
+        )
+    logits[seen] = np.minimum(penalized, np.finfo(np.float64).max)
+    logits -= params.frequency_penalty * output + params.presence_penalty * (output > 0)
+
+
+def _candidates(logits: Row, params: SamplingParams) -> tuple[Ids, NDArray[np.float64]]:
+    """Steps 7 and 8: the tokens that may be drawn, by ascending id, and their weights.
+
+    A weight is a probability times a constant, such that the likeliest token weighs 1. min_p and
+    top_k each keep some of the likeliest, so their order does not matter; top_k goes first, as it
+    leaves little to exponentiate.
+    """
+    if 0 < params.top_k < len(logits):
+        ids = np.sort(_largest(logits, params.top_k))
+        weights = logits[ids].astype(np.float64)
+    else:
+        ids = np.arange(len(logits))
+        weights = logits.astype(np.float64)
+    weights -= weights.max()
+    with np.errstate(over="ignore", under="ignore"):  # to -inf and 0, as a cold draw should
+        weights /= params.temperature
+        np.exp(weights, out=weights)
+    if params.min_p > 0.0:
+        kept = np.flatnonzero(weights >= params.min_p)
+        ids, weights = ids[kept], weights[kept]
+    if params.top_p < 1.0:
+        kept = np.sort(_nucleus(weights, params.top_p))
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> Ids:
+    """The fewest of the largest weights that hold `top_p` of their sum (Holtzman et al., 2020)."""
+    wanted = top_p * float(weights.sum())
+    size = _FIRST_NUCLEUS
+    while True:  # sorting the whole vocabulary would cost more than all the rest
+        order = _largest(weights, size)
+        enough = np.cumsum(weights[order]) >= wanted
+        if enough.any():
+            return order[: int(enough.argmax()) + 1]
+        if size >= len(weights):
+            return order  # the two sums round differently
+        size *= 8
+
+
+def _draw(ids: Ids, weights: NDArray[np.float64], point: float) -> int:
+    """Invert the cumulative distribution at `point` in [0, 1).
+
+    The walk is by ascending id and exact up to the rounding of float64 sums. A token of weight 0
+    adds nothing to the sum and is therefore never the first above the point; and as point < 1,
+    point * total rounds to less than the total, so there always is such a token.
+    """
+    cumulative = np.cumsum(weights)
+    return int(ids[np.searchsorted(cumulative, point * cumulative[-1], side="right")])
+
+
+def _largest(values: Row, count: int) -> Ids:
+    """Indices of the `count` largest values, largest first; equal ones by index."""
+    if count >= len(values):
+        candidates = np.arange(len(values))
+    elif count <= 0:
+        return np.arange(0)
+    else:
+        threshold = np.partition(values, len(values) - count)[len(values) - count]
+        candidates = np.flatnonzero(values >= threshold)
+    order = np.argsort(-values[candidates], kind="stable")
+    return candidates[order[:count]]
+
+
+def _ids(token_ids: Iterable[int], vocab_size: int) -> Ids:
+    """Token ids as an index. They were checked at the door: a negative one would wrap around."""
+    ids = np.fromiter(token_ids, dtype=np.intp)
+    assert not len(ids) or 0 <= ids.min() <= ids.max() < vocab_size
+    return ids

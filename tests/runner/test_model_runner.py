@@ -1,0 +1,185 @@
+"""Which row of logits goes to whom, with a backend whose logits are a table."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.sampling_params import SamplingParams
+from duetto.program.ops import Ref
+from duetto.program.program import KVSpec, Program
+from duetto.runner.model_runner import ModelRunner
+from duetto.runner.sampler import sample_token, token_logprob
+
+VOCAB = 40
+BLOCK_SIZE = 4
+NUM_BLOCKS = 64
+PROGRAM = Program((), {}, {}, (KVSpec(1, 2),), Ref("logits", 0, VOCAB), 1024)
+TABLE = np.random.default_rng(0).normal(size=(997, VOCAB)).astype(np.float32) * 3
+NAN_TOKEN = 39  # every other token has finite logits
+
+
+def logits_after(token_id, position):
+    row = TABLE[(token_id * 31 + position) % len(TABLE)]
+    return np.full_like(row, math.nan) if token_id == NAN_TOKEN else row
+
+
+class TableBackend:
+    """Logits are a function of a row's token and position alone."""
+
+    def __init__(self):
+        self.allocated = []
+
+    def allocate_kv(self, num_blocks, block_size, dtype):
+        self.allocated.append((num_blocks, block_size, dtype))
+        return "the arena"
+
+    def run(self, step, kv):
+        assert kv == "the arena"
+        tokens, positions = step.token_ids[step.logit_rows], step.positions[step.logit_rows]
+        rows = [logits_after(*pair) for pair in zip(tokens, positions, strict=True)]
+        return np.array(rows, dtype=np.float32).reshape(-1, VOCAB)
+
+
+def runner(backend=None):
+    return ModelRunner(PROGRAM, backend or TableBackend(), NUM_BLOCKS, BLOCK_SIZE, "float32")
+
+
+def execute(*requests):
+    return runner().execute(ScheduledBatch(requests))
+
+
+def sampling(seed=0, num_output_tokens=0, **params):
+    params.setdefault("temperature", 0.0)
+    return SamplingInput(SamplingParams(**params), seed, num_output_tokens)
+
+
+def request(name, token_ids, start, first_block, sampling_input=None, targets=(), num_top=0):
+    """A request with its own run of blocks."""
+    blocks = range(first_block, first_block + -(-(start + len(token_ids)) // BLOCK_SIZE))
+    return ScheduledRequest(
+        name, tuple(token_ids), start, tuple(blocks), sampling_input, tuple(targets), num_top
+    )
+
+
+GREEDY = request("greedy", [7], 9, 0, sampling())
+SEEDED = request("seeded", [3, 4, 5], 2, 10, sampling(seed=8, temperature=1.2, top_p=0.9))
+CHUNK = request("chunk", [1, 2], 0, 20)
+SCORED = request("scored", [9, 8, 6], 0, 30, sampling(logprobs=2), [8, 6], num_top=3)
+SIBLING = request("sibling", [3, 4, 5], 2, 40, sampling(seed=9, temperature=1.2, top_p=0.9))
+MIXED = (GREEDY, SEEDED, CHUNK, SCORED, SIBLING)
+
+
+def test_each_request_is_sampled_from_the_logits_of_its_own_last_token():
+    output = execute(*MIXED)
+    for item in (GREEDY, SEEDED, SCORED, SIBLING):
+        position = item.num_computed_tokens + len(item.token_ids) - 1
+        expected = sample_token(logits_after(item.token_ids[-1], position), item.sampling)
+        assert output.sampled[item.request_id] == (expected,)
+    assert "chunk" not in output.sampled
+    assert not output.failed
+
+
+def test_each_prompt_token_is_scored_by_the_row_before_it():
+    expected = (
+        token_logprob(logits_after(9, 0), 8, 3),
+        token_logprob(logits_after(8, 1), 6, 3),
+    )
+    assert execute(*MIXED).prompt_logprobs == {"scored": expected}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 11])
+def test_prompt_logprobs_are_the_same_over_any_borders_of_chunks(chunk):
+    prompt = [int(t) for t in np.random.default_rng(1).integers(0, 39, size=11)]
+    whole = execute(request("r", prompt, 0, 0, sampling(), prompt[1:], 2))
+    scores, token = [], None
+    for start in range(0, len(prompt), chunk):
+        end = min(start + chunk, len(prompt))
+        last = sampling() if end == len(prompt) else None
+        part = request("r", prompt[start:end], start, 0, last, prompt[start + 1 : end + 1], 2)
+        output = execute(GREEDY_ELSEWHERE, part)
+        scores += output.prompt_logprobs.get("r", ())
+        token = output.sampled.get("r", token)
+    assert tuple(scores) == whole.prompt_logprobs["r"]
+    assert len(scores) == len(prompt) - 1
+    assert token == whole.sampled["r"]
+
+
+GREEDY_ELSEWHERE = request("other", [7], 9, 50, sampling())
+
+
+def test_a_request_gets_the_same_bits_alone_and_in_any_company():
+    together, backwards = execute(*MIXED), execute(*MIXED[::-1])
+    for item in MIXED:
+        alone = execute(item)
+        for company in (together, backwards):
+            name = item.request_id
+            assert company.sampled.get(name) == alone.sampled.get(name)
+            assert company.prompt_logprobs.get(name) == alone.prompt_logprobs.get(name)
+
+
+def test_siblings_differ_by_their_seeds_only():
+    outputs = {}
+    for seed in range(12):
+        item = replace(SEEDED, sampling=sampling(seed=seed, temperature=3.0))
+        outputs[seed] = execute(item).sampled["seeded"]
+    assert len(set(outputs.values())) > 3
+    assert (
+        execute(replace(SEEDED, sampling=sampling(seed=5, temperature=3.0))).sampled["seeded"]
+        == (outputs[5])
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        request("bad", [1, NAN_TOKEN], 0, 60, sampling(temperature=1.0)),
+        request("bad", [NAN_TOKEN, 1], 0, 60, sampling(), [1]),  # while its prompt is scored
+        request("bad", [NAN_TOKEN, 1], 0, 60, None, [1, 2]),  # ... in a chunk that samples nothing
+        request(
+            "bad", [1], 0, 60, replace(sampling(allowed_token_ids=(2,)), forbidden_token_ids=(2,))
+        ),
+    ],
+)
+def test_a_request_that_cannot_be_sampled_fails_alone(bad):
+    good = execute(*MIXED)
+    output = execute(*MIXED[:2], bad, *MIXED[2:])
+    assert set(output.failed) == {"bad"}
+    assert "not finite" in output.failed["bad"] or "allowed_token_ids" in output.failed["bad"]
+    assert output.sampled == good.sampled
+    assert output.prompt_logprobs == good.prompt_logprobs
+
+
+def test_nan_in_rows_that_nobody_asked_for_is_not_looked_at():
+    assert not execute(request("r", [NAN_TOKEN, 1], 0, 0, sampling())).failed
+
+
+def test_a_step_without_logits_computes_kv_only():
+    output = execute(CHUNK)
+    assert (output.sampled, output.prompt_logprobs, output.failed) == ({}, {}, {})
+
+
+def test_the_arena_is_allocated_once_and_nothing_else_is_kept():
+    backend = TableBackend()
+    executor = runner(backend)
+    before = dict(vars(executor))
+    first = executor.execute(ScheduledBatch(MIXED))
+    assert executor.execute(ScheduledBatch(MIXED)) == first
+    assert vars(executor) == before
+    assert backend.allocated == [(NUM_BLOCKS, BLOCK_SIZE, "float32")]
+
+
+def test_a_block_outside_the_arena_is_never_passed_on():
+    with pytest.raises(AssertionError, match="outside the arena"):
+        execute(replace(GREEDY, block_table=(0, 1, NUM_BLOCKS)))
+
+
+def test_what_the_backend_raises_concerns_the_whole_step():
+    class Broken(TableBackend):
+        def run(self, step, kv):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        runner(Broken()).execute(ScheduledBatch((GREEDY,)))

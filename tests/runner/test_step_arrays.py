@@ -1,0 +1,76 @@
+"""A batch as arrays: every array against a loop, and the broken promises that must not pass."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.sampling_params import SamplingParams
+from duetto.runner.step_arrays import build_step_arrays
+
+BLOCK_SIZE = 4
+SAMPLED = SamplingInput(SamplingParams(), seed=0, num_output_tokens=0)
+
+DECODE = ScheduledRequest("decode", (70,), 9, (5, 3, 8), SAMPLED)
+MIDDLE_CHUNK = ScheduledRequest(
+    "chunk", (10, 11, 12, 13, 14), 3, (2, 6), None, (11, 12, 13, 14, 15)
+)
+LAST_CHUNK = ScheduledRequest("last", (20, 21, 22), 0, (1,), SAMPLED, (21, 22))
+UNSCORED = ScheduledRequest("unscored", (30, 31), 4, (9, 7, 4), None)
+MIXED = ScheduledBatch((DECODE, MIDDLE_CHUNK, LAST_CHUNK, UNSCORED))
+
+
+def test_every_token_of_a_mixed_batch_is_placed_as_a_loop_would_place_it():
+    step, _ = build_step_arrays(MIXED, BLOCK_SIZE)
+    expected = []
+    for request in MIXED.requests:
+        for index, token_id in enumerate(request.token_ids):
+            position = request.num_computed_tokens + index
+            block = request.block_table[position // BLOCK_SIZE]
+            expected.append((token_id, position, block * BLOCK_SIZE + position % BLOCK_SIZE))
+    assert list(zip(step.token_ids, step.positions, step.slots, strict=True)) == expected
+    assert step.query_starts.tolist() == [0, 1, 6, 9, 11]
+    assert step.context_lens.tolist() == [10, 8, 3, 6]
+    assert step.block_tables.tolist() == [[5, 3, 8], [2, 6, 0], [1, 0, 0], [9, 7, 4]]
+    for name in step.__slots__:
+        assert getattr(step, name).dtype == np.int32, name
+
+
+def test_logit_rows_are_the_scored_rows_and_the_last_row_of_who_is_sampled():
+    step, logit_starts = build_step_arrays(MIXED, BLOCK_SIZE)
+    # decode: 0 | chunk: 1-5, all scored | last: 6 and 7 scored, 8 sampled | unscored: none
+    assert step.logit_rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert logit_starts.tolist() == [0, 1, 6, 9, 9]
+
+
+def test_rows_between_the_scored_and_the_sampled_one_are_skipped():
+    # A preempted request computes its prompt again with the output it had: 2 scored, 3 rows, 1.
+    again = ScheduledRequest("again", (1, 2, 3, 90, 91, 92), 0, (0, 1), SAMPLED, (2, 3))
+    step, logit_starts = build_step_arrays(ScheduledBatch((again, DECODE)), BLOCK_SIZE)
+    assert step.logit_rows.tolist() == [0, 1, 5, 6]
+    assert logit_starts.tolist() == [0, 3, 4]
+
+
+def test_a_batch_that_wants_no_logits_has_no_rows():
+    step, logit_starts = build_step_arrays(ScheduledBatch((UNSCORED,)), BLOCK_SIZE)
+    assert step.logit_rows.tolist() == []
+    assert logit_starts.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ((), "empty batch"),
+        ((DECODE, DECODE), "a request twice"),
+        ((replace(DECODE, num_computed_tokens=12),), "too short"),
+        # Beyond its own blocks, where the widest table of the batch is padded with block 0:
+        ((DECODE, replace(LAST_CHUNK, num_computed_tokens=3)), "too short"),
+        ((replace(DECODE, token_ids=()),), "nothing to compute"),
+        ((replace(LAST_CHUNK, prompt_logprob_targets=(21, 22, 23)),), "more logit rows"),
+        ((LAST_CHUNK, replace(DECODE, num_computed_tokens=1, block_table=(1,))), "one slot"),
+    ],
+)
+def test_a_broken_promise_of_the_scheduler_never_becomes_an_array(requests, message):
+    with pytest.raises(AssertionError, match=message):
+        build_step_arrays(ScheduledBatch(requests), BLOCK_SIZE)
