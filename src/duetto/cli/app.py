@@ -1,0 +1,35 @@
+"""The command line. Each command is a file of its own and loads only when it runs."""
+
+import sys
+
+from cyclopts import App
+
+from duetto import __version__
+from duetto.core.errors import DuettoError
+
+app = App(
+    name="duetto",
+    version=__version__,
+    help="Serve and study large language models: prefill and decode, played as a duet.",
+)
+app.command("duetto.cli.serve:serve", name="serve", help="Serve a model over HTTP.")
+app.command("duetto.cli.chat:chat", name="chat", help="Talk with a model in the terminal.")
+app.command("duetto.cli.complete:complete", name="complete", help="Continue a text.")
+app.command("duetto.cli.tokenize:tokenize", name="tokenize", help="Show how a text splits.")
+app.command("duetto.cli.make_model:make_model", name="make-model", help="Write a random model.")
+app.command("duetto.cli.bench:app", name="bench", help="Measure latency, throughput, serving.")
+app.command("duetto.cli.doctor:doctor", name="doctor", help="What this machine offers Duetto.")
+
+
+def main() -> None:
+    """Run a command. An error that was raised on purpose is one line on stderr, and exit 1."""
+    try:
+        app()
+    except DuettoError as error:
+        print(f"duetto: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,85 @@
+"""`duetto chat`: a conversation in the terminal, in this process."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from duetto.build import EngineArgs
+from duetto.cli.stream import print_answer, stats_line
+from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
+from duetto.llm import LLM
+
+HELP = "A line is a message. /clear forgets the conversation, /exit (or end of input) leaves."
+
+
+def chat(
+    model: Path,
+    *,
+    system_prompt: str | None = None,
+    quick: Annotated[str | None, Parameter(alias="-q")] = None,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stats: bool = True,
+    args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
+) -> None:
+    """Talk with a model. The conversation so far is reused from the prefix cache at every turn.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory with a chat template.
+    system_prompt
+        What the model is told first.
+    quick
+        Answer this one message and leave.
+    max_tokens
+        The most tokens of an answer.
+    temperature
+        0 is greedy.
+    top_p
+        Keep the likeliest tokens of this total probability.
+    stats
+        Print counts and timings to stderr after each answer.
+    """
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+    start = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    with LLM(model, **(args or EngineArgs()).as_keywords()) as llm:
+        if quick is not None:
+            _answer(llm, [*start, {"role": "user", "content": quick}], params, stats)
+            return
+        _converse(llm, start, params, stats)
+
+
+def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, stats: bool) -> None:
+    print(HELP, file=sys.stderr)
+    messages = list(start)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/clear":
+            messages = list(start)
+            continue
+        if not line:
+            continue
+        turn = [*messages, {"role": "user", "content": line}]
+        try:
+            text = _answer(llm, turn, params, stats)
+        except InvalidRequest as error:  # too long, say: the conversation goes on without it
+            print(f"duetto: {error}", file=sys.stderr)
+        else:
+            messages = [*turn, {"role": "assistant", "content": text}]
+
+
+def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams, stats: bool) -> str:
+    output = print_answer(llm, llm.chat_prompt(messages), params)
+    if stats:
+        print(stats_line(output), file=sys.stderr)
+    return output.outputs[0].text

@@ -1,0 +1,119 @@
+"""`duetto doctor`: what this machine offers, and what of Duetto is ready on it."""
+
+import json
+import os
+import platform
+import re
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from duetto import __version__
+from duetto.runner.host_memory import available_memory_bytes
+
+RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
+OPTIONAL = ("torch", "transformers", "ray")
+
+
+def doctor(*, json_output: Annotated[bool, Parameter(name="--json")] = False) -> None:
+    """Print what was found; exit 1 if something that serving needs is missing.
+
+    Parameters
+    ----------
+    json_output
+        Print one JSON document instead.
+    """
+    report = examine()
+    if json_output:
+        print(json.dumps(report))
+    else:
+        _print(report)
+    sys.exit(0 if report["ready"] else 1)
+
+
+def examine() -> dict[str, Any]:
+    """Facts about this machine and this installation."""
+    versions = {name: _version(name) for name in (*RUNTIME, *OPTIONAL)}
+    native = _cpu_features()
+    return {
+        "duetto": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus_usable": len(os.sched_getaffinity(0)),
+        "memory_available_bytes": available_memory_bytes(),
+        "native_module": native is not None,
+        "cpu_features": native or [],
+        "backends": ["reference"],
+        "packages": versions,
+        "installed_bytes": _installed_bytes(),
+        "ready": native is not None and all(versions[name] for name in RUNTIME),
+    }
+
+
+def _cpu_features() -> list[str] | None:
+    """None if the native module was not built: everything else still runs."""
+    if find_spec("duetto._native") is None:
+        return None
+    native = import_module("duetto._native")
+    return list(native.cpu_features())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _installed_bytes() -> int:
+    """Size on disk of Duetto's run-time dependencies, found by walking their requirements."""
+    sizes, todo = {}, ["duetto"]
+    found = {_normal(d.metadata["Name"]): d for d in distributions()}
+    while todo:
+        name = _normal(todo.pop())
+        if name in sizes or name not in found:
+            continue
+        files = found[name].files or []
+        paths = [Path(str(f.locate())) for f in files]
+        sizes[name] = sum(p.stat().st_size for p in paths if p.is_file())
+        todo += [r for r in map(_required_name, found[name].requires or []) if r is not None]
+    return sum(sizes.values())
+
+
+def _required_name(requirement: str) -> str | None:
+    """The name in a requirement, unless it belongs to an extra."""
+    name, _, marker = requirement.partition(";")
+    if "extra ==" in marker:
+        return None
+    match = re.match(r"[A-Za-z0-9._-]+", name.strip())
+    return match[0] if match else None
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(show_header=False, box=None)
+    mark = {True: "[green]yes[/]", False: "[red]no[/]"}
+    table.add_row("Duetto", report["duetto"])
+    table.add_row("Python", f"{report['python']} on {report['platform']}")
+    table.add_row("processors usable", str(report["cpus_usable"]))
+    table.add_row("memory available", f"{report['memory_available_bytes'] / 2**30:.1f} GiB")
+    table.add_row("native module", mark[report["native_module"]])
+    table.add_row("CPU features", " ".join(report["cpu_features"]) or "none known")
+    table.add_row("backends", " ".join(report["backends"]))
+    table.add_row("installed size", f"{report['installed_bytes'] / 1e6:.0f} MB without extras")
+    for name, found in report["packages"].items():
+        missing = "[dim]not installed (optional)[/]" if name in OPTIONAL else "[red]missing[/]"
+        table.add_row(name, found or missing)
+    table.add_row("ready to serve", mark[report["ready"]])
+    console.print(table)

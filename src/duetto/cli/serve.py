@@ -1,0 +1,97 @@
+"""`duetto serve`: a model over HTTP, with the OpenAI API."""
+
+import os
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from duetto import __version__
+from duetto.build import Built, EngineArgs, build
+from duetto.server.app import create_app
+from duetto.server.serve import serve as run
+from duetto.server.settings import ServerSettings
+
+API_KEY_VARIABLE = "DUETTO_API_KEY"
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    served_model_name: str | None = None,
+    api_key: tuple[str, ...] = (),
+    insecure_no_auth: bool = False,
+    max_num_queued_reqs: int = 256,
+    sse_keep_alive_interval: float = 15.0,
+    shutdown_timeout: float = 30.0,
+    log_level: str = "warning",
+    args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
+) -> None:
+    """Serve a model over HTTP.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, or org/name on the Hugging Face hub.
+    host
+        The address to listen on; one that others can reach needs --api-key.
+    port
+        The port to listen on.
+    served_model_name
+        The name clients ask for; by default that of the directory.
+    api_key
+        A key that clients must bring; may be repeated. Also read from DUETTO_API_KEY.
+    insecure_no_auth
+        Listen on a public address without a key.
+    max_num_queued_reqs
+        Most requests that wait; more are told to come back (503).
+    sse_keep_alive_interval
+        Seconds of silence after which a stream gets a comment.
+    shutdown_timeout
+        Seconds that running requests have to end once the server is told to stop.
+    log_level
+        critical, error, warning, info or debug.
+    """
+    built = build(model, args or EngineArgs())
+    settings = ServerSettings(
+        served_model_name=served_model_name or built.name,
+        version=__version__,
+        default_sampling=built.default_sampling,
+        model_root=str(built.root),
+        api_keys=(*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)])),
+        max_num_queued_reqs=max_num_queued_reqs,
+        sse_keep_alive_s=sse_keep_alive_interval,
+        shutdown_timeout_s=shutdown_timeout,
+    )
+    app = create_app(
+        engine=built.engine,
+        codec=built.codec,
+        config=built.scheduler_config,
+        settings=settings,
+    )
+    _announce(built, settings.served_model_name, host, port)
+    run(
+        app,
+        settings,
+        host=host,
+        port=port,
+        insecure_no_auth=insecure_no_auth,
+        log_level=log_level,
+    )
+
+
+def _announce(built: Built, name: str, host: str, port: int) -> None:
+    """What a person wants to know before the first request, on stderr."""
+    model, config = built.model, built.scheduler_config
+    lines = [
+        f"Duetto {__version__} serves {name} at http://{host}:{port}/v1",
+        f"  {model.config.model_type}, {model.program.num_parameters / 1e6:.1f} M parameters in "
+        f"{model.dtype}, {model.backend} backend, context {config.max_model_len}",
+        f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "
+        f"({model.kv_memory_bytes / 2**20:.0f} MiB, {model.kv_dtype}); "
+        f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
+        *(f"  note: {note}" for note in built.notes),
+    ]
+    print("\n".join(lines), file=sys.stderr)
