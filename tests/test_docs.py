@@ -1,0 +1,93 @@
+"""Documents are executed: README's commands parse, its Python runs, its links exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from duetto.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def commands(path: Path) -> list[list[str]]:
+    joined = "\n".join(blocks(path, "sh")).replace("\\\n", " ")
+    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+ALL_COMMANDS = [(path, words) for path in DOCUMENTS for words in commands(path)]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), ALL_COMMANDS, ids=[" ".join(words) for _, words in ALL_COMMANDS]
+)
+def test_every_command_in_the_documents_exists(path, words):
+    if words[0] == "make":
+        assert words[1] in TARGETS
+    elif words[0] == "duetto":
+        # Binds every flag and argument as running would, without running.
+        app.parse_args(words[1:], exit_on_error=False, print_error=False)
+    else:
+        assert words[0] in {"curl", "python", "git", "pip"}, f"{path}: {words}"
+
+
+def test_the_readme_names_every_make_target():
+    mentioned = {words[1] for words in commands(README) if words[0] == "make"}
+    assert TARGETS - mentioned <= {"setup", "serve", "clean", "help"}
+
+
+def test_the_readme_python_runs(tiny_model):
+    for code in blocks(README, "python"):
+        runnable = code.replace("path/to/checkpoint", str(tiny_model))
+        subprocess.run([sys.executable, "-W", "error", "-c", runnable], check=True)
+
+
+def test_the_demo_runs(tiny_model):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), str(tiny_model)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    answers = re.findall(
+        r"TTFT [\d.]+ ms, median ITL [\d.]+ ms, (\d+) prompt.*?(\d+) cached", run.stdout
+    )
+    assert len(answers) == 2
+    assert answers[0][1] == "0"
+    assert int(answers[1][1]) > 0  # the conversation's beginning was reused
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_the_command_line_reference_is_current():
+    tool = ROOT / "tools" / "cli_reference.py"
+    subprocess.run([sys.executable, str(tool), "--check"], check=True, cwd=ROOT)
+
+
+def test_no_path_of_a_machine_is_committed():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.split():
+        text = (ROOT / name).read_bytes()
+        assert str(ROOT).encode() + b"/" not in text, name
+
+
+def test_the_changelog_knows_the_version():
+    from duetto import __version__  # noqa: PLC0415
+
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()

@@ -1,0 +1,103 @@
+"""Who may import whom: the imports as they stand are compared with the house's table."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "src" / "duetto"
+EVERYTHING = {
+    "core", "scheduler", "engine", "program", "models", "backends", "runner", "planner", "server",
+    "cluster", "bench", "llm", "build", "progress", "cli",
+}  # fmt: skip
+MAY_IMPORT = {
+    "core": set(),
+    "scheduler": {"core"},
+    "engine": {"core", "scheduler"},
+    "program": {"core"},
+    "models": {"core", "program"},
+    "backends": {"core", "program"},
+    "runner": {"core", "program", "models", "backends"},
+    "server": {"core", "engine"},
+    "bench": {"core"},
+    "progress": set(),
+    # Only here are parts joined.
+    "build": EVERYTHING,
+    "llm": EVERYTHING,
+    "cli": EVERYTHING,
+    "__main__": {"cli"},
+    "__init__": {"core", "llm"},  # for types; at run time each name loads when it is first used
+}
+STANDARD_LIBRARY_ONLY = {"core", "scheduler", "engine", "program"}
+HEAVY = {"torch", "transformers", "ray"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_table(path):
+    room = room_of(path)
+    ours = {m.split(".")[1] for m in imported_modules(path) if m.startswith("duetto.")}
+    allowed = MAY_IMPORT[room] | {room, "_native"}
+    assert ours <= allowed, f"{room} may import {sorted(allowed)}"
+    outside = {m.split(".")[0] for m in imported_modules(path)} - {"duetto"}
+    assert not outside & HEAVY, "torch, transformers and ray are never imported by the product"
+    if room in STANDARD_LIBRARY_ONLY:
+        assert outside <= sys.stdlib_module_names, f"{room} is standard library only"
+
+
+def test_the_table_names_every_room():
+    assert {room_of(path) for path in FILES} <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import duetto",
+        "import duetto; duetto.LLM",
+        "import duetto.scheduler.scheduler, duetto.engine.engine",
+        "import sys; sys.argv = ['duetto', '--help']; from duetto.cli.app import app;"
+        " app(['--help'], exit_on_error=False, result_action='return_value')",
+    ],
+)
+def test_nothing_heavy_is_loaded(code):
+    check = f"{code}\nimport sys\nloaded = {HEAVY!r} & set(sys.modules)\nassert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_importing_duetto_loads_nothing_else():
+    check = "import sys, duetto; assert 'numpy' not in sys.modules and 'rich' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_deciding_half_loads_no_arrays():
+    check = (
+        "import sys, duetto.engine.engine, duetto.engine.thread, duetto.program.program;"
+        "assert 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_nothing_is_unpickled():
+    """Pickle is code from outside: no file of the product, its tools or benchmarks may load it."""
+    banned = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
+    for path in FILES:
+        assert not banned & {m.split(".")[0] for m in imported_modules(path)}, path
