@@ -1,0 +1,177 @@
+"""The offline door, with vLLM's names and result shapes."""
+
+from itertools import pairwise
+
+import pytest
+
+from duetto import LLM, InvalidRequest, RequestTooLong, SamplingParams
+from duetto.core.errors import CheckpointError, ConfigError, EngineError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model):
+    with LLM(tiny_model, max_num_seqs=4) as llm:
+        yield llm
+
+
+def test_texts_and_ids_in_their_order(llm):
+    ids = llm.get_tokenizer().encode("import this")
+    prompts = ["def f(x):", {"prompt_token_ids": ids}, {"prompt": "import this"}]
+    first, second, third = llm.generate(prompts, GREEDY)
+    assert first.prompt == "def f(x):"
+    assert second.prompt is None
+    assert second.prompt_token_ids == third.prompt_token_ids == ids
+    assert second.outputs[0].token_ids == third.outputs[0].token_ids
+    for output in (first, second, third):
+        assert output.finished
+        (answer,) = output.outputs
+        assert len(answer.token_ids) == 12
+        assert answer.finish_reason == "length"
+        assert answer.text == llm.get_tokenizer().decode(answer.token_ids)
+        assert answer.timings.e2e_s > 0
+        assert sum(answer.timings.parts.values()) == pytest.approx(answer.timings.e2e_s)
+
+
+def test_one_prompt_needs_no_list(llm):
+    (output,) = llm.generate("x", GREEDY)
+    assert output.outputs[0].text == llm.generate(["x"], [GREEDY])[0].outputs[0].text
+
+
+def test_streamed_is_whole(llm):
+    (whole,) = llm.generate("class A", GREEDY)
+    texts = [output.outputs[0].text for output in llm.stream("class A", GREEDY)]
+    assert texts[-1] == whole.outputs[0].text
+    assert all(later.startswith(text) for text, later in pairwise(texts))
+    assert len(texts) == 12
+
+
+def test_leaving_a_stream_early_frees_everything(llm):
+    for output in llm.stream(["a", "b"], SamplingParams(max_tokens=500, ignore_eos=True)):
+        if len(output.outputs[0].token_ids) > 2:
+            break
+    assert not llm.engine.has_work
+    assert llm.engine.scheduler.pool.num_free == llm.config.num_blocks
+
+
+def test_several_answers(llm):
+    params = SamplingParams(n=3, seed=11, max_tokens=8, temperature=2.0, logprobs=2)
+    (output,) = llm.generate("for x in", params)
+    assert [answer.index for answer in output.outputs] == [0, 1, 2]
+    assert len({tuple(answer.token_ids) for answer in output.outputs}) > 1
+    answer = output.outputs[0]
+    assert len(answer.logprobs) == 8
+    for token_id, logprobs in zip(answer.token_ids, answer.logprobs, strict=True):
+        assert token_id in logprobs
+        assert 2 <= len(logprobs) <= 3
+    chosen = [lp[i].logprob for i, lp in zip(answer.token_ids, answer.logprobs, strict=True)]
+    assert answer.cumulative_logprob == pytest.approx(sum(chosen))
+
+
+def test_prompt_logprobs(llm):
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    (output,) = llm.generate("a prompt to be scored", params)
+    assert output.prompt_logprobs[0] is None  # nothing comes before the first token
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    for token_id, scored in zip(
+        output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True
+    ):
+        assert list(scored) == [token_id]
+        assert scored[token_id].logprob < 0
+
+
+def test_seeds(tiny_model):
+    """The same LLM seed gives the same answers; a request's own seed does, whatever the LLM's."""
+
+    def run(llm_seed, seed):
+        with LLM(tiny_model, seed=llm_seed) as llm:
+            params = SamplingParams(max_tokens=8, temperature=3.0, seed=seed)
+            return [output.outputs[0].token_ids for output in llm.generate(["x", "x"], params)]
+
+    assert run(1, None) == run(1, None) != run(2, None)
+    assert len({tuple(ids) for ids in run(1, None)}) == 2  # each request has its own stream
+    assert run(1, 5) == run(2, 5)
+
+
+def test_chat_reuses_the_conversation(llm):
+    llm.reset_prefix_cache()
+    first = [{"role": "user", "content": "word " * 40}]
+    (answer,) = llm.chat(first, GREEDY)
+    assert answer.num_cached_tokens == 0
+    turn = [*first, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "more"}]
+    (one, two) = llm.chat([turn, first], GREEDY)
+    assert one.num_cached_tokens >= llm.config.block_size
+    assert two.outputs[0].token_ids == answer.outputs[0].token_ids
+
+
+def test_stop_strings(llm):
+    (whole,) = llm.generate("def", GREEDY)
+    text = whole.outputs[0].text
+    stop = text[3:5]
+    (output,) = llm.generate("def", SamplingParams(temperature=0, max_tokens=12, stop=stop))
+    assert output.outputs[0].text == text[: text.index(stop)]
+    assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", stop)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "field"),
+    [
+        ([{"prompt_token_ids": []}], GREEDY, "prompt"),
+        ([{"prompt_token_ids": [10**6]}], GREEDY, "prompt"),
+        ([{"prompt_token_ids": [-1]}], GREEDY, "prompt"),
+        ([{"text": "x"}], GREEDY, "prompt"),
+        (["x"], SamplingParams(logit_bias={10**6: 1.0}), "logit_bias"),
+        (["x"], [GREEDY, GREEDY], "sampling_params"),
+        (["x" * 5], SamplingParams(max_tokens=10**6), "max_tokens"),
+    ],
+)
+def test_refusals_name_the_field_and_compute_nothing(llm, prompts, params, field):
+    with pytest.raises(InvalidRequest) as refusal:
+        llm.generate(prompts, params)
+    assert refusal.value.field == field
+    assert not llm.engine.has_work
+
+
+def test_one_refused_prompt_refuses_the_call_before_any_runs(llm):
+    with pytest.raises(RequestTooLong, match="leave no room"):
+        llm.generate(["fine", {"prompt_token_ids": [1] * 5000}], GREEDY)
+    assert not llm.engine.has_work
+
+
+def test_a_closed_llm_says_so(tiny_model):
+    llm = LLM(tiny_model)
+    llm.close()
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate("x")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "cpu"}, "--backend"),
+        ({"quantization": "int4"}, "--quantization"),
+        ({"dtype": "int8"}, "--dtype"),
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
+        ({"max_model_len": 10**9}, "--max-model-len"),
+        ({"max_num_seqs": 0}, "--max-num-seqs"),
+        ({"scheduling_policy": "random"}, "--scheduling-policy"),
+        (
+            {"enable_chunked_prefill": False, "max_num_batched_tokens": 64},
+            "--no-enable-chunked-prefill with --max-num-batched-tokens",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_name_the_flag(tiny_model, options, words):
+    with pytest.raises(ConfigError, match=words):
+        LLM(tiny_model, **options)
+
+
+def test_an_unknown_option_is_refused(tiny_model):
+    with pytest.raises(TypeError, match="tensor_parallel_size"):
+        LLM(tiny_model, tensor_parallel_size=2)
+
+
+def test_a_missing_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere"):
+        LLM(tmp_path / "nowhere")
