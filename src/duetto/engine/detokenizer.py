@@ -19,7 +19,7 @@ from duetto.core.sampling_params import SamplingParams
 Decode = Callable[[Sequence[int], bool], str]
 
 UNFINISHED = "\ufffd"  # what tokenizers decode an incomplete character to
-_STRIDE = 8  # tokens between two moves of the window, and about its left context
+_STRIDE = 4  # tokens between two moves of the window, and its left context at least
 _MOST_HELD = 64  # tokens; a character has 4 bytes at most, so more than this is not text
 
 
@@ -102,20 +102,29 @@ class _Window:
     def __init__(self, decode: Decode, skip_special: bool, prompt: Sequence[int]) -> None:
         self._decode = decode
         self._skip = skip_special
+        self._tokens: list[int] = []
+        self._num_context = 0
         # The context must show some text, or a tokenizer that drops a text's first space would
         # drop that of the output; and it must not begin within a character.
-        size = _STRIDE
-        self._tokens = list(prompt[-size:])
-        text = decode(self._tokens, skip_special)
-        while size < len(prompt) and text[:1] in ("", UNFINISHED):
-            size *= 4
+        size, text = _STRIDE, ""
+        while text[:1] in ("", UNFINISHED) and len(self._tokens) < len(prompt):
             self._tokens = list(prompt[-size:])
-            text = decode(self._tokens, skip_special)
-        self._num_context = len(self._tokens)
+            self._num_context, text = self._whole_characters()
+            size *= 4
         self._num_emitted = len(text)  # characters of the window's text
         # A prompt of ids may end within a character. Until something is emitted, what the output
         # makes of it is compared with this; None otherwise.
-        self._prompt_text = text if text.endswith(UNFINISHED) else None
+        whole = self._num_context == len(self._tokens) and not text.endswith(UNFINISHED)
+        self._prompt_text = None if whole else decode(self._tokens, skip_special)
+
+    def _whole_characters(self) -> tuple[int, str]:
+        """How many of the tokens end where a character does, and their text."""
+        for missing in range(4):  # a character has 4 bytes at most, so it lacks 3 tokens at most
+            num_tokens = max(0, len(self._tokens) - missing)
+            text = self._decode(self._tokens[:num_tokens], self._skip)
+            if not text.endswith(UNFINISHED):
+                return num_tokens, text
+        return len(self._tokens), self._decode(self._tokens, self._skip)
 
     def push(self, token_id: int) -> str:
         """Append a token and return the text that became certain."""
@@ -140,8 +149,8 @@ class _Window:
 
     def _emit(self, text: str, end: int) -> str:
         if self._prompt_text is not None:
-            common = commonprefix((self._prompt_text, text))  # noqa: RUF071  texts, not paths
-            self._num_emitted = len(common)
+            common = commonprefix((self._prompt_text, text[:end]))  # noqa: RUF071  no paths
+            self._num_emitted = max(self._num_emitted, len(common))
         if end <= self._num_emitted:
             return ""
         new = text[self._num_emitted : end]

@@ -1,0 +1,95 @@
+"""`duetto make-model`: a complete checkpoint with random weights, to try things on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+from rich.console import Console
+from rich.table import Table
+
+from duetto.core.errors import ConfigError
+from duetto.models.config import Dtype
+from duetto.models.json_file import read_json
+from duetto.models.make_model import MadeModel
+from duetto.models.make_model import make_model as write_model
+from duetto.models.shapes import SHAPES
+from duetto.progress import show_progress
+
+_DTYPES: dict[str, Dtype] = {
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp16": "float16",
+    "float16": "float16",
+    "fp32": "float32",
+    "float32": "float32",
+}
+
+
+def make_model(
+    shape: str,
+    out: Path,
+    *,
+    dtype: Literal["bf16", "bfloat16", "fp16", "float16", "fp32", "float32"] = "bf16",
+    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
+    vocab_size: int | None = None,
+    force: bool = False,
+) -> None:
+    """Write a random model in a named shape, with a tokenizer and a chat template.
+
+    Parameters
+    ----------
+    shape
+        tiny, smollm2-135m, qwen2.5-0.5b, llama-3.2-1b, or the path of a config.json.
+    out
+        The directory to write.
+    dtype
+        What the weights are stored in.
+    seed
+        The same seed gives the same weights.
+    vocab_size
+        Rows of the embedding, if not as the shape has it.
+    force
+        Replace a model that is there.
+    """
+    config, source = _find_config(shape)
+    with show_progress(f"writing {out.name}") as report:
+        made = write_model(
+            config,
+            out,
+            source=source,
+            dtype=_DTYPES[dtype],
+            seed=seed,
+            vocab_size=vocab_size,
+            force=force,
+            on_progress=report,
+        )
+    _print(made, out)
+
+
+def _find_config(shape: str) -> tuple[Mapping[str, Any], Path]:
+    """The shape's config.json, and what to call it in messages."""
+    path = Path(shape)
+    if path.is_dir():
+        path /= "config.json"
+    if shape in SHAPES:
+        return SHAPES[shape], Path(shape)
+    if not path.is_file():
+        raise ConfigError(
+            f"{shape}: is neither a config.json nor one of the shapes {', '.join(SHAPES)}"
+        )
+    return read_json(path).values, path
+
+
+def _print(made: MadeModel, out: Path) -> None:
+    table = Table(show_header=False, box=None)
+    for name, size in made.file_bytes.items():
+        table.add_row(name, f"{size:,} bytes")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{out}: {made.num_parameters:,} random parameters, {made.num_tokens:,} tokens",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
