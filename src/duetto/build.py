@@ -135,15 +135,7 @@ def find_checkpoint(model: str | Path) -> Path:
 
 
 def _load(root: Path, args: EngineArgs) -> LoadedModel:
-    with show_progress(f"loading {root.name}", total=100) as advance:
-        shown = 0
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal shown
-            percent = 100 * done // max(1, total)
-            advance(percent - shown)
-            shown = percent
-
+    with show_progress(f"loading {root.name}") as report:
         return load_model(
             root,
             dtype=args.dtype,
@@ -154,5 +146,5 @@ def _load(root: Path, args: EngineArgs) -> LoadedModel:
             max_num_seqs=args.max_num_seqs,
             block_size=args.block_size,
             kv_cache_memory_bytes=args.kv_cache_memory_bytes,
-            on_progress=on_progress,
+            on_progress=report,
         )

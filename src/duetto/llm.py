@@ -84,10 +84,11 @@ class LLM:
         failed on has finish_reason "error"; the others are whole.
         """
         answers = self._make_answers(prompts, sampling_params, priority)
-        with show_progress("answers", total=len(answers), visible=use_tqdm) as advance:
+        num_finished = 0
+        with show_progress("answering", visible=use_tqdm) as report:
             for output in self._run(answers):
-                if output.finished:
-                    advance(1)
+                num_finished += output.finished
+                report(num_finished, len(answers))
         return [answer.output for answer in answers]
 
     def stream(

@@ -4,19 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 @contextmanager
-def show_progress(
-    label: str, total: int, *, visible: bool = True
-) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(count)`. Nothing is drawn unless stderr is a terminal."""
+def show_progress(label: str, *, visible: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Yield `report(done, total)`. Nothing is drawn unless stderr is a terminal."""
     console = Console(stderr=True)
     if not visible or not console.is_terminal:
-        yield lambda _count: None
+        yield lambda _done, _total: None
         return
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

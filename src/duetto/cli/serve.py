@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from duetto import __version__
 from duetto.build import Built, EngineArgs, build
 from duetto.server.app import create_app
+from duetto.server.serve import listen
 from duetto.server.serve import serve as run
 from duetto.server.settings import ServerSettings
 
@@ -54,13 +55,15 @@ def serve(
     log_level
         critical, error, warning, info or debug.
     """
+    keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
+    listener = listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth)
     built = build(model, args or EngineArgs())
     settings = ServerSettings(
         served_model_name=served_model_name or built.name,
         version=__version__,
         default_sampling=built.default_sampling,
         model_root=str(built.root),
-        api_keys=(*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)])),
+        api_keys=keys,
         max_num_queued_reqs=max_num_queued_reqs,
         sse_keep_alive_s=sse_keep_alive_interval,
         shutdown_timeout_s=shutdown_timeout,
@@ -71,22 +74,15 @@ def serve(
         config=built.scheduler_config,
         settings=settings,
     )
-    _announce(built, settings.served_model_name, host, port)
-    run(
-        app,
-        settings,
-        host=host,
-        port=port,
-        insecure_no_auth=insecure_no_auth,
-        log_level=log_level,
-    )
+    _announce(built, settings.served_model_name, listener.getsockname())
+    run(app, settings, listener, log_level=log_level)
 
 
-def _announce(built: Built, name: str, host: str, port: int) -> None:
+def _announce(built: Built, name: str, address: tuple[str, int]) -> None:
     """What a person wants to know before the first request, on stderr."""
     model, config = built.model, built.scheduler_config
     lines = [
-        f"Duetto {__version__} serves {name} at http://{host}:{port}/v1",
+        f"Duetto {__version__} serves {name} at http://{address[0]}:{address[1]}/v1",
         f"  {model.config.model_type}, {model.program.num_parameters / 1e6:.1f} M parameters in "
         f"{model.dtype}, {model.backend} backend, context {config.max_model_len}",
         f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "

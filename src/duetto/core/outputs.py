@@ -23,6 +23,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None  # per token: token id -> Logprob
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    error: str | None = None  # why finish_reason is "error"
     timings: RequestTimings | None = None
 
 

@@ -64,8 +64,9 @@ class SamplingParams:
             _check_float("logit_bias", bias, -100.0, 100.0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids", "must name at least one token or be left out")
-        for token_id in (*self.stop_token_ids, *(self.allowed_token_ids or ())):
-            _check_int("stop_token_ids or allowed_token_ids", token_id, 0, 2**31)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            for token_id in getattr(self, name) or ():
+                _check_int(name, token_id, 0, 2**31)
         _check_strings("stop", self.stop, MAX_STOP_STRINGS)
         _check_strings("bad_words", self.bad_words, 1024)
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):

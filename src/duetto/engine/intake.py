@@ -1,0 +1,101 @@
+"""From token ids and sampling parameters to Requests that are complete and already checked.
+
+Both doors, the server and LLM, come through here, so that a request is judged in one place. Knows
+no HTTP, no chat and no engine: it asks the codec and the configuration, and changes nothing.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import InvalidRequest, RequestTooLong
+from duetto.core.request import Request, fan_out
+from duetto.core.sampling_params import SamplingParams
+from duetto.core.text import TextCodec
+
+
+def make_requests(
+    prompt_token_ids: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    codec: TextCodec,
+    config: SchedulerConfig,
+    request_id: str,
+    arrival_time: float,
+    default_max_tokens: int | None = None,
+    default_seed: int | None = None,
+    priority: int = 0,
+    cache_salt: bytes = b"",
+) -> list[Request]:
+    """The `sampling.n` requests that answer one prompt.
+
+    `max_tokens` None becomes `default_max_tokens`, or all the room there is if that is less; what
+    a caller asked for is never cut short but refused if it does not fit. A seed comes from
+    `sampling`, else from `default_seed`, else from the operating system.
+
+    Raises InvalidRequest, naming the field ("prompt" for the ids), if a token id is outside the
+    vocabulary or the prompt is empty; RequestTooLong if it could never fit.
+    """
+    _check_prompt(prompt_token_ids, codec.vocab_size)
+    sampling.check_vocabulary(codec.vocab_size)
+    ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids
+    seeds = (sampling.seed, default_seed, secrets.randbits(63))
+    request = Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt_token_ids),
+        sampling=sampling,
+        max_tokens=_resolve_max_tokens(len(prompt_token_ids), sampling, config, default_max_tokens),
+        seed=next(seed for seed in seeds if seed is not None),
+        stop_token_ids=ends | frozenset(sampling.stop_token_ids),
+        bad_word_ids=_encode_bad_words(sampling.bad_words, codec),
+        arrival_time=arrival_time,
+        priority=priority,
+        cache_salt=cache_salt,
+    )
+    config.check_fits(request)
+    return fan_out(request)
+
+
+def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
+    if not token_ids:
+        raise InvalidRequest("prompt", "must hold at least one token")
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                "prompt", f"token id {token_id} is outside the vocabulary of {vocab_size}"
+            )
+
+
+def _resolve_max_tokens(
+    num_prompt_tokens: int,
+    sampling: SamplingParams,
+    config: SchedulerConfig,
+    default: int | None,
+) -> int:
+    # One more than the blocks hold: the last token is never computed, so it needs no KV.
+    most = min(config.max_model_len, config.num_blocks * config.block_size + 1)
+    room = most - num_prompt_tokens
+    if room < 1:
+        raise RequestTooLong(
+            "prompt",
+            f"{num_prompt_tokens} tokens leave no room for an answer: at most {most} tokens, "
+            f"prompt and answer together, are accepted",
+        )
+    if sampling.max_tokens is not None:
+        return sampling.max_tokens  # whether it fits is for check_fits to say, with the numbers
+    max_tokens = room if default is None else min(default, room)
+    if sampling.min_tokens > max_tokens:
+        raise InvalidRequest(
+            "min_tokens", f"{sampling.min_tokens} is more than the answer may have, {max_tokens}"
+        )
+    return max_tokens
+
+
+def _encode_bad_words(words: Sequence[str], codec: TextCodec) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is spelt at the start of a text and after a space, as vLLM does."""
+    encodings: dict[tuple[int, ...], None] = {}  # an ordered set
+    for word in words:
+        for text in (word.lstrip(), " " + word.lstrip()):
+            encodings[tuple(codec.encode(text, add_special_tokens=False))] = None
+    encodings.pop((), None)
+    return tuple(encodings)

@@ -1,0 +1,246 @@
+"""One thread that owns an Engine. Standard library only.
+
+Other threads send it messages, which it reads between steps, and it hands back one StepReport a
+step. Knows no event loop, no HTTP and no scheduling; whoever listens brings `deliver`.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread, current_thread
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+from duetto.core.batch import RequestUpdate
+from duetto.core.errors import EngineError, InvalidRequest
+from duetto.core.request import FinishReason, Request
+from duetto.engine.engine import StepReport
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FAILED = "the engine failed and has stopped; the log of the server says why"
+STOPPED = "the engine is stopping"
+
+
+class SteppedEngine(Protocol):
+    """What of an Engine the thread uses."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, request: Request) -> None: ...
+
+    def abort(self, request_id: str) -> RequestUpdate | None: ...
+
+    def step(self) -> StepReport: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    function: Callable[[], Any]
+    future: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+_Message = _Add | _Abort | _Call | _Stop
+
+
+class EngineThread:
+    """Runs an engine until it is stopped. Every request added gets exactly one final update.
+
+    Any thread may call any method; none of them raises because of the engine. `deliver` is called
+    on the engine's thread, and on the thread of a caller for what could no longer reach the engine.
+    It must not block and must not call back.
+    """
+
+    def __init__(
+        self,
+        engine: SteppedEngine,
+        deliver: Callable[[StepReport], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._engine = engine
+        self._hand_over = deliver
+        self._clock = clock
+        self._inbox: SimpleQueue[_Message] = SimpleQueue()
+        self._lock = Lock()  # guards the four fields below
+        self._live: set[str] = set()  # requests added that have had no final update
+        self._ending: str | None = None  # why nothing more is accepted
+        self._has_failed = False
+        self._last_progress_time = clock()
+        self._thread = Thread(target=self._run, name="duetto-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, request: Request) -> None:
+        """Send a request to the engine. A refusal arrives as its final update, with an error."""
+        with self._lock:
+            refusal = self._ending
+            if request.request_id in self._live:
+                raise ValueError(f"request id {request.request_id} is in use")
+            if not self._live:
+                self._last_progress_time = self._clock()  # work begins now
+            self._live.add(request.request_id)
+        if refusal is None:
+            self._inbox.put(_Add(request))
+        else:
+            self._deliver(StepReport((_ended(request.request_id, FinishReason.ERROR, refusal),)))
+
+    def abort(self, request_id: str) -> None:
+        """End a request in any state; one that is unknown or has ended is left alone."""
+        self._inbox.put(_Abort(request_id))
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Run `function` on the engine's thread between two steps; it may touch the engine."""
+        future: Future[T] = Future()
+        with self._lock:
+            refusal = self._ending
+            if refusal is None:
+                self._inbox.put(_Call(function, future))
+        if refusal is not None:
+            future.set_exception(EngineError(refusal))
+        return future
+
+    def stop(self, timeout: float) -> bool:
+        """End live requests as aborted, end the thread; False if a step outlasts `timeout` seconds.
+
+        Even then every request has had its final update, and the step's own is not delivered.
+        """
+        with self._lock:
+            self._ending = self._ending or STOPPED
+        self._inbox.put(_Stop())
+        if self._thread.is_alive() and self._thread is not current_thread():
+            self._thread.join(timeout)
+        self._end_live(FinishReason.ABORT, STOPPED)
+        return not self._thread.is_alive()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and not self._has_failed
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def last_progress_time(self) -> float:
+        """When a step last computed or ended something, or when work began after idleness."""
+        return self._last_progress_time
+
+    def stalled_s(self) -> float:
+        """Seconds for which there has been work and no progress; 0 when idle."""
+        with self._lock:
+            return self._clock() - self._last_progress_time if self._live else 0.0
+
+    # --- on the engine's thread --------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._read_inbox():
+                if self._engine.has_work:
+                    self._deliver(self._engine.step())
+        except BaseException:  # a panic of a native library is not an Exception
+            logger.exception("the engine thread ends: what it ran raised what it must not")
+            with self._lock:
+                self._has_failed = True
+                self._ending = FAILED
+            self._end_live(FinishReason.ERROR, FAILED)
+        self._refuse_calls()
+
+    def _read_inbox(self) -> bool:
+        """Handle all messages that wait, or wait for one if there is nothing else to do."""
+        while True:
+            try:
+                # Blocking costs no processor time; a poll would steal it from the model.
+                message = self._inbox.get(block=not self._engine.has_work)
+            except Empty:
+                return True
+            match message:
+                case _Add(request):
+                    self._add(request)
+                case _Abort(request_id):
+                    self._abort(request_id, None)
+                case _Call(function, future):
+                    _fulfil(function, future)
+                case _Stop():
+                    for request_id in self._live_ids():
+                        self._abort(request_id, STOPPED)
+                    return False
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add(request)
+        except InvalidRequest as error:
+            update = _ended(request.request_id, FinishReason.ERROR, str(error))
+            self._deliver(StepReport((update,)))
+
+    def _abort(self, request_id: str, error: str | None) -> None:
+        update = self._engine.abort(request_id)
+        if update is not None:
+            self._deliver(StepReport((replace(update, error=update.error or error),)))
+
+    def _refuse_calls(self) -> None:
+        while True:
+            try:
+                message = self._inbox.get(block=False)
+            except Empty:
+                return
+            if isinstance(message, _Call):
+                message.future.set_exception(EngineError(self._ending or STOPPED))
+
+    # --- the one way out ---------------------------------------------------------------------
+
+    def _deliver(self, report: StepReport) -> None:
+        """Pass on the updates of live requests only, so that no request ever ends twice."""
+        with self._lock:
+            updates = tuple(u for u in report.updates if u.request_id in self._live)
+            self._live.difference_update(
+                u.request_id for u in updates if u.finish_reason is not None
+            )
+            if report.record is not None or updates:
+                self._last_progress_time = self._clock()
+            record = report.record if self._ending is None else None
+        if updates or record is not None:
+            self._hand_over(StepReport(updates, record))
+
+    def _live_ids(self) -> list[str]:
+        with self._lock:
+            return sorted(self._live)
+
+    def _end_live(self, reason: FinishReason, error: str) -> None:
+        updates = tuple(_ended(request_id, reason, error) for request_id in self._live_ids())
+        try:
+            self._deliver(StepReport(updates))
+        except Exception:  # it may be the very cause of the failure that is being reported
+            logger.exception("the last updates could not be delivered")
+
+
+def _fulfil(function: Callable[[], Any], future: "Future[Any]") -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except Exception as error:  # it belongs to the caller, not to the engine
+        future.set_exception(error)
+
+
+def _ended(request_id: str, reason: FinishReason, error: str) -> RequestUpdate:
+    return RequestUpdate(request_id, finish_reason=reason, error=error)

@@ -1,0 +1,121 @@
+"""The meeting point of the engine's updates and one HTTP request that waits for them.
+
+Updates that come while nobody reads are merged, so a slow client costs bounded memory and never
+makes the engine wait. Lives on the event loop; knows no HTTP and no engine.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
+from duetto.core.request import Request
+
+TOKEN_BYTES = 100  # roughly what a token with its log-probability weighs while it waits
+
+
+class ClientGone(Exception):
+    """The client has closed the connection, or reads too slowly to be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one choice gained since it was last looked at."""
+
+    index: int  # of the choice
+    text: str
+    tokens: tuple[SampledToken, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...]
+    num_cached_tokens: int
+    final: RequestUpdate | None  # the update that ended the choice
+
+
+@dataclass(slots=True)
+class _Pending:
+    texts: list[str] = field(default_factory=list)
+    tokens: list[SampledToken] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    final: RequestUpdate | None = None
+
+
+class Answer:
+    """All choices of one HTTP request, as far as they have come."""
+
+    def __init__(self, requests: Sequence[Request], max_pending_bytes: int) -> None:
+        self.requests = tuple(requests)
+        self._index_of = {r.request_id: i for i, r in enumerate(self.requests)}
+        self._max_pending_bytes = max_pending_bytes
+        self._pending: dict[int, _Pending] = {}
+        self._num_pending_bytes = 0
+        self._unfinished = set(self._index_of)
+        self._is_gone = False
+        self._changed = asyncio.Event()
+
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Ids of the engine requests that have had no final update."""
+        return frozenset(self._unfinished)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody will read any more: the client has left, or left too much unread."""
+        return self._is_gone
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every choice has ended and all of it has been read."""
+        return not self._unfinished and not self._pending
+
+    def put(self, update: RequestUpdate) -> None:
+        """Take an update in; never waits."""
+        if update.finish_reason is not None:
+            self._unfinished.discard(update.request_id)
+        if self._is_gone:
+            return
+        pending = self._pending.setdefault(self._index_of[update.request_id], _Pending())
+        pending.texts.append(update.text)
+        pending.tokens.extend(update.tokens)
+        pending.prompt_logprobs.extend(update.prompt_logprobs)
+        pending.num_cached_tokens = max(pending.num_cached_tokens, update.num_cached_tokens)
+        if update.finish_reason is not None:
+            pending.final = update
+        num_tokens = len(update.tokens) + len(update.prompt_logprobs)
+        self._num_pending_bytes += len(update.text) + TOKEN_BYTES * num_tokens
+        if self._num_pending_bytes > self._max_pending_bytes:
+            self.abandon()
+        self._changed.set()
+
+    def abandon(self) -> None:
+        """Nobody will read any more: drop what waits, and tell whoever tries."""
+        self._is_gone = True
+        self._pending.clear()
+        self._changed.set()
+
+    async def next(self, timeout: float | None) -> list[Delta]:
+        """What has come since the last call, by choice; empty after `timeout` silent seconds.
+
+        Raises ClientGone once the client has gone or has left too much unread.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            return []
+        if self._is_gone:
+            raise ClientGone
+        self._changed.clear()
+        pending, self._pending = self._pending, {}
+        self._num_pending_bytes = 0
+        return [_merge(index, pending[index]) for index in sorted(pending)]
+
+
+def _merge(index: int, pending: _Pending) -> Delta:
+    return Delta(
+        index=index,
+        text="".join(pending.texts),
+        tokens=tuple(pending.tokens),
+        prompt_logprobs=tuple(pending.prompt_logprobs),
+        num_cached_tokens=pending.num_cached_tokens,
+        final=pending.final,
+    )

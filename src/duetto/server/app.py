@@ -1,0 +1,310 @@
+"""The HTTP API: routes, and the way of one request through door, relay and exchange.
+
+Joins the server's parts and is handed the engine, the codec and the configuration. Knows no model.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
+from duetto.core.text import TextCodec
+from duetto.engine.thread import SteppedEngine
+from duetto.server.door import Arrival, Door, Job, split_prompts
+from duetto.server.errors import (
+    ApiError,
+    error_response,
+    invalid,
+    json_response,
+    refused,
+    unknown_model,
+)
+from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
+from duetto.server.metrics import Metrics
+from duetto.server.middleware import LOCAL_ORIGIN, KeyGuard, RequestFrame
+from duetto.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingRequest,
+    StreamOptions,
+    TokenizeRequest,
+    decode,
+)
+from duetto.server.relay import Relay
+from duetto.server.replies import Envelope, Json
+from duetto.server.sampling import chat_params, completion_params
+from duetto.server.settings import ServerSettings
+from duetto.server.shapes import ChatShape, CompletionShape, Shape
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    *,
+    engine: SteppedEngine,
+    codec: TextCodec,
+    config: SchedulerConfig,
+    settings: ServerSettings,
+) -> Starlette:
+    """An ASGI application that serves one model; the engine's thread lives as long as it does.
+
+    The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is running.
+    """
+    metrics = Metrics(settings.served_model_name, config)
+    relay = Relay(engine, config, settings, metrics)
+    api = Api(codec, config, settings, relay, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        relay.start()
+        try:
+            yield
+        finally:
+            await relay.stop()
+
+    routes = api.routes()
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=_middleware(settings, metrics, frozenset(route.path for route in routes)),
+        exception_handlers={
+            ApiError: _on_api_error,
+            InvalidRequest: _on_invalid_request,
+            HTTPException: _on_http_exception,
+            ClientDisconnect: _on_disconnect,
+        },
+    )
+    app.router.redirect_slashes = False  # an unknown path is an error, not a guess
+    app.state.relay = relay
+    return app
+
+
+def _middleware(
+    settings: ServerSettings, metrics: Metrics, handlers: frozenset[str]
+) -> list[Middleware]:
+    """Outermost first. A browser's preflight carries no key, so it is answered before the guard."""
+    local_pages = Middleware(
+        CORSMiddleware,
+        allow_origin_regex=LOCAL_ORIGIN,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id"],
+    )
+    frame = Middleware(RequestFrame, metrics, handlers)
+    return [frame, local_pages, Middleware(KeyGuard, settings.api_keys)]
+
+
+class Api:
+    """The handlers, one method each."""
+
+    def __init__(
+        self,
+        codec: TextCodec,
+        config: SchedulerConfig,
+        settings: ServerSettings,
+        relay: Relay,
+        metrics: Metrics,
+    ) -> None:
+        self._codec = codec
+        self._config = config
+        self._settings = settings
+        self._relay = relay
+        self._metrics = metrics
+        self._door = Door(codec, config, settings.default_sampling)
+        self._created = int(time.time())
+
+    def routes(self) -> list[Route]:
+        post = partial(Route, methods=["POST"])
+        return [
+            post("/v1/completions", self.completions),
+            post("/v1/chat/completions", self.chat_completions),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{id:path}", self.model),
+            post("/tokenize", self.tokenize),
+            post("/detokenize", self.detokenize),
+            Route("/health", self.health),
+            Route("/ping", self.health, methods=["GET", "POST"]),
+            Route("/version", self.version),
+            Route("/metrics", self.metrics),
+        ]
+
+    async def completions(self, request: Request) -> Response:
+        arrived = self._relay.clock()
+        body = await self._read(request)
+        wire = decode(body, CompletionRequest)
+        self._check_model(wire.model)
+        sampling = completion_params(wire, self._settings.default_sampling)
+        prompts = split_prompts(wire.prompt)
+        with self._relay.reserved(self._checked_fan(len(prompts), sampling)):
+            arrival = self._arrival(request, arrived, len(body))
+            job = await self._door.completion(wire, prompts, sampling, arrival)
+            shape = CompletionShape(wire, job, self._codec)
+            exchange = self._submit(wire, job, shape, arrival)
+        return await self._reply(wire, exchange, request)
+
+    async def chat_completions(self, request: Request) -> Response:
+        arrived = self._relay.clock()
+        body = await self._read(request)
+        wire = decode(body, ChatRequest)
+        self._check_model(wire.model)
+        sampling = chat_params(wire, self._settings.default_sampling)
+        with self._relay.reserved(self._checked_fan(1, sampling)):
+            arrival = self._arrival(request, arrived, len(body))
+            job = await self._door.chat(wire, sampling, arrival)
+            exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
+        return await self._reply(wire, exchange, request)
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await self._read(request)
+        wire = decode(body, TokenizeRequest)
+        self._check_model(wire.model)
+        tokens = await self._door.tokenize(wire, len(body))
+        reply: Json = {
+            "count": len(tokens),
+            "max_model_len": self._config.max_model_len,
+            "tokens": tokens,
+        }
+        if wire.return_token_strs:
+            reply["token_strs"] = [self._codec.token_text(token_id) for token_id in tokens]
+        return json_response(reply)
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await self._read(request)
+        wire = decode(body, DetokenizeRequest)
+        self._check_model(wire.model)
+        return json_response({"prompt": await self._door.detokenize(wire.tokens, len(body))})
+
+    async def models(self, _: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model_card()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request.path_params["id"])
+        return json_response(self._model_card())
+
+    async def health(self, _: Request) -> Response:
+        self._relay.check_health()
+        return Response(status_code=200)
+
+    async def version(self, _: Request) -> Response:
+        return json_response({"version": self._settings.version})
+
+    async def metrics(self, _: Request) -> Response:
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self._metrics.exposition(), headers={"Content-Type": kind})
+
+    # --- steps of a request ----------------------------------------------------------------------
+
+    async def _read(self, request: Request) -> bytes:
+        """The body, if it comes in time and within the limit; nothing is parsed before."""
+        most = self._settings.max_body_bytes
+        too_large = ApiError(413, f"the body exceeds {most} bytes", code="body_too_large")
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > most:
+            raise too_large
+        chunks, num_bytes = [], 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                async for chunk in request.stream():
+                    num_bytes += len(chunk)
+                    if num_bytes > most:
+                        raise too_large
+                    chunks.append(chunk)
+        except TimeoutError:
+            headers = {"Connection": "close"}
+            raise ApiError(408, "the body did not arrive in time", headers=headers) from None
+        return b"".join(chunks)
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._settings.served_model_name:
+            raise unknown_model(name, self._settings.served_model_name)
+
+    def _checked_fan(self, num_prompts: int, sampling: SamplingParams) -> int:
+        most = self._settings.max_answers
+        if num_prompts * sampling.n > most:
+            what = f"{num_prompts} prompts with n={sampling.n} ask for more than {most} answers"
+            raise invalid("n" if sampling.n > 1 else "prompt", what)
+        return num_prompts * sampling.n
+
+    def _arrival(self, request: Request, arrived: float, num_bytes: int) -> Arrival:
+        tenant = request.scope.get("state", {}).get("tenant", b"")
+        return Arrival(uuid.uuid4().hex, arrived, num_bytes, tenant)
+
+    def _submit(self, wire: SamplingRequest, job: Job, shape: Shape, arrival: Arrival) -> Exchange:
+        streams = bool(wire.stream)
+        envelope = Envelope(
+            id=shape.id_prefix + arrival.request_id,
+            object=shape.chunk_object if streams else shape.whole_object,
+            created=int(time.time()),
+            model=self._settings.served_model_name,
+            system_fingerprint=self._settings.system_fingerprint,
+        )
+        return Exchange(
+            job,
+            self._relay.submit(job.requests),
+            shape,
+            envelope,
+            return_token_ids=bool(wire.return_token_ids),
+            only_prompt=wire.max_tokens == 0,
+        )
+
+    async def _reply(self, wire: SamplingRequest, exchange: Exchange, request: Request) -> Response:
+        if wire.stream:
+            options = wire.stream_options or StreamOptions()
+            return EventStream(exchange, self._relay, options, self._settings.sse_keep_alive_s)
+        return await exchange.whole(self._relay, request.receive)
+
+    def _model_card(self) -> Json:
+        name = self._settings.served_model_name
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "duetto",
+            "root": name,  # not the directory: paths of this machine are nobody's business
+            "parent": None,
+            "max_model_len": self._config.max_model_len,
+            "permission": [],
+        }
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error_response(error)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    """What a codec refuses: a template that raises, a text that has no ids."""
+    if not isinstance(error, InvalidRequest):
+        raise error
+    return error_response(refused(error, {}))
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    """What routing refuses: an unknown path or method."""
+    if not isinstance(error, HTTPException):
+        raise error
+    words = {404: "there is no such path", 405: "this path does not accept this method"}
+    message = words.get(error.status_code, "the request cannot be served")
+    headers = dict(error.headers or {})
+    return error_response(ApiError(error.status_code, message, headers=headers))
+
+
+async def _on_disconnect(_: Request, error: Exception) -> Response:
+    logger.info("a client left while it sent its request: %s", type(error).__name__)
+    return Response(status_code=CLIENT_GONE)

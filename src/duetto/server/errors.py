@@ -1,0 +1,83 @@
+"""Errors as the HTTP API shows them: OpenAI's shape, fixed texts, never the words of a bug."""
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from duetto.core.errors import InvalidRequest, RequestTooLong
+
+RETRY_AFTER_S = 1
+
+
+class ApiError(Exception):
+    """A reply that is an error. The message is written for the caller and safe to show."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.body: dict[str, Any] = {
+            "error": {"message": message, "type": kind, "param": param, "code": code}
+        }
+
+
+def invalid(param: str | None, message: str) -> ApiError:
+    """400 that names the field at fault."""
+    return ApiError(400, f"{param}: {message}" if param else message, param=param)
+
+
+def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
+    """400 for what the engine's own checks refuse; `names` maps our field names to the caller's."""
+    param = names.get(error.field, error.field)
+    code = "context_length_exceeded" if isinstance(error, RequestTooLong) else None
+    return ApiError(400, f"{param}: {error.message}", param=param, code=code)
+
+
+def unknown_model(name: str, served: str) -> ApiError:
+    return ApiError(
+        404,
+        f"the model {name[:200]!r} does not exist; this server has {served!r}",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def overloaded(message: str) -> ApiError:
+    return unavailable(message, "server_overloaded")
+
+
+def stopping() -> ApiError:
+    return unavailable("the server is stopping", "server_stopping")
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(503, message, kind="service_unavailable", code=code, headers=headers)
+
+
+def engine_failure(message: str) -> ApiError:
+    return ApiError(500, message, kind="server_error", code="engine_error")
+
+
+def internal_error() -> ApiError:
+    return ApiError(
+        500, "internal error; the log of the server has the details", kind="server_error"
+    )
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    return json_response(error.body, error.status, error.headers)

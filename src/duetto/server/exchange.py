@@ -1,0 +1,258 @@
+"""One answer on its way to one client: as server-sent events, or whole.
+
+Counts tokens, ends the answer when the client hangs up, and turns what ended badly into an error.
+Knows no model and no scheduling; what a choice looks like is the shape's affair.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
+from duetto.core.request import FinishReason
+from duetto.server.answer import Answer, ClientGone, Delta
+from duetto.server.door import Job
+from duetto.server.errors import ApiError, engine_failure, json_response, stopping
+from duetto.server.protocol import StreamOptions
+from duetto.server.relay import Relay
+from duetto.server.replies import Envelope, Json, timings, usage
+from duetto.server.shapes import Shape
+
+CLIENT_GONE = 499  # nobody sees it but the metrics
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # or nginx holds events back
+}
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice as far as it was read."""
+
+    texts: list[str] = field(default_factory=list)
+    tokens: list[SampledToken] = field(default_factory=list)
+    scored: list[TokenLogprob] = field(default_factory=list)
+    final: RequestUpdate | None = None
+
+
+class Exchange:
+    """Reads one answer to its end. Make it, then call `whole` or answer with an EventStream."""
+
+    def __init__(
+        self,
+        job: Job,
+        answer: Answer,
+        shape: Shape,
+        envelope: Envelope,
+        *,
+        return_token_ids: bool = False,
+        only_prompt: bool = False,
+    ) -> None:
+        """`only_prompt`: a prompt is scored, and the one token sampled is not shown."""
+        self.answer = answer
+        self._job = job
+        self._shape = shape
+        self._envelope = envelope
+        self._return_token_ids = return_token_ids
+        self._only_prompt = only_prompt
+        self._num_output = 0
+        self._num_cached = [0] * len(job.prompts)
+
+    # --- whole -----------------------------------------------------------------------------------
+
+    async def whole(self, relay: Relay, receive: Receive) -> Response:
+        """The reply that is not streamed. Raises ApiError if the engine could not answer."""
+        choices = [_Choice() for _ in self._job.requests]
+        async with _watched(self.answer, relay, receive):
+            try:
+                while not self.answer.has_ended:
+                    for delta in await self.answer.next(None):
+                        self._collect(choices[delta.index], delta)
+            except ClientGone:
+                return Response(status_code=CLIENT_GONE)
+        return json_response(self._whole(choices))
+
+    def _collect(self, choice: _Choice, delta: Delta) -> None:
+        self.check(delta)
+        text, tokens = self._count(delta)
+        choice.texts.append(text)
+        choice.tokens += tokens
+        choice.scored += delta.prompt_logprobs
+        choice.final = delta.final
+
+    def _whole(self, choices: Sequence[_Choice]) -> Json:
+        bodies, is_single = [], len(choices) == 1
+        more = self._shape.beside_choices(choices[0].scored)
+        for index, choice in enumerate(choices):
+            text = "".join(choice.texts)
+            body = self._shape.whole(index, text, choice.tokens, choice.scored)
+            if choice.final is not None:
+                body |= self._ending(choice.final)
+                (more if is_single else body)["timings"] = self._timings(index, choice.final)
+            if self._return_token_ids:
+                body["token_ids"] = [token.token_id for token in choice.tokens]
+            bodies.append(body)
+        return self._envelope.around(bodies, usage=self.usage(), **more)
+
+    # --- chunks ----------------------------------------------------------------------------------
+
+    def openings(self) -> list[Json]:
+        """The chunks that come before any token."""
+        choices = [self._shape.opening(index) for index in range(len(self._job.requests))]
+        more = self._shape.beside_choices(())
+        return [
+            self._envelope.around([{**choice, "finish_reason": None}], **more)
+            for choice in choices
+            if choice is not None
+        ]
+
+    def chunk(self, delta: Delta) -> Json | None:
+        """The chunk that shows a delta; None if there is nothing to show yet."""
+        text, tokens = self._count(delta)
+        choice = self._shape.delta(delta.index, text, tokens)
+        shows_tokens = choice["logprobs"] is not None or self._return_token_ids
+        if delta.final is None and not text and not (tokens and shows_tokens):
+            return None
+        if self._return_token_ids:
+            choice["token_ids"] = [token.token_id for token in tokens]
+        if delta.final is None:
+            return self._envelope.around([{**choice, "finish_reason": None}])
+        choice |= self._ending(delta.final)
+        return self._envelope.around([choice], timings=self._timings(delta.index, delta.final))
+
+    def usage_chunk(self) -> Json:
+        return self._envelope.around([], usage=self.usage())
+
+    # --- both ------------------------------------------------------------------------------------
+
+    def usage(self) -> Json:
+        """Every prompt counts once, however many answers it has."""
+        num_prompt = sum(len(prompt.token_ids) for prompt in self._job.prompts)
+        return usage(num_prompt, self._num_output, sum(self._num_cached))
+
+    def check(self, delta: Delta) -> None:
+        """Raise ApiError if the choice ended without an answer."""
+        if delta.final is None:
+            return
+        if delta.final.finish_reason is FinishReason.ERROR:
+            raise engine_failure(delta.final.error or "the engine failed")
+        if delta.final.finish_reason is FinishReason.ABORT:  # the client is still there, so:
+            raise stopping()
+
+    def _count(self, delta: Delta) -> tuple[str, tuple[SampledToken, ...]]:
+        prompt, answer_of_prompt = divmod(delta.index, self._job.sampling.n)
+        if answer_of_prompt == 0:  # the others find what the first one computed
+            self._num_cached[prompt] = max(self._num_cached[prompt], delta.num_cached_tokens)
+        if self._only_prompt:
+            return "", ()
+        self._num_output += len(delta.tokens)
+        return delta.text, delta.tokens
+
+    def _ending(self, final: RequestUpdate) -> Json:
+        reason = FinishReason.LENGTH if self._only_prompt else final.finish_reason
+        return {
+            "finish_reason": None if reason is None else reason.value,
+            "stop_reason": None if self._only_prompt else final.stop_reason,
+        }
+
+    def _timings(self, index: int, final: RequestUpdate) -> Json | None:
+        num_prompt = len(self._job.prompts[index // self._job.sampling.n].token_ids)
+        return timings(final.timings, num_prompt, final.num_cached_tokens)
+
+
+class EventStream(Response):
+    """Server-sent events. No header leaves before the engine has shown a sign of life.
+
+    Until then (a first update, or one silent interval) a failure is still an HTTP status.
+    """
+
+    def __init__(
+        self, exchange: Exchange, relay: Relay, options: StreamOptions, keep_alive_s: float
+    ) -> None:
+        super().__init__(headers=SSE_HEADERS)
+        del self.headers["content-length"]
+        self._exchange = exchange
+        self._relay = relay
+        self._options = options
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        answer = self._exchange.answer
+        async with _watched(answer, self._relay, receive):
+            try:
+                first = await answer.next(self._keep_alive_s)
+                for delta in first:
+                    self._exchange.check(delta)
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
+                async for event in self._events(first):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            except ClientGone:
+                return
+
+    async def _events(self, deltas: list[Delta]) -> AsyncIterator[bytes]:
+        answer = self._exchange.answer
+        if opening := b"".join(self._event(chunk) for chunk in self._exchange.openings()):
+            yield opening
+        try:
+            while True:
+                if events := self._show(deltas):
+                    yield events
+                if answer.has_ended:
+                    break
+                deltas = await answer.next(self._keep_alive_s)
+                if not deltas:
+                    yield KEEP_ALIVE
+        except ApiError as error:
+            yield _encode(error.body) + DONE
+            return
+        if self._options.include_usage:
+            yield _encode(self._exchange.usage_chunk())
+        yield DONE
+
+    def _show(self, deltas: list[Delta]) -> bytes:
+        events = []
+        for delta in deltas:
+            self._exchange.check(delta)
+            chunk = self._exchange.chunk(delta)
+            if chunk is not None:
+                events.append(self._event(chunk))
+        return b"".join(events)
+
+    def _event(self, chunk: Json) -> bytes:
+        if self._options.continuous_usage_stats:
+            chunk["usage"] = self._exchange.usage()
+        elif self._options.include_usage:
+            chunk["usage"] = None  # as OpenAI does in every chunk but the last
+        return _encode(chunk)
+
+
+@asynccontextmanager
+async def _watched(answer: Answer, relay: Relay, receive: Receive) -> AsyncIterator[None]:
+    """Abort what has not ended as soon as the client hangs up, and in any case at the end."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        relay.close(answer)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        relay.close(answer)
+
+
+def _encode(body: Json) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

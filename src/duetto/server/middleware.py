@@ -1,0 +1,106 @@
+"""What surrounds every request: its id, its count, its key, the catching of bugs. Plain ASGI."""
+
+import hashlib
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from duetto.server.errors import ApiError, error_response, internal_error
+from duetto.server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})  # all others need a key
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MAX_ID_CHARS = 128
+LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
+
+
+class RequestFrame:
+    """Gives every reply an X-Request-Id, counts it, and answers a bug with a plain 500.
+
+    The caller's own id is a label: it is echoed and logged, and nothing is ever looked up by it.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, handlers: frozenset[str]) -> None:
+        """`handlers` are the fixed paths that are counted under their own name."""
+        self._app = app
+        self._metrics = metrics
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = label(Headers(scope=scope).get("x-request-id"))
+        status = 0
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_framed)
+        except Exception:
+            logger.exception("request %s met a bug", request_id)
+            if status:  # too late for a status: uvicorn closes the connection
+                raise
+            await error_response(internal_error())(scope, receive, send_framed)
+        finally:
+            self._metrics.record_http(*self._labels(scope), status or 499)
+
+    def _labels(self, scope: Scope) -> tuple[str, str]:
+        path, method = scope["path"], scope["method"]
+        handler = "/v1/models/{id}" if path.startswith("/v1/models/") else path
+        known = handler in self._handlers or handler == "/v1/models/{id}"
+        return handler if known else "other", method if method in METHODS else "other"
+
+
+class KeyGuard:
+    """Refuses whatever brings none of the keys, on every path that is not in OPEN_PATHS.
+
+    Decides on the ASGI path, which routing uses too, never on a URL built from the Host header. A
+    digest of the key becomes `scope["state"]["tenant"]`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or not self._digests or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        digest = self._digest_of(Headers(scope=scope).get("authorization", ""))
+        if digest is None:
+            error = ApiError(
+                401,
+                "a valid API key is needed, as the header 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await error_response(error)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["tenant"] = digest
+        await self._app(scope, receive, send)
+
+    def _digest_of(self, authorization: str) -> bytes | None:
+        scheme, _, key = authorization.partition(" ")
+        given = hashlib.sha256(key.strip().encode()).digest()
+        # Every key is compared, in constant time, so that timing tells nothing.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return given if scheme.lower() == "bearer" and any(matches) else None
+
+
+def label(caller_id: str | None) -> str:
+    """The caller's id without what could forge a header or a log line, or one of ours."""
+    clean = re.sub(r"[^\w.:/+=@-]", "", caller_id or "", flags=re.ASCII)[:MAX_ID_CHARS]
+    return clean or uuid.uuid4().hex

@@ -1,0 +1,139 @@
+"""The event loop's side of the engine: what is admitted goes in, updates come back to answers.
+
+Knows the engine thread and the metrics; knows no HTTP, no text and no scheduling.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import Request
+from duetto.engine.engine import StepReport
+from duetto.engine.thread import EngineThread, SteppedEngine
+from duetto.server.answer import Answer
+from duetto.server.errors import ApiError, overloaded, stopping, unavailable
+from duetto.server.metrics import Metrics
+from duetto.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    request: Request
+    answer: Answer
+
+
+class Relay:
+    """All methods run on the event loop that called `start`."""
+
+    def __init__(
+        self,
+        engine: SteppedEngine,
+        config: SchedulerConfig,
+        settings: ServerSettings,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`clock` must be the engine's own."""
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._capacity = config.max_num_seqs + settings.max_num_queued_reqs
+        self._num_reserved = 0
+        self._live: dict[str, _Live] = {}
+        self._thread: EngineThread | None = None
+        self.clock = clock
+        self.is_stopping = False
+
+    @property
+    def num_live(self) -> int:
+        """Engine requests that have had no final update."""
+        return len(self._live)
+
+    def start(self) -> None:
+        """Start the engine's thread; its reports are handled on the running loop."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(report: StepReport) -> None:
+            loop.call_soon_threadsafe(self._receive, report)
+
+        self._thread = EngineThread(self._engine, deliver, self.clock)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Refuse new requests, let live ones end for a while, abort the rest, end the thread."""
+        self.is_stopping = True
+        thread = self._running_thread()
+        deadline = self.clock() + self._settings.shutdown_timeout_s
+        while self._live and thread.is_alive and self.clock() < deadline:
+            await asyncio.sleep(0.02)
+        if not await asyncio.to_thread(thread.stop, self._settings.shutdown_timeout_s):
+            logger.error("the engine's last step has not ended in time; it is left behind")
+        await asyncio.sleep(0)  # let the last reports arrive
+
+    @contextmanager
+    def reserved(self, num_requests: int) -> Iterator[None]:
+        """Hold places in the queue while a prompt is tokenized. Raises ApiError 503 if full."""
+        if self.is_stopping:
+            raise stopping()
+        if not self._running_thread().is_alive:
+            raise unavailable("the engine has stopped", "engine_dead")
+        taken = len(self._live) + self._num_reserved
+        # What exceeds the capacity by itself may still run alone; max_answers bounds it.
+        if taken and taken + num_requests > self._capacity:
+            raise overloaded(f"{taken} requests are running or waiting; try again later")
+        self._num_reserved += num_requests
+        try:
+            yield
+        finally:
+            self._num_reserved -= num_requests
+
+    def submit(self, requests: tuple[Request, ...]) -> Answer:
+        """Hand requests to the engine. The answer must be given to `close`, whatever happens."""
+        answer = Answer(requests, self._settings.max_pending_bytes)
+        thread = self._running_thread()
+        for request in requests:
+            self._live[request.request_id] = _Live(request, answer)
+            thread.add(request)
+        return answer
+
+    def close(self, answer: Answer) -> None:
+        """Abort what has not ended; nobody will read the answer any more."""
+        answer.abandon()
+        for request_id in sorted(answer.unfinished):
+            self._running_thread().abort(request_id)
+
+    def check_health(self) -> None:
+        """Raise ApiError 503 unless requests are accepted and those there are make progress."""
+        if self.is_stopping:
+            raise stopping()
+        if self._thread is None or not self._thread.is_alive:
+            raise unavailable("the engine has stopped", "engine_dead")
+        stalled_s = self._thread.stalled_s()
+        if stalled_s > self._settings.stall_timeout_s:
+            raise unavailable(f"no step has ended for {stalled_s:.0f} s", "engine_stalled")
+
+    def _receive(self, report: StepReport) -> None:
+        for update in report.updates:
+            if update.finish_reason is None:
+                live = self._live[update.request_id]
+            else:
+                live = self._live.pop(update.request_id)
+            self._metrics.record_update(live.request, update)
+            live.answer.put(update)
+            if live.answer.is_gone and live.answer.unfinished:
+                self.close(live.answer)
+        if report.record is not None:
+            self._metrics.record_step(report.record)
+        if not self._live:  # what ended between steps has no step to be recorded in
+            self._metrics.record_idle()
+
+    def _running_thread(self) -> EngineThread:
+        if self._thread is None:
+            raise ApiError(503, "the server is starting", kind="service_unavailable")
+        return self._thread

@@ -1,0 +1,51 @@
+"""What the server is told at start-up, finished and frozen. The engine's part is not here."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from duetto.core.errors import ConfigError, InvalidRequest
+from duetto.core.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Raises ConfigError, naming the setting, for a value that cannot work."""
+
+    served_model_name: str
+    version: str = "0"
+    default_sampling: Mapping[str, Any] = field(default_factory=dict)  # generation_config's part
+    model_root: str | None = None  # where the weights came from; only its digest is shown
+    api_keys: tuple[str, ...] = ()
+    max_num_queued_reqs: int = 256  # waiting beside those that run; more are refused with 503
+    max_answers: int = 256  # prompts times n of one HTTP request
+    max_body_bytes: int = 10 * 2**20
+    max_pending_bytes: int = 2**20  # of one answer that its client does not read
+    sse_keep_alive_s: float = 15.0  # a comment is sent into a stream that was silent this long
+    body_timeout_s: float = 30.0
+    stall_timeout_s: float = 120.0  # /health says 503 if there is work and no step ends for so long
+    shutdown_timeout_s: float = 30.0  # running requests may take this long to end
+
+    def __post_init__(self) -> None:
+        for name in ("max_answers", "max_body_bytes", "max_pending_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be 1 or more")
+        if self.max_num_queued_reqs < 0:
+            raise ConfigError("--max-num-queued-reqs: must be 0 or more")
+        for name in ("sse_keep_alive_s", "body_timeout_s", "stall_timeout_s"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name}: must be above 0")
+        if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
+            raise ConfigError("--api-key: a key must be ASCII text without spaces around it")
+        try:
+            SamplingParams(**self.default_sampling)
+        except (InvalidRequest, TypeError) as error:
+            raise ConfigError(f"generation_config.json: {error}") from None
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Names what produces the answers, so that a change of it can be seen."""
+        what = f"{self.version}\0{self.served_model_name}\0{self.model_root}"
+        return "fp_" + hashlib.sha256(what.encode()).hexdigest()[:12]

@@ -1,0 +1,152 @@
+"""What the two endpoints that sample do differently: the shape of a choice.
+
+Both answer the same questions, which exchange.py asks; what is alike is there. Knows no HTTP.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from duetto.core.batch import SampledToken, TokenLogprob
+from duetto.core.text import TextCodec
+from duetto.server.door import Job, Prompt
+from duetto.server.protocol import ChatRequest, CompletionRequest
+from duetto.server.replies import Json, chat_logprobs, completion_logprobs, prompt_logprobs
+
+
+class Shape(Protocol):
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def opening(self, index: int) -> Json | None:
+        """The choice of a stream's first chunk, before any token; None if there is none."""
+        ...
+
+    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+        """A choice of a later chunk."""
+        ...
+
+    def whole(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],
+    ) -> Json:
+        """A choice of a reply that is not streamed; `scored` are the prompt's tokens."""
+        ...
+
+    def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
+        """What is said once per reply about the prompt."""
+        ...
+
+
+class ChatShape:
+    id_prefix: ClassVar[str] = "chatcmpl-"
+    whole_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
+
+    def __init__(self, request: ChatRequest, job: Job, codec: TextCodec) -> None:
+        self._request = request
+        self._job = job
+        self._codec = codec
+
+    def opening(self, index: int) -> Json | None:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+
+    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+        delta = {"content": text} if text else {}
+        return {"index": index, "delta": delta, "logprobs": self._logprobs(tokens)}
+
+    def whole(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],  # noqa: ARG002 - shown beside the choices
+    ) -> Json:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": self._logprobs(tokens)}
+
+    def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
+        more: Json = {}
+        if self._request.return_token_ids:
+            more["prompt_token_ids"] = self._job.prompts[0].token_ids
+        if self._request.prompt_logprobs is not None:
+            more["prompt_logprobs"] = prompt_logprobs(scored, self._codec)
+        return more
+
+    def _logprobs(self, tokens: Sequence[SampledToken]) -> Json | None:
+        if not self._request.logprobs:
+            return None
+        return chat_logprobs([t.logprob for t in tokens if t.logprob is not None], self._codec)
+
+
+class CompletionShape:
+    id_prefix: ClassVar[str] = "cmpl-"
+    whole_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+
+    def __init__(self, request: CompletionRequest, job: Job, codec: TextCodec) -> None:
+        self._request = request
+        self._job = job
+        self._codec = codec
+        self._offsets = [0] * len(job.requests)  # characters of token texts shown, per choice
+
+    def opening(self, index: int) -> Json | None:
+        if not self._request.echo and not self._request.return_token_ids:
+            return None
+        return {"index": index, "text": self._echo(index), "logprobs": None, **self._ids(index)}
+
+    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+        return {"index": index, "text": text, "logprobs": self._logprobs(index, tokens, ())}
+
+    def whole(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],
+    ) -> Json:
+        choice = {
+            "index": index,
+            "text": self._echo(index) + text,
+            "logprobs": self._logprobs(index, tokens, scored),
+            **self._ids(index),
+        }
+        if self._request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(scored, self._codec)
+        return choice
+
+    def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:  # noqa: ARG002
+        return {}  # a completion may have many prompts, so each choice shows its own
+
+    def _prompt(self, index: int) -> Prompt:
+        return self._job.prompts[index // self._job.sampling.n]
+
+    def _echo(self, index: int) -> str:
+        if not self._request.echo:
+            return ""
+        prompt = self._prompt(index)
+        if prompt.text is not None:
+            return prompt.text
+        return self._codec.decode(prompt.token_ids, skip_special_tokens=False)
+
+    def _ids(self, index: int) -> Json:
+        if not self._request.return_token_ids:
+            return {}
+        return {"prompt_token_ids": self._prompt(index).token_ids}
+
+    def _logprobs(
+        self, index: int, tokens: Sequence[SampledToken], scored: Sequence[TokenLogprob]
+    ) -> Json | None:
+        if self._request.logprobs is None:
+            return None
+        shown = [t.logprob for t in tokens if t.logprob is not None]
+        first_id = None
+        if self._request.echo:
+            shown = [*scored, *shown]
+            first_id = self._prompt(index).token_ids[0]
+        lists = completion_logprobs(shown, self._codec, self._offsets[index], first_id)
+        self._offsets[index] += sum(len(token) for token in lists["tokens"])
+        return lists

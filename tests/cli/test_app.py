@@ -1,0 +1,153 @@
+"""The command line as a person meets it: answers on stdout, one line of error, exit codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def duetto(*words: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "duetto", *map(str, words)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+    )
+
+
+def fails_in_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert run.returncode == 1, run
+    lines = run.stderr.strip().splitlines()
+    assert len(lines) == 1, run.stderr
+    assert lines[0].startswith("duetto: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def broken(tiny_model, tmp_path):
+    """A copy of the tiny checkpoint for a test to break."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_complete_streams_the_answer_and_tells_its_timings(tiny_model):
+    run = duetto("complete", tiny_model, "def f", "--max-tokens", 8, "--ignore-eos")
+    assert run.returncode == 0
+    assert run.stdout.strip()
+    assert "8 generated, TTFT" in run.stderr
+    piped = duetto("complete", tiny_model, "--max-tokens", 8, "--ignore-eos", stdin="def f")
+    assert piped.stdout == run.stdout
+
+
+def test_chat_keeps_the_conversation(tiny_model):
+    run = duetto("chat", tiny_model, "--max-tokens", 4, stdin="hello\n\n/clear\nagain\n/exit\n")
+    assert run.returncode == 0
+    assert run.stderr.count("generated") == 2
+
+
+def test_chat_goes_on_after_a_message_that_is_too_long(tiny_model):
+    long = "long " * 3000
+    run = duetto("chat", tiny_model, "--max-tokens", 4, stdin=f"{long}\nshort\n")
+    assert run.returncode == 0
+    assert "leave no room" in run.stderr or "the context holds" in run.stderr
+    assert run.stderr.count("generated") == 1
+
+
+def test_doctor(tmp_path):
+    run = duetto("doctor", "--json")
+    report = json.loads(run.stdout)
+    assert run.returncode == 0
+    assert report["ready"] and report["native_module"]
+    assert report["installed_bytes"] <= 200e6  # the promise of the README
+
+
+def test_help_names_every_command():
+    run = duetto("--help")
+    for command in ("serve", "chat", "complete", "tokenize", "make-model", "bench", "doctor"):
+        assert command in run.stdout
+
+
+@pytest.mark.parametrize("words", [("serve",), ("complete", "x", "--bogus", "1"), ("nonsense",)])
+def test_wrong_usage_is_an_error(words):
+    run = duetto(*words)
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr + run.stdout
+
+
+# --- start-up: one line that names the file and the cause -------------------------------------
+
+
+def test_no_such_directory(tmp_path):
+    fails_in_one_line(duetto("serve", tmp_path / "none"), "none", "is not a directory")
+
+
+def test_a_hub_name_without_a_network():
+    fails_in_one_line(duetto("serve", "someone/some-model"), "someone/some-model", "hub")
+
+
+def test_unknown_model_type(broken):
+    edit_json(broken / "config.json", model_type="mamba")
+    fails_in_one_line(duetto("serve", broken), "config.json", "mamba", "llama")
+
+
+def test_config_that_is_not_json(broken):
+    (broken / "config.json").write_text("{")
+    fails_in_one_line(duetto("serve", broken), "config.json")
+
+
+def test_missing_weights(broken):
+    (broken / "model.safetensors").unlink()
+    fails_in_one_line(duetto("serve", broken), "safetensors")
+
+
+def test_truncated_weights(broken):
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    fails_in_one_line(duetto("serve", broken), "model.safetensors")
+
+
+def test_a_tensor_of_the_wrong_shape(broken):
+    edit_json(broken / "config.json", intermediate_size=96)
+    fails_in_one_line(duetto("serve", broken), "model.safetensors", "mlp", "96")
+
+
+def test_a_tokenizer_of_another_model(broken):
+    file = broken / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": 5000, "content": "<x>"})
+    tokenizer["model"]["vocab"]["<x>"] = 5000
+    file.write_text(json.dumps(tokenizer))
+    fails_in_one_line(duetto("serve", broken), "tokenizer.json", "5000", "another model")
+
+
+def test_a_missing_tokenizer(broken):
+    (broken / "tokenizer.json").unlink()
+    fails_in_one_line(duetto("serve", broken), "tokenizer.json", "missing")
+
+
+def test_a_template_that_does_not_compile(broken):
+    (broken / "chat_template.jinja").write_text("{% for m in messages %}")
+    fails_in_one_line(duetto("serve", broken), "chat_template.jinja")
+
+
+def test_a_template_that_raises(broken):
+    (broken / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}")
+    fails_in_one_line(duetto("serve", broken), "chat_template.jinja")
+
+
+def test_a_public_address_without_a_key(tiny_model):
+    fails_in_one_line(duetto("serve", tiny_model, "--host", "0.0.0.0"), "--host", "--api-key")
+
+
+def test_a_flag_of_the_engine_that_cannot_be(tiny_model):
+    fails_in_one_line(duetto("serve", tiny_model, "--backend", "cpu"), "--backend", "reference")

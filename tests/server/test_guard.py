@@ -1,0 +1,126 @@
+"""Keys, ids, origins and labels: what surrounds every request."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from server.fakes_server import MODEL, SpeakingExecutor, make_app
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from duetto.server.middleware import MAX_ID_CHARS, OPEN_PATHS
+
+KEY, OTHER = "sk-one", "sk-two"
+COMPLETION = {"model": MODEL, "prompt": "a prompt of more than one block", "max_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def app():
+    return make_app(SpeakingExecutor("ok"), api_keys=(KEY, OTHER))[0]
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    with TestClient(app) as made:
+        yield made
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_every_route_but_the_open_ones_needs_a_key(client, app):
+    """A new route without a decision fails here."""
+    assert all(type(route) is Route for route in app.routes)
+    open_paths = set()
+    for route in app.routes:
+        path = route.path.replace("{id:path}", MODEL)
+        for method in sorted(route.methods):
+            status = client.request(method, path).status_code
+            assert (status == 401) == (path not in OPEN_PATHS), (method, path, status)
+            if status != 401:
+                open_paths.add(path)
+    assert open_paths == {"/health", "/ping", "/version", "/metrics"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//v1/models", "/v1/models/", "/v1/%6dodels", "/health/", "/health/../v1/models", "/HEALTH",
+     "/v1/models?x=/health", "/nope", "/health%00"],
+)  # fmt: skip
+def test_no_spelling_of_a_path_gets_around_the_key(client, path):
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers={"Host": "x/health?"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "Bearer", "Bearer ", "Bearer sk-on", "Bearer sk-onee", "Bearer SK-ONE", "Basic sk-one",
+     "sk-one", "Bearer sk-one, sk-two", "Bearer sk-ön"],
+)  # fmt: skip
+def test_a_wrong_key_is_401(client, value):
+    reply = client.get("/v1/models", headers={"Authorization": value.encode("latin-1")})
+    assert reply.status_code == 401
+    assert reply.json()["error"]["code"] == "invalid_api_key"
+    assert reply.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_each_key_is_accepted_and_shares_no_cache_with_another(client):
+    def cached(key):
+        reply = client.post("/v1/completions", json=COMPLETION, headers=bearer(key))
+        return reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert [cached(KEY), cached(KEY), cached(OTHER), cached(OTHER)] == [0, 28, 0, 28]
+    assert client.get("/v1/models", headers={"Authorization": f"bearer  {KEY}"}).is_success
+
+
+def test_the_callers_id_is_echoed_as_a_label(client):
+    assert (
+        client.get("/health", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
+    )
+    for path in ("/health", "/nope", "/v1/models"):
+        made = client.get(path).headers["X-Request-Id"]
+        assert len(made) == 32 and made != client.get(path).headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("sent", [b"a\tb c", b"x" * 5000, b"\xff\xfe", b'{"a":1}', b" "])
+def test_an_id_cannot_forge_anything(client, sent):
+    got = client.get("/health", headers={"X-Request-Id": sent}).headers["X-Request-Id"]
+    assert 1 <= len(got) <= MAX_ID_CHARS and got.isascii() and not set(got) & set(' \t{}"')
+
+
+def test_two_requests_with_one_id_do_not_meet(client):
+    headers = {**bearer(KEY), "X-Request-Id": "same"}
+    ids = {client.post("/v1/completions", json=COMPLETION, headers=headers).json()["id"]
+           for _ in range(2)}  # fmt: skip
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1", True),
+        ("https://[::1]:8080", True),
+        ("http://localhost.evil.example", False),
+        ("http://evil.example", False),
+        ("http://127.0.0.1.evil.example:80", False),
+        ("null", False),
+    ],
+)
+def test_only_local_pages_may_read_replies(client, origin, allowed):
+    reply = client.get("/health", headers={"Origin": origin})
+    assert reply.headers.get("access-control-allow-origin") == (origin if allowed else None)
+    ask = {"Origin": origin, "Access-Control-Request-Method": "POST",
+           "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+    assert client.options("/v1/completions", headers=ask).is_success == allowed
+
+
+def test_labels_come_from_closed_sets(client):
+    for path in ("/a", "/b", "/v1/models/x", "/v1/models/y"):
+        client.request("BREW" if path == "/a" else "GET", path, headers=bearer(KEY))
+    text = client.get("/metrics").text
+    families = {f.name: f for f in text_string_to_metric_families(text)}
+    seen = {(s.labels["handler"], s.labels["method"], s.labels["status"])
+            for s in families["http_requests"].samples}  # fmt: skip
+    assert ("other", "other", "4xx") in seen
+    assert ("/v1/models/{id}", "GET", "4xx") in seen
+    assert not [s for s in seen if s[0] in ("/a", "/b", "/v1/models/x") or s[1] == "BREW"]
