@@ -135,7 +135,7 @@ def find_checkpoint(model: str | Path) -> Path:
 
 
 def _load(root: Path, args: EngineArgs) -> LoadedModel:
-    with show_progress(f"loading {root.name}") as report:
+    with show_progress(f"loading {root.name}") as bar:
         return load_model(
             root,
             dtype=args.dtype,
@@ -146,5 +146,5 @@ def _load(root: Path, args: EngineArgs) -> LoadedModel:
             max_num_seqs=args.max_num_seqs,
             block_size=args.block_size,
             kv_cache_memory_bytes=args.kv_cache_memory_bytes,
-            on_progress=report,
+            on_progress=bar.reach,
         )

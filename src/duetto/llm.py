@@ -84,11 +84,9 @@ class LLM:
         failed on has finish_reason "error"; the others are whole.
         """
         answers = self._make_answers(prompts, sampling_params, priority)
-        num_finished = 0
-        with show_progress("answering", visible=use_tqdm) as report:
+        with show_progress("answering", total=len(answers), visible=use_tqdm) as bar:
             for output in self._run(answers):
-                num_finished += output.finished
-                report(num_finished, len(answers))
+                bar.advance(output.finished)
         return [answer.output for answer in answers]
 
     def stream(

@@ -53,7 +53,7 @@ def make_model(
         Replace a model that is there.
     """
     config, source = _find_config(shape)
-    with show_progress(f"writing {out.name}") as report:
+    with show_progress(f"writing {out.name}") as bar:
         made = write_model(
             config,
             out,
@@ -62,7 +62,7 @@ def make_model(
             seed=seed,
             vocab_size=vocab_size,
             force=force,
-            on_progress=report,
+            on_progress=bar.reach,
         )
     _print(made, out)
 
