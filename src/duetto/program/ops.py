@@ -101,7 +101,8 @@ class RopeSpec:
 
     Rotary position embedding (Su et al., RoFormer, 2021) in the half-split layout of Hugging Face
     checkpoints. Scaled variants differ only in `inv_freq` and in `scale`, which multiplies sine
-    and cosine (YaRN's and LongRoPE's attention factor).
+    and cosine (YaRN's and LongRoPE's attention factor). Frequencies and the angle, their product
+    with the position, are rounded to fp32: that is what checkpoints were validated with.
     """
 
     inv_freq: tuple[float, ...]  # rotary_dim / 2 of them; columns beyond rotary_dim stay

@@ -22,6 +22,7 @@ class WeightSpec:
 
     shape: tuple[int, ...]
     sources: tuple[str, ...]
+    source_rows: tuple[int, ...]  # of each source; they add up to shape[0]
 
 
 @dataclass(frozen=True, slots=True)

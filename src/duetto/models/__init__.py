@@ -1,0 +1,1 @@
+"""Models: one file per model_type turns a config into a Program; and what a checkpoint holds."""

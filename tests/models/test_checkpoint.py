@@ -1,0 +1,237 @@
+"""Weights from safetensors files: what is read, in which form, and what is refused beforehand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from duetto.core.errors import CheckpointError
+from duetto.models.checkpoint import INDEX, load_weights
+from duetto.models.programs import load_program
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+LAYER = "model.layers.0"
+SHAPES: dict[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (11, 8),
+    f"{LAYER}.input_layernorm.weight": (8,),
+    f"{LAYER}.self_attn.q_proj.weight": (8, 8),
+    f"{LAYER}.self_attn.k_proj.weight": (4, 8),
+    f"{LAYER}.self_attn.v_proj.weight": (4, 8),
+    f"{LAYER}.self_attn.o_proj.weight": (8, 8),
+    f"{LAYER}.post_attention_layernorm.weight": (8,),
+    f"{LAYER}.mlp.gate_proj.weight": (12, 8),
+    f"{LAYER}.mlp.up_proj.weight": (12, 8),
+    f"{LAYER}.mlp.down_proj.weight": (8, 12),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (11, 8),
+}
+QKV = f"{LAYER}.self_attn.q_proj.weight"
+Tensors = dict[str, NDArray[Any]]
+
+
+def tensors(dtype: Any = np.float32) -> Tensors:
+    random = np.random.RandomState(0)
+    return {name: random.standard_normal(shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+def write(directory: Path, contents: Tensors, **config: Any) -> Path:
+    (directory / "config.json").write_text(json.dumps(CONFIG | config))
+    save_file(contents, directory / "model.safetensors")
+    return directory
+
+
+def write_shards(directory: Path, contents: Tensors) -> Path:
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    weight_map = {}
+    for shard in range(3):
+        file = f"model-{shard + 1:05}-of-00003.safetensors"
+        part = {name: contents[name] for name in sorted(contents)[shard::3]}
+        save_file(part, directory / file)
+        weight_map |= dict.fromkeys(part, file)
+    write_index(directory, weight_map)
+    return directory
+
+
+def write_index(directory: Path, weight_map: Any) -> None:
+    (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def load(directory: Path, dtype: Any = "float32", **arguments: Any) -> Tensors:
+    return load_weights(directory, load_program(directory)[1], dtype, **arguments)
+
+
+def refusal(directory: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        load(directory)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_dtype_from_every_dtype(tmp_path: Path, stored: Any, dtype: Any) -> None:
+    contents = tensors(stored)
+    weights = load(write(tmp_path, contents), dtype)
+    wanted = np.dtype(dtype)
+    assert {array.dtype for array in weights.values()} == {wanted}
+    parts = [contents[QKV.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+    np.testing.assert_array_equal(weights[QKV], np.concatenate(parts).astype(wanted))
+    head = contents["lm_head.weight"]
+    np.testing.assert_array_equal(weights["lm_head.weight"], head.astype(wanted))
+    assert all(array.flags.c_contiguous for array in weights.values())
+
+
+def test_shards_hold_the_same_as_one_file(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    one = load(write(tmp_path / "one", tensors()))
+    many = load(write_shards(tmp_path / "many", tensors()))
+    assert one.keys() == many.keys()
+    for name, weight in one.items():
+        np.testing.assert_array_equal(weight, many[name])
+
+
+def test_names_without_the_prefix_of_a_model_with_a_head(tmp_path: Path) -> None:
+    contents = tensors()
+    bare = {name.removeprefix("model."): array for name, array in contents.items()}
+    weights = load(write(tmp_path, bare))
+    np.testing.assert_array_equal(weights["model.norm.weight"], contents["model.norm.weight"])
+
+
+def test_tied_embeddings_are_one_weight(tmp_path: Path) -> None:
+    contents = tensors()
+    del contents["lm_head.weight"]
+    weights = load(write(tmp_path, contents, tie_word_embeddings=True))
+    assert "lm_head.weight" not in weights
+    # Some exporters write them twice; alike is harmless, different is not.
+    contents["lm_head.weight"] = contents["model.embed_tokens.weight"]
+    assert load(write(tmp_path, contents, tie_word_embeddings=True)).keys() == weights.keys()
+    contents["lm_head.weight"] = contents["lm_head.weight"] + 1
+    error = refusal(write(tmp_path, contents, tie_word_embeddings=True))
+    assert "lm_head.weight differs from model.embed_tokens.weight" in error.cause
+
+
+def test_progress_goes_up_to_the_bytes_of_all_weights(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    weights = load(
+        write(tmp_path, tensors()), "bfloat16", on_progress=lambda *call: calls.append(call)
+    )
+    total = sum(array.nbytes for array in weights.values())
+    assert len(calls) == len(weights)
+    assert calls == sorted(calls)
+    assert calls[-1] == (total, total)
+
+
+def rename(old: str, new: str) -> Callable[[Tensors], None]:
+    def change(contents: Tensors) -> None:
+        contents[new] = contents.pop(old)
+
+    return change
+
+
+def replace(name: str, array: NDArray[Any]) -> Callable[[Tensors], None]:
+    return lambda contents: contents.update({name: array})
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (rename(QKV, f"{LAYER}.self_attn.rotary_emb.inv_freq"), f"holds tensor {QKV}"),
+        (rename("lm_head.weight", "model.rotary_emb.inv_freq"), "holds tensor lm_head.weight"),
+        (
+            replace(QKV, np.zeros((4, 8), np.float32)),
+            f"tensor {QKV} has shape [4, 8], but config.json asks for [8, 8]",
+        ),
+        (replace("model.norm.weight", np.zeros((), np.float32)), "has shape []"),
+        (replace("model.norm.weight", np.zeros(8, np.int8)), "is stored as I8; accepted: F32"),
+        (
+            replace(f"{LAYER}.self_attn.q_proj.bias", np.zeros(8, np.float32)),
+            f"tensor {LAYER}.self_attn.q_proj.bias is not part of the model in config.json",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, change: Callable[[Tensors], None], cause: str
+) -> None:
+    contents = tensors()
+    change(contents)
+    assert cause in str(refusal(write(tmp_path, contents)))
+
+
+def test_shapes_are_checked_one_by_one_even_where_the_sum_is_right(tmp_path: Path) -> None:
+    contents = tensors()
+    for name, rows in (("q_proj", 6), ("k_proj", 6)):
+        contents[QKV.replace("q_proj", name)] = np.zeros((rows, 8), np.float32)
+    assert f"{QKV} has shape [6, 8]" in str(refusal(write(tmp_path, contents)))
+
+
+def test_frequencies_that_old_exporters_wrote_are_passed_over(tmp_path: Path) -> None:
+    name = f"{LAYER}.self_attn.rotary_emb.inv_freq"
+    load(write(tmp_path, tensors() | {name: np.ones(2, np.float32)}))
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1])
+def test_a_truncated_file(tmp_path: Path, size: int) -> None:
+    file = write(tmp_path, tensors()) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    error = refusal(tmp_path)
+    assert error.file == file
+    assert "truncated" in error.cause
+
+
+def test_a_page_of_html_instead_of_weights(tmp_path: Path) -> None:
+    file = write(tmp_path, tensors()) / "model.safetensors"
+    file.write_text("<html>not found</html>")
+    assert "no safetensors file" in refusal(tmp_path).cause
+
+
+def test_a_shard_that_is_missing_or_lacks_a_tensor(tmp_path: Path) -> None:
+    second = write_shards(tmp_path, tensors()) / "model-00002-of-00003.safetensors"
+    contents = load_file(second)
+    dropped = contents.popitem()[0]
+    save_file(contents, second)
+    assert refusal(tmp_path).cause == f"lacks tensor {dropped}, which {INDEX} says it holds"
+    second.unlink()
+    error = refusal(tmp_path)
+    assert (error.file, error.cause) == (second, f"is missing, but {INDEX} names it")
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "sub/x", "..\\x", "..", "", 7])
+def test_an_index_may_name_files_beside_it_only(tmp_path: Path, path: Any) -> None:
+    write_shards(tmp_path, tensors())
+    write_index(tmp_path, {"model.norm.weight": path})
+    error = refusal(tmp_path)
+    assert error.file == tmp_path / INDEX
+    assert "not the name of a file in this directory" in error.cause
+
+
+@pytest.mark.parametrize("content", ["{", '{"weight_map": {}}', '{"weight_map": []}', "{}"])
+def test_an_index_that_is_none(tmp_path: Path, content: str) -> None:
+    write_shards(tmp_path, tensors())
+    (tmp_path / INDEX).write_text(content)
+    assert refusal(tmp_path).file == tmp_path / INDEX
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    (write(tmp_path, tensors()) / "model.safetensors").unlink()
+    assert "holds neither" in refusal(tmp_path).cause
+    # Unpickling this would raise another error, or worse.
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    error = refusal(tmp_path)
+    assert error.file == tmp_path / "pytorch_model.bin"
+    assert "never read" in error.cause
