@@ -1,0 +1,237 @@
+"""From records to a report. Every formula is stated for people in docs/metrics.md.
+
+Knows no network and no engine: a record is a record, whoever took it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from duetto.bench.records import RequestRecord
+from duetto.core.errors import ConfigError
+
+DEFAULT_PERCENTILES = (50.0, 90.0, 99.0)
+SLO_METRICS = ("ttft", "itl", "tpot", "e2e")
+
+JsonValue = float | int | str | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A sample's mean, spread and percentiles, in the sample's own unit.
+
+    Percentiles interpolate linearly between order statistics (numpy's default, Hyndman and Fan's
+    type 7). An empty sample has count 0 and None everywhere: absence is not zero.
+    """
+
+    count: int
+    mean: float | None
+    std: float | None
+    max: float | None
+    percentiles: Mapping[float, float | None]
+
+    @property
+    def median(self) -> float | None:
+        return self.percentiles[50.0]
+
+
+def distribution(
+    sample: Sequence[float], percentiles: Sequence[float] = DEFAULT_PERCENTILES
+) -> Distribution:
+    """The distribution of `sample`; the median is always among the percentiles."""
+    wanted = sorted({50.0, *percentiles})
+    if not sample:
+        return Distribution(0, None, None, None, dict.fromkeys(wanted))
+    values = np.asarray(sample, dtype=np.float64)
+    points = np.percentile(values, wanted)
+    return Distribution(
+        count=len(sample),
+        mean=float(values.mean()),
+        std=float(values.std()),
+        max=float(values.max()),
+        percentiles=dict(zip(wanted, points.tolist(), strict=True)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """Limits in seconds that a request must meet together; None is no limit.
+
+    `itl` bounds the largest gap of the request. TTFT and E2E are taken from the scheduled arrival:
+    a user's wait does not become shorter because the client was late to send.
+    """
+
+    ttft: float | None = None
+    itl: float | None = None
+    tpot: float | None = None
+    e2e: float | None = None
+
+    def is_met(self, record: RequestRecord) -> bool:
+        """Whether the request came through and met every limit.
+
+        A request of one token has no gap, so it meets `itl` and `tpot`; one without any token
+        has no first token, so it never meets `ttft`.
+        """
+        if record.outcome != "ok":
+            return False
+        ttft = np.inf if record.ttft_s is None else record.ttft_s + record.held_s
+        measured = {
+            "ttft": ttft,
+            "itl": max(record.itl_s, default=0.0) if self.itl is not None else 0.0,
+            "tpot": record.tpot_s or 0.0,
+            "e2e": record.e2e_s + record.held_s,
+        }
+        limits = ((name, getattr(self, name)) for name in SLO_METRICS)
+        return all(limit is None or measured[name] <= limit for name, limit in limits)
+
+    def as_ms(self) -> dict[str, float]:
+        limits = ((name, getattr(self, name)) for name in SLO_METRICS)
+        return {name: limit * 1000 for name, limit in limits if limit is not None}
+
+
+def parse_slo(texts: Sequence[str]) -> SLO:
+    """Read `ttft=200,itl=50ms`, `e2e=2s` or vLLM's `ttft:200 e2el:2000`; milliseconds by default.
+
+    Raises ConfigError, naming the part at fault.
+    """
+    limits: dict[str, float] = {}
+    for part in ",".join(texts).split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*[=:]\s*([0-9.]+)\s*(ms|s)?\s*", part)
+        name = {"e2el": "e2e"}.get(match[1], match[1]) if match else ""
+        try:
+            value = float(match[2]) if match else 0.0
+        except ValueError:
+            value = 0.0
+        if match is None or name not in SLO_METRICS or value <= 0:
+            raise ConfigError(
+                f"--slo: {part!r} is not NAME=LIMIT with NAME one of {', '.join(SLO_METRICS)} and "
+                f"LIMIT above 0, in milliseconds or with the unit ms or s; like ttft=200,itl=50ms"
+            )
+        if name in limits:
+            raise ConfigError(f"--slo: {name} is given twice")
+        limits[name] = value if match[3] == "s" else value / 1000
+    return SLO(**limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run showed. Latencies in seconds; only requests that came through count in them."""
+
+    duration_s: float
+    num_ok: int
+    num_failed: int
+    num_aborted: int
+    num_input_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    num_untimed_tokens: int  # counted by the server, but in no chunk
+    ttft: Distribution
+    tpot: Distribution
+    itl: Distribution
+    e2e: Distribution
+    ttft_from_arrival: Distribution
+    e2e_from_arrival: Distribution
+    held: Distribution  # of all requests: how late the client sent them
+    slo: SLO | None
+    num_good: int | None  # None without an SLO
+    errors: Mapping[str, int]  # message -> how often
+
+    @property
+    def num_requests(self) -> int:
+        return self.num_ok + self.num_failed + self.num_aborted
+
+    def per_second(self, count: int) -> float:
+        return count / self.duration_s
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """Flat, in milliseconds; names of `vllm bench serve` where it has one."""
+        result: dict[str, JsonValue] = {
+            "duration": self.duration_s,
+            "completed": self.num_ok,
+            "failed": self.num_failed,
+            "aborted": self.num_aborted,
+            "total_input_tokens": self.num_input_tokens,
+            "total_output_tokens": self.num_output_tokens,
+            "total_cached_tokens": self.num_cached_tokens,
+            "untimed_output_tokens": self.num_untimed_tokens,
+            "request_throughput": self.per_second(self.num_ok),
+            "output_throughput": self.per_second(self.num_output_tokens),
+            "total_token_throughput": self.per_second(
+                self.num_input_tokens + self.num_output_tokens
+            ),
+        }
+        if self.slo is not None and self.num_good is not None:
+            goodput = self.per_second(self.num_good)
+            result |= {"goodput": goodput, "request_goodput": goodput, "slo_ms": self.slo.as_ms()}
+            result["slo_attainment"] = self.num_good / self.num_requests
+        for name, values in (
+            ("ttft", self.ttft),
+            ("tpot", self.tpot),
+            ("itl", self.itl),
+            ("e2el", self.e2e),
+            ("ttft_from_arrival", self.ttft_from_arrival),
+            ("e2el_from_arrival", self.e2e_from_arrival),
+            ("client_delay", self.held),
+        ):
+            result |= _in_milliseconds(name, values)
+        return result | {"errors": dict(self.errors)}
+
+
+def summarize(
+    records: Sequence[RequestRecord],
+    duration_s: float,
+    *,
+    slo: SLO | None = None,
+    percentiles: Sequence[float] = DEFAULT_PERCENTILES,
+) -> Report:
+    """The report of one run that lasted `duration_s`, from its first arrival to its last answer.
+
+    Raises ValueError without records or with a duration that is not positive.
+    """
+    if not records or not duration_s > 0:
+        raise ValueError("a report needs at least one record and a duration above 0")
+    ok = [r for r in records if r.outcome == "ok"]
+    first = [(r.ttft_s, r.held_s) for r in ok if r.ttft_s is not None]
+    tpots = [tpot for r in ok if (tpot := r.tpot_s) is not None]
+    errors: dict[str, int] = {}
+    for record in records:
+        if record.error is not None:
+            errors[record.error] = errors.get(record.error, 0) + 1
+    num_output_tokens = sum(r.num_output_tokens for r in ok)
+    return Report(
+        duration_s=duration_s,
+        num_ok=len(ok),
+        num_failed=sum(r.outcome == "failed" for r in records),
+        num_aborted=sum(r.outcome == "aborted" for r in records),
+        num_input_tokens=sum(r.num_prompt_tokens for r in ok),
+        num_output_tokens=num_output_tokens,
+        num_cached_tokens=sum(r.num_cached_tokens for r in ok),
+        num_untimed_tokens=num_output_tokens - sum(c.num_tokens for r in ok for c in r.chunks),
+        ttft=distribution([ttft for ttft, _ in first], percentiles),
+        tpot=distribution(tpots, percentiles),
+        itl=distribution([gap for r in ok for gap in r.itl_s], percentiles),
+        e2e=distribution([r.e2e_s for r in ok], percentiles),
+        ttft_from_arrival=distribution([ttft + held for ttft, held in first], percentiles),
+        e2e_from_arrival=distribution([r.e2e_s + r.held_s for r in ok], percentiles),
+        held=distribution([r.held_s for r in records], percentiles),
+        slo=slo,
+        num_good=None if slo is None else sum(slo.is_met(r) for r in records),
+        errors=errors,
+    )
+
+
+def _in_milliseconds(name: str, values: Distribution) -> dict[str, JsonValue]:
+    def ms(value: float | None) -> float | None:
+        return None if value is None else value * 1000
+
+    result: dict[str, JsonValue] = {
+        f"mean_{name}_ms": ms(values.mean),
+        f"median_{name}_ms": ms(values.median),
+        f"std_{name}_ms": ms(values.std),
+        f"max_{name}_ms": ms(values.max),
+    }
+    for percentile, value in values.percentiles.items():
+        result[f"p{percentile:g}_{name}_ms"] = ms(value)
+    return result

@@ -1,0 +1,185 @@
+"""`duetto bench serve`: drive a server by a workload, and say what was seen.
+
+Works with any OpenAI-compatible server. What only some servers have (/tokenize, /detokenize,
+usage with every chunk) is asked for once, before the run. Prints nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx2
+
+from duetto.bench.client import Target, drive, open_http, send, started_clock
+from duetto.bench.metrics import DEFAULT_PERCENTILES, SLO, JsonValue, Report, summarize
+from duetto.bench.records import RequestRecord
+from duetto.bench.workload import Workload, WorkloadRequest
+from duetto.core.errors import ConfigError
+
+SETUP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How the workload is driven."""
+
+    max_concurrency: int | None = None
+    is_closed_loop: bool = False  # a new request when an answer leaves, whatever arrival times say
+    num_warmups: int = 0  # requests sent before the run, one by one, that count nowhere
+    slo: SLO | None = None
+    percentiles: tuple[float, ...] = DEFAULT_PERCENTILES
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise ConfigError(f"--max-concurrency {self.max_concurrency}: must be 1 or more")
+        if self.num_warmups < 0:
+            raise ConfigError(f"--num-warmups {self.num_warmups}: must be 0 or more")
+        if any(not 0 <= percentile <= 100 for percentile in self.percentiles):
+            raise ConfigError("--metric-percentiles: each must be from 0 to 100")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeResult:
+    report: Report
+    records: tuple[RequestRecord, ...]
+    model: str
+    notes: tuple[str, ...]
+
+    def as_json(self, *, detailed: bool = False) -> dict[str, JsonValue]:
+        """The report and, if `detailed`, vLLM's lists with one entry per request."""
+        result = {"model_id": self.model, **self.report.as_json(), "notes": self.notes}
+        if not detailed:
+            return result
+        return result | {
+            "input_lens": [r.num_prompt_tokens for r in self.records],
+            "output_lens": [r.num_output_tokens for r in self.records],
+            "cached_lens": [r.num_cached_tokens for r in self.records],
+            "scheduled_s": [r.scheduled_s for r in self.records],
+            "sent_s": [r.sent_s for r in self.records],
+            "ttfts": [r.ttft_s for r in self.records],
+            "itls": [r.itl_s for r in self.records],
+            "request_errors": [r.error for r in self.records],
+        }
+
+
+async def run_serve(
+    target: Target,
+    workload: Workload,
+    load: Load,
+    *,
+    on_done: Callable[[RequestRecord], None] = lambda _record: None,
+) -> ServeResult:
+    """Drive the server and report. Raises ConfigError if it cannot be driven at all.
+
+    A first request, which counts nowhere, finds out whether the server answers and how it counts.
+    """
+    async with open_http(target) as http:
+        if target.is_chat:
+            workload = await _with_texts(http, workload)
+        target, notes = await _settle(http, target, workload.requests[0])
+        for request in workload.requests[: load.num_warmups]:
+            await send(http, target, _backwards(request), 0.0, started_clock())
+        clock = started_clock()
+        records = await drive(
+            workload.requests,
+            lambda request, scheduled_s: send(http, target, request, scheduled_s, clock),
+            clock=clock,
+            max_concurrency=load.max_concurrency,
+            is_closed_loop=load.is_closed_loop,
+            on_done=on_done,
+        )
+        report = summarize(records, clock(), slo=load.slo, percentiles=load.percentiles)
+    return ServeResult(report, tuple(records), target.model, workload.notes + notes)
+
+
+def find_model(base_url: str, api_key: str | None) -> str:
+    """The first model that the server names. Raises ConfigError without an answer."""
+    models = _ask(base_url, api_key, "GET", "/v1/models", None, "name it with --model")
+    try:
+        return str(models["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{base_url}/v1/models names no model; name it with --model") from None
+
+
+def token_counter(base_url: str, api_key: str | None, model: str) -> Callable[[str], int]:
+    """A function that counts a text's tokens by asking the server."""
+
+    def count(text: str) -> int:
+        body = {"model": model, "prompt": text}
+        reply = _ask(base_url, api_key, "POST", "/tokenize", body, "the sharegpt dataset needs it")
+        try:
+            return int(reply["count"])
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"{base_url}/tokenize answers without a count") from None
+
+    return count
+
+
+def _ask(
+    base_url: str, api_key: str | None, method: str, path: str, body: Any, why: str
+) -> Any:  # fmt: skip
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        reply = httpx2.request(
+            method,
+            base_url + path,
+            json=body,
+            headers=headers,
+            timeout=SETUP_TIMEOUT_S,
+            trust_env=False,
+        )
+        reply.raise_for_status()
+        return reply.json()
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise ConfigError(f"{base_url}{path}: {error or type(error).__name__}; {why}") from None
+
+
+async def _settle(
+    http: httpx2.AsyncClient, target: Target, first: WorkloadRequest
+) -> tuple[Target, tuple[str, ...]]:
+    """The target, asking for counts with every chunk if the server has them."""
+    short = replace(_backwards(first), num_output_tokens=1)
+    counting = replace(target, asks_counts=True)
+    record = await send(http, counting, short, 0.0, started_clock())
+    if record.error is None:
+        return counting, ()
+    record = await send(http, target, short, 0.0, started_clock())
+    if record.error is not None:
+        raise ConfigError(f"{target.base_url}{target.path}: {record.error}")
+    return target, ("the server does not count per chunk: a chunk with text counts as one token",)
+
+
+def _backwards(request: WorkloadRequest) -> WorkloadRequest:
+    """As much work, but of no help to a prefix cache when the request itself comes."""
+    if request.prompt_text is not None:
+        return replace(request, prompt_text=request.prompt_text[::-1])
+    return replace(request, prompt_token_ids=(request.prompt_token_ids or ())[::-1])
+
+
+async def _with_texts(http: httpx2.AsyncClient, workload: Workload) -> Workload:
+    """The workload with its token ids as the text that they stand for, by the server's tokenizer.
+
+    The text may have another number of tokens when it comes back; the server's usage tells.
+    """
+
+    async def as_text(request: WorkloadRequest) -> WorkloadRequest:
+        if request.prompt_text is not None:
+            return request
+        reply = await http.post(
+            "/detokenize", json={"tokens": request.prompt_token_ids}, timeout=SETUP_TIMEOUT_S
+        )
+        reply.raise_for_status()
+        text = str(reply.json()["prompt"])
+        return replace(request, prompt_token_ids=None, prompt_text=text)
+
+    if all(request.prompt_text is not None for request in workload.requests):
+        return workload
+    try:
+        requests = [await as_text(request) for request in workload.requests]
+    except (httpx2.HTTPError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{http.base_url}detokenize: {error}; the chat endpoint takes text, so token ids need "
+            f"it; use --backend openai, or --dataset-name sharegpt"
+        ) from None
+    note = "prompts are random token ids as text, so their lengths are near the ones asked for"
+    return replace(workload, requests=tuple(requests), notes=(*workload.notes, note))

@@ -1,0 +1,65 @@
+"""A report for people. The same numbers for programs: Report.as_json."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from duetto.bench.metrics import Distribution, Report
+
+
+def print_report(report: Report, console: Console, *, notes: Sequence[str] = ()) -> None:
+    """Counts, rates, one row per latency in milliseconds, and whatever a reader must know."""
+    console.print(_latencies(report))
+    answers = f"{report.num_ok} of {report.num_requests} requests answered"
+    if report.num_ok < report.num_requests:
+        answers += f" ({report.num_failed} failed, {report.num_aborted} aborted)"
+    console.print(f"{answers} in {report.duration_s:.2f} s")
+    num_tokens = report.num_input_tokens + report.num_output_tokens
+    console.print(
+        f"{report.per_second(report.num_ok):.2f} requests/s, "
+        f"{report.per_second(report.num_output_tokens):.1f} output tokens/s, "
+        f"{report.per_second(num_tokens):.1f} tokens/s with prompts"
+    )
+    if report.num_input_tokens:
+        share = report.num_cached_tokens / report.num_input_tokens
+        console.print(f"{report.num_cached_tokens} prompt tokens cached ({share:.0%})")
+    if report.slo is not None and report.num_good is not None:
+        limits = ", ".join(f"{name} {ms:g} ms" for name, ms in report.slo.as_ms().items())
+        console.print(
+            f"goodput {report.per_second(report.num_good):.2f} requests/s: "
+            f"{report.num_good} of {report.num_requests} met {limits}"
+        )
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    for message, times in report.errors.items():
+        console.print(f"error, {times} times: {message}", markup=False)
+
+
+def print_parts(parts_s: Mapping[str, float], console: Console) -> None:
+    """The parts of the mean latency (docs/metrics.md)."""
+    shown = ", ".join(f"{part} {spent * 1000:.1f}" for part, spent in parts_s.items())
+    console.print(f"mean E2E latency in parts, ms: {shown}")
+
+
+def _latencies(report: Report) -> Table:
+    table = Table("ms", box=None, pad_edge=False)
+    percentiles = list(report.ttft.percentiles)
+    for heading in ("mean", *(f"p{p:g}" for p in percentiles), "max"):
+        table.add_column(heading, justify="right")
+    rows: list[tuple[str, Distribution]] = [
+        ("TTFT", report.ttft),
+        ("ITL", report.itl),
+        ("TPOT", report.tpot),
+        ("E2E", report.e2e),
+    ]
+    if (report.held.max or 0.0) > 0.01:  # the client was late: the arrival tells another story
+        rows += [
+            ("TTFT from arrival", report.ttft_from_arrival),
+            ("E2E from arrival", report.e2e_from_arrival),
+            ("client delay", report.held),
+        ]
+    for name, values in rows:
+        numbers = (values.mean, *(values.percentiles[p] for p in percentiles), values.max)
+        table.add_row(name, *("-" if x is None else f"{x * 1000:.2f}" for x in numbers))
+    return table

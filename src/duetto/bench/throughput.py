@@ -1,0 +1,41 @@
+"""`duetto bench throughput`: everything arrives at once; how fast is it all done?"""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+from duetto.bench.metrics import SLO, JsonValue, Report, summarize
+from duetto.bench.offline import OfflineLLM, mean_parts_s, records_of, run_offline
+from duetto.bench.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputResult:
+    report: Report
+    parts_s: dict[str, float]  # the parts of a request's mean latency
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """`vllm bench throughput`'s five keys, and the report."""
+        report = self.report
+        num_tokens = report.num_input_tokens + report.num_output_tokens
+        return {
+            "elapsed_time": report.duration_s,
+            "num_requests": report.num_requests,
+            "total_num_tokens": num_tokens,
+            "requests_per_second": report.per_second(report.num_ok),
+            "tokens_per_second": report.per_second(num_tokens),
+            **report.as_json(),
+            "mean_parts_ms": {part: spent * 1000 for part, spent in self.parts_s.items()},
+            "notes": self.notes,
+        }
+
+
+def measure_throughput(
+    llm: OfflineLLM, workload: Workload, *, slo: SLO | None = None, use_tqdm: bool = False
+) -> ThroughputResult:
+    """Run the whole workload at once. Arrival times in it are ignored."""
+    start = perf_counter()
+    outputs = run_offline(llm, workload.requests, use_tqdm=use_tqdm)
+    duration_s = perf_counter() - start
+    report = summarize(records_of(outputs), duration_s, slo=slo)
+    return ThroughputResult(report, mean_parts_s(outputs), workload.notes)

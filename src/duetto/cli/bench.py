@@ -1,0 +1,248 @@
+"""`duetto bench latency|throughput|serve`: measure a model in this process, or a server by URL."""
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from duetto.bench.arrivals import ArrivalOptions
+from duetto.bench.client import Target
+from duetto.bench.dataset import DatasetOptions
+from duetto.bench.latency import LatencyPlan, measure_latency
+from duetto.bench.metrics import JsonValue, parse_slo
+from duetto.bench.serve import Load, find_model, run_serve, token_counter
+from duetto.bench.table import print_parts, print_report
+from duetto.bench.throughput import measure_throughput
+from duetto.build import EngineArgs
+from duetto.core.errors import ConfigError
+from duetto.llm import LLM
+from duetto.progress import show_progress
+
+app = App(name="bench", help="Measure latency, throughput, and a server under load.")
+
+Flat = Parameter(name="*")
+SloFlag = Annotated[
+    tuple[str, ...], Parameter(name=["--slo", "--goodput"], consume_multiple=True, negative="")
+]
+JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+@app.command
+def latency(
+    model: str,
+    *,
+    input_len: int = 32,
+    output_len: int = 128,
+    batch_size: int = 8,
+    num_iters_warmup: int = 3,
+    num_iters: int = 10,
+    vocab_size: int = 256,
+    as_json: JsonFlag = False,
+    args: Annotated[EngineArgs | None, Flat] = None,
+) -> None:
+    """Time one batch of equal requests at a time, in this process.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, or org/name on the Hugging Face hub.
+    input_len
+        Tokens per prompt; every prompt is different, so no prefix is cached.
+    output_len
+        Tokens per answer.
+    batch_size
+        Requests that run together.
+    num_iters_warmup
+        Batches before the measured ones.
+    num_iters
+        Batches that are measured.
+    vocab_size
+        Token ids are drawn below this.
+    as_json
+        The last line of stdout is one JSON document.
+    """
+    args = args or EngineArgs()
+    plan = LatencyPlan(
+        input_len=input_len,
+        output_len=output_len,
+        batch_size=batch_size,
+        num_iters_warmup=num_iters_warmup,
+        num_iters=num_iters,
+        vocab_size=vocab_size,
+        seed=args.seed,
+    )
+    num_batches = num_iters_warmup + num_iters
+    with (
+        LLM(model, **args.as_keywords()) as llm,
+        show_progress("batches", total=num_batches) as bar,
+    ):
+        result = measure_latency(llm, plan, advance=bar.advance)
+    if as_json:
+        _print_json(result.as_json())
+        return
+    console = Console()
+    print_report(result.report, console)
+    batch = result.batch
+    console.print(f"batch latency, s: mean {batch.mean:.4f}, median {batch.median:.4f}")
+
+
+@app.command
+def throughput(
+    model: str,
+    *,
+    slo: SloFlag = (),
+    as_json: JsonFlag = False,
+    dataset: Annotated[DatasetOptions | None, Flat] = None,
+    args: Annotated[EngineArgs | None, Flat] = None,
+) -> None:
+    """Run a whole workload at once, in this process.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, or org/name on the Hugging Face hub.
+    slo
+        Limits for goodput, like ttft=200,itl=50 in milliseconds; of ttft, itl, tpot, e2e.
+    as_json
+        The last line of stdout is one JSON document.
+    """
+    limits = parse_slo(slo) if slo else None
+    args = args or EngineArgs()
+    with LLM(model, **args.as_keywords()) as llm:
+        tokenizer = llm.get_tokenizer()
+        chosen = dataset or DatasetOptions()
+        workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed)
+        result = measure_throughput(llm, workload, slo=limits, use_tqdm=True)
+    if as_json:
+        _print_json(result.as_json())
+        return
+    console = Console()
+    print_report(result.report, console, notes=result.notes)
+    print_parts(result.parts_s, console)
+
+
+@app.command
+def serve(
+    *,
+    base_url: str = "http://127.0.0.1:8000",
+    backend: Literal["openai", "openai-chat"] = "openai",
+    endpoint: str | None = None,
+    model: str | None = None,
+    num_warmups: int = 0,
+    ignore_eos: bool = False,
+    temperature: float = 0.0,
+    seed: int = 0,
+    extra_body: str = "{}",
+    api_key: str | None = None,
+    timeout: float = 600.0,
+    slo: SloFlag = (),
+    metric_percentiles: str = "50,90,99",
+    result_filename: Path | None = None,
+    save_detailed: bool = False,
+    as_json: JsonFlag = False,
+    dataset: Annotated[DatasetOptions | None, Flat] = None,
+    arrivals: Annotated[ArrivalOptions | None, Flat] = None,
+) -> None:
+    """Drive any OpenAI-compatible server, and measure what its users would see.
+
+    Parameters
+    ----------
+    base_url
+        Where the server is.
+    backend
+        openai sends to /v1/completions, openai-chat to /v1/chat/completions.
+    endpoint
+        Another path to send to.
+    model
+        The model's name; the first that the server names if left out.
+    num_warmups
+        Requests before the run that count nowhere.
+    ignore_eos
+        Ask for answers of exactly the dataset's lengths.
+    temperature
+        0 is greedy.
+    seed
+        Lengths, tokens and arrival times follow from it.
+    extra_body
+        A JSON object to add to every request.
+    api_key
+        The server's key; OPENAI_API_KEY from the environment if left out.
+    timeout
+        Seconds for a whole answer.
+    slo
+        Limits for goodput, like ttft=200,itl=50 in milliseconds; of ttft, itl, tpot, e2e.
+    metric_percentiles
+        Which percentiles to report.
+    result_filename
+        Write the JSON document to this file too.
+    save_detailed
+        Add one entry per request to that file.
+    as_json
+        The last line of stdout is one JSON document.
+    """
+    base_url = base_url.rstrip("/").removesuffix("/v1")
+    api_key = api_key or os.environ.get("OPENAI_API_KEY")
+    dataset, arrivals = dataset or DatasetOptions(), arrivals or ArrivalOptions()
+    load = Load(
+        max_concurrency=arrivals.max_concurrency,
+        is_closed_loop=arrivals.is_closed_loop,
+        num_warmups=num_warmups,
+        slo=parse_slo(slo) if slo else None,
+        percentiles=_percentiles(metric_percentiles),
+    )
+    body = _extra_body(extra_body)
+    target = Target(
+        base_url=base_url,
+        model=model or find_model(base_url, api_key),
+        is_chat=backend == "openai-chat",
+        endpoint=endpoint,
+        api_key=api_key,
+        ignore_eos=ignore_eos,
+        temperature=temperature,
+        extra_body=body,
+        timeout_s=timeout,
+    )
+    workload = dataset.load(token_counter(base_url, api_key, target.model), seed)
+    workload = arrivals.apply(workload, has_times=dataset.has_times, seed=seed)
+    with show_progress("requests", total=len(workload.requests)) as bar:
+        driven = run_serve(target, workload, load, on_done=lambda _record: bar.advance())
+        result = asyncio.run(driven)
+    about: dict[str, JsonValue] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "backend": backend,
+        "dataset_name": dataset.dataset_name,
+        "num_prompts": len(workload.requests),
+        **arrivals.as_json(),
+    }
+    if result_filename is not None:
+        whole = about | result.as_json(detailed=save_detailed)
+        result_filename.write_bytes(msgspec.json.encode(whole) + b"\n")
+    if as_json:
+        _print_json(about | result.as_json())
+    else:
+        print_report(result.report, Console(), notes=result.notes)
+
+
+def _percentiles(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--metric-percentiles {text!r}: must be numbers with commas, like 50,90,99"
+        ) from None
+
+
+def _extra_body(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--extra-body: {error}; must be a JSON object") from None
+
+
+def _print_json(document: dict[str, JsonValue]) -> None:
+    print(msgspec.json.encode(document).decode(), flush=True)

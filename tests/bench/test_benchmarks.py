@@ -1,0 +1,52 @@
+"""The scripts in benchmarks/ run, small, and their pages hold what the last line says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(script: str, *words: str) -> Any:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_scheduling(tiny_model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "scheduling.md"
+    words = "--num-requests 6 --repetitions 1 --max-num-seqs 4 --load 4"
+    found = run("scheduling.py", "--model", str(tiny_model), *words.split(), "--output", str(page))
+    assert len(found["results"]) == 5
+    cached = {name: result["cached_fraction"] for name, result in found["results"].items()}
+    assert cached["continuous, chunked, cache"] > 0 == cached["no prefix cache"]
+    assert all(result["output_tokens_per_s"] > 0 for result in found["results"].values())
+    kv = found["kv_tokens"]
+    assert kv["mean_held"] < kv["mean_in_tables"] < kv["mean_reserved_model"]
+    assert kv["max_reserved_model"] == 4 * 2048  # four tiny requests at once
+    assert 0 < kv["unused_fraction"] < 0.2
+    text = page.read_text()
+    for name in found["results"]:
+        assert text.count(f"| {name} |") == 2
+
+
+def test_metrics_disagree(tmp_path: Path) -> None:
+    page = tmp_path / "metrics.md"
+    page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    found = run("metrics_disagree.py", "--repetitions", "1", "--page", str(page))["results"]
+    text = page.read_text()
+    assert text.startswith("before\n<!-- measured: begin -->\nWritten by")
+    assert text.endswith("<!-- measured: end -->\nafter\n")
+    assert "old" not in text
+    for name, numbers in found.items():
+        assert f"| {name} |" in text
+        if "eight" not in name and "batch" not in name and "two may run" not in name:
+            # Equal lengths: the mean over gaps is the mean over requests.
+            assert abs(numbers["itl_mean"] - numbers["tpot_mean"]) < 1e-9
+    weighted = found["batch: one of 192 tokens, seven of 8"]
+    assert abs(weighted["itl_mean"] - weighted["tpot_mean"]) > 1e-6
+    assert found["the same prompt again"]["ttft_p50"] < (
+        found["cache: a prompt of 1024, first time"]["ttft_p50"] / 2
+    )
