@@ -2,7 +2,7 @@
 
 import sys
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from duetto import __version__
 from duetto.core.errors import DuettoError
@@ -11,6 +11,7 @@ app = App(
     name="duetto",
     version=__version__,
     help="Serve and study large language models: prefill and decode, played as a duet.",
+    default_parameter=Parameter(negative_iterable=()),
 )
 app.command("duetto.cli.serve:serve", name="serve", help="Serve a model over HTTP.")
 app.command("duetto.cli.chat:chat", name="chat", help="Talk with a model in the terminal.")

@@ -20,7 +20,7 @@ def complete(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    stop: tuple[str, ...] = (),
+    stop: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     ignore_eos: bool = False,
     stats: bool = True,
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
