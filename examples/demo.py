@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, socket
 from statistics import median
@@ -69,7 +70,7 @@ def stream_answer(client: OpenAI, model: str, messages: list[dict[str, str]]) ->
             times.append(time.perf_counter())
             pieces.append(chunk.choices[0].delta.content)
             print(pieces[-1], end="", flush=True)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     cached = usage.prompt_tokens_details.cached_tokens
     print(
         f"\n  TTFT {1e3 * (times[0] - start):.1f} ms, median ITL {1e3 * median(gaps):.1f} ms, "
