@@ -6,8 +6,9 @@ block table, a stale block or a lost token changes the tokens, and every write i
 into a block that no one else can see.
 """
 
-import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from duetto.core.batch import (
@@ -21,6 +22,8 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 
+UNWRITTEN = -1  # no KV: hash() never returns it
+
 
 def make_request(
     request_id: str = "r0",
@@ -28,6 +31,7 @@ def make_request(
     max_tokens: int = 4,
     *,
     stop_token_ids: Sequence[int] = (),
+    bad_word_ids: Sequence[Sequence[int]] = (),
     seed: int = 0,
     arrival_time: float = 0.0,
     priority: int = 0,
@@ -42,23 +46,29 @@ def make_request(
         max_tokens=max_tokens,
         seed=seed,
         stop_token_ids=frozenset(stop_token_ids),
+        bad_word_ids=tuple(tuple(word) for word in bad_word_ids),
         arrival_time=arrival_time,
         priority=priority,
         cache_salt=cache_salt,
     )
 
 
-def shadow_kv(history: Sequence[bytes], token_id: int) -> bytes:
+def shadow_kv(history: Sequence[int], token_id: int) -> int:
     """Stands in for K and V at one position: depends on this token and every position before."""
-    return hashlib.blake2b(b"".join(history) + b"|%d" % token_id, digest_size=8).digest()
+    return hash((*history, token_id))  # of ints only, so it is the same in every process
 
 
-def shadow_token(
-    last_kv: bytes, seed: int, num_output_tokens: int, forbidden: Sequence[int]
-) -> int:
+def shadow_kvs(token_ids: Sequence[int]) -> list[int]:
+    """The KV of every position of a text."""
+    kvs: list[int] = []
+    for token_id in token_ids:
+        kvs.append(shadow_kv(kvs, token_id))
+    return kvs
+
+
+def shadow_token(last_kv: int, seed: int, num_output_tokens: int, forbidden: Sequence[int]) -> int:
     """A token that depends on the whole context and on the request's own random stream."""
-    draw = hashlib.blake2b(last_kv + b"%d|%d" % (seed, num_output_tokens)).digest()
-    token_id = draw[0] % 7 + 1
+    token_id = hash((last_kv, seed, num_output_tokens)) % 7 + 1
     while token_id in forbidden:
         token_id += 1
     return token_id
@@ -66,26 +76,30 @@ def shadow_token(
 
 def generate_alone(request: Request) -> list[int]:
     """The answer by the dumbest route: one request, one token at a time, no cache."""
-    kv: list[bytes] = []
-    for token_id in request.prompt_token_ids:
-        kv.append(shadow_kv(kv, token_id))
+    kvs = shadow_kvs(request.prompt_token_ids)
     output: list[int] = []
     while len(output) < request.max_tokens:
-        short = len(output) < request.sampling.min_tokens
-        forbidden = request.stop_token_ids if short else ()
-        output.append(shadow_token(kv[-1], request.seed, len(output), tuple(forbidden)))
+        too_short = len(output) < request.sampling.min_tokens
+        forbidden = set(request.stop_token_ids if too_short else ())
+        for *beginning, end in request.bad_word_ids:
+            if output[len(output) - len(beginning) :] == beginning:
+                forbidden.add(end)
+        output.append(shadow_token(kvs[-1], request.seed, len(output), tuple(forbidden)))
         if output[-1] in request.stop_token_ids:
             break
-        kv.append(shadow_kv(kv, output[-1]))
+        kvs.append(shadow_kv(kvs, output[-1]))
     return output
 
 
 class ShadowExecutor:
-    """An executor without a model, in which every wrong read shows."""
+    """An executor without a model, in which every wrong read shows.
+
+    A row or a step that fails leaves garbage where it wrote, as a real one may.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
-        self._slots: list[bytes | None] = [None] * (num_blocks * block_size)
+        self._slots = [UNWRITTEN] * (num_blocks * block_size)
         self.num_tokens_run = 0
         self.fail_next = False
         self.fail_after_writing = False
@@ -95,11 +109,12 @@ class ShadowExecutor:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("planted failure")
-        owners = _owners(batch)
-        sampled, failed, written = {}, {}, set()
+        owners = Counter(chain.from_iterable(item.block_table for item in batch.requests))
+        sampled, failed = {}, {}
         for item in batch.requests:
-            last = self._write(item, owners, written)
-            if item.request_id in self.fail_requests:
+            is_failing = item.request_id in self.fail_requests
+            last = self._write(item, owners, is_garbage=is_failing or self.fail_after_writing)
+            if is_failing:
                 failed[item.request_id] = "planted failure of one request"
             elif item.sampling is not None:
                 s = item.sampling
@@ -111,38 +126,31 @@ class ShadowExecutor:
             raise RuntimeError("planted failure after the step's KV was written")
         return StepOutput(sampled, prompt_logprobs=_scores(batch), failed=failed)
 
-    def _write(
-        self, item: ScheduledRequest, owners: Mapping[int, set[str]], written: set[int]
-    ) -> bytes:
+    def read_block(self, block: int) -> list[int]:
+        return self._slots[block * self._block_size : (block + 1) * self._block_size]
+
+    def _write(self, item: ScheduledRequest, owners: Mapping[int, int], *, is_garbage: bool) -> int:
         assert item.token_ids, "scheduled with nothing to compute, so there are no logits"
-        end = item.num_computed_tokens + len(item.token_ids)
-        assert len(item.block_table) * self._block_size >= end, "the block table is too short"
-        history = [self._read(item, i) for i in range(item.num_computed_tokens)]
-        for position, token_id in enumerate(item.token_ids, start=item.num_computed_tokens):
-            slot = self._slot(item, position)
-            assert slot not in written, "two requests write one slot in one step"
-            assert owners[slot // self._block_size] == {item.request_id}, "writes a shared block"
-            written.add(slot)
-            self._slots[slot] = shadow_kv(history, token_id)
-            history.append(self._slots[slot])
+        size, start = self._block_size, item.num_computed_tokens
+        end = start + len(item.token_ids)
+        assert len(item.block_table) * size >= end, "the block table is too short"
+        history = self._read(item.block_table, start)
+        for position, token_id in enumerate(item.token_ids, start=start):
+            block = item.block_table[position // size]
+            assert owners[block] == 1, "writes a block that another request reads or writes"
+            kv = shadow_kv(history, token_id)
+            self._slots[block * size + position % size] = ~kv if is_garbage else kv
+            history.append(kv)
         return history[-1]
 
-    def _read(self, item: ScheduledRequest, position: int) -> bytes:
-        kv = self._slots[self._slot(item, position)]
-        assert kv is not None, "reads a slot that was never written"
-        return kv
-
-    def _slot(self, item: ScheduledRequest, position: int) -> int:
-        block = item.block_table[position // self._block_size]
-        return block * self._block_size + position % self._block_size
-
-
-def _owners(batch: ScheduledBatch) -> dict[int, set[str]]:
-    owners: dict[int, set[str]] = {}
-    for item in batch.requests:
-        for block in item.block_table:
-            owners.setdefault(block, set()).add(item.request_id)
-    return owners
+    def _read(self, block_table: Sequence[int], num_tokens: int) -> list[int]:
+        """The KV of the first `num_tokens` positions."""
+        kvs: list[int] = []
+        for block in block_table[: -(-num_tokens // self._block_size)]:
+            kvs += self.read_block(block)
+        del kvs[num_tokens:]
+        assert UNWRITTEN not in kvs, "reads a slot that was never written"
+        return kvs
 
 
 def _scores(batch: ScheduledBatch) -> dict[str, tuple[TokenLogprob, ...]]:

@@ -14,13 +14,15 @@ class Part(enum.Enum):
     PROMPT = "prompt"  # a step computed tokens of its own prompt (or recomputed lost ones)
     DECODE = "decode"  # a step computed its next token, with nothing but next tokens beside it
     SHARED = "shared"  # a step computed its next token beside other requests' prompts
-    STALLED = "stalled"  # admitted, but this step's budget had no token for it
+    STALLED = (
+        "stalled"  # admitted, but no step computed anything for it: the moment before an abort
+    )
     PREEMPTED = "preempted"  # put back into the queue, its blocks taken
 
 
 @dataclass(slots=True)
 class RequestTimings:
-    """Written by the Scheduler only; a copy leaves with the request's last update."""
+    """Written by the Scheduler only, and by nobody once the request has ended."""
 
     arrival_time: float
     first_scheduled_time: float | None = None

@@ -1,8 +1,8 @@
 """Policies: who goes first, and how many may be admitted. Pure functions; no state, no clock.
 
-A policy is two functions. `order` gives a request's place as a key that never changes while it
-lives, so queues stay sorted without re-sorting. `num_admissible` says how many waiting requests
-may join in this step.
+A policy is two functions and a flag. `order` gives a request's place as a key that never changes
+while it lives, so queues stay sorted without re-sorting. `num_admissible` says how many waiting
+requests may join in this step; `is_closed`, whether these are the first in the queue and no others.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,9 @@ def continuously(left: int, num_running: int, num_waiting: int, max_num_seqs: in
 def batch_by_batch(left: int, num_running: int, num_waiting: int, max_num_seqs: int) -> int:
     """Static batching: a batch is chosen when nothing runs, and runs until its longest ends.
 
-    `left` is how many of the chosen batch are still to be admitted: a budget can spread the
-    admission of one batch over several steps, and a preempted member may come back.
+    `left` is how many of the chosen batch are still to be admitted, and these are the first in the
+    queue: a budget can spread the admission of one batch over several steps, and a preempted member
+    may come back.
     """
     return left if num_running else min(num_waiting, max_num_seqs)
 
@@ -48,10 +49,11 @@ def batch_by_batch(left: int, num_running: int, num_waiting: int, max_num_seqs: 
 class Policy:
     order: Order
     num_admissible: NumAdmissible
+    is_closed: bool = False
 
 
 POLICIES: dict[SchedulingPolicy, Policy] = {
     "fcfs": Policy(by_arrival, continuously),
     "priority": Policy(by_priority, continuously),
-    "static": Policy(by_arrival, batch_by_batch),
+    "static": Policy(by_arrival, batch_by_batch, is_closed=True),
 }

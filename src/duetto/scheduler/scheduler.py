@@ -48,6 +48,7 @@ class Scheduler:
         self._policy = POLICIES[config.scheduling_policy]
         self._num_admissible = 0
         self._num_added = 0
+        self._live_ids: set[str] = set()
 
     @property
     def has_work(self) -> bool:
@@ -58,6 +59,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
         self.config.check_fits(request)
+        assert request.request_id not in self._live_ids, f"{request.request_id} is live already"
+        self._live_ids.add(request.request_id)
         request.arrival_index = self._num_added
         self._num_added += 1
         self._enqueue(request)
@@ -198,7 +201,7 @@ class Scheduler:
         budget = self.config.max_num_batched_tokens - sum(counts.values())
         computing = self._hashes_being_computed()
         position = 0
-        while position < len(self.waiting) and budget and self._num_admissible > 0:
+        while budget and self._num_admissible > 0 and position < self._num_candidates():
             request = self.waiting[position]
             if self._next_missing_hash(request) in computing:
                 position += 1  # its prefix will soon be there to reuse
@@ -211,6 +214,10 @@ class Scheduler:
             counts[request.request_id] = count
             budget -= count
             computing.update(uncomputed_hashes(request, self.config))
+
+    def _num_candidates(self) -> int:
+        """How many may be admitted or passed over, from the head of the queue."""
+        return self._num_admissible if self._policy.is_closed else len(self.waiting)
 
     def _admit(self, request: Request, budget: int, now: float) -> int:
         """Reuse the published prefix, take room for the rest, and return the first chunk's size;
@@ -281,8 +288,12 @@ class Scheduler:
             self._drop(request)
             request.timings.account(Part.STALLED, now)  # between steps; nothing within update()
         else:
-            self.waiting.remove(request)
+            position = self.waiting.index(request)
+            del self.waiting[position]
+            if position < self._num_admissible:
+                self._num_admissible -= 1  # its place in a static batch ends with it
             account_queue(request, now)
+        self._live_ids.remove(request.request_id)
         request.finish_reason = reason
         request.timings.finish_time = now
         return RequestUpdate(
@@ -311,15 +322,25 @@ class Scheduler:
         request.num_published_blocks = 0
 
     def _find(self, request_id: str) -> Request | None:
+        if request_id not in self._live_ids:
+            return None
         queued: Iterable[Request] = (r for r in self.waiting if r.request_id == request_id)
         return self.running.get(request_id) or next(iter(queued), None)
 
 
 def _check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
     for item in batch.requests:
-        done = item.request_id in output.failed or output.sampled.get(item.request_id)
-        if item.sampling is not None and not done:
+        if item.request_id in output.failed:
+            continue
+        if item.sampling is not None and not output.sampled.get(item.request_id):
             raise EngineError(f"the executor returned no token for request {item.request_id}")
+        asked = len(item.prompt_logprob_targets)
+        given = len(output.prompt_logprobs.get(item.request_id, ()))
+        if given != asked:
+            raise EngineError(
+                f"the executor returned {given} prompt log-probabilities for request "
+                f"{item.request_id}, not {asked}"
+            )
 
 
 def _finish_reason(request: Request, tokens: tuple[SampledToken, ...]) -> FinishReason | None:

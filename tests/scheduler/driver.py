@@ -1,0 +1,239 @@
+"""Drives a Scheduler and a ShadowExecutor by rules, and judges every plan, update and state.
+
+The rules are what an engine and its callers can do: add, step (also one that fails), abort, stop,
+forget the cache; and a preemption out of the blue. The state machine of Hypothesis and the random
+walk both drive it; the faults planted by test_planted_faults.py are planted in its scheduler.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+from fakes import ShadowExecutor
+from scheduler.judge import (
+    Account,
+    CacheJudge,
+    check_budget,
+    check_items,
+    check_newcomers,
+    check_preempted,
+    check_state,
+    fits,
+)
+
+from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import EngineError, InvalidRequest
+from duetto.core.request import FinishReason, Request
+from duetto.scheduler.scheduler import Scheduler
+
+MakeScheduler = Callable[[SchedulerConfig], Scheduler]
+Fault = Literal["before", "after", "row", "short"]
+
+
+class Driver:
+    """A scheduler in a world without a model. Every rule raises if what it sees is wrong."""
+
+    def __init__(self, config: SchedulerConfig, make_scheduler: MakeScheduler = Scheduler) -> None:
+        self.config = config
+        self.scheduler = make_scheduler(config)
+        self.executor = ShadowExecutor(config.num_blocks, config.block_size)
+        self.live: dict[str, Account] = {}  # accepted, no final update so far
+        self.ended: list[str] = []
+        self.num_steps = 0
+        self._cache_judge = CacheJudge()
+        self.num_added = 0
+        self._now = 0.0  # whole numbers, so that sums of durations are exact
+        self._chosen: set[str] = set()  # the batch of static batching
+
+    # --- rules -----------------------------------------------------------------------------
+
+    def add(self, request: Request) -> bool:
+        """Add a request; whether it is accepted is known beforehand."""
+        request.arrival_time = request.timings.arrival_time = self._now
+        request.timings.accounted_until = self._now
+        self.num_added += 1
+        if not fits(request, self.config):
+            before = list(self.scheduler.waiting)
+            with pytest.raises(InvalidRequest):
+                self.scheduler.add(request)
+            assert self.scheduler.waiting == before, "a refusal changes something"
+            return False
+        self.scheduler.add(request)
+        ageing = request.arrival_time / self.config.ageing_s
+        by_priority = self.config.scheduling_policy == "priority"
+        key = request.priority + ageing if by_priority else 0.0
+        self.live[request.request_id] = Account(request, (key, self.num_added))
+        return True
+
+    def step(self, fault: Fault | None = None, victim: str = "") -> None:
+        """One step of an engine. `victim` is the request whose row fails, or whose token lacks."""
+        scheduler = self.scheduler
+        was_running = set(scheduler.running)
+        if not was_running:
+            self._chosen = {r.request_id for r in scheduler.waiting[: self.config.max_num_seqs]}
+        self._pass_time(1)
+        batch = scheduler.schedule(self._now)
+        if not self.live:
+            assert not batch.requests
+            return
+        self.num_steps += 1
+        self._judge_plan(batch, was_running)
+        updates = self._run(batch, fault, victim)
+        assert len({update.request_id for update in updates}) == len(updates)
+        assert _errors(updates) == _blamed(batch, fault, victim), "wrong requests end in an error"
+        for update in updates:
+            self._hear(update)
+
+    def abort(self, request_id: str) -> None:
+        self._pass_time(1)
+        was_live = request_id in self.live
+        update = self.scheduler.abort(request_id, self._now)
+        assert (update is not None) == was_live
+        if update is not None:
+            assert update.finish_reason is FinishReason.ABORT
+            self._hear(update)
+
+    def stop(self, request_id: str) -> None:
+        """What the engine does when text has reached a stop string."""
+        if request_id in self.scheduler.running:
+            self.scheduler.stop(request_id, self._now)
+            self._end(request_id, FinishReason.STOP)
+
+    def preempt(self, request_id: str) -> None:
+        """Take the blocks of a request that could be a victim now."""
+        request = self.scheduler.running.get(request_id)
+        account = self.live.get(request_id)
+        if request and account and account.num_preemptions < self.config.max_preemptions:
+            account.num_preemptions += 1
+            self.scheduler._preempt(request)
+
+    def forget_all(self) -> None:
+        self.scheduler.pool.forget_all()
+
+    def drain(self) -> None:
+        """Without faults and arrivals everything ends, in a number of steps known beforehand.
+
+        A step computes at least one token, and a request computes each of its tokens at most once
+        for each time that it is admitted.
+        """
+        admissions = self.config.max_preemptions + 1
+        bound = sum(a.request.most_tokens * admissions for a in self.live.values())
+        first = self.num_steps
+        while self.live:
+            self.step()
+            assert self.num_steps - first <= bound, "work is left, and no end of it in sight"
+        assert not self.scheduler.has_work
+        self.check()
+        self.check_cache()
+        assert self.scheduler.pool.num_free == self.config.num_blocks, "leaked blocks"
+
+    # --- judging ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        check_state(self.scheduler, self.live)
+
+    def check_cache(self) -> None:
+        for account in self.live.values():
+            self._cache_judge.learn(account, self.config.block_size)
+        self._cache_judge.check(self.scheduler, self.executor)
+
+    def _judge_plan(self, batch: ScheduledBatch, was_running: set[str]) -> None:
+        c, running = self.config, self.scheduler.running
+        check_items(batch, running, c)
+        check_budget(batch, running, was_running, c)
+        newcomers = running.keys() - was_running
+        if newcomers and self.scheduler.waiting:
+            waiting = [self.live[request.request_id] for request in self.scheduler.waiting]
+            check_newcomers([self.live[i] for i in newcomers], waiting, self.scheduler)
+        preempted = was_running - running.keys()
+        if preempted:
+            assert not newcomers, "a newcomer takes the blocks of one who has just lost them"
+            check_preempted([self.live[i] for i in preempted], [self.live[i] for i in running], c)
+        if c.scheduling_policy == "static":
+            assert newcomers <= self._chosen, "a newcomer joins a batch that runs"
+
+    def _run(self, batch: ScheduledBatch, fault: Fault | None, victim: str) -> list[RequestUpdate]:
+        scheduler, executor = self.scheduler, self.executor
+        executor.fail_next = fault == "before"
+        executor.fail_after_writing = fault == "after"
+        executor.fail_requests = {victim} if fault == "row" else set()
+        self._pass_time(2)
+        try:
+            output = executor.execute(batch)
+        except RuntimeError as error:
+            return scheduler.fail(batch, str(error), self._now)
+        if fault == "short" and victim in _givers(batch):
+            self._refuse(batch, _without(output, victim))
+            return scheduler.fail(batch, "it returned too little", self._now)
+        return scheduler.update(batch, output, self._now)
+
+    def _refuse(self, batch: ScheduledBatch, output: StepOutput) -> None:
+        """An output that is not whole is refused, and changes nothing."""
+        before = [_state(request) for request in self.scheduler.running.values()]
+        with pytest.raises(EngineError):
+            self.scheduler.update(batch, output, self._now)
+        assert before == [_state(request) for request in self.scheduler.running.values()]
+
+    def _hear(self, update: RequestUpdate) -> None:
+        assert update.request_id in self.live, "an update after the final one"
+        account = self.live[update.request_id]
+        account.hear(update)
+        if account.final is not None:
+            self._bury(account)
+
+    def _end(self, request_id: str, reason: FinishReason) -> None:
+        account = self.live[request_id]
+        account.end(reason)
+        self._bury(account)
+
+    def _bury(self, account: Account) -> None:
+        request_id = account.request.request_id
+        del self.live[request_id]
+        self.ended.append(request_id)
+        self._cache_judge.learn(account, self.config.block_size)
+
+    def _pass_time(self, seconds: int) -> None:
+        self._now += seconds
+
+
+def _errors(updates: Sequence[RequestUpdate]) -> set[str]:
+    return {u.request_id for u in updates if u.finish_reason is FinishReason.ERROR}
+
+
+def _blamed(batch: ScheduledBatch, fault: Fault | None, victim: str) -> set[str]:
+    """Whom a fault of a step ends: the row that failed, or all if the step gave nothing whole."""
+    if fault is None or (fault == "short" and victim not in _givers(batch)):
+        return set()
+    everyone = {item.request_id for item in batch.requests}
+    return everyone & {victim} if fault == "row" else everyone
+
+
+def _givers(batch: ScheduledBatch) -> set[str]:
+    """Those of whom a step must return something: a token or scores."""
+    return {
+        item.request_id
+        for item in batch.requests
+        if item.sampling is not None or item.prompt_logprob_targets
+    }
+
+
+def _without(output: StepOutput, victim: str) -> StepOutput:
+    """The output without the victim's token, or without its scores if it was given both."""
+    lacking = "prompt_logprobs" if victim in output.prompt_logprobs else "sampled"
+    kept = {i: given for i, given in getattr(output, lacking).items() if i != victim}
+    return replace(output, **{lacking: kept})
+
+
+def _state(request: Request) -> tuple[object, ...]:
+    timings = request.timings
+    return (
+        request.num_computed_tokens,
+        tuple(request.token_ids),
+        tuple(request.block_table),
+        request.num_published_blocks,
+        timings.accounted_until,
+        len(timings.token_times),
+        tuple(timings.parts.values()),
+    )

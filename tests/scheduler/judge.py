@@ -1,0 +1,211 @@
+"""What must hold of every plan and every state, asked from outside the scheduler.
+
+Conservation laws and orders that follow from the requests alone: never a second scheduler, which
+would share its mistakes. `Account` is what a judge remembers of one request.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fakes import ShadowExecutor, generate_alone, shadow_kvs
+
+from duetto.core.batch import RequestUpdate, ScheduledBatch
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import FinishReason, Request
+from duetto.scheduler.scheduler import Scheduler
+
+
+@dataclass(slots=True)
+class Account:
+    """One accepted request: the answer it must get, and what it was told so far."""
+
+    request: Request
+    place: tuple[float, int]
+    answer: list[int] = field(init=False)  # by the dumbest route, alone
+    kvs: list[int] = field(init=False)  # of prompt and answer
+    tokens: list[int] = field(init=False, default_factory=list)
+    scored: list[int] = field(init=False, default_factory=list)  # prompt tokens, with a logprob
+    num_preemptions: int = field(init=False, default=0)
+    final: FinishReason | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.answer = generate_alone(self.request)
+        self.kvs = shadow_kvs([*self.request.prompt_token_ids, *self.answer])
+
+    def hear(self, update: RequestUpdate) -> None:
+        """Take one update, and check that a caller may trust what it says."""
+        request = self.request
+        assert self.final is None, "an update after the final one"
+        num_before = len(self.tokens)
+        self.tokens += [token.token_id for token in update.tokens]
+        self.scored += [score.token_id for score in update.prompt_logprobs]
+        assert request.num_output_tokens == len(self.tokens)
+        assert self.tokens[num_before:] == self.answer[num_before : len(self.tokens)], "wrong token"
+        prompt = request.prompt_token_ids if request.sampling.prompt_logprobs is not None else ()
+        assert tuple(self.scored) == prompt[1 : 1 + len(self.scored)], "scored twice or not at all"
+        assert (update.error is not None) == (update.finish_reason is FinishReason.ERROR)
+        if update.tokens:
+            assert len(self.scored) == max(0, len(prompt) - 1), "a token before the prompt's scores"
+        if update.finish_reason is None:
+            assert len(self.tokens) < len(self.answer), "complete, and yet it goes on"
+            assert update.tokens or update.prompt_logprobs, "an update that says nothing"
+        else:
+            assert update.timings is request.timings
+            if update.finish_reason is FinishReason.STOP:
+                assert self.tokens[-1] in request.stop_token_ids, "nothing stopped it"
+            self.end(update.finish_reason)
+
+    def end(self, reason: FinishReason) -> None:
+        assert self.final is None, "a second final update"
+        self.final = reason
+        request, timings = self.request, self.request.timings
+        assert request.finish_reason is reason
+        assert not request.block_table, "an ended request holds blocks"
+        assert sum(timings.parts.values()) == timings.e2e_s, "the parts do not tile the latency"
+        assert len(timings.token_times) == len(self.tokens)
+        assert list(request.output_token_ids) == self.tokens == self.answer[: len(self.tokens)]
+        if reason is FinishReason.LENGTH:
+            assert len(self.tokens) == request.max_tokens
+
+
+def fits(request: Request, config: SchedulerConfig) -> bool:
+    """Whether a request could run if it were alone, by the arithmetic of one engine."""
+    last_needed = request.num_prompt_tokens + request.max_tokens - 1
+    room = config.num_blocks * config.block_size
+    return last_needed <= room and last_needed < config.max_model_len
+
+
+# --- one plan ------------------------------------------------------------------------------
+
+
+def check_items(batch: ScheduledBatch, running: Mapping[str, Request], c: SchedulerConfig) -> None:
+    """Each row is what its request says, in a table with room for all its tokens."""
+    assert batch.requests, "a step that computes nothing although there is work"
+    assert len({item.request_id for item in batch.requests}) == len(batch.requests)
+    assert batch.num_tokens <= c.max_num_batched_tokens
+    for item in batch.requests:
+        request, start = running[item.request_id], item.num_computed_tokens
+        end = start + len(item.token_ids)
+        assert start == request.num_computed_tokens < end <= request.num_tokens
+        assert item.token_ids == tuple(request.token_ids[start:end])
+        assert item.block_table == tuple(request.block_table)
+        assert len(item.block_table) * c.block_size >= request.num_tokens, "no room for a token"
+        assert (item.sampling is not None) == (end == request.num_tokens)
+        assert c.enable_chunked_prefill or end == request.num_tokens, "a chunk, but they are off"
+
+
+def check_budget(
+    batch: ScheduledBatch,
+    running: Mapping[str, Request],
+    was_running: Collection[str],
+    c: SchedulerConfig,
+) -> None:
+    """No request waits for one that needs more, nor for a newcomer, nor while budget is left."""
+    served = {item.request_id: len(item.token_ids) for item in batch.requests}
+    # Who is admitted computes at once, so no more run than there is budget for: all get a part.
+    assert served.keys() == running.keys(), "a running request computes nothing"
+    short = [
+        request.num_uncomputed_tokens
+        for request_id, request in running.items()
+        if served.get(request_id, 0) < request.num_uncomputed_tokens and request_id in was_running
+    ]
+    if not short:
+        return
+    least = min(short)
+    most = max(running[request_id].num_uncomputed_tokens for request_id in served)
+    assert most <= least, "a request waits behind one that needs more"
+    assert all(request_id in was_running for request_id in served), "a newcomer goes first"
+    left = c.max_num_batched_tokens - batch.num_tokens
+    assert left == 0 if c.enable_chunked_prefill else left < least, "budget is left unused"
+
+
+def check_newcomers(
+    newcomers: Iterable[Account], waiting: Iterable[Account], scheduler: Scheduler
+) -> None:
+    """Nobody is overtaken, but by those who need not wait for a prefix that is being computed."""
+    last = max((account.place for account in newcomers), default=None)
+    if last is None:
+        return
+    for account in waiting:
+        if account.place < last:
+            assert _waits_for_prefix(account.request, scheduler), "overtaken"
+
+
+def _waits_for_prefix(request: Request, scheduler: Scheduler) -> bool:
+    """Whether some running request is about to compute a full block of this one's prefix."""
+    c, tokens = scheduler.config, request.token_ids
+    if not c.enable_prefix_caching or request.sampling.prompt_logprobs is not None:
+        return False
+    for other in scheduler.running.values():
+        first = other.num_computed_tokens // c.block_size + 1
+        last = min(len(tokens) - 1, other.num_tokens) // c.block_size
+        if other.cache_salt == request.cache_salt and first <= last:
+            end = first * c.block_size
+            if tokens[:end] == other.token_ids[:end]:
+                return True
+    return False
+
+
+def check_preempted(
+    preempted: Collection[Account], stayed: Collection[Account], c: SchedulerConfig
+) -> None:
+    """Those that lost their blocks are the last in order of those that could."""
+    first = min(account.place for account in preempted)
+    for account in preempted:
+        account.num_preemptions += 1
+        assert account.num_preemptions <= c.max_preemptions, "preempted too often"
+    for account in stayed:
+        protected = account.num_preemptions >= c.max_preemptions
+        assert protected or account.place < first, "an older request was preempted first"
+
+
+# --- one state -----------------------------------------------------------------------------
+
+
+def check_state(scheduler: Scheduler, accounts: Mapping[str, Account]) -> None:
+    """Every live request is in one queue; every block is free or owned; salts share nothing.
+
+    `accounts` are those of the requests that have had no final update.
+    """
+    scheduler.check()
+    assert scheduler.config.enable_prefix_caching or not scheduler.pool._block_of
+    queued = [request.request_id for request in scheduler.waiting]
+    assert len(queued) + len(scheduler.running) == len(accounts), "a request is lost or undead"
+    assert accounts.keys() == {*queued, *scheduler.running}
+    salts: dict[int, bytes] = {}
+    for request in scheduler.running.values():
+        for block in request.block_table:
+            assert salts.setdefault(block, request.cache_salt) == request.cache_salt
+    assert len(salts) + scheduler.pool.num_free == scheduler.config.num_blocks
+    for account in accounts.values():
+        timings = account.request.timings
+        accounted = timings.accounted_until - timings.arrival_time
+        assert sum(timings.parts.values()) == accounted, "the parts do not tile the time so far"
+        assert timings.num_preemptions == account.num_preemptions
+
+
+class CacheJudge:
+    """Checks that what can be found under a hash is the KV of the tokens that the hash stands for.
+
+    A hash stands for (salt, tokens from the first of the text to the end of the block); one hash
+    for each, and one of them for each hash.
+    """
+
+    def __init__(self) -> None:
+        self._meaning: dict[bytes, tuple[bytes, tuple[int, ...]]] = {}
+        self._hash: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+        self._kvs: dict[bytes, list[int]] = {}
+
+    def learn(self, account: Account, block_size: int) -> None:
+        """Remember what the hashes of a request stand for."""
+        request = account.request
+        for index, block_hash in enumerate(request.block_hashes):
+            start, end = index * block_size, (index + 1) * block_size
+            meaning = (request.cache_salt, tuple(request.token_ids[:end]))
+            assert self._meaning.setdefault(block_hash, meaning) == meaning, "one hash for two"
+            assert self._hash.setdefault(meaning, block_hash) == block_hash, "two hashes for one"
+            self._kvs[block_hash] = account.kvs[start:end]
+
+    def check(self, scheduler: Scheduler, executor: ShadowExecutor) -> None:
+        for block_hash, block in scheduler.pool._block_of.items():
+            assert executor.read_block(block) == self._kvs[block_hash], "stale or uncomputed KV"

@@ -1,0 +1,11 @@
+from collections.abc import Callable
+
+import pytest
+from scheduler.properties import OF_THE_POOL, OF_THE_SCHEDULER
+
+
+@pytest.mark.parametrize(
+    "property_", [*OF_THE_POOL, *OF_THE_SCHEDULER], ids=lambda property_: property_.__name__
+)
+def test_property(property_: Callable[[], None]) -> None:
+    property_()
