@@ -28,7 +28,7 @@ $(VENV)/.oracle: $(VENV)/.ready
 $(MODEL): | setup
 	@$(BIN)/duetto make-model tiny $(MODEL)
 
-demo: setup  ## Set up, serve a tiny model, stream one chat answer, print its timings, stop
+demo: setup  ## Set up, serve a tiny model, stream two chat answers, print their timings, stop
 	@$(BIN)/python examples/demo.py
 
 serve: $(MODEL)  ## Serve MODEL (default: a tiny random one) on 127.0.0.1:8000

@@ -220,7 +220,8 @@ mostly waiting, and its gaps can be smaller because no new prompt joins a batch 
 prompts are computed in one step each, which every running answer waits for: look at the worst gap.
 The reference backend computes row by row, so a step costs nearly in proportion to its tokens and a
 large batch gains less than on hardware that is bound by memory: these are ratios of scheduling on
-this backend, not of a GPU.
+this backend, not of a GPU. Nor is a fraction of the roofline given: the time of numpy's steps is
+Python's, not the machine's.
 
 ## The memory that paging saves
 

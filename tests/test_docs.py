@@ -41,6 +41,19 @@ def test_every_command_in_the_documents_exists(path, words):
         assert words[0] in {"curl", "python", "git", "pip"}, f"{path}: {words}"
 
 
+def runnable(words: list[str]) -> bool:
+    """Commands of the README that end by themselves and write nothing into the checkout."""
+    return words[0] == "duetto" and words[1] in {"chat", "complete", "tokenize", "doctor"}
+
+
+@pytest.mark.parametrize("words", [*filter(runnable, commands(README))], ids=" ".join)
+def test_the_readme_commands_run(words, tiny_model):
+    given = [str(tiny_model) if word == "path/to/checkpoint" else word for word in words[1:]]
+    command = [sys.executable, "-m", "duetto", *given]
+    run = subprocess.run(command, cwd=ROOT, input="", capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_readme_names_every_make_target():
     mentioned = {words[1] for words in commands(README) if words[0] == "make"}
     assert TARGETS - mentioned <= {"setup", "serve", "clean", "help"}

@@ -1,5 +1,7 @@
 """The offline door, with vLLM's names and result shapes."""
 
+import shutil
+import time
 from itertools import pairwise
 
 import pytest
@@ -175,3 +177,98 @@ def test_an_unknown_option_is_refused(tiny_model):
 def test_a_missing_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         LLM(tmp_path / "nowhere")
+
+
+def test_streams_may_be_open_side_by_side(llm):
+    alone = {p: llm.generate(p, GREEDY)[0].outputs[0].token_ids for p in ("one", "two", "three")}
+    first = llm.stream("one", GREEDY)
+    second = llm.stream("two", GREEDY)
+    next(first)
+    next(second)
+    (third,) = llm.generate("three", GREEDY)  # runs the other two along
+    assert third.outputs[0].token_ids == alone["three"]
+    assert list(second)[-1].outputs[0].token_ids == alone["two"]
+    assert list(first)[-1].outputs[0].token_ids == alone["one"]
+    assert not llm.engine.has_work
+
+
+def test_what_a_stream_has_yielded_does_not_change(llm):
+    lengths = [len(output.outputs[0].token_ids) for output in list(llm.stream("x", GREEDY))]
+    assert lengths == list(range(1, 13))
+
+
+def test_latency_counts_from_the_beginning_of_a_stream(llm):
+    stream = llm.stream("x", GREEDY)
+    made = time.monotonic()
+    time.sleep(0.2)
+    output = list(stream)[-1]
+    assert output.outputs[0].timings.arrival_time >= made + 0.2
+
+
+def test_a_refused_call_changes_no_later_answer(tiny_model):
+    def answer(refused_first):
+        with LLM(tiny_model) as llm:
+            if refused_first:
+                with pytest.raises(InvalidRequest):
+                    llm.generate(["fine", {"prompt_token_ids": []}])
+            params = SamplingParams(max_tokens=8, temperature=3.0)
+            return llm.generate("x", params)[0].outputs[0].token_ids
+
+    assert answer(refused_first=True) == answer(refused_first=False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "priority", "field"),
+    [
+        ("x", GREEDY, [1], "priority"),  # the policy is first come, first served
+        ("x", GREEDY, ["high"], "priority"),
+        ("x", GREEDY, [10**400], "priority"),
+        ({"prompt": "x", "multi_modal_data": 1}, GREEDY, None, "prompt"),
+        ({"prompt": "x", "cache_salt": 5}, GREEDY, None, "cache_salt"),
+        ({"prompt_token_ids": [1.0]}, GREEDY, None, "prompt"),
+        ({"prompt_token_ids": [True]}, GREEDY, None, "prompt"),
+        ({"prompt_token_ids": 7}, GREEDY, None, "prompt"),
+        (7, GREEDY, None, "prompt"),
+        ("x", [None], None, "sampling_params"),
+    ],
+)
+def test_nothing_is_accepted_and_ignored(llm, prompt, params, priority, field):
+    with pytest.raises(InvalidRequest) as refusal:
+        llm.generate([prompt], params, priority=priority)
+    assert refusal.value.field == field
+
+
+def test_salts_share_nothing(llm):
+    llm.reset_prefix_cache()
+    prompt = {"prompt": "word " * 60}
+    llm.generate(prompt | {"cache_salt": "a"}, GREEDY)
+    other, same = llm.generate([prompt | {"cache_salt": "b"}, prompt | {"cache_salt": "a"}], GREEDY)
+    assert other.num_cached_tokens == 0
+    assert same.num_cached_tokens > 0
+
+
+def test_closing_ends_what_runs_and_may_be_done_twice(tiny_model):
+    with LLM(tiny_model) as llm:
+        stream = llm.stream("x", GREEDY)
+        next(stream)
+        llm.close()
+        llm.close()
+        for forbidden in (llm.get_tokenizer, lambda: llm.chat([{"role": "user", "content": "x"}])):
+            with pytest.raises(EngineError, match="closed"):
+                forbidden()
+        (last,) = stream
+        assert last.outputs[0].finish_reason == "abort"
+
+
+@pytest.mark.parametrize("value", ["4", 1.5, True, 0, -1])
+def test_sizes_are_whole_numbers_above_0(tiny_model, value):
+    with pytest.raises(ConfigError, match="--block-size"):
+        LLM(tiny_model, block_size=value)
+
+
+def test_refusals_come_before_the_weights_are_read(tiny_model, tmp_path):
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        LLM(broken)

@@ -6,18 +6,25 @@ The only reader of "auto" and None in EngineArgs. Whatever was chosen is in `Bui
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from duetto.core.config import SchedulerConfig, SchedulingPolicy
-from duetto.core.errors import CheckpointError
+from duetto.core.errors import CheckpointError, ConfigError
 from duetto.engine.engine import Engine
-from duetto.models.config import read_generation_config
+from duetto.models.config import read_config, read_generation_config
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
 from duetto.progress import show_progress
 from duetto.runner.load import LoadedModel, load_model
 from duetto.scheduler.scheduler import Scheduler
 
 DEFAULT_BATCHED_TOKENS = 512
+_POSITIVE = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "kv_cache_memory_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +55,23 @@ class EngineArgs:
     """fcfs, priority (lower first, ageing), or static (batch by batch, to compare)."""
     backend: Literal["auto", "cpu", "reference"] = "auto"
     """What computes; reference is the only one in this version."""
-    seed: int = 0
-    """Seeds requests that bring no seed of their own."""
+    seed: int | None = None
+    """Seeds requests that bring none; by default LLM takes 0, and serve draws each."""
 
-    def as_keywords(self) -> dict[str, Any]:
-        return asdict(self)
+    def __post_init__(self) -> None:
+        """Raise ConfigError, naming the flag, for what needs no model to be refused."""
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag}: must be a whole number above 0, not {value!r}")
+        if self.scheduling_policy not in get_args(SchedulingPolicy):
+            accepted = ", ".join(get_args(SchedulingPolicy))
+            raise ConfigError(
+                f"--scheduling-policy: {self.scheduling_policy!r} is not one of {accepted}"
+            )
+        if self.seed is not None and type(self.seed) is not int:
+            raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +94,15 @@ def build(model: str | Path, args: EngineArgs) -> Built:
     Raises ConfigError or CheckpointError, with one line that names the flag or the file.
     """
     root = find_checkpoint(model)
+    # Weights come last: whatever can be refused without them is.
     generation = read_generation_config(root)
-    loaded = _load(root, args)
-    vocab_size = loaded.program.vocab_size
-    ends = {*loaded.config.eos_token_ids, *generation.eos_token_ids}
-    strange = sorted(i for i in ends if not 0 <= i < vocab_size)
+    model_config = read_config(root)
+    ends = {*model_config.eos_token_ids, *generation.eos_token_ids}
+    strange = sorted(i for i in ends if not 0 <= i < model_config.vocab_size)
     codec = load_tokenizer(root, eos_token_ids=ends.difference(strange))
-    codec.check_vocabulary(vocab_size)
+    codec.check_vocabulary(model_config.vocab_size)
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
+    loaded = _load(root, args)
     config = scheduler_config(loaded, args)
     recommended = asdict(generation)
     del recommended["eos_token_ids"]

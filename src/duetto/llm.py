@@ -4,25 +4,27 @@ Names and result shapes are vLLM's. Knows no arrays: everything it runs, it runs
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from duetto.build import EngineArgs, build
+from duetto.build import Built, EngineArgs, build
 from duetto.core.batch import RequestUpdate, TokenLogprob
+from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
+from duetto.engine.engine import Engine
 from duetto.engine.intake import make_requests
 from duetto.progress import show_progress
 
 Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
+PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
 
 
 class LLM:
@@ -32,18 +34,19 @@ class LLM:
             (answer,) = llm.generate("Once upon a time", SamplingParams(max_tokens=20))
             print(answer.outputs[0].text)
 
-    Keyword arguments are those of EngineArgs (build.py). Raises ConfigError or CheckpointError, in
-    one line, if the model cannot be served as asked. One LLM belongs to one thread.
+    Keyword arguments are the fields of EngineArgs (build.py); or give `args` whole. Raises
+    ConfigError or CheckpointError, in one line, if the model cannot be served as asked. One LLM
+    belongs to one thread, on which several streams may be open at a time.
     """
 
-    def __init__(self, model: str | Path, **engine_args: Any) -> None:
-        args = EngineArgs(**engine_args)
-        self._built = build(model, args)
-        self.engine = self._built.engine
-        self.config = self._built.scheduler_config
-        self._seed = args.seed
-        self._ids = count()
-        self._is_closed = False
+    def __init__(
+        self, model: str | Path, *, args: EngineArgs | None = None, **engine_args: Any
+    ) -> None:
+        args = replace(args or EngineArgs(), **engine_args)
+        self._open: Built | None = build(model, args)
+        self._seed = 0 if args.seed is None else args.seed
+        self._num_prompts = 0
+        self._running: dict[str, _Answer] = {}  # by the id of each request that has not ended
 
     def __enter__(self) -> "LLM":
         return self
@@ -57,9 +60,25 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Give the model's memory back. Nothing can be generated afterwards."""
-        self._is_closed = True
-        del self._built, self.engine
+        """Abort what runs and give the model's memory back; a second time changes nothing."""
+        if self._open is not None:
+            self._abort(list(self._running))
+            self._open = None
+
+    @property
+    def _built(self) -> Built:
+        if self._open is None:
+            raise EngineError("this LLM is closed")
+        return self._open
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the requests, for those who measure. Raises EngineError once closed."""
+        return self._built.engine
+
+    @property
+    def config(self) -> SchedulerConfig:
+        return self._built.scheduler_config
 
     def get_tokenizer(self) -> TextCodec:
         return self._built.codec
@@ -85,8 +104,8 @@ class LLM:
         """
         answers = self._make_answers(prompts, sampling_params, priority)
         with show_progress("answering", total=len(answers), visible=use_tqdm) as bar:
-            for output in self._run(answers):
-                bar.advance(output.finished)
+            for answer in self._run(answers):
+                bar.advance(answer.output.finished)
         return [answer.output for answer in answers]
 
     def stream(
@@ -94,11 +113,13 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[RequestOutput]:
-        """Answer prompts, yielding an answer each time that it grows; outputs are cumulative.
+        """Answer prompts, yielding an answer each time that it has grown; outputs are cumulative.
 
-        Leaving the loop early aborts what is still running.
+        Refuses at once, as `generate` does; computes as the iterator is advanced. Leaving the loop
+        early aborts what is still running.
         """
-        return self._run(self._make_answers(prompts, sampling_params, None))
+        answers = self._make_answers(prompts, sampling_params, None)
+        return (answer.snapshot() for answer in self._run(answers))
 
     def chat(
         self,
@@ -149,18 +170,24 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
     ) -> list["_Answer"]:
-        if self._is_closed:
-            raise EngineError("this LLM is closed")
+        """All or nothing: a call that is refused changes no later one's seeds."""
         each = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = self._params_for(each, sampling_params)
         priorities = [0] * len(each) if priority is None else list(priority)
         if len(priorities) != len(each):
             raise InvalidRequest("priority", f"{len(priorities)} numbers for {len(each)} prompts")
-        return [self._make_answer(*one) for one in zip(each, params, priorities, strict=True)]
+        answers = [
+            self._make_answer(self._num_prompts + index, *one)
+            for index, one in enumerate(zip(each, params, priorities, strict=True))
+        ]
+        self._num_prompts += len(answers)
+        return answers
 
-    def _make_answer(self, prompt: Prompt, params: SamplingParams, priority: int) -> "_Answer":
-        text, token_ids = self._tokenize(prompt)
-        number = next(self._ids)
+    def _make_answer(
+        self, number: int, prompt: Prompt, params: SamplingParams, priority: int
+    ) -> "_Answer":
+        self.config.check_priority(priority)
+        text, token_ids, cache_salt = self._read(prompt)
         requests = make_requests(
             token_ids,
             params,
@@ -170,17 +197,26 @@ class LLM:
             arrival_time=monotonic(),
             default_seed=self._seed + number,
             priority=priority,
+            cache_salt=cache_salt.encode(),
         )
         return _Answer.of(text, requests, self._built.codec)
 
-    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _read(self, prompt: Prompt) -> tuple[str | None, list[int], str]:
+        """A prompt as text (if there is one), token ids and cache salt."""
         if isinstance(prompt, str):
-            return prompt, self._built.codec.encode(prompt)
-        if "prompt_token_ids" in prompt:
-            return prompt.get("prompt"), list(prompt["prompt_token_ids"])
-        if isinstance(prompt.get("prompt"), str):
-            return prompt["prompt"], self._built.codec.encode(prompt["prompt"])
-        raise InvalidRequest("prompt", 'must be a text or {"prompt_token_ids": [...]}')
+            return prompt, self._built.codec.encode(prompt), ""
+        if not isinstance(prompt, Mapping) or not prompt.keys() <= PROMPT_KEYS:
+            accepted = ", ".join(sorted(PROMPT_KEYS))
+            raise InvalidRequest("prompt", f"must be a text or a mapping of {accepted}")
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if token_ids is None and isinstance(text, str):
+            token_ids = self._built.codec.encode(text)
+        if not isinstance(token_ids, Sequence) or any(type(i) is not int for i in token_ids):
+            raise InvalidRequest("prompt", "needs a text, or whole numbers as prompt_token_ids")
+        salt = prompt.get("cache_salt", "")
+        if not isinstance(salt, str):
+            raise InvalidRequest("cache_salt", f"must be a text, not {salt!r:.80}")
+        return text, list(token_ids), salt
 
     def _params_for(
         self,
@@ -189,30 +225,44 @@ class LLM:
     ) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
-        if isinstance(given, SamplingParams):
-            return [given] * len(prompts)
-        if len(given) != len(prompts):
-            raise InvalidRequest("sampling_params", f"{len(given)} for {len(prompts)} prompts")
-        return list(given)
+        each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
+        if len(each) != len(prompts):
+            raise InvalidRequest("sampling_params", f"{len(each)} for {len(prompts)} prompts")
+        for params in each:
+            if not isinstance(params, SamplingParams):
+                raise InvalidRequest("sampling_params", f"must be SamplingParams, not {params!r}")
+        return each
 
-    def _run(self, answers: list["_Answer"]) -> Iterator[RequestOutput]:
-        """Run requests to their end, yielding each answer that a step changed."""
-        owner = {r.request_id: answer for answer in answers for r in answer.requests}
+    def _run(self, answers: list["_Answer"]) -> Iterator["_Answer"]:
+        """Run requests to their end, yielding each answer that has grown."""
         try:
             for answer in answers:
+                answer.arrive(monotonic())
                 for request in answer.requests:
                     self.engine.add(request)
-            while not all(answer.output.finished for answer in answers):
-                changed: dict[str, _Answer] = {}
-                for update in self.engine.step().updates:
-                    answer = owner[update.request_id]
-                    answer.take(update)
-                    changed[answer.output.request_id] = answer
-                for answer in changed.values():
-                    yield answer.output
+                    self._running[request.request_id] = answer
+            while any(answer.has_grown or not answer.output.finished for answer in answers):
+                if not any(answer.has_grown for answer in answers):
+                    self._step()
+                for answer in answers:
+                    if answer.has_grown:
+                        answer.has_grown = False
+                        yield answer
         finally:
-            for request_id in owner:
-                self.engine.abort(request_id)
+            self._abort([r.request_id for answer in answers for r in answer.requests])
+
+    def _step(self) -> None:
+        """One step of the engine; another stream that is open gets what is its own."""
+        for update in self.engine.step().updates:
+            self._running[update.request_id].take(update)
+            if update.finish_reason is not None:
+                del self._running[update.request_id]
+
+    def _abort(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            answer = self._running.pop(request_id, None)
+            if answer is not None and (update := self.engine.abort(request_id)) is not None:
+                answer.take(update)
 
 
 @dataclass(slots=True)
@@ -222,6 +272,7 @@ class _Answer:
     output: RequestOutput
     requests: list[Request]
     codec: TextCodec
+    has_grown: bool = False  # since it was last shown
 
     @staticmethod
     def of(prompt: str | None, requests: list[Request], codec: TextCodec) -> "_Answer":
@@ -236,7 +287,24 @@ class _Answer:
         )
         return _Answer(output, requests, codec)
 
+    def arrive(self, now: float) -> None:
+        """Latency counts from here: a stream may be made long before it is begun."""
+        self.requests = [replace(request, arrival_time=now) for request in self.requests]
+
+    def snapshot(self) -> RequestOutput:
+        """The output as it is now; later growth does not show in it."""
+        outputs = [
+            replace(
+                completion,
+                token_ids=list(completion.token_ids),
+                logprobs=None if completion.logprobs is None else list(completion.logprobs),
+            )
+            for completion in self.output.outputs
+        ]
+        return replace(self.output, outputs=outputs)
+
     def take(self, update: RequestUpdate) -> None:
+        self.has_grown = True
         index = next(i for i, r in enumerate(self.requests) if r.request_id == update.request_id)
         completion = self.output.outputs[index]
         completion.text += update.text

@@ -7,10 +7,10 @@ from fakes import ByteCodec, FunctionExecutor, ShadowExecutor, generate_alone, m
 
 from duetto.core.batch import RequestUpdate, StepOutput
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import RequestTooLong
+from duetto.core.errors import InvalidRequest, RequestTooLong
 from duetto.core.request import FinishReason
 from duetto.core.timings import Part
-from duetto.engine.engine import STEP_FAILED, Engine
+from duetto.engine.engine import STEP_FAILED, TEXT_FAILED, Engine
 from duetto.scheduler.scheduler import Scheduler
 
 CONFIG = SchedulerConfig(num_blocks=64, max_model_len=128, block_size=4, max_num_batched_tokens=32)
@@ -128,6 +128,39 @@ def test_an_executor_that_returns_too_little_fails_the_step():
     (update,) = engine.step().updates
     assert update.finish_reason is FinishReason.ERROR
     assert not engine.has_work
+
+
+def decode_failing_on(*bad):
+    """A tokenizer that raises whenever one of some tokens is among those it is given."""
+
+    def decode(ids, skip):
+        if any(token_id in bad for token_id in ids):
+            raise RuntimeError("planted failure of the tokenizer")
+        return "".join(chr(token_id) for token_id in ids)
+
+    return decode
+
+
+def test_a_prompt_that_cannot_be_decoded_is_refused_and_changes_nothing(caplog):
+    engine = Engine(Scheduler(CONFIG), says("abc"), decode_failing_on(7))
+    with pytest.raises(InvalidRequest, match="prompt"):
+        engine.add(make_request(prompt=[7]))
+    assert not engine.has_work
+    assert "planted failure" in caplog.text
+
+
+def test_an_answer_that_cannot_be_decoded_ends_alone(caplog):
+    executor = FunctionExecutor(lambda request_id, index: 9 if request_id == "bad" else 50 + index)
+    engine = Engine(Scheduler(CONFIG), executor, decode_failing_on(9))
+    engine.add(make_request("bad", prompt=[1], max_tokens=5))
+    engine.add(make_request("good", prompt=[2], max_tokens=3))
+    updates = run(engine)
+    (bad,) = updates["bad"]
+    assert (bad.finish_reason, bad.error) == (FinishReason.ERROR, TEXT_FAILED)
+    assert bad.timings.finish_time is not None
+    assert text_of(updates["good"]) == "234"
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+    assert "planted failure of the tokenizer" in caplog.text
 
 
 def test_one_failed_row_leaves_the_others_alone():

@@ -89,7 +89,7 @@ class Driver:
     def abort(self, request_id: str) -> None:
         self._pass_time(1)
         was_live = request_id in self.live
-        update = self.scheduler.abort(request_id, self._now)
+        update = self.scheduler.end(request_id, FinishReason.ABORT, self._now)
         assert (update is not None) == was_live
         if update is not None:
             assert update.finish_reason is FinishReason.ABORT
@@ -98,7 +98,7 @@ class Driver:
     def stop(self, request_id: str) -> None:
         """What the engine does when text has reached a stop string."""
         if request_id in self.scheduler.running:
-            self.scheduler.stop(request_id, self._now)
+            self.scheduler.end(request_id, FinishReason.STOP, self._now)
             self._end(request_id, FinishReason.STOP)
 
     def preempt(self, request_id: str) -> None:

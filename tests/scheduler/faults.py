@@ -178,7 +178,7 @@ ORDER = [
         "admission overtakes",
         "scheduler",
         "                break  # nobody",
-        "                position += 1\n                continue  # nobody",
+        "                continue  # nobody",
     ),
     Fault(
         "queue kept in order of insertion",
@@ -212,28 +212,21 @@ ORDER = [
     ),
     Fault(
         "one place too many",
-        "policy",
-        "return max_num_seqs - num_running",
-        "return max_num_seqs - num_running + 1",
-    ),
-    Fault(
-        "static batch admits while it runs",
-        "policy",
-        "return left if num_running else",
-        "return max_num_seqs - num_running if num_running else",
-    ),
-    Fault("static batch is not closed", "policy", ", is_closed=True", ""),
-    Fault(
-        "aborted member leaves its place",
         "scheduler",
-        "                self._num_admissible -= 1  # its place",
-        "                pass  # its place",
+        "len(self.running) == most:",
+        "len(self.running) == most + 1:",
     ),
     Fault(
-        "preempted member loses its place",
+        "static batch is chosen anew while it runs",
+        "policy",
+        "    if num_running:\n",
+        "    if False:\n",
+    ),
+    Fault(
+        "static batch is not closed",
         "scheduler",
-        "        self._num_admissible += 1  # its place",
-        "        # its place",
+        "if chosen is None or r.request_id in chosen",
+        "",
     ),
     Fault(
         "a prefix is not waited for",
@@ -250,7 +243,7 @@ ORDER = [
     Fault(
         "who waits for a prefix blocks others",
         "scheduler",
-        "                position += 1  # its prefix",
+        "                continue  # its prefix",
         "                break  # its prefix",
     ),
 ]
@@ -265,8 +258,8 @@ ENDS = [
     Fault(
         "aborted request stays in the queue",
         "scheduler",
-        "            del self.waiting[position]\n            if position",
-        "            if position",
+        "            self.waiting.remove(request)\n            account_queue",
+        "            account_queue",
     ),
     Fault(
         "two final updates",

@@ -10,7 +10,7 @@ from fakes import make_request
 from scheduler.driver import MakeScheduler
 from scheduler.scripted import Script
 
-from duetto.core.request import Request, fan_out
+from duetto.core.request import FinishReason, Request, fan_out
 from duetto.core.timings import Part
 from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.scheduler import Scheduler
@@ -100,7 +100,7 @@ def gives_nobody_the_place_of_an_aborted_member(make: MakeScheduler = Scheduler)
     script = Script(make, scheduling_policy="static", max_num_batched_tokens=4, max_num_seqs=3)
     script.add(*(make_request(name, (1,) * 4, 3) for name in "abcd"))
     assert script.step() == {"a": 4}
-    script.scheduler.abort("b", script.now)
+    script.scheduler.end("b", FinishReason.ABORT, script.now)
     assert script.step() == {"a": 1, "c": 3}
     assert script.step() == {"a": 1, "c": 1}  # and not d
     script.finish()
@@ -150,7 +150,7 @@ def accounts_each_second_to_the_right_part(make: MakeScheduler = Scheduler) -> N
     assert script.step(256) == {"c": 2}
     assert script.step(512) == {"c": 1}
     script.now += 1024
-    script.scheduler.abort("c", script.now)
+    script.scheduler.end("c", FinishReason.ABORT, script.now)
     assert _parts(a) == {Part.WAITING: 10, Part.PROMPT: 1 + 2, Part.SHARED: 4 + 8}
     lost = 16 + 32 + 64
     assert _parts(b) == {

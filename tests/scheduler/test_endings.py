@@ -25,11 +25,11 @@ def test_an_abort_in_any_state_is_final_and_frees_everything(
     script.steps(num_steps)
     if preempted and num_steps:
         script.scheduler._preempt(request)
-    update = script.scheduler.abort("r", script.now + 1)
+    update = script.scheduler.end("r", FinishReason.ABORT, script.now + 1)
     assert update is not None
     assert (update.finish_reason, update.error) == (FinishReason.ABORT, None)
     assert request.timings.e2e_s == sum(request.timings.parts.values()) == num_steps + 1
-    assert script.scheduler.abort("r", script.now) is None
+    assert script.scheduler.end("r", FinishReason.ABORT, script.now) is None
     assert not script.scheduler.has_work
     assert script.scheduler.pool.num_free == script.config.num_blocks
     script.scheduler.check()
@@ -37,10 +37,10 @@ def test_an_abort_in_any_state_is_final_and_frees_everything(
 
 def test_to_abort_what_is_unknown_or_has_ended_is_nothing() -> None:
     script = Script()
-    assert script.scheduler.abort("unknown", 0.0) is None
+    assert script.scheduler.end("unknown", FinishReason.ABORT, 0.0) is None
     script.add(make_request("r", (1,), 1))
     script.finish()
-    assert script.scheduler.abort("r", script.now) is None
+    assert script.scheduler.end("r", FinishReason.ABORT, script.now) is None
 
 
 def test_a_stop_string_ends_a_running_request() -> None:
@@ -48,7 +48,7 @@ def test_a_stop_string_ends_a_running_request() -> None:
     request = make_request("r", (1,), 8)
     script.add(request)
     script.step()
-    script.scheduler.stop("r", script.now)
+    script.scheduler.end("r", FinishReason.STOP, script.now)
     assert request.finish_reason is FinishReason.STOP
     assert not script.scheduler.has_work
     assert script.scheduler.pool.num_free == script.config.num_blocks

@@ -5,7 +5,7 @@ from fakes import make_request
 from scheduler.scripted import SMALL
 
 from duetto.core.config import SchedulerConfig
-from duetto.scheduler.policy import POLICIES, batch_by_batch, by_arrival, by_priority, continuously
+from duetto.scheduler.policy import POLICIES, anyone, batch_by_batch, by_arrival, by_priority
 
 CONFIG = SchedulerConfig(**SMALL | {"ageing_s": 10.0})
 
@@ -37,26 +37,24 @@ def test_a_constant_key_orders_as_ageing_by_the_clock_does_at_every_instant() ->
         assert [r.request_id for r in aged] == [r.request_id for r in by_key]
 
 
-@pytest.mark.parametrize(("num_running", "expected"), [(0, 4), (3, 1), (4, 0)])
-def test_continuous_batching_fills_every_free_place(num_running: int, expected: int) -> None:
-    assert continuously(left=0, num_running=num_running, num_waiting=9, max_num_seqs=4) == expected
+def test_continuous_batching_lets_anyone_in() -> None:
+    assert anyone(None, [make_request()], 3, 4) is None
 
 
 @pytest.mark.parametrize(
-    ("left", "num_running", "num_waiting", "expected"),
+    ("chosen", "num_running", "expected"),
     [
-        (0, 0, 9, 4),  # nothing runs: choose as many as there are places
-        (0, 0, 2, 2),  # or as many as wait
-        (3, 0, 9, 4),  # what was left of the batch before does not count
-        (0, 1, 9, 0),  # one is left of the batch: nobody joins
-        (2, 1, 9, 2),  # but those who were chosen
+        (None, 0, {"r0", "r1"}),  # nothing runs: choose as many as there are places
+        (frozenset({"old"}), 0, {"r0", "r1"}),  # the batch before does not count
+        (frozenset({"old"}), 1, {"old"}),  # one is left of the batch: nobody joins
     ],
 )
-def test_static_batching_chooses_when_nothing_runs(
-    left: int, num_running: int, num_waiting: int, expected: int
-) -> None:
-    assert batch_by_batch(left, num_running, num_waiting, max_num_seqs=4) == expected
+def test_static_batching_chooses_when_nothing_runs(chosen, num_running, expected) -> None:
+    waiting = [make_request(f"r{i}") for i in range(3)]
+    assert batch_by_batch(chosen, waiting, num_running, max_num_seqs=2) == expected
 
 
-def test_only_a_static_batch_is_closed() -> None:
-    assert {name for name, policy in POLICIES.items() if policy.is_closed} == {"static"}
+def test_only_static_batches_are_closed() -> None:
+    waiting = [make_request()]
+    closed = {name for name, policy in POLICIES.items() if policy.choose(None, waiting, 0, 1)}
+    assert closed == {"static"}

@@ -74,11 +74,11 @@ def latency(
         num_iters_warmup=num_iters_warmup,
         num_iters=num_iters,
         vocab_size=vocab_size,
-        seed=args.seed,
+        seed=args.seed or 0,
     )
     num_batches = num_iters_warmup + num_iters
     with (
-        LLM(model, **args.as_keywords()) as llm,
+        LLM(model, args=args) as llm,
         show_progress("batches", total=num_batches) as bar,
     ):
         result = measure_latency(llm, plan, advance=bar.advance)
@@ -113,10 +113,10 @@ def throughput(
     """
     limits = parse_slo(slo) if slo else None
     args = args or EngineArgs()
-    with LLM(model, **args.as_keywords()) as llm:
+    with LLM(model, args=args) as llm:
         tokenizer = llm.get_tokenizer()
         chosen = dataset or DatasetOptions()
-        workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed)
+        workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed or 0)
         result = measure_throughput(llm, workload, slo=limits, use_tqdm=True)
     if as_json:
         _print_json(result.as_json())

@@ -1,7 +1,6 @@
 """`duetto chat`: a conversation in the terminal, in this process."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -16,7 +15,7 @@ HELP = "A line is a message. /clear forgets the conversation, /exit (or end of i
 
 
 def chat(
-    model: Path,
+    model: str,
     *,
     system_prompt: str | None = None,
     quick: Annotated[str | None, Parameter(alias="-q")] = None,
@@ -31,7 +30,7 @@ def chat(
     Parameters
     ----------
     model
-        A checkpoint directory with a chat template.
+        A checkpoint directory with a chat template, or org/name on the Hugging Face hub.
     system_prompt
         What the model is told first.
     quick
@@ -47,7 +46,7 @@ def chat(
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     start = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    with LLM(model, **(args or EngineArgs()).as_keywords()) as llm:
+    with LLM(model, args=args) as llm:
         if quick is not None:
             _answer(llm, [*start, {"role": "user", "content": quick}], params, stats)
             return

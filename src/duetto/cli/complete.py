@@ -1,7 +1,6 @@
 """`duetto complete`: continue a text, in this process."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -13,7 +12,7 @@ from duetto.llm import LLM
 
 
 def complete(
-    model: Path,
+    model: str,
     prompt: str | None = None,
     *,
     max_tokens: int = 64,
@@ -30,7 +29,7 @@ def complete(
     Parameters
     ----------
     model
-        A checkpoint directory.
+        A checkpoint directory, or org/name on the Hugging Face hub.
     prompt
         The text to continue; read from stdin if left out.
     max_tokens
@@ -57,7 +56,7 @@ def complete(
         stop=stop,
         ignore_eos=ignore_eos,
     )
-    with LLM(model, **(args or EngineArgs()).as_keywords()) as llm:
+    with LLM(model, args=args) as llm:
         output = print_answer(llm, {"prompt": text}, params)
     if stats:
         print(stats_line(output), file=sys.stderr)

@@ -48,6 +48,13 @@ class SchedulerConfig:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def check_priority(self, priority: object) -> None:
+        """Refuse a priority that is no number, or that this policy would ignore."""
+        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 2**31:
+            raise InvalidRequest("priority", f"must be from -2**31 to 2**31, not {priority!r:.80}")
+        if priority and self.scheduling_policy != "priority":
+            raise InvalidRequest("priority", "needs --scheduling-policy priority")
+
     def check_fits(self, request: Request) -> None:
         """Refuse, with the numbers, a request that could never run. Any thread may ask."""
         if not request.prompt_token_ids:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Protocol
 
 from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRecord
+from duetto.core.errors import InvalidRequest
 from duetto.core.request import FinishReason, Request
 from duetto.engine.detokenizer import Detokenizer
 from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
@@ -17,6 +18,7 @@ from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
 logger = logging.getLogger(__name__)
 
 STEP_FAILED = "the engine failed while computing this request; the log says why"
+TEXT_FAILED = "the tokenizer cannot decode the answer; the log says why"
 
 
 class Executor(Protocol):
@@ -64,16 +66,14 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Accept a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
+        text = self._text_of(request)
         self.scheduler.add(request)
-        if self._decode is not None:
-            self._texts[request.request_id] = _Text(
-                Detokenizer(self._decode, request.prompt_token_ids, request.sampling),
-                shows_stop_token=request.sampling.include_stop_str_in_output,
-            )
+        if text is not None:
+            self._texts[request.request_id] = text
 
     def abort(self, request_id: str) -> RequestUpdate | None:
         """End a request now, in any state; None if it is unknown or has ended."""
-        update = self.scheduler.abort(request_id, self._clock())
+        update = self.scheduler.end(request_id, FinishReason.ABORT, self._clock())
         return None if update is None else self._with_text(update)
 
     def step(self) -> StepReport:
@@ -91,32 +91,59 @@ class Engine:
         texts = tuple(self._with_text(update) for update in updates)
         return StepReport(texts, self._record(batch, start, before))
 
+    def _text_of(self, request: Request) -> "_Text | None":
+        if self._decode is None:
+            return None
+        try:
+            detokenizer = Detokenizer(self._decode, request.prompt_token_ids, request.sampling)
+        except Exception as error:
+            logger.exception("the prompt of request %s cannot be decoded", request.request_id)
+            raise InvalidRequest("prompt", "the tokenizer cannot decode its tokens") from error
+        return _Text(detokenizer, request.sampling.include_stop_str_in_output)
+
     def _with_text(self, update: RequestUpdate) -> RequestUpdate:
-        """Add the text that became certain. A stop string ends the request in this same step."""
+        """Add the text that became certain. A tokenizer that raises ends this request alone."""
         text = self._texts.get(update.request_id)
         if text is None:
             return update
-        ended = update.finish_reason is not None
+        try:
+            update = self._pushed(update, text)
+        except Exception:
+            logger.exception("the answer of request %s cannot be decoded", update.request_id)
+            update = self._ended(update, FinishReason.ERROR, error=TEXT_FAILED)
+        if update.finish_reason is not None:
+            del self._texts[update.request_id]
+        return update
+
+    def _pushed(self, update: RequestUpdate, text: "_Text") -> RequestUpdate:
+        """A stop string ends the request in this same step."""
         is_stop_token = update.finish_reason is FinishReason.STOP  # the scheduler knows no other
         delta = text.detokenizer.push(
             [token.token_id for token in update.tokens],
-            is_last=ended,
+            is_last=update.finish_reason is not None,
             hide_last=is_stop_token and not text.shows_stop_token,
         )
-        if delta.stop is not None and not ended:
-            timings = self.scheduler.stop(update.request_id, self._clock())
-            update = replace(update, timings=timings)
-            ended = True
-        if ended:
-            del self._texts[update.request_id]
         if delta.stop is None:
             return replace(update, text=delta.text)
+        update = replace(update, text=delta.text, tokens=update.tokens[: delta.num_tokens])
+        return self._ended(update, FinishReason.STOP, stop_reason=delta.stop)
+
+    def _ended(
+        self,
+        update: RequestUpdate,
+        reason: FinishReason,
+        *,
+        stop_reason: str | None = None,
+        error: str | None = None,
+    ) -> RequestUpdate:
+        """The update as the final one, for a reason that only its text shows."""
+        final = self.scheduler.end(update.request_id, reason, self._clock(), error=error)
         return replace(
             update,
-            text=delta.text,
-            tokens=update.tokens[: delta.num_tokens],
-            finish_reason=FinishReason.STOP,
-            stop_reason=delta.stop,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            error=error,
+            timings=update.timings if final is None else final.timings,
         )
 
     def _record(self, batch: ScheduledBatch, start: float, before: SchedulerCounts) -> StepRecord:

@@ -1,18 +1,19 @@
-"""Policies: who goes first, and how many may be admitted. Pure functions; no state, no clock.
+"""Policies: who goes first, and who may be admitted. Pure functions; no state, no clock.
 
-A policy is two functions and a flag. `order` gives a request's place as a key that never changes
-while it lives, so queues stay sorted without re-sorting. `num_admissible` says how many waiting
-requests may join in this step; `is_closed`, whether these are the first in the queue and no others.
+A policy is two functions. `order` gives a request's place as a key that never changes while it
+lives, so queues stay sorted without re-sorting. `choose` says which waiting requests may be
+admitted, given whom it chose in the step before: their ids, or None for anyone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from duetto.core.config import SchedulerConfig, SchedulingPolicy
 from duetto.core.request import Request
 
 Order = Callable[[Request, SchedulerConfig], float]
-NumAdmissible = Callable[[int, int, int, int], int]
+Chosen = frozenset[str] | None
+Choose = Callable[[Chosen, Sequence[Request], int, int], Chosen]
 
 
 def by_arrival(request: Request, config: SchedulerConfig) -> float:
@@ -30,30 +31,34 @@ def by_priority(request: Request, config: SchedulerConfig) -> float:
     return request.priority + request.arrival_time / config.ageing_s
 
 
-def continuously(left: int, num_running: int, num_waiting: int, max_num_seqs: int) -> int:
-    """Continuous batching (Orca, Yu et al., OSDI 2022): any free place is filled at once."""
-    return max_num_seqs - num_running
+def anyone(
+    _chosen: Chosen, _waiting: Sequence[Request], _num_running: int, _max_num_seqs: int
+) -> Chosen:
+    """Continuous batching (Orca, Yu et al., OSDI 2022): a place that is free is free to all."""
+    return None
 
 
-def batch_by_batch(left: int, num_running: int, num_waiting: int, max_num_seqs: int) -> int:
+def batch_by_batch(
+    chosen: Chosen, waiting: Sequence[Request], num_running: int, max_num_seqs: int
+) -> Chosen:
     """Static batching: a batch is chosen when nothing runs, and runs until its longest ends.
 
-    `left` is how many of the chosen batch are still to be admitted, and these are the first in the
-    queue: a budget can spread the admission of one batch over several steps, and a preempted member
-    may come back.
+    A budget can spread the admission of one batch over several steps, and a preempted member may
+    come back; nobody else joins.
     """
-    return left if num_running else min(num_waiting, max_num_seqs)
+    if num_running:
+        return chosen
+    return frozenset(request.request_id for request in waiting[:max_num_seqs])
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     order: Order
-    num_admissible: NumAdmissible
-    is_closed: bool = False
+    choose: Choose
 
 
 POLICIES: dict[SchedulingPolicy, Policy] = {
-    "fcfs": Policy(by_arrival, continuously),
-    "priority": Policy(by_priority, continuously),
-    "static": Policy(by_arrival, batch_by_batch, is_closed=True),
+    "fcfs": Policy(by_arrival, anyone),
+    "priority": Policy(by_priority, anyone),
+    "static": Policy(by_arrival, batch_by_batch),
 }

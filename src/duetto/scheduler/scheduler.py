@@ -19,11 +19,11 @@ from duetto.core.batch import (
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
 from duetto.core.request import FinishReason, Request
-from duetto.core.timings import Part, RequestTimings
+from duetto.core.timings import Part
 from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.latency import account_queue, account_step
 from duetto.scheduler.plan import plan
-from duetto.scheduler.policy import POLICIES
+from duetto.scheduler.policy import POLICIES, Chosen
 from duetto.scheduler.prefix import publish_full_blocks, reusable_hashes, uncomputed_hashes
 
 
@@ -46,7 +46,7 @@ class Scheduler:
         self.waiting: list[Request] = []  # in the policy's order
         self.running: dict[str, Request] = {}  # admitted; holds room for all the tokens it has
         self._policy = POLICIES[config.scheduling_policy]
-        self._num_admissible = 0
+        self._chosen: Chosen = None  # who may be admitted; None: anyone
         self._num_added = 0
         self._live_ids: set[str] = set()
 
@@ -60,21 +60,19 @@ class Scheduler:
         """Queue a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
         self.config.check_fits(request)
         assert request.request_id not in self._live_ids, f"{request.request_id} is live already"
+        assert request.finish_reason is None, f"{request.request_id} has ended already"
         self._live_ids.add(request.request_id)
         request.arrival_index = self._num_added
         self._num_added += 1
         self._enqueue(request)
 
-    def abort(self, request_id: str, now: float) -> RequestUpdate | None:
-        """End a request in any state; None if it is unknown or has ended already."""
+    def end(
+        self, request_id: str, reason: FinishReason, now: float, *, error: str | None = None
+    ) -> RequestUpdate | None:
+        """End a request between two steps, in any state: aborted by its caller, stopped by its
+        text, or failed. None if it is unknown or has ended already."""
         request = self._find(request_id)
-        return None if request is None else self._finish(request, FinishReason.ABORT, now)
-
-    def stop(self, request_id: str, now: float) -> RequestTimings:
-        """End a running request whose text has reached a stop string."""
-        request = self.running[request_id]
-        self._finish(request, FinishReason.STOP, now)
-        return request.timings
+        return None if request is None else self._finish(request, reason, now, error=error)
 
     # --- one step --------------------------------------------------------------------------
 
@@ -160,7 +158,6 @@ class Scheduler:
         request.num_computed_tokens = 0
         request.timings.num_preemptions += 1
         self.counts.num_preemptions += 1
-        self._num_admissible += 1  # its place in a static batch stays its own
         self._enqueue(request)
 
     def _is_protected(self, request: Request) -> bool:
@@ -195,29 +192,27 @@ class Scheduler:
 
     def _admit_waiting(self, counts: dict[str, int], now: float) -> None:
         """Admit in order until budget, places or blocks run out, and add to `counts`."""
-        self._num_admissible = self._policy.num_admissible(
-            self._num_admissible, len(self.running), len(self.waiting), self.config.max_num_seqs
-        )
+        most = self.config.max_num_seqs
+        self._chosen = self._policy.choose(self._chosen, self.waiting, len(self.running), most)
         budget = self.config.max_num_batched_tokens - sum(counts.values())
         computing = self._hashes_being_computed()
-        position = 0
-        while budget and self._num_admissible > 0 and position < self._num_candidates():
-            request = self.waiting[position]
+        for request in self._candidates():
+            if not budget or len(self.running) == most:
+                break
             if self._next_missing_hash(request) in computing:
-                position += 1  # its prefix will soon be there to reuse
-                continue
+                continue  # its prefix will soon be there to reuse
             count = self._admit(request, budget, now)
             if not count:
                 break  # nobody overtakes: it is next when room is there
-            del self.waiting[position]
-            self._num_admissible -= 1
+            self.waiting.remove(request)
             counts[request.request_id] = count
             budget -= count
             computing.update(uncomputed_hashes(request, self.config))
 
-    def _num_candidates(self) -> int:
-        """How many may be admitted or passed over, from the head of the queue."""
-        return self._num_admissible if self._policy.is_closed else len(self.waiting)
+    def _candidates(self) -> list[Request]:
+        """The waiting requests that may be admitted, in their order."""
+        chosen = self._chosen
+        return [r for r in self.waiting if chosen is None or r.request_id in chosen]
 
     def _admit(self, request: Request, budget: int, now: float) -> int:
         """Reuse the published prefix, take room for the rest, and return the first chunk's size;
@@ -288,10 +283,7 @@ class Scheduler:
             self._drop(request)
             request.timings.account(Part.STALLED, now)  # between steps; nothing within update()
         else:
-            position = self.waiting.index(request)
-            del self.waiting[position]
-            if position < self._num_admissible:
-                self._num_admissible -= 1  # its place in a static batch ends with it
+            self.waiting.remove(request)
             account_queue(request, now)
         self._live_ids.remove(request.request_id)
         request.finish_reason = reason
