@@ -25,13 +25,13 @@ $(VENV)/.oracle: $(VENV)/.ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
 	@touch $@
 
-$(MODEL): | setup
-	@$(BIN)/duetto make-model tiny $(MODEL)
+.demo/tiny/config.json: | setup
+	@$(BIN)/duetto make-model tiny .demo/tiny --force
 
 demo: setup  ## Set up, serve a tiny model, stream two chat answers, print their timings, stop
 	@$(BIN)/python examples/demo.py
 
-serve: $(MODEL)  ## Serve MODEL (default: a tiny random one) on 127.0.0.1:8000
+serve: setup $(MODEL)/config.json  ## Serve MODEL (default: a tiny random one) on 127.0.0.1:8000
 	@$(BIN)/duetto serve $(MODEL)
 
 test: setup  ## All tests that need neither torch nor a GPU, on two cores

@@ -166,6 +166,7 @@ class ByteCodec:
 
     vocab_size = 257
     eos_token_ids = frozenset({256})
+    max_token_bytes = 1
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())

@@ -19,7 +19,7 @@ def little_training_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_named_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_model("tiny", tmp_path / "out", dtype="fp32", vocab_size=300)
+    make_model("tiny", tmp_path / "out", dtype="float32", vocab_size=300)
     config, program = load_program(tmp_path / "out")
     assert (config.dtype, config.vocab_size) == ("float32", 300)
     shown = capsys.readouterr()

@@ -211,6 +211,30 @@ def test_a_shard_that_is_missing_or_lacks_a_tensor(tmp_path: Path) -> None:
     assert (error.file, error.cause) == (second, f"is missing, but {INDEX} names it")
 
 
+def test_a_tensor_comes_from_the_file_that_the_index_names(tmp_path: Path) -> None:
+    contents = tensors()
+    write_shards(tmp_path, contents)
+    index = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    for file in set(index.values()):  # each also holds another's tensors, with other numbers
+        more = {name: array + 1 for name, array in contents.items()}
+        save_file(more | load_file(tmp_path / file), tmp_path / file)
+    weights = load(tmp_path)
+    for name in ("model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"):
+        np.testing.assert_array_equal(weights[name], contents[name])
+
+
+def test_a_tensor_that_stands_twice(tmp_path: Path) -> None:
+    contents = tensors() | {"norm.weight": np.ones(8, np.float32)}
+    error = refusal(write(tmp_path, contents))
+    assert error.file == tmp_path / "model.safetensors"
+    assert error.cause == "tensors model.norm.weight and norm.weight are one and the same here"
+
+
+def test_a_tensor_that_stands_twice_in_two_files(tmp_path: Path) -> None:
+    write_shards(tmp_path, tensors() | {"norm.weight": np.ones(8, np.float32)})
+    assert "tensors norm.weight and model.norm.weight are" in refusal(tmp_path).cause
+
+
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "sub/x", "..\\x", "..", "", 7])
 def test_an_index_may_name_files_beside_it_only(tmp_path: Path, path: Any) -> None:
     write_shards(tmp_path, tensors())

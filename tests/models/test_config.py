@@ -34,6 +34,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 
 
 def parse(model_type: str = "llama", **keys: Any) -> ModelConfig:
@@ -146,9 +147,7 @@ def test_scaled_ropes() -> None:
     llama3 = parse(rope_scaling={"rope_type": "llama3", **LLAMA3})
     assert llama3.layers[0].rope.scaling == Llama3Scaling(8.0, 1.0, 4.0, 64)
     assert llama3.context_length == 512
-    yarn = parse(
-        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
-    )
+    yarn = parse(rope_scaling=YARN)
     scaling = yarn.layers[0].rope.scaling
     assert isinstance(scaling, YarnScaling)
     assert scaling.attention_factor == pytest.approx(1.1386294)
@@ -183,7 +182,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"hidden_size": None}, "hidden_size", "is missing"),
     ({"vocab_size": "many"}, "vocab_size", "whole number"),
     ({"num_hidden_layers": True}, "num_hidden_layers", "whole number"),
-    ({"num_hidden_layers": 0}, "num_hidden_layers", "at least 1"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers", "from 1 to"),
     ({"num_key_value_heads": 3}, "num_attention_heads", "not a multiple of num_key_value_heads, 3"),
     ({"hidden_size": 66}, "hidden_size", "not a multiple of num_attention_heads, 4"),
     ({"head_dim": 7}, "head_dim", "come in pairs"),
@@ -235,7 +234,21 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "rope_scaling.short_factor",
         "list of 8 numbers",
     ),
-    ({"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "rope_type", "longrope"),
+    ({"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "rope_scaling.type", "longrope"),
+    ({"model_type": "phi3", "rope_scaling": {"rope_type": []}}, "rope_scaling.rope_type", "[]"),
+    ({"rope_scaling": {"rope_type": []}}, "rope_scaling.rope_type: []", "not supported"),
+    ({"rope_scaling": {"rope_type": ""}}, "rope_scaling.rope_type: ''", "not supported"),
+    ({"rope_scaling": {"type": "linear", "factor": 1e308}}, "rope_scaling.factor", "not 1e+308"),
+    ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "rope_scaling.factor", "to 1e+30"),
+    ({"rope_scaling": YARN | {"beta_fast": 1e308}}, "rope_scaling.beta_fast", "to 1e+30"),
+    ({"rope_scaling": YARN | {"beta_slow": 5e-324}}, "rope_scaling.beta_slow", "not 5e-324"),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps", "to 1e+30"),
+    ({"rope_theta": 10**400}, "rope_theta", "to 1e+30"),
+    ({"vocab_size": 10**400}, "vocab_size", "from 1 to 2147483647"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers", "from 1 to"),
+    ({"head_dim": 2**30}, "head_dim", "from 1 to"),
+    ({"hidden_size": 2**30}, "head_dim", "from 1 to"),
+    ({"max_position_embeddings": float("inf")}, "max_position_embeddings", "whole number"),
     ({"eos_token_id": [1, "2"]}, "eos_token_id", "token id"),
 ]
 
@@ -265,16 +278,87 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: Any, cause: str) -> None
     assert refusal.value.file == tmp_path / "config.json"
 
 
+def written_numbers() -> list[tuple[str, str, str]]:
+    """(text of config.json, the key at fault, the cause) of numbers that Python itself refuses."""
+    many_digits = "9" * 5000
+    return [
+        (f'{{"{key}": {sign}{many_digits}}}', key, cause)
+        for sign in ("", "-")
+        for key, cause in (
+            ("vocab_size", "whole number"),
+            ("rms_norm_eps", "must be a number above 0 "),
+            ("rope_theta", "must be a number above 0 "),
+            ("eos_token_id", "token id"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(("text", "key", "cause"), written_numbers(), ids=lambda v: v[:20])
+def test_numbers_of_thousands_of_digits(tmp_path: Path, text: str, key: str, cause: str) -> None:
+    given = SHAPE | {"model_type": "llama"}
+    given.pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(given)[:-1] + ", " + text[1:])
+    with pytest.raises(CheckpointError, match=f"config.json: {key}: .*{cause}") as refusal:
+        read_config(tmp_path)
+    assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize("depth", [*range(900, 1010), 100_000])
+def test_what_is_nested_too_deep(tmp_path: Path, depth: int) -> None:
+    config = json.dumps(SHAPE | {"model_type": "llama"})
+    (tmp_path / "config.json").write_text(
+        config[:-1] + ', "eos_token_id": ' + "[" * depth + "]" * depth + "}"
+    )
+    with pytest.raises(CheckpointError, match=r"config.json: (eos_token_id|is nested)") as refusal:
+        read_config(tmp_path)
+    assert len(str(refusal.value)) < 300
+
+
+def generation(directory: Path, **written: Any) -> GenerationDefaults:
+    (directory / "generation_config.json").write_text(json.dumps(written))
+    return read_generation_config(directory)
+
+
 def test_generation_config(tmp_path: Path) -> None:
     assert read_generation_config(tmp_path) == GenerationDefaults()
-    written = {"eos_token_id": [1, 2], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0}
-    (tmp_path / "generation_config.json").write_text(json.dumps(written))
-    assert read_generation_config(tmp_path) == GenerationDefaults(
-        eos_token_ids=(1, 2), temperature=0.6, top_k=20, top_p=0.95
+    got = generation(
+        tmp_path, eos_token_id=[1, 2], temperature=0.6, top_k=20, top_p=0.95, min_p=0, seed=3
     )
-    (tmp_path / "generation_config.json").write_text('{"top_k": -3}')
-    with pytest.raises(CheckpointError, match=r"generation_config.json: top_k"):
-        read_generation_config(tmp_path)
+    assert got == GenerationDefaults(
+        eos_token_ids=(1, 2), temperature=0.6, top_k=20, top_p=0.95, min_p=0
+    )
+    assert generation(tmp_path, top_k=-1).top_k == -1  # all
+    assert generation(tmp_path, temperature=0).temperature == 0
+    assert generation(tmp_path, top_p=None) == GenerationDefaults()
+
+
+def test_no_sampling_is_greedy_whatever_else_is_said(tmp_path: Path) -> None:
+    assert generation(tmp_path, do_sample=False, temperature=0.6, top_k=20).temperature == 0
+    assert generation(tmp_path, do_sample=False).temperature == 0
+    assert generation(tmp_path, do_sample=True, temperature=0.6).temperature == 0.6
+    assert generation(tmp_path, do_sample=True).temperature is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("top_k", -3),
+        ("top_k", 1.5),
+        ("top_p", 1.5),
+        ("top_p", 0),
+        ("min_p", 2),
+        ("temperature", -1),
+        ("temperature", "hot"),
+        ("temperature", 10**299),
+        ("repetition_penalty", 0),
+        ("do_sample", "no"),
+    ],
+)
+def test_a_generation_config_that_no_request_could_have(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"generation_config.json: {key}: must be "):
+        generation(tmp_path, **{key: value})
 
 
 def test_the_context_is_what_the_config_allows_or_less(tmp_path: Path) -> None:

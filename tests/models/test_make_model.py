@@ -13,12 +13,13 @@ from safetensors import safe_open
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.models import make_model as module
 from duetto.models.checkpoint import load_weights
-from duetto.models.config import DTYPES, Dtype, parse_config, read_generation_config
+from duetto.models.config import parse_config, read_generation_config
 from duetto.models.json_file import JsonSection
 from duetto.models.make_model import MIN_VOCAB_SIZE, make_model
 from duetto.models.programs import build_program, load_program
 from duetto.models.shapes import SHAPES
 from duetto.models.tokenizer import load_tokenizer
+from duetto.program.dtype import DTYPES, Dtype
 
 TINY = SHAPES["tiny"]
 SMALL = {**TINY, "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1}
@@ -173,7 +174,7 @@ def test_vocabulary_of_ones_own(tmp_path: Path) -> None:
     assert make_model(TINY, tmp_path / "b", vocab_size=MIN_VOCAB_SIZE).num_tokens == MIN_VOCAB_SIZE
     with pytest.raises(ConfigError, match=r"vocab_size: 258 has no room .* at least 259 is needed"):
         make_model(TINY, tmp_path / "c", vocab_size=258)
-    with pytest.raises(CheckpointError, match="vocab_size: must be a whole number of at least 1"):
+    with pytest.raises(CheckpointError, match="vocab_size: must be a whole number from 1 to"):
         make_model(TINY, tmp_path / "c", vocab_size=0)
     assert not (tmp_path / "c").exists()
 
@@ -200,13 +201,26 @@ def test_nothing_is_overwritten_unless_forced(tmp_path: Path) -> None:
         make_model(SMALL, papers / "thesis.txt" / "below")
 
 
-def test_what_is_half_written_is_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        make_model(SMALL, tmp_path, on_progress=stop)
-    with pytest.raises(CheckpointError, match=r"config\.json: is missing"):
-        load_program(tmp_path)
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    make_model(SMALL, out, seed=2, max_shard_bytes=10_000)
+    for _ in range(2):  # what was interrupted can be replaced, and interrupted again
+        with pytest.raises(KeyboardInterrupt):
+            make_model(SMALL, out, force=True, on_progress=stop)
+        with pytest.raises(CheckpointError, match=r"config\.json: is missing"):
+            load_program(out)
+    with pytest.raises(ConfigError, match="is not empty; --force replaces"):
+        make_model(SMALL, out)
+    make_model(SMALL, out, force=True)
+    make_model(SMALL, fresh)
+    assert digests(out) == digests(fresh)
+
+
+def test_weights_without_a_config_are_not_ours_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="holds no model that --force could replace"):
+        make_model(SMALL, tmp_path, force=True)
+    assert digests(tmp_path).keys() == {"model.safetensors"}

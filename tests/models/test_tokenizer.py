@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,11 @@ def test_added_tokens_of_the_config(tmp_path: Path) -> None:
         ("tokenizer_config.json", b"[1]", r"tokenizer_config\.json: must hold a JSON object"),
         ("tokenizer_config.json", b'{"eos_token": 3}', r"tokenizer_config\.json: eos_token: must"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', r"added_tokens_decoder"),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"%s": {"content": "x"}}}' % (b"9" * 5000),
+            r"added_tokens_decoder\.9+: must be a token id",
+        ),
         ("tokenizer_config.json", b'{"chat_template": 3}', r"chat_template: must be a string or"),
         ("special_tokens_map.json", b"{", r"special_tokens_map\.json: is not valid JSON"),
         ("chat_template.jinja", b"{% if %}", r"chat_template\.jinja: the chat template does not"),
@@ -249,6 +255,27 @@ def test_many_threads_get_the_same_answer() -> None:
     for thread in threads:
         thread.join()
     assert seen == [True] * 40
+
+
+def test_other_threads_go_on_while_a_long_text_is_tokenized() -> None:
+    """The library keeps the interpreter to itself while it encodes a single text."""
+    codec = Tokenizer(byte_level_bpe())
+    turns = 0
+    worker = threading.Thread(target=codec.encode, args=("some words and 1234 " * 20_000,))
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 10  # one or two where the interpreter is held throughout
+
+
+def test_the_longest_token_bounds_a_text_only_where_every_byte_is_kept() -> None:
+    codec = Tokenizer(byte_level_bpe())
+    longest = codec.max_token_bytes
+    assert longest == max(len(codec.token_bytes(i)) for i in range(codec.vocab_size))
+    for text in TEXT:
+        assert len(codec.encode(text)) >= len(text.encode()) / longest
+    assert Tokenizer(KINDS["wordpiece"]()).max_token_bytes is None
 
 
 @pytest.mark.oracle

@@ -64,7 +64,13 @@ class Case:
 CASES = (
     Case("llama", "llama", {}, seed=1),
     Case(
-        "llama-linear", "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, seed=1
+        "llama-linear",
+        "llama",
+        {
+            "max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "linear", "factor": 8.0},
+        },
+        seed=5,
     ),
     Case(
         "llama-yarn",

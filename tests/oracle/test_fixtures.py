@@ -27,6 +27,7 @@ from duetto.program.ops import (
     Op,
     RmsNorm,
     Rope,
+    RopeSpec,
     SoftCap,
 )
 from duetto.program.program import Program
@@ -116,6 +117,11 @@ def without_rope_scale(program: Program) -> Program:
     return dataclasses.replace(program, ops=ops)
 
 
+def without_interpolation(program: Program) -> Program:
+    plain = tuple(10_000.0 ** (-i / 8) for i in range(8))
+    return each(Rope, spec=RopeSpec(plain))(program)
+
+
 def one_rope(program: Program) -> Program:
     first = next(op.spec for op in program.ops if isinstance(op, Rope))
     return each(Rope, spec=first)(program)
@@ -138,6 +144,7 @@ FAULTS: dict[str, tuple[str, Callable[[Program], Program]]] = {
     "window on full layers": ("qwen2-window", each(Attention, window=48)),
     "no window at all": ("gemma2", each(Attention, window=None)),
     "no head norms": ("qwen3", without_head_norms),
+    "no position interpolation": ("llama-linear", without_interpolation),
     "no yarn attention factor": ("llama-yarn", without_rope_scale),
     "no longrope attention factor": ("phi3-longrope-long", without_rope_scale),
     "no score cap": ("gemma2", each(Attention, softcap=None)),

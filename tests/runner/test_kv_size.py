@@ -5,12 +5,7 @@ import pytest
 from duetto.core.errors import ConfigError
 from duetto.program.ops import Ref
 from duetto.program.program import KVSpec, Program
-from duetto.runner.kv_size import (
-    bytes_per_block,
-    num_blocks_for_memory,
-    plan_kv,
-    resolve_kv_dtype,
-)
+from duetto.runner.kv_size import bytes_per_block, plan_kv
 
 MIB = 2**20
 
@@ -40,19 +35,6 @@ def test_a_block_holds_the_keys_and_values_of_every_layer():
     assert bytes_per_block(program(), 32, "float32") == BLOCK
     assert bytes_per_block(program(), 32, "bfloat16") == BLOCK // 2
     assert bytes_per_block(program(), 1, "float16") == 128
-    assert num_blocks_for_memory(program(), 32, "float32", 3 * BLOCK - 1) == 2
-
-
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
-def test_kv_dtypes_are_taken_as_named_and_auto_loses_nothing(name):
-    assert resolve_kv_dtype(name) == name
-    assert resolve_kv_dtype("auto") == "float32"
-
-
-@pytest.mark.parametrize("name", ["fp8", "FLOAT32", ""])
-def test_another_kv_dtype_is_refused_with_those_accepted(name):
-    with pytest.raises(ConfigError, match=r"--kv-cache-dtype.*auto, float32, bfloat16, float16"):
-        resolve_kv_dtype(name)
 
 
 def test_by_default_every_request_can_reach_the_greatest_length_and_no_more_is_taken():

@@ -11,6 +11,7 @@ from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.models.programs import load_program
+from duetto.program.ops import Rope
 from duetto.runner import load
 from duetto.runner.load import load_model
 
@@ -30,8 +31,11 @@ KV_BYTES_PER_TOKEN = 2 * 2 * 2 * 4 * 4  # layers, key and value, KV heads, head_
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    model_dir = tmp_path_factory.mktemp("checkpoint")
-    (model_dir / "config.json").write_text(json.dumps(CONFIG))
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), CONFIG)
+
+
+def write_checkpoint(model_dir, config):
+    (model_dir / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(4)
     tensors = {}
     for spec in load_program(model_dir)[1].weights.values():
@@ -126,6 +130,29 @@ def test_a_context_that_does_not_fit_is_cut_and_noted_or_refused_if_asked_for(ch
         load_model(checkpoint, max_model_len=128, kv_cache_memory_bytes=memory)
 
 
+def test_free_memory_does_not_choose_among_longropes_frequencies(tmp_path):
+    factors = {"short_factor": [1.0, 1.0], "long_factor": [2.0, 3.0]}
+    longrope = {
+        "model_type": "phi3",
+        "pad_token_id": 0,
+        "original_max_position_embeddings": 64,
+        "rope_scaling": {"type": "longrope", **factors},
+    }
+    write_checkpoint(tmp_path, CONFIG | longrope)
+
+    def frequencies(**arguments):
+        model = load_model(tmp_path, **arguments)
+        return model.max_model_len, {op.spec for op in model.program.ops if isinstance(op, Rope)}
+
+    memory = 64 * KV_BYTES_PER_TOKEN  # of the original context
+    length, whole = frequencies()
+    shortened_length, shortened = frequencies(kv_cache_memory_bytes=memory)
+    asked_length, asked = frequencies(kv_cache_memory_bytes=memory, max_model_len=64)
+    assert (length, shortened_length, asked_length) == (128, 64, 64)
+    assert shortened == whole
+    assert asked != whole
+
+
 def test_the_weights_own_memory_is_not_offered_to_the_kv_cache(checkpoint, monkeypatch):
     weights = 4 * load_program(checkpoint)[1].num_parameters
     room = 4 * 32 * KV_BYTES_PER_TOKEN
@@ -156,7 +183,8 @@ def test_memory_that_the_system_refuses_is_one_line(checkpoint, monkeypatch):
         ({"backend": "cuda"}, r"--backend: 'cuda' "),
         ({"quantization": "awq"}, r"--quantization: 'awq' "),
         ({"dtype": "int8"}, r"--dtype: 'int8' .*auto, float32, float16, bfloat16"),
-        ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype: 'fp8' "),
+        ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype: 'fp8' .*auto, float32, float16, bfloat16"),
+        ({"kv_cache_dtype": ""}, r"--kv-cache-dtype: '' "),
         ({"max_model_len": 129}, r"--max-model-len.*128"),
         ({"max_model_len": 0}, r"--max-model-len"),
         ({"block_size": 0}, r"--block-size: must be 1 or more"),

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from duetto.program.dtype import Dtype
+
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 
@@ -33,7 +35,7 @@ class StepArrays:
 
 
 class Backend(Protocol):
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: str) -> Any:
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: Dtype) -> Any:
         """A KV arena in this backend's own layout. Only this backend looks inside."""
         ...
 

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from duetto.build import EngineArgs
 from duetto.cli.stream import print_answer, stats_line
-from duetto.core.errors import InvalidRequest
+from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
@@ -71,7 +71,7 @@ def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, sta
         turn = [*messages, {"role": "user", "content": line}]
         try:
             text = _answer(llm, turn, params, stats)
-        except InvalidRequest as error:  # too long, say: the conversation goes on without it
+        except (InvalidRequest, EngineError) as error:  # too long, say: go on without it
             print(f"duetto: {error}", file=sys.stderr)
         else:
             messages = [*turn, {"role": "assistant", "content": text}]

@@ -2,35 +2,26 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 from rich.console import Console
 from rich.table import Table
 
 from duetto.core.errors import ConfigError
-from duetto.models.config import Dtype
 from duetto.models.json_file import read_json
 from duetto.models.make_model import MadeModel
 from duetto.models.make_model import make_model as write_model
 from duetto.models.shapes import SHAPES
+from duetto.program.dtype import Dtype
 from duetto.progress import show_progress
-
-_DTYPES: dict[str, Dtype] = {
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-    "fp16": "float16",
-    "float16": "float16",
-    "fp32": "float32",
-    "float32": "float32",
-}
 
 
 def make_model(
     shape: str,
     out: Path,
     *,
-    dtype: Literal["bf16", "bfloat16", "fp16", "float16", "fp32", "float32"] = "bf16",
+    dtype: Dtype = "bfloat16",
     seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     vocab_size: int | None = None,
     force: bool = False,
@@ -58,7 +49,7 @@ def make_model(
             config,
             out,
             source=source,
-            dtype=_DTYPES[dtype],
+            dtype=dtype,
             seed=seed,
             vocab_size=vocab_size,
             force=force,

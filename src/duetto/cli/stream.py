@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from duetto.core.errors import EngineError
 from duetto.core.outputs import RequestOutput
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
 
 def print_answer(llm: LLM, prompt: Mapping[str, Any], params: SamplingParams) -> RequestOutput:
-    """Print the text as it becomes certain; return the finished answer."""
+    """Print the text as it becomes certain; return the finished answer.
+
+    Raises EngineError if the engine failed on it.
+    """
     num_printed = 0
     output = None
     for output in llm.stream(prompt, params):
@@ -18,6 +22,8 @@ def print_answer(llm: LLM, prompt: Mapping[str, Any], params: SamplingParams) ->
         num_printed = len(text)
     print()
     assert output is not None, "every request ends in a final update"
+    if output.outputs[0].error is not None:
+        raise EngineError(output.outputs[0].error)
     return output
 
 
@@ -25,8 +31,8 @@ def stats_line(output: RequestOutput) -> str:
     """The counts and timings of a finished answer, for a person."""
     answer = output.outputs[0]
     timings = answer.timings
-    if answer.error is not None or timings is None or timings.ttft_s is None:
-        return f"[{answer.finish_reason}: {answer.error or 'nothing was generated'}]"
+    if timings is None or timings.ttft_s is None:
+        return f"[{answer.finish_reason}: nothing was generated]"
     parts = [
         f"{len(output.prompt_token_ids)} prompt tokens ({output.num_cached_tokens} cached)",
         f"{len(answer.token_ids)} generated",

@@ -13,6 +13,14 @@ class TextCodec(Protocol):
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
 
+    @property
+    def max_token_bytes(self) -> int | None:
+        """No token stands for more bytes of text than this; None if no bound is known.
+
+        So a text of n bytes is at least n / max_token_bytes tokens, before anyone counts them.
+        """
+        ...
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...

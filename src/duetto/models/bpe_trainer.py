@@ -21,8 +21,8 @@ from itertools import pairwise
 _WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
 # Bytes in GPT-2's order: those that print as themselves, then the others.
-_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_BYTES = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
+PRINTABLE_BYTES = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+GPT2_BYTES = (*PRINTABLE_BYTES, *(byte for byte in range(256) if byte not in PRINTABLE_BYTES))
 
 Pair = tuple[int, int]
 
@@ -52,7 +52,7 @@ def learn_merges(text: str, num_merges: int, min_count: int = 2) -> Iterator[Mer
     Counts are kept up to date where a merge changes words, so a merge costs what it changes and
     not another pass over the text.
     """
-    pieces = [bytes([byte]) for byte in _BYTES]  # piece ids are places in this list
+    pieces = [bytes([byte]) for byte in GPT2_BYTES]  # piece ids are places in this list
     id_of = {piece: i for i, piece in enumerate(pieces)}
     words = _Words(text, id_of)
     # Most frequent first. An entry whose count is not the pair's any more is out of date.

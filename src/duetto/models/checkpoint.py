@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Also makes "bfloat16" a dtype that numpy, and with it safetensors, knows by name.
-import ml_dtypes
+import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype that numpy and safetensors know by name
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from duetto.core.errors import CheckpointError
-from duetto.models.config import Dtype
 from duetto.models.decoder import EMBEDDING
 from duetto.models.json_file import read_json
+from duetto.program.dtype import Dtype
 from duetto.program.program import Program, WeightSpec
 
 Weights = dict[str, NDArray[Any]]
@@ -29,12 +28,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 LM_HEAD = "lm_head.weight"
 
-_NUMPY_DTYPES: dict[Dtype, Any] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-_STORED_DTYPES = ("F32", "F16", "BF16")
+STORED_AS: dict[Dtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +40,6 @@ class _Tensor:
     shape: tuple[int, ...]
     dtype: str
     handle: Any  # of the memory-mapped file
-
-
-def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
-    return _NUMPY_DTYPES[dtype]  # type: ignore[no-any-return]
 
 
 def load_weights(
@@ -68,7 +58,7 @@ def load_weights(
         for spec in program.weights.values():
             _check(model_dir, tensors, spec)
         _check_nothing_is_left(tensors, program)
-        target = numpy_dtype(dtype)
+        target: np.dtype[Any] = np.dtype(dtype)
         sizes = {
             name: int(np.prod(spec.shape)) * target.itemsize
             for name, spec in program.weights.items()
@@ -86,7 +76,7 @@ def load_weights(
 def _open(model_dir: Path, open_files: ExitStack) -> dict[str, _Tensor]:
     """Map all files, and say which tensor is where. Names are with the prefix `model.`."""
     tensors: dict[str, _Tensor] = {}
-    for file, expected in _files(model_dir):
+    for file, indexed in _files(model_dir):
         try:
             handle = open_files.enter_context(safe_open(file, framework="numpy"))
         except FileNotFoundError:
@@ -96,9 +86,14 @@ def _open(model_dir: Path, open_files: ExitStack) -> dict[str, _Tensor]:
                 file, f"is truncated or no safetensors file ({error}); download it again"
             ) from error
         names = set(handle.keys())
-        if absent := expected - names:
+        wanted = names if indexed is None else indexed
+        if absent := wanted - names:
             raise CheckpointError(file, f"lacks tensor {min(absent)}, which {INDEX} says it holds")
-        for name in names:
+        for name in sorted(wanted):
+            if other := tensors.get(_canonical(name)):
+                raise CheckpointError(
+                    file, f"tensors {other.stored_name} and {name} are one and the same here"
+                )
             header = handle.get_slice(name)
             tensors[_canonical(name)] = _Tensor(
                 file, name, tuple(header.get_shape()), header.get_dtype(), handle
@@ -106,12 +101,15 @@ def _open(model_dir: Path, open_files: ExitStack) -> dict[str, _Tensor]:
     return tensors
 
 
-def _files(model_dir: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Each safetensors file, with the tensors that the index (if there is one) places in it."""
+def _files(model_dir: Path) -> Iterator[tuple[Path, set[str] | None]]:
+    """Each safetensors file, with the tensors that the index places in it; None without an index.
+
+    What a file holds beside them is not read: the same tensor may lie in two files.
+    """
     if (model_dir / INDEX).exists():
         yield from _shards(model_dir)
     elif (model_dir / SINGLE).exists():
-        yield model_dir / SINGLE, set()
+        yield model_dir / SINGLE, None
     elif pickles := sorted([*model_dir.glob("*.bin"), *model_dir.glob("*.pt*")]):
         raise CheckpointError(
             pickles[0],
@@ -147,11 +145,11 @@ def _check(model_dir: Path, tensors: Mapping[str, _Tensor], spec: WeightSpec) ->
         tensor = tensors.get(source)
         if tensor is None:
             raise CheckpointError(model_dir, f"no safetensors file here holds tensor {source}")
-        if tensor.dtype not in _STORED_DTYPES:
+        if tensor.dtype not in STORED_AS.values():
             raise CheckpointError(
                 tensor.file,
                 f"tensor {source} is stored as {tensor.dtype}; "
-                f"accepted: {', '.join(_STORED_DTYPES)}",
+                f"accepted: {', '.join(STORED_AS.values())}",
             )
         wanted = (rows, *spec.shape[1:])
         if tensor.shape != wanted:

@@ -8,14 +8,17 @@ that is absent means is what it means to transformers. Knows no weights and no o
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from reprlib import repr as shown
+from typing import Any, cast
 
+from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
 from duetto.models.json_file import JsonSection, read_json
-from duetto.models.rope import LinearScaling, RopeConfig, YarnScaling, read_rope
+from duetto.models.rope import LinearScaling, RopeConfig, YarnScaling, read_rope, read_rope_type
+from duetto.program.dtype import DTYPES, Dtype
 from duetto.program.ops import Activation
 
-Dtype = Literal["float32", "float16", "bfloat16"]
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+MAX_LAYERS, MAX_HEAD_DIM = 4096, 4096  # a config beyond them is a slip, and would fill the memory
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -106,7 +109,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """What the checkpoint's authors recommend; None where they say nothing."""
+    """What the checkpoint's authors recommend, as SamplingParams has it; None: they say nothing."""
 
     eos_token_ids: tuple[int, ...] = ()
     temperature: float | None = None
@@ -122,21 +125,23 @@ def read_config(model_dir: Path) -> ModelConfig:
 
 
 def read_generation_config(model_dir: Path) -> GenerationDefaults:
-    """generation_config.json, or nothing but Nones if the checkpoint has none."""
+    """generation_config.json, or nothing but Nones if the checkpoint has none.
+
+    Raises CheckpointError, naming the key, for a value that no request could have.
+    """
     file = model_dir / "generation_config.json"
     if not file.exists():
         return GenerationDefaults()
     section = read_json(file)
-    temperature = section.get("temperature")
-    return GenerationDefaults(
-        eos_token_ids=section.token_ids("eos_token_id"),
-        # 0 is how some checkpoints write greedy decoding.
-        temperature=0.0 if temperature == 0 else section.optional_positive("temperature"),
-        top_k=None if section.get("top_k") is None else section.integer("top_k", minimum=0),
-        top_p=section.optional_positive("top_p"),
-        min_p=section.optional_positive("min_p") if section.get("min_p") else None,
-        repetition_penalty=section.optional_positive("repetition_penalty"),
-    )
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    recommended = {name: section.get(name) for name in names if section.get(name) is not None}
+    try:
+        SamplingParams(**recommended)
+    except InvalidRequest as error:
+        section.refuse(error.field, error.message)
+    if not section.flag("do_sample", True):
+        recommended["temperature"] = 0.0
+    return GenerationDefaults(eos_token_ids=section.token_ids("eos_token_id"), **recommended)
 
 
 def parse_config(section: JsonSection) -> ModelConfig:
@@ -206,12 +211,13 @@ def _heads(config: JsonSection) -> tuple[int, int, int]:
         config.refuse(
             "hidden_size", f"{hidden_size} is not a multiple of num_attention_heads, {num_heads}"
         )
-    return num_heads, num_kv_heads, config.integer("head_dim", hidden_size // num_heads)
+    head_dim = config.integer("head_dim", hidden_size // num_heads, maximum=MAX_HEAD_DIM)
+    return num_heads, num_kv_heads, head_dim
 
 
 def _layer_kinds(config: JsonSection, model_type: str) -> list[str]:
     """For each layer, whether it sees all tokens before its own or a window of them."""
-    num_layers = config.integer("num_hidden_layers")
+    num_layers = config.integer("num_hidden_layers", maximum=MAX_LAYERS)
     if model_type == "llama":
         return [FULL] * num_layers
     if model_type in ("mistral", "phi3"):
@@ -238,7 +244,8 @@ def _checked_layer_types(config: JsonSection, kinds: object, num_layers: int) ->
         config.refuse("layer_types", f"must be a list of num_hidden_layers, {num_layers}, entries")
     for kind in kinds:
         if kind not in (FULL, SLIDING):
-            config.refuse("layer_types", f"{kind!r} is not supported; accepted: {FULL}, {SLIDING}")
+            accepted = f"{FULL}, {SLIDING}"
+            config.refuse("layer_types", f"{shown(kind)} is not supported; accepted: {accepted}")
     # Qwen's switch turns windows off wherever else they are named.
     if SLIDING in kinds and config.get("use_sliding_window") is False:
         config.refuse("layer_types", f"has {SLIDING}, but use_sliding_window is false")
@@ -287,11 +294,8 @@ def _flat(parameters: JsonSection) -> JsonSection:
 def _as_longrope(section: JsonSection) -> JsonSection:
     """Phi-3's first configs call LongRoPE "su" or "yarn"."""
     values = dict(section.values)
-    rope_type = values.get("rope_type") or values.get("type")
-    if rope_type in ("su", "yarn"):
+    if read_rope_type(section, ("default", "longrope", "su", "yarn")) in ("su", "yarn"):
         values["rope_type"] = "longrope"
-    elif rope_type not in (None, "default", "longrope"):
-        section.refuse("rope_type", f"{rope_type!r} is not phi3's; accepted: default, longrope")
     return JsonSection(section.file, values, section.prefix)
 
 

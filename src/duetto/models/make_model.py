@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from duetto.core.errors import ConfigError
-from duetto.models.checkpoint import INDEX, SINGLE, numpy_dtype
-from duetto.models.config import DTYPES, Dtype, parse_config
+from duetto.models.checkpoint import INDEX, SINGLE, STORED_AS
+from duetto.models.config import parse_config
 from duetto.models.json_file import JsonSection
 from duetto.models.programs import build_program
+from duetto.program.dtype import DTYPE_BYTES, DTYPES, Dtype
 from duetto.program.ops import RmsNorm
 from duetto.program.program import Program
 
@@ -35,7 +36,7 @@ _MAX_TOKENS = 2000  # that are trained; rows of the embedding beyond them stay w
 _TRAINING_CHARACTERS = 1_000_000
 _NUMBERS_AT_ONCE = 1 << 22
 _SHARD_BYTES = 5 * 10**9
-_STORED_AS: dict[Dtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_UNFINISHED = "config.json.part"  # what config.json is called until all the rest is written
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
@@ -86,7 +87,7 @@ def make_model(
     """
     section, program = _resolve(config, source, dtype, vocab_size)
     std = section.positive("initializer_range", 0.02)
-    _claim(out, force)
+    _claim(out, section.values, force)
     tokenizer = train_tokenizer(min(program.vocab_size, _MAX_TOKENS))
     try:
         write_weights(program, out, dtype, seed, std, max_shard_bytes, on_progress)
@@ -94,7 +95,7 @@ def make_model(
         generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "do_sample": True}
         _write_json(out / "generation_config.json", generation)
         # Last: a directory without it is no checkpoint, so what is half written is never loaded.
-        _write_json(out / "config.json", section.values)
+        (out / _UNFINISHED).replace(out / "config.json")
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error}") from error
     files = {file.name: file.stat().st_size for file in sorted(out.iterdir()) if file.is_file()}
@@ -162,7 +163,7 @@ def write_weights(
 
     A tensor's numbers depend on the seed and its name only, not on the shards.
     """
-    item_bytes = numpy_dtype(dtype).itemsize
+    item_bytes = DTYPE_BYTES[dtype]
     tensors = _tensors(program)
     sizes = {tensor.name: prod(tensor.shape) * item_bytes for tensor in tensors}
     shards: list[list[_Tensor]] = [[]]
@@ -208,11 +209,11 @@ def _write_shard(
 ) -> None:
     """The safetensors format: length of the header (u64), header (JSON), then the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset, target = 0, numpy_dtype(dtype)
+    offset, item_bytes = 0, DTYPE_BYTES[dtype]
     for tensor in tensors:
-        end = offset + prod(tensor.shape) * target.itemsize
+        end = offset + prod(tensor.shape) * item_bytes
         header[tensor.name] = {
-            "dtype": _STORED_AS[dtype],
+            "dtype": STORED_AS[dtype],
             "shape": tensor.shape,
             "data_offsets": (offset, end),
         }
@@ -222,8 +223,8 @@ def _write_shard(
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors:
         for part in numbers(tensor):
-            file.write(part.astype(target).tobytes())
-            advance(part.size * target.itemsize)
+            file.write(part.astype(dtype).tobytes())
+            advance(part.size * item_bytes)
 
 
 def _numbers(tensor: _Tensor, seed: int, std: float) -> Iterator[NDArray[np.float32]]:
@@ -254,17 +255,18 @@ def _write_tokenizer(tokenizer: tokenizers.Tokenizer, out: Path, max_length: int
     _write_json(out / "tokenizer_config.json", config)
 
 
-def _claim(out: Path, force: bool) -> None:
-    """Make the directory, empty of what we write."""
+def _claim(out: Path, config: Mapping[str, Any], force: bool) -> None:
+    """Make the directory, empty of what we write but for the config that marks it as unfinished."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file; a directory is to be written")
     if out.is_dir() and any(out.iterdir()):
         if not force:
             raise ConfigError(f"{out}: is not empty; --force replaces the model in it")
-        if not (out / "config.json").is_file() and any(out.iterdir()):
+        if not any((out / name).is_file() for name in ("config.json", _UNFINISHED)):
             raise ConfigError(f"{out}: holds no model that --force could replace")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / _UNFINISHED, config)
         for stale in (out / "config.json", out / INDEX, *out.glob("model*.safetensors")):
             stale.unlink(missing_ok=True)
     except OSError as error:

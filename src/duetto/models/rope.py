@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from duetto.models.json_file import JsonSection
 from duetto.program.ops import RopeSpec
 
+# Not "dynamic": its frequencies change as a request grows, so keys in the cache would be of many
+# kinds and an answer would depend on how the prompt was cut into chunks.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
@@ -82,26 +84,26 @@ def read_rope(
         original_length = section.integer(
             "original_max_position_embeddings", max_position_embeddings, minimum=2
         )
-    key = "rope_type" if section.get("rope_type") is not None else "type"
-    rope_type = section.get(key) or "default"
-    scaling: RopeScaling | None
-    if rope_type == "default":
-        scaling = None
-    elif rope_type == "linear":
-        scaling = LinearScaling(section.positive("factor"))
-    elif rope_type == "llama3":
-        scaling = _read_llama3(section, original_length)
-    elif rope_type == "yarn":
-        scaling = _read_yarn(section, original_length, max_position_embeddings)
-    elif rope_type == "longrope":
-        scaling = _read_longrope(section, original_length, max_position_embeddings, rotary_dim // 2)
-    elif rope_type == "dynamic":
-        # Its frequencies change as a request grows, so keys in the cache would be of many kinds
-        # and an answer would depend on how the prompt was cut into chunks.
-        section.refuse(key, f"'dynamic' is not supported; accepted: {', '.join(ROPE_TYPES)}")
-    else:
-        section.refuse(key, f"{rope_type!r} is not supported; accepted: {', '.join(ROPE_TYPES)}")
+    scaling: RopeScaling | None = None
+    match read_rope_type(section, ROPE_TYPES):
+        case "linear":
+            scaling = LinearScaling(section.positive("factor"))
+        case "llama3":
+            scaling = _read_llama3(section, original_length)
+        case "yarn":
+            scaling = _read_yarn(section, original_length, max_position_embeddings)
+        case "longrope":
+            num_frequencies = rotary_dim // 2
+            scaling = _read_longrope(
+                section, original_length, max_position_embeddings, num_frequencies
+            )
     return RopeConfig(theta, rotary_dim, scaling)
+
+
+def read_rope_type(section: JsonSection, accepted: tuple[str, ...]) -> str:
+    """`rope_type`, which older configs call `type`; "default" if there is neither."""
+    key = "rope_type" if section.get("rope_type") is not None else "type"
+    return section.choice(key, accepted, "default")
 
 
 def _read_llama3(section: JsonSection, original_length: int) -> Llama3Scaling:
@@ -174,8 +176,8 @@ def rope_spec(rope: RopeConfig, max_model_len: int) -> RopeSpec:
         case LongRopeScaling() as scaling:
             # transformers chooses anew for each call, by that call's longest position: a request
             # that grows over the border then mixes keys of both kinds, or is recomputed whole.
-            # Chosen once, from the longest that any request may become, the same prompt gives the
-            # same answer chunked or whole, cached or cold, alone or beside a longer one.
+            # Chosen once, by the context that is asked for, the same prompt gives the same answer
+            # chunked or whole, cached or cold, alone or beside a longer one.
             is_long = max_model_len > scaling.original_length
             factors = scaling.long_factor if is_long else scaling.short_factor
             stretched = tuple(f / factor for f, factor in zip(plain, factors, strict=True))

@@ -18,9 +18,11 @@ import tokenizers
 from tokenizers import AddedToken
 
 from duetto.core.errors import CheckpointError, InvalidRequest
+from duetto.models.bpe_trainer import GPT2_BYTES, PRINTABLE_BYTES
 from duetto.models.chat_template import ChatTemplate, load_chat_template
 from duetto.models.json_file import JsonSection, read_json
 
+_MAX_ID_DIGITS = 9
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
@@ -62,6 +64,11 @@ class Tokenizer:
         self._eos_token_ids = frozenset(ends if eos is None else ends | {eos})
         self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self._bytes: dict[int, bytes] = {}  # of the tokens asked for so far
+        self._max_token_bytes: int | None = None
+        if self._is_byte_level and tokenizer.normalizer is None:
+            # A piece has a character for each byte; an added token stands for itself.
+            added = (len(text.encode()) for text in self._added.values())
+            self._max_token_bytes = max((*map(len, tokenizer.get_vocab()), *added), default=1)
 
     @property
     def vocab_size(self) -> int:
@@ -92,8 +99,17 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidRequest("prompt", "holds half a surrogate pair") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # As a batch of one, since only a batch releases the GIL while it works.
+        (encoding,) = self._tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
+        ids: list[int] = encoding.ids
         return ids
+
+    @property
+    def max_token_bytes(self) -> int | None:
+        """Byte-level tokenizers without a normalizer keep every byte: it is their longest token."""
+        return self._max_token_bytes
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Bytes that are no text become U+FFFD, the rest of the text stays as it is."""
@@ -108,13 +124,14 @@ class Tokenizer:
         The library shows U+FFFD for every byte of such a run, so text that was already shown
         would change when the next byte comes. SentencePiece itself shows what is valid.
         """
-        shown = [i for i in token_ids if i not in skipped and self._tokenizer.id_to_token(i)]
+        found = ((i, self._tokenizer.id_to_token(i)) for i in token_ids if i not in skipped)
+        shown = [(i, piece) for i, piece in found if piece]
         pieces: list[str] = []
-        for is_byte, run in groupby(shown, key=self._byte_pieces.__contains__):
+        for is_byte, run in groupby(shown, key=lambda token: token[0] in self._byte_pieces):
             if is_byte:
-                pieces.append(bytes(self._byte_pieces[i] for i in run).decode(errors="replace"))
+                pieces.append(bytes(self._byte_pieces[i] for i, _ in run).decode(errors="replace"))
             else:
-                pieces += [p for i in run if (p := self._tokenizer.id_to_token(i)) is not None]
+                pieces += (piece for _, piece in run)
         text: str = self._decoder.decode(pieces)
         return text
 
@@ -207,9 +224,10 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, config: JsonSection) -> None:
     if section is None:
         return
     known = tokenizer.get_added_tokens_decoder()
-    for key in sorted(section.values, key=lambda key: int(key) if key.isdecimal() else -1):
+    for key in sorted(section.values, key=lambda key: (len(key), key)):  # by number
         token = section.section(key)
-        if not key.isdecimal() or token is None or not isinstance(token.get("content"), str):
+        is_id = key.isdecimal() and len(key) <= _MAX_ID_DIGITS
+        if not is_id or token is None or not isinstance(token.get("content"), str):
             section.refuse(key, "must be a token id with the token's content")
         content = token.get("content")
         if int(key) in known and known[int(key)].content == content:
@@ -251,16 +269,9 @@ def _byte_pieces(tokenizer: tokenizers.Tokenizer) -> dict[int, int]:
     return {token_id: byte for token_id, byte in found if token_id is not None}
 
 
-def _bytes_of_characters() -> dict[str, int]:
-    """How byte-level BPE writes bytes as characters (Radford et al., 2019, GPT-2).
-
-    Printable ones stand for themselves, the others for the characters from U+0100 on, in order.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
-
-
-_BYTE_OF = _bytes_of_characters()
+# How byte-level BPE writes bytes as characters (Radford et al., 2019, GPT-2): printable ones stand
+# for themselves, the others for the characters from U+0100 on, in order.
+_OTHER_BYTES = GPT2_BYTES[len(PRINTABLE_BYTES) :]
+_BYTE_OF = {chr(byte): byte for byte in PRINTABLE_BYTES} | {
+    chr(0x100 + index): byte for index, byte in enumerate(_OTHER_BYTES)
+}

@@ -44,7 +44,7 @@ class Program:
     buffers: Mapping[str, int]  # name -> columns
     kv: tuple[KVSpec, ...]  # one per layer
     logits: Ref  # [logit rows, vocabulary]
-    max_model_len: int  # what the frequencies of its rope were chosen for
+    max_model_len: int  # of any request; frequencies were chosen for this length or a longer one
 
     @property
     def vocab_size(self) -> int:

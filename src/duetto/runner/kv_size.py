@@ -1,4 +1,4 @@
-"""How much KV cache to take, in what dtype, and how long a request may therefore be.
+"""How much KV cache to take, and how long a request may therefore be.
 
 Knows a program's KV per token and a number of bytes; not where the bytes lie, and no weights.
 """
@@ -6,9 +6,9 @@ Knows a program's KV per token and a number of bytes; not where the bytes lie, a
 from dataclasses import dataclass
 
 from duetto.core.errors import ConfigError
+from duetto.program.dtype import DTYPE_BYTES, Dtype
 from duetto.program.program import Program
 
-KV_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_SLOTS = 2**31  # slots travel as int32
 _DEFAULT_SHARE = 0.25  # of the available memory; the rest is for activations and the machine
 
@@ -23,35 +23,15 @@ class KVPlan:
     notes: tuple[str, ...] = ()
 
 
-def resolve_kv_dtype(kv_cache_dtype: str) -> str:
-    """The dtype that KV is stored in; "auto" is float32, which loses nothing.
-
-    Raises ConfigError for a dtype that is not stored.
-    """
-    if kv_cache_dtype == "auto":
-        return "float32"
-    if kv_cache_dtype not in KV_DTYPE_BYTES:
-        accepted = ", ".join(("auto", *KV_DTYPE_BYTES))
-        raise ConfigError(f"--kv-cache-dtype: {kv_cache_dtype!r} is not one of {accepted}")
-    return kv_cache_dtype
-
-
-def bytes_per_block(program: Program, block_size: int, kv_dtype: str) -> int:
-    return program.kv_bytes_per_token(KV_DTYPE_BYTES[kv_dtype]) * block_size
-
-
-def num_blocks_for_memory(
-    program: Program, block_size: int, kv_dtype: str, memory_bytes: int
-) -> int:
-    """Whole blocks that fit into `memory_bytes`."""
-    return memory_bytes // bytes_per_block(program, block_size, kv_dtype)
+def bytes_per_block(program: Program, block_size: int, kv_dtype: Dtype) -> int:
+    return program.kv_bytes_per_token(DTYPE_BYTES[kv_dtype]) * block_size
 
 
 def plan_kv(
     program: Program,
     *,
     block_size: int,
-    kv_dtype: str,
+    kv_dtype: Dtype,
     max_num_seqs: int,
     memory_bytes: int | None,
     available_bytes: int,

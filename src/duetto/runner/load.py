@@ -5,21 +5,22 @@ says what it chose on the user's behalf in `LoadedModel.notes`, and prints nothi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from duetto.backends.reference import ReferenceBackend
 from duetto.core.errors import ConfigError
 from duetto.models.checkpoint import load_weights
-from duetto.models.config import DTYPES, Dtype, ModelConfig
-from duetto.models.programs import build_program, load_program
+from duetto.models.config import ModelConfig
+from duetto.models.programs import load_program
+from duetto.program.dtype import DTYPE_BYTES, DTYPES, Dtype
 from duetto.program.program import Program
 from duetto.runner.host_memory import available_memory_bytes
-from duetto.runner.kv_size import KVPlan, plan_kv, resolve_kv_dtype
+from duetto.runner.kv_size import KVPlan, plan_kv
 from duetto.runner.model_runner import ModelRunner
 
 BACKENDS = ("auto", "reference")
-_REFERENCE_WEIGHT_BYTES = 4  # it computes in fp32, and holds its weights so
+_REFERENCE_WEIGHTS: Dtype = "float32"  # it computes so, and holds its weights so
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,11 @@ class LoadedModel:
     """A model in memory, and everything about it that was "auto"."""
 
     config: ModelConfig
-    program: Program  # made for requests of up to program.max_model_len tokens
+    program: Program
     runner: ModelRunner
     backend: str
     dtype: Dtype
-    kv_dtype: str
+    kv_dtype: Dtype
     num_blocks: int
     block_size: int
     kv_memory_bytes: int
@@ -70,14 +71,14 @@ def load_model(
     """
     backend = _resolve_backend(backend)
     _check_no_quantization(quantization)
-    kv_dtype = resolve_kv_dtype(kv_cache_dtype)
+    kv_dtype = _resolve_dtype("--kv-cache-dtype", kv_cache_dtype, auto="float32")
     _check_positive("--block-size", block_size)
     _check_positive("--max-num-seqs", max_num_seqs)
     _check_positive("--kv-cache-memory-bytes", kv_cache_memory_bytes)
 
     config, program = load_program(model_dir, max_model_len)
-    weight_dtype = _resolve_dtype(dtype, config)
-    weight_bytes = program.num_parameters * _REFERENCE_WEIGHT_BYTES
+    weight_dtype = _resolve_dtype("--dtype", dtype, auto=config.dtype or "float32")
+    weight_bytes = program.num_parameters * DTYPE_BYTES[_REFERENCE_WEIGHTS]
     plan = plan_kv(
         program,
         block_size=block_size,
@@ -87,8 +88,8 @@ def load_model(
         available_bytes=max(0, available_memory_bytes() - weight_bytes),
         may_shorten=max_model_len is None,
     )
-    if plan.max_model_len != program.max_model_len:
-        program = build_program(config, plan.max_model_len)
+    # Not built anew: memory that happens to be free must not choose the frequencies of a rope.
+    program = replace(program, max_model_len=plan.max_model_len)
     weights = load_weights(model_dir, program, weight_dtype, on_progress)
     return LoadedModel(
         config=config,
@@ -105,7 +106,7 @@ def load_model(
 
 
 def _start(
-    program: Program, backend: ReferenceBackend, plan: KVPlan, block_size: int, kv_dtype: str
+    program: Program, backend: ReferenceBackend, plan: KVPlan, block_size: int, kv_dtype: Dtype
 ) -> ModelRunner:
     try:
         return ModelRunner(program, backend, plan.num_blocks, block_size, kv_dtype)
@@ -131,13 +132,13 @@ def _check_no_quantization(quantization: str | None) -> None:
         )
 
 
-def _resolve_dtype(name: str, config: ModelConfig) -> Dtype:
+def _resolve_dtype(flag: str, name: str, auto: Dtype) -> Dtype:
     if name == "auto":
-        return config.dtype or "float32"
+        return auto
     for dtype in DTYPES:
         if name == dtype:
             return dtype
-    raise ConfigError(f"--dtype: {name!r} is not one of {', '.join(('auto', *DTYPES))}")
+    raise ConfigError(f"{flag}: {name!r} is not one of {', '.join(('auto', *DTYPES))}")
 
 
 def _check_positive(flag: str, value: int | None) -> None:

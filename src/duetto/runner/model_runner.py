@@ -15,6 +15,7 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.errors import EngineError
+from duetto.program.dtype import Dtype
 from duetto.program.program import Program
 from duetto.runner.kv_size import MAX_SLOTS
 from duetto.runner.sampler import sample_token, token_logprob
@@ -25,7 +26,7 @@ class ModelRunner:
     """Runs a program on one backend, over `num_blocks` blocks of KV that it allocates at once."""
 
     def __init__(
-        self, program: Program, backend: Backend, num_blocks: int, block_size: int, kv_dtype: str
+        self, program: Program, backend: Backend, num_blocks: int, block_size: int, kv_dtype: Dtype
     ) -> None:
         assert num_blocks * block_size <= MAX_SLOTS
         self._vocab_size = program.vocab_size

@@ -55,7 +55,7 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
         token_id = _draw(ids, weights, uniform(sampling.seed, sampling.num_output_tokens))
     if params.logprobs is None:
         return SampledToken(token_id)
-    return SampledToken(token_id, token_logprob(row, token_id, params.logprobs))
+    return SampledToken(token_id, _logprob(row, token_id, params.logprobs))
 
 
 def token_logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
@@ -64,6 +64,10 @@ def token_logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
     Equally likely tokens stand in the order of their ids. Raises EngineError as sample_token does.
     """
     _check_finite(row)
+    return _logprob(row, token_id, num_top)
+
+
+def _logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
     assert 0 <= token_id < len(row)
     shifted = row.astype(np.float64) - float(row.max())
     log_total = float(np.log(np.exp(shifted).sum()))

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray, StepArrays
 from duetto.backends.reference.kv import KVArena, allocate
+from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import OPS, Run
+from duetto.program.dtype import Dtype
 from duetto.program.program import Program
 
 
@@ -25,13 +27,14 @@ class ReferenceBackend:
             name: np.ascontiguousarray(weights[name], dtype=np.float32) for name in program.weights
         }
 
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: str) -> KVArena:
-        """An arena for num_blocks blocks; `dtype` is float32, float16 or bfloat16."""
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: Dtype) -> KVArena:
+        """An arena for num_blocks blocks."""
         return allocate(self._program.kv, num_blocks, block_size, dtype)
 
     def run(self, step: StepArrays, kv: KVArena) -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
         run = Run(step, kv, self._weights, self._program.buffers)
-        for op in self._program.ops:
-            OPS[type(op)](op, run)
+        with one_blas_thread():
+            for op in self._program.ops:
+                OPS[type(op)](op, run)
         return run.read(self._program.logits)

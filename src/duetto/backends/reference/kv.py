@@ -3,18 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype that numpy knows by name
 import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray, IntArray
+from duetto.program.dtype import Dtype
 from duetto.program.program import KVSpec
-
-KV_DTYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +39,10 @@ def _gather(arena: NDArray[Any], blocks: IntArray, num_tokens: int) -> FloatArra
     return rows[:num_tokens].astype(np.float32)
 
 
-def allocate(layers: tuple[KVSpec, ...], num_blocks: int, block_size: int, dtype: str) -> KVArena:
+def allocate(layers: tuple[KVSpec, ...], num_blocks: int, block_size: int, dtype: Dtype) -> KVArena:
     def zeros() -> tuple[NDArray[Any], ...]:
         return tuple(
-            np.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), KV_DTYPES[dtype])
-            for kv in layers
+            np.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), dtype) for kv in layers
         )
 
     return KVArena(zeros(), zeros())
