@@ -7,17 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  teaches numpy bfloat16
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 
-def duetto(*words: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def duetto(
+    *words: str | Path, stdin: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "duetto", *map(str, words)],
         input=stdin,
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | variables,
     )
 
 
@@ -61,6 +66,27 @@ def test_chat_goes_on_after_a_message_that_is_too_long(tiny_model):
     assert run.returncode == 0
     assert "leave no room" in run.stderr or "the context holds" in run.stderr
     assert run.stderr.count("generated") == 1
+
+
+def test_an_answer_that_failed_is_an_error(broken):
+    file = broken / "model.safetensors"
+    tensors = {name: np.full_like(tensor, np.nan) for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    fails_in_one_line(duetto("complete", broken, "hi"), "not finite")
+    fails_in_one_line(duetto("chat", broken, "-q", "hi"), "not finite")
+
+
+def test_a_terminal_that_knows_only_ascii(tiny_model):
+    run = duetto("tokenize", "ö", "--model", tiny_model, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert run.returncode == 0
+
+
+def test_an_output_that_is_full(tiny_model):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "duetto", "doctor", "--json"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith("duetto: ") and run.stderr.count("\n") == 1
 
 
 def test_doctor(tmp_path):

@@ -1,6 +1,8 @@
 """The command line. Each command is a file of its own and loads only when it runs."""
 
 import sys
+from contextlib import suppress
+from io import TextIOWrapper
 
 from cyclopts import App, Parameter
 
@@ -24,13 +26,25 @@ app.command("duetto.cli.doctor:doctor", name="doctor", help="What this machine o
 
 def main() -> None:
     """Run a command. An error that was raised on purpose is one line on stderr, and exit 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may not know every character
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
+        sys.stdout.flush()
     except DuettoError as error:
-        print(f"duetto: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"duetto: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
+        _close_stdout()
         sys.exit(141)
+    except OSError as error:  # a full disk, say; what a checkpoint lacks is a CheckpointError
+        _close_stdout()
+        sys.exit(f"duetto: {error}")
+
+
+def _close_stdout() -> None:
+    """Give up what could not be written, or Python tries again at its end."""
+    with suppress(OSError):
+        sys.stdout.close()
