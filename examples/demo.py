@@ -28,9 +28,12 @@ QUESTIONS = (
 def main() -> None:
     model = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(".demo/tiny")
     if not model.exists():
-        print(f"No model named: writing a tiny one with random weights to {model}")
+        print(f"No model named: writing a tiny one with random weights to {model}", flush=True)
         subprocess.run([*DUETTO, "make-model", "tiny", str(model)], check=True)
-        print("Its weights are random, so what it says is noise; how it is served is real.\n")
+        print(
+            "Its weights are random, so what it says is noise; how it is served is real.",
+            flush=True,
+        )
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen([*DUETTO, "serve", str(model), "--port", str(port)])
