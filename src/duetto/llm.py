@@ -15,11 +15,11 @@ from duetto.core.batch import RequestUpdate, TokenLogprob
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
-from duetto.core.request import Request
+from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.engine import Engine
-from duetto.engine.intake import make_requests
+from duetto.engine.intake import make_request
 from duetto.progress import show_progress
 
 Prompt = str | Mapping[str, Any]
@@ -188,7 +188,7 @@ class LLM:
     ) -> "_Answer":
         self.config.check_priority(priority)
         text, token_ids, cache_salt = self._read(prompt)
-        requests = make_requests(
+        request = make_request(
             token_ids,
             params,
             codec=self._built.codec,
@@ -199,7 +199,7 @@ class LLM:
             priority=priority,
             cache_salt=cache_salt.encode(),
         )
-        return _Answer.of(text, requests, self._built.codec)
+        return _Answer.of(text, fan_out(request), self._built.codec)
 
     def _read(self, prompt: Prompt) -> tuple[str | None, list[int], str]:
         """A prompt as text (if there is one), token ids and cache salt."""

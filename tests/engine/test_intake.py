@@ -5,11 +5,22 @@ from fakes import ByteCodec
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest, RequestTooLong
+from duetto.core.request import fan_out
 from duetto.core.sampling_params import SamplingParams
-from duetto.engine.intake import make_requests
+from duetto.engine.intake import make_request
 
 CONFIG = SchedulerConfig(num_blocks=64, max_model_len=32, block_size=4)
 EOS = 256
+
+
+class TwoTokens(ByteCodec):
+    """A vocabulary of x with and without a space before it."""
+
+    vocab_size = 2
+    eos_token_ids = frozenset()
+
+    def encode(self, text, *, add_special_tokens=True):
+        return [int(text.startswith(" "))]
 
 
 def intake(
@@ -21,7 +32,7 @@ def intake(
     default_max_tokens=None,
     **sampling,
 ):
-    return make_requests(
+    request = make_request(
         prompt,
         SamplingParams(**sampling),
         codec=codec or ByteCodec(),
@@ -33,6 +44,7 @@ def intake(
         priority=2,
         cache_salt=b"salt",
     )
+    return fan_out(request)
 
 
 def test_everything_is_carried_over():
@@ -103,12 +115,36 @@ def test_a_bad_word_that_encodes_to_nothing_is_left_out():
         ("logit_bias", {"logit_bias": {300: 1.0}}),
         ("allowed_token_ids", {"allowed_token_ids": [300]}),
         ("min_tokens", {"min_tokens": 30, "max_tokens": None}),
+        ("allowed_token_ids", {"allowed_token_ids": [EOS], "min_tokens": 3}),
+        (
+            "allowed_token_ids",
+            {"allowed_token_ids": [9, EOS], "min_tokens": 1, "stop_token_ids": [9]},
+        ),
+        ("allowed_token_ids", {"allowed_token_ids": [ord("x"), ord("y")], "bad_words": ["x", "y"]}),
+        ("allowed_token_ids", {"allowed_token_ids": [EOS, 120], "bad_words": "x", "min_tokens": 1}),
+        ("min_tokens", {"min_tokens": 1, "stop_token_ids": list(range(257))}),
+        ("bad_words", {"prompt": (0,), "bad_words": ["x"], "codec": TwoTokens()}),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(field, arguments):
     with pytest.raises(InvalidRequest) as caught:
         intake(**arguments)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"allowed_token_ids": [EOS]},
+        {"allowed_token_ids": [EOS], "min_tokens": 3, "ignore_eos": True},
+        {"allowed_token_ids": [EOS, 9], "min_tokens": 3},
+        {"allowed_token_ids": [ord("x")], "bad_words": ["xy"]},
+        {"allowed_token_ids": [ord("x")], "logit_bias": {ord("x"): -100.0}},
+        {"stop_token_ids": list(range(257))},
+    ],
+)
+def test_what_leaves_a_token_to_sample_is_accepted(arguments):
+    assert len(intake(**arguments)) == 1
 
 
 def test_too_long_is_told_apart_and_has_the_numbers():

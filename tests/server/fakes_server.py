@@ -1,5 +1,6 @@
 """A server without a model: the real Engine over an executor that says what a test tells it to."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -113,6 +114,25 @@ def running(app: Starlette, **settings: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+def post(client, path, body):
+    reply = client.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def chunks(client, path, body):
+    """The decoded events of a stream; checks the framing on the way."""
+    reply = client.post(path, json={**body, "stream": True})
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-cache"
+    assert reply.headers["x-accel-buffering"] == "no"
+    events = reply.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: ") for event in events[:-1])
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
 
 def wait_until(condition: Any, timeout: float = 5.0) -> None:

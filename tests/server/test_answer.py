@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fakes import make_request
 
-from duetto.core.batch import RequestUpdate, SampledToken
+from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import FinishReason
 from duetto.server.answer import TOKEN_BYTES, Answer, ClientGone
 
@@ -66,6 +66,39 @@ def test_too_much_unread_ends_the_answer_and_keeps_nothing():
         assert not answer.unfinished
         with pytest.raises(ClientGone):
             await answer.next(1)
+
+    run(story())
+
+
+def scores(request_id, num_tokens):
+    scored = tuple(TokenLogprob(1, -1.0, 1) for _ in range(num_tokens))
+    return RequestUpdate(request_id, prompt_logprobs=scored)
+
+
+def test_one_large_update_never_ends_it():
+    """As many prompt log-probabilities as a step makes, however many that are."""
+
+    async def story():
+        answer = Answer([A], 10 * TOKEN_BYTES)
+        for _ in range(3):
+            answer.put(scores("a", 1000))
+            (delta,) = await answer.next(1)
+            assert len(delta.prompt_logprobs) == 1000
+        answer.put(scores("a", 1000))
+        answer.put(text("a", "x"))  # what nobody has read is no longer small
+        assert answer.is_gone
+
+    run(story())
+
+
+def test_a_step_of_large_updates_never_ends_it_while_the_reader_waits():
+    async def story():
+        answer = Answer([A, B], 10 * TOKEN_BYTES)
+        reader = asyncio.create_task(answer.next(5))
+        await asyncio.sleep(0)
+        answer.put(scores("a", 1000))
+        answer.put(scores("b", 1000))
+        assert [len(delta.prompt_logprobs) for delta in await reader] == [1000, 1000]
 
     run(story())
 

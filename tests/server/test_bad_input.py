@@ -17,7 +17,13 @@ DEEP = "[" * 20_000 + "]" * 20_000
 
 
 class Codec(type(CODEC)):
-    def render_chat(self, messages, **more):
+    """Refuses as the real one does."""
+
+    def render_chat(self, messages, *, template_kwargs, **more):
+        if not messages:
+            raise InvalidRequest("messages", "must hold at least one message")
+        if template_kwargs:
+            raise InvalidRequest("chat_template_kwargs", "not read by this template")
         if messages[0]["content"] == "refuse":
             raise InvalidRequest("messages", "the template refuses this")
         if messages[0]["content"] == "bug":
@@ -27,7 +33,7 @@ class Codec(type(CODEC)):
 
 @pytest.fixture(scope="module")
 def server():
-    app, engine = make_app(SpeakingExecutor("ok"), codec=Codec(), max_body_bytes=100_000)
+    app, engine = make_app(SpeakingExecutor("ok"), codec=Codec(), max_body_bytes=300_000)
     with TestClient(app) as client:
         yield client, engine
 
@@ -111,6 +117,10 @@ SAMPLING = [
     ("no_such_field", {"no_such_field": 1}),
     ("ignore_eos", {"ignore_eos": 1}),
     ("metadata[...]", {"metadata": {"a": 1}}),
+    ("metadata", {"metadata": {str(i): "x" for i in range(17)}}),
+    ("stop_token_ids", {"stop_token_ids": [1] * 258}),
+    ("allowed_token_ids", {"allowed_token_ids": [1] * 258}),
+    ("logit_bias", {"logit_bias": {str(i): 1 for i in range(258)}}),
     ("model", {"model": None}),
     ("model", {"model": 7}),
 ]
@@ -167,6 +177,9 @@ CHATS = [
     ("service_tier", {"service_tier": "flex"}),
     ("store", {"store": True}),
     ("modalities", {"modalities": ["audio"]}),
+    ("messages", {"messages": [{"role": "user", "content": "a"}] * 5001}),
+    ("messages[0].content", {"messages": [{"role": "user", "content": [
+        {"type": "text", "text": ""}] * 5001}]}),
     ("chat_template", {"chat_template": "{% for %}"}),
     ("chat_template_kwargs", {"chat_template_kwargs": {"tokenize": True}}),
     ("chat_template_kwargs[...]", {"chat_template_kwargs": {"a": [1]}}),
@@ -182,6 +195,36 @@ CASES = (
 def test_a_bad_field_is_named(client, kind, param, change):
     reply = client.post(PATHS[kind], json={**BODIES[kind], **change})
     check_error(reply, 400, param)
+
+
+def test_a_text_that_can_never_fit_is_not_even_tokenized():
+    class Untouched(Codec):
+        max_token_bytes = 8
+
+        def encode(self, text, *, add_special_tokens=True):
+            assert len(text) <= 8 * 512
+            return [1] * 100
+
+    with TestClient(make_app(SpeakingExecutor("ok"), codec=Untouched())[0]) as client:
+        for size, status in ((8 * 512, 200), (8 * 512 + 1, 400)):
+            reply = client.post(PATHS["completion"], json={**COMPLETION, "prompt": "x" * size})
+            assert reply.status_code == status
+        error = check_error(reply, 400, "prompt")
+        assert error["code"] == "context_length_exceeded" and "513" in error["message"]
+        long = [{"role": "user", "content": "é" * 8 * 300}]
+        error = check_error(
+            client.post(PATHS["chat"], json={**CHAT, "messages": long}), 400, "messages"
+        )
+        assert error["code"] == "context_length_exceeded"
+        reply = client.post(PATHS["completion"], json={**COMPLETION, "prompt": [1] * 10_000})
+        assert check_error(reply, 400, "prompt")["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(("literal"), ["NaN", "Infinity", "-Infinity", "nan"])
+def test_a_number_that_json_cannot_say_is_named(client, literal):
+    for name in ("temperature", "top_p"):
+        body = json.dumps({**COMPLETION, name: "?"}).replace('"?"', literal)
+        check_error(client.post(PATHS["completion"], content=body), 400, name)
 
 
 @pytest.mark.parametrize("kind", ["completion", "chat"])
@@ -255,11 +298,11 @@ def test_too_long_has_the_numbers_and_openais_code(client):
 
 
 def test_a_body_beyond_the_limit_is_413_before_it_is_read(client):
-    reply = client.post("/v1/completions", content=b"x" * 100_001)
+    reply = client.post("/v1/completions", content=b"x" * 300_001)
     assert check_error(reply, 413)["code"] == "body_too_large"
 
     def pieces():  # no content-length is announced
-        for _ in range(11):
+        for _ in range(31):
             yield b"x" * 10_000
 
     check_error(client.post("/tokenize", content=pieces()), 413)
@@ -269,7 +312,10 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read(client):
     ("path", "param", "body"),
     [
         ("/tokenize", "prompt", {}),
-        ("/tokenize", "prompt", {"prompt": "a", "messages": [{"role": "user", "content": "x"}]}),
+        ("/tokenize", "messages", {"prompt": "a", "messages": [{"role": "user", "content": "x"}]}),
+        ("/tokenize", "messages", {"prompt": "a", "messages": []}),
+        ("/tokenize", "chat_template_kwargs", {"prompt": "a", "chat_template_kwargs": {"b": 1}}),
+        ("/tokenize", "add_generation_prompt", {"prompt": "a", "add_generation_prompt": False}),
         ("/tokenize", "messages", {"messages": []}),
         ("/tokenize", "tools", {"prompt": "a", "tools": []}),
         ("/tokenize", "prompt", {"prompt": 5}),

@@ -114,6 +114,50 @@ def test_only_local_pages_may_read_replies(client, origin, allowed):
     assert client.options("/v1/completions", headers=ask).is_success == allowed
 
 
+@pytest.fixture(scope="module")
+def local():
+    with TestClient(make_app(SpeakingExecutor("ok"), only_local_hosts=True)[0]) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:80", "127.0.0.1", "127.9.9.9:8000", "[::1]", "[::1]:8000"],
+)
+def test_a_local_server_answers_to_its_own_names(local, host):
+    assert local.post("/v1/completions", json=COMPLETION, headers={"Host": host}).is_success
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+     "192.168.1.5", "0.0.0.0", "[::]", "", ":8000", "127.0.0.1:8000@evil.example", "[::1].evil",
+     "evil.example#localhost", "2130706433", "localhost:8000:9"],
+)  # fmt: skip
+def test_a_name_that_was_made_to_point_here_is_refused(local, host):
+    """DNS rebinding: a page of a foreign name, whose address has become ours, is same-origin."""
+    for reply in (
+        local.get("/v1/models", headers={"Host": host}),
+        local.get("/metrics", headers={"Host": host}),
+        local.post("/v1/completions", json=COMPLETION, headers={"Host": host}),
+    ):
+        assert reply.status_code == 403
+        error = reply.json()["error"]
+        assert error["code"] == "host_not_allowed" and "--api-key" in error["message"]
+    assert local.get("/health", headers={"Host": host}).is_success
+    assert local.get("/ping", headers={"Host": host}).is_success
+
+
+def test_of_two_hosts_both_must_be_local(local):
+    hosts = [("Host", "localhost"), ("Host", "evil.example")]
+    assert local.get("/v1/models", headers=hosts).status_code == 403
+
+
+def test_a_server_with_a_key_answers_to_every_name(client):
+    headers = {**bearer(KEY), "Host": "evil.example"}
+    assert client.get("/v1/models", headers=headers).is_success
+
+
 def test_labels_come_from_closed_sets(client):
     for path in ("/a", "/b", "/v1/models/x", "/v1/models/y"):
         client.request("BREW" if path == "/a" else "GET", path, headers=bearer(KEY))

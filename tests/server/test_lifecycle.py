@@ -8,6 +8,7 @@ import time
 import httpx2
 import pytest
 from server.fakes_server import (
+    CODEC,
     CONFIG,
     MODEL,
     SpeakingExecutor,
@@ -48,6 +49,14 @@ def events(reply):
     return [line for line in reply.iter_lines() if line]
 
 
+def timings_of(connection):
+    """The timings in the reply that a connection has been waiting for."""
+    data = b""
+    while not data.endswith(b"}"):
+        data += connection.recv(65536)
+    return json.loads(data.split(b"\r\n\r\n")[1])["timings"]
+
+
 @pytest.fixture
 def executor():
     return SpeakingExecutor()
@@ -79,6 +88,31 @@ def test_a_client_that_leaves_while_it_waits_in_the_queue_costs_nothing(executor
         executor.gate.set()
         wait_until(lambda: has_all_blocks(engine))
         assert executor.num_steps <= 1
+
+
+def test_a_request_arrives_when_its_body_has_been_read(executor):
+    body = json.dumps({**LONG, "max_tokens": 1}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with running(make_app(executor)[0]) as url, connect(url) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.5)
+        connection.sendall(body)
+        assert timings_of(connection)["total_ms"] < 400
+
+
+@pytest.mark.parametrize("length", [100, 5000], ids=["on the loop", "on a thread"])
+def test_a_request_arrives_when_it_has_been_tokenized(executor, length):
+    class Slow(type(CODEC)):
+        max_token_bytes = 100
+
+        def encode(self, text, *, add_special_tokens=True):
+            time.sleep(0.5)
+            return [1] * 100
+
+    body = {**LONG, "prompt": "x" * length, "max_tokens": 1}
+    app, _ = make_app(executor, codec=Slow())
+    with running(app) as url, send(url, "/v1/completions", body) as connection:
+        assert timings_of(connection)["total_ms"] < 400
 
 
 def test_a_silent_stream_is_kept_alive_by_comments(executor):
@@ -250,6 +284,15 @@ def test_a_client_that_reads_nothing_is_cut_and_the_others_are_served(monkeypatc
         assert connection.getsockname() not in cut
         wait_until(lambda: connection.getsockname() in cut)
         assert engine.scheduler.pool.num_free == 4096
+
+
+def test_a_client_that_waits_gets_an_answer_of_any_size(executor):
+    app, _ = make_app(executor, max_pending_bytes=1000)
+    body = {**LONG, "max_tokens": 20, "n": 3, "logprobs": 20, "prompt_logprobs": 20}
+    with running(app) as url:
+        reply = httpx2.post(f"{url}/v1/completions", json=body)
+    assert reply.status_code == 200 and len(reply.content) > 50_000
+    assert [len(choice["prompt_logprobs"]) for choice in reply.json()["choices"]] == [31] * 3
 
 
 def test_many_clients_that_come_and_go_leave_nothing_behind(executor):

@@ -13,7 +13,7 @@ def executor():
 
 @pytest.fixture
 def client(executor):
-    with TestClient(make_app(executor)[0]) as made:
+    with TestClient(make_app(executor, kv_cache_dtype="bfloat16")[0]) as made:
         yield made
 
 
@@ -59,8 +59,15 @@ def test_known_traffic_gives_known_numbers(client):
     assert value("request_prompt_tokens_sum") == 62
     assert value("request_generation_tokens_sum") == 11
     assert value("request_params_max_tokens_sum") == 54
+    assert value("prompt_tokens_by_source_total", ("source", "local_compute")) == 34
+    assert value("prompt_tokens_by_source_total", ("source", "local_cache_hit")) == 28
+    assert value("request_prefill_kv_computed_tokens_sum") == 34
+    duration = ("http_request_duration_seconds_count", ("handler", "/v1/completions"))
+    assert got[(*duration, ("method", "POST"))] == 2
+    assert got["process_resident_memory_bytes",] > 1e6 and ("python_info" in {k[0] for k in got})
     info = [k for k in got if k[0] == "vllm:cache_config_info"]
     assert dict(info[0][1:])["num_gpu_blocks"] == str(CONFIG.num_blocks)
+    assert dict(info[0][1:])["cache_dtype"] == "bfloat16"
     http = ("http_requests_total", ("handler", "/v1/completions"), ("method", "POST"))
     assert got[(*http, ("status", "2xx"))] == 2
 

@@ -5,7 +5,7 @@ import threading
 from itertools import chain
 
 import pytest
-from server.fakes_server import CODEC, MODEL, SpeakingExecutor, make_app
+from server.fakes_server import CODEC, MODEL, SpeakingExecutor, chunks, make_app, post
 from starlette.testclient import TestClient
 
 TEXT = "Hello, wörld!"
@@ -27,25 +27,6 @@ def seeded():
     app, _ = make_app(SpeakingExecutor())
     with TestClient(app) as made:
         yield made
-
-
-def post(client, path, body):
-    reply = client.post(path, json=body)
-    assert reply.status_code == 200, reply.text
-    return reply.json()
-
-
-def chunks(client, path, body):
-    """The decoded events of a stream; checks the framing on the way."""
-    reply = client.post(path, json={**body, "stream": True})
-    assert reply.status_code == 200, reply.text
-    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert reply.headers["cache-control"] == "no-cache"
-    assert reply.headers["x-accel-buffering"] == "no"
-    events = reply.text.split("\n\n")
-    assert events[-2:] == ["data: [DONE]", ""]
-    assert all(event.startswith("data: ") for event in events[:-1])
-    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
 
 def test_a_completion(client):
@@ -140,52 +121,6 @@ def test_a_completion_has_16_tokens_by_default_and_a_chat_all_it_can(seeded):
     assert long["usage"]["total_tokens"] == 512
 
 
-def test_log_probabilities_of_a_completion(client):
-    body = {**COMPLETION, "max_tokens": 2, "logprobs": 2}
-    got = post(client, "/v1/completions", body)["choices"][0]["logprobs"]
-    assert got == {
-        "tokens": ["H", "e"],
-        "token_logprobs": [-0.5, -0.5],
-        "top_logprobs": [{"H": -0.5, "I": -1.5}, {"e": -0.5, "f": -1.5}],
-        "text_offset": [0, 1],
-    }
-
-
-def test_log_probabilities_of_a_chat(client):
-    body = {**CHAT, "max_tokens": 10, "logprobs": True, "top_logprobs": 1}
-    content = post(client, "/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]
-    assert content[0] == {
-        "token": "H",
-        "logprob": -0.5,
-        "bytes": [72],
-        "top_logprobs": [{"token": "H", "logprob": -0.5, "bytes": [72]}],
-    }
-    assert [entry["bytes"] for entry in content[8:10]] == [[0xC3], [0xB6]]  # halves of "ö"
-    bare = post(client, "/v1/chat/completions", {**CHAT, "logprobs": True})
-    assert bare["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
-
-
-def test_streamed_log_probabilities_lose_no_token(client):
-    body = {**CHAT, "logprobs": True}
-    got = chunks(client, "/v1/chat/completions", body)
-    entries = [e for c in got if c["choices"][0]["logprobs"] for e in
-               c["choices"][0]["logprobs"]["content"]]  # fmt: skip
-    assert len(entries) == NUM_TOKENS
-
-
-def test_echo_with_no_tokens_scores_the_prompt(client):
-    """As lm-eval asks for it."""
-    body = {**COMPLETION, "max_tokens": 0, "echo": True, "logprobs": 1}
-    got = post(client, "/v1/completions", body)
-    (choice,) = got["choices"]
-    assert choice["text"] == "abc" and choice["finish_reason"] == "length"
-    assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
-    assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5]
-    assert choice["logprobs"]["top_logprobs"] == [None, {"b": -0.5}, {"c": -0.5}]
-    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
-    assert got["usage"]["completion_tokens"] == 0
-
-
 def test_echo_puts_the_prompt_before_the_answer(client):
     body = {**COMPLETION, "max_tokens": 2, "echo": True, "logprobs": 0}
     choice = post(client, "/v1/completions", body)["choices"][0]
@@ -193,16 +128,6 @@ def test_echo_puts_the_prompt_before_the_answer(client):
     assert choice["logprobs"]["tokens"] == ["a", "b", "c", "H", "e"]
     ids = post(client, "/v1/completions", {**COMPLETION, "prompt": [104, 105], "echo": True})
     assert ids["choices"][0]["text"] == "hi" + TEXT
-
-
-def test_prompt_logprobs_in_vllms_shape(client):
-    for path, body in (("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)):
-        got = post(client, path, {**body, "prompt_logprobs": 1})
-        where = got["choices"][0] if path == "/v1/completions" else got
-        scored = where["prompt_logprobs"]
-        assert scored[0] is None and len(scored) == got["usage"]["prompt_tokens"]
-        (entry,) = scored[1].values()
-        assert entry["logprob"] == -0.5 and entry["rank"] == 1
 
 
 def test_token_ids_are_returned_if_asked_for(client):
@@ -248,6 +173,34 @@ def test_a_seed_repeats_an_answer_and_none_does_not(seeded):
     assert len(drawn) > 1
 
 
+def letters(*bodies, **settings):
+    """The letters, each of a seed, that a fresh server answers; None where it refuses."""
+    with TestClient(make_app(SpeakingExecutor(), **settings)[0]) as client:
+        replies = [client.post("/v1/completions", json=body) for body in bodies]
+    return [
+        "".join(c["text"] for c in reply.json()["choices"]) if reply.is_success else None
+        for reply in replies
+    ]
+
+
+def test_a_servers_seed_repeats_its_answers():
+    one = {**COMPLETION, "max_tokens": 1}
+    bodies = [one, one, {**one, "prompt": ["a", "b"]}, {**one, "n": 2}, {**one, "seed": 5}, one]
+    got = letters(*bodies, seed=3)
+    assert got == letters(*bodies, seed=3)
+    assert got[:3] == ["d", "e", "fg"] and got[3][0] == "h" and got[4:] == ["f", "j"]
+    assert got != letters(*bodies, seed=4)
+    assert letters(one, one, one, one) != letters(one, one, one, one)
+
+
+def test_a_refused_request_changes_no_later_answer():
+    one = {**COMPLETION, "max_tokens": 1}
+    too_long = {**one, "prompt": "x" * 600}
+    half_good = {**one, "prompt": ["a", "x" * 600]}
+    got = letters(one, too_long, half_good, {**one, "n": 0}, one, seed=0)
+    assert got == ["a", None, None, None, "b"]
+
+
 def test_cached_tokens_are_told(client):
     body = {**COMPLETION, "prompt": "a prompt of more than one block", "max_tokens": 1}
     assert cached(post(client, "/v1/completions", body)) == 0
@@ -278,14 +231,6 @@ def test_timings_tile_the_latency(client):
     assert 0 < got["ttft_ms"] <= got["total_ms"]
 
 
-def test_text_parts_of_a_message_are_joined(client):
-    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    got = post(
-        client, "/tokenize", {"messages": [{"role": "user", "content": parts}], "model": MODEL}
-    )
-    assert bytes(got["tokens"]).decode() == "user: one\ntwo\nassistant: "
-
-
 def test_tokenize_and_detokenize(client):
     got = post(client, "/tokenize", {"prompt": "hé", "return_token_strs": True})
     assert got == {
@@ -312,6 +257,18 @@ def test_only_a_long_text_is_tokenized_off_the_loop():
         for length in (1, 50_000, 1):
             assert post(client, "/tokenize", {"prompt": "x" * length})["count"] == length
     assert where[0] is where[2] is not where[1]
+
+
+def test_the_card_and_the_fingerprint_tell_how_the_model_is_computed():
+    seen = set()
+    exact = {"dtype": "float32", "kv_cache_dtype": "float32", "backend": "reference"}
+    for change in ({}, {"dtype": "bfloat16"}, {"kv_cache_dtype": "float16"}, {"backend": "cpu"}):
+        how = exact | change
+        with TestClient(make_app(SpeakingExecutor(), **how)[0]) as client:
+            (card,) = client.get("/v1/models").json()["data"]
+            assert how.items() <= card.items()
+            seen.add(post(client, "/v1/completions", COMPLETION)["system_fingerprint"])
+    assert len(seen) == 4
 
 
 def test_models_version_and_health(client):

@@ -1,19 +1,26 @@
 """The socket, the wire's limits, and processes that are told to end."""
 
+import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
+from cyclopts import CycloptsError
 from server import fakes_server
 from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
 
+from duetto.build import EngineArgs
+from duetto.cli.app import app
+from duetto.cli.serve import serve as serve_command
 from duetto.core.errors import ConfigError
-from duetto.server.serve import bind, check_exposure, listen
+from duetto.server.serve import bind, check_exposure, listen, make_server
 from duetto.server.settings import ServerSettings
 from duetto.server.wire import BoundedHttp
 
@@ -53,7 +60,13 @@ def test_an_address_that_cannot_be_had_is_one_line(host, port):
     [
         {"max_num_queued_reqs": -1},
         {"sse_keep_alive_s": 0},
+        {"sse_keep_alive_s": float("inf")},
         {"stall_timeout_s": float("nan")},
+        {"shutdown_timeout_s": float("nan")},
+        {"shutdown_timeout_s": float("inf")},
+        {"shutdown_timeout_s": 1e300},
+        {"shutdown_timeout_s": -1},
+        {"seed": 2**64},
         {"max_body_bytes": 0},
         {"api_keys": ("",)},
         {"api_keys": (" k",)},
@@ -64,6 +77,34 @@ def test_an_address_that_cannot_be_had_is_one_line(host, port):
 def test_settings_that_cannot_work_are_refused(wrong):
     with pytest.raises(ConfigError):
         ServerSettings(served_model_name=MODEL, **wrong)
+
+
+def test_the_longest_and_the_shortest_shutdown_work():
+    for seconds in (0, 86_400):
+        make_server(make_app(SpeakingExecutor())[0], replace(OPEN, shutdown_timeout_s=seconds))
+
+
+@pytest.mark.parametrize(
+    ("flag", "arguments"),
+    [
+        ("--shutdown-timeout", {"shutdown_timeout": float("nan")}),
+        ("--sse-keep-alive-interval", {"sse_keep_alive_interval": -1.0}),
+        ("--max-num-queued-reqs", {"max_num_queued_reqs": -1}),
+        ("--api-key", {"api_key": ("",)}),
+        ("--seed", {"args": EngineArgs(seed=2**64)}),
+        ("--host", {"host": "0.0.0.0"}),
+    ],
+)
+def test_the_command_refuses_its_flags_before_it_looks_for_a_model(flag, arguments):
+    with pytest.raises(ConfigError, match=flag):
+        serve_command("no/such/model/anywhere", **arguments)
+
+
+def test_the_command_knows_its_log_levels():
+    with pytest.raises(CycloptsError) as caught:
+        words = ["serve", "no/such/model/anywhere", "--log-level", "loud"]
+        app(words, exit_on_error=False, print_error=False)
+    assert "--log-level" in str(caught.value) and "debug" in str(caught.value)
 
 
 def test_the_fingerprint_is_stable_and_tells_models_apart():
@@ -144,6 +185,72 @@ def test_a_slow_body_is_408(url):
     assert b" 408 " in reply and b"did not arrive" in reply
 
 
+TRAILERS = (
+    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+)
+
+
+def test_endless_trailers_are_cut(url):
+    started = time.monotonic()
+    assert exchange(url, TRAILERS + b"X: ", *[b"a" * 100_000] * 20, pause_s=0.01) == b""
+    assert time.monotonic() - started < 2
+
+
+def test_usual_trailers_are_read(url):
+    asked = TRAILERS.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    assert b" 400 " in exchange(url, asked + b"X: y\r\n\r\n")
+
+
+@pytest.mark.parametrize("path", [b"/nope", b"/health"])
+def test_a_body_that_nobody_reads_may_not_drip_for_long(url, path):
+    head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(head)
+        assert b" 40" in connection.recv(65536)
+        with pytest.raises(ConnectionError):
+            for _ in range(20):
+                time.sleep(0.1)
+                connection.sendall(b"a")
+
+
+def test_a_refused_upload_still_reads_its_reply(url):
+    body = b"a" * 300_000
+    head = f"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    assert b" 404 " in exchange(url, head, body)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_an_upgrade_is_ignored_and_its_body_read(url, pieces):
+    """As Java's HttpClient and `curl --http2` ask for HTTP/2 with their first request."""
+    body = b'{"prompt":"abc"}'
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    sent = head + body + b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    size = len(sent) // pieces + 1
+    parts = [sent[at : at + size] for at in range(0, len(sent), size)]
+    reply = exchange(url, *parts, pause_s=0.01)
+    assert b'"tokens":[97,98,99]' in reply and b"1.2.3" in reply
+
+
+def test_connect_is_refused(url):
+    assert b" 400 " in exchange(url, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def test_a_bad_head_behind_a_running_stream_cuts_the_connection_and_no_more(caplog):
+    executor = SpeakingExecutor(step_s=0.02)
+    app, engine = make_app(executor)
+    body = b'{"model":"fake","prompt":"a","max_tokens":400,"stream":true}'
+    ask = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running(app) as url:
+        reply = exchange(url, ask + body, head(*[f"X-{i}: y" for i in range(101)]), pause_s=0.3)
+        assert b" 200 " in reply and b" 400 " not in reply
+        wait_until(lambda: not engine.has_work)
+    assert "Traceback" not in caplog.text
+
+
 def test_a_second_request_on_a_connection_has_a_head_time_of_its_own(url):
     time.sleep(0.4)
     with httpx2.Client() as client:
@@ -160,17 +267,17 @@ sys.path.insert(0, {tests!r})
 from server.fakes_server import MODEL, SpeakingExecutor, make_app
 from duetto.server.serve import listen, serve
 from duetto.server.settings import ServerSettings
-app, _ = make_app(SpeakingExecutor(step_s=0.02))
+app, _ = make_app({executor})
 serve(app, ServerSettings(served_model_name=MODEL), listen("127.0.0.1", {port}))
 """
 
 
-def start():
+def start(executor="SpeakingExecutor(step_s=0.02)"):
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     tests = str(Path(fakes_server.__file__).parents[1])
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(tests=tests, port=port)],
+        [sys.executable, "-c", PROGRAM.format(tests=tests, port=port, executor=executor)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -201,17 +308,53 @@ def test_a_signal_lets_a_stream_end_and_exits_with_0():
     process.stderr.close()
 
 
-def test_a_second_signal_does_not_wait():
+@pytest.mark.parametrize("num_more", [1, 2, 50])
+def test_more_signals_end_replies_at_once_and_cleanly(num_more):
     process, url = start()
-    body = {"model": MODEL, "prompt": "a", "max_tokens": 500, "stream": True}
-    with httpx2.stream("POST", f"{url}/v1/completions", json=body) as reply:
-        lines = reply.iter_lines()  # kept, or the stream would be closed
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 500}
+    whole = []
+    asking = threading.Thread(
+        target=lambda: whole.append(httpx2.post(f"{url}/v1/completions", json=body))
+    )
+    asking.start()
+    with httpx2.stream("POST", f"{url}/v1/completions", json={**body, "stream": True}) as reply:
+        lines = reply.iter_lines()
         next(lines)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         assert process.poll() is None
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        process.wait(10)
-        assert time.monotonic() - began < 3
+        for _ in range(num_more):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.02)
+        rest = [line for line in lines if line]
+    assert process.wait(10) == 0 and time.monotonic() - began < 2
+    assert rest[-1] == "data: [DONE]" and "server_stopping" in rest[-2]
+    asking.join()
+    assert whole[0].status_code == 503
+    assert whole[0].json()["error"]["code"] == "server_stopping"
+    log = process.stderr.read()
     process.stderr.close()
+    assert "Traceback" not in log and "ERROR" not in log
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_second_signal():
+    process, url = start("SpeakingExecutor('x' * 400)")
+    body = {"model": MODEL, "prompt": "a", "max_tokens": 400, "logprobs": 20, "n": 8}
+    data = json.dumps({**body, "stream": True}).encode()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+            + data
+        )
+        time.sleep(0.5)
+        began = time.monotonic()
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert process.wait(10) == 0 and time.monotonic() - began < 3
+    log = process.stderr.read()
+    process.stderr.close()
+    assert "Traceback" not in log

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -27,7 +28,7 @@ def serve(
     max_num_queued_reqs: int = 256,
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
-    log_level: str = "warning",
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning",
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model over HTTP.
@@ -45,7 +46,7 @@ def serve(
     api_key
         A key that clients must bring; may be repeated. Also read from DUETTO_API_KEY.
     insecure_no_auth
-        Listen on a public address without a key.
+        Serve without a key, also on a public address or under a foreign host name.
     max_num_queued_reqs
         Most requests that wait; more are told to come back (503).
     sse_keep_alive_interval
@@ -53,20 +54,30 @@ def serve(
     shutdown_timeout
         Seconds that running requests have to end once the server is told to stop.
     log_level
-        critical, error, warning, info or debug.
+        How much is logged.
     """
+    args = args or EngineArgs()
     keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
-    listener = listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth)
-    built = build(model, args or EngineArgs())
     settings = ServerSettings(
-        served_model_name=served_model_name or built.name,
+        served_model_name=served_model_name or model,
         version=__version__,
-        default_sampling=built.default_sampling,
-        model_root=str(built.root),
+        seed=args.seed,
         api_keys=keys,
+        only_local_hosts=not keys and not insecure_no_auth,
         max_num_queued_reqs=max_num_queued_reqs,
         sse_keep_alive_s=sse_keep_alive_interval,
         shutdown_timeout_s=shutdown_timeout,
+    )
+    listener = listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth)
+    built = build(model, args)
+    settings = replace(
+        settings,
+        served_model_name=served_model_name or built.name,
+        default_sampling=built.default_sampling,
+        model_root=str(built.root),
+        dtype=built.model.dtype,
+        kv_cache_dtype=built.model.kv_dtype,
+        backend=built.model.backend,
     )
     app = create_app(
         engine=built.engine,
@@ -81,8 +92,9 @@ def serve(
 def _announce(built: Built, name: str, address: tuple[str, int]) -> None:
     """What a person wants to know before the first request, on stderr."""
     model, config = built.model, built.scheduler_config
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
     lines = [
-        f"Duetto {__version__} serves {name} at http://{address[0]}:{address[1]}/v1",
+        f"Duetto {__version__} serves {name} at http://{host}:{address[1]}/v1",
         f"  {model.config.model_type}, {model.program.num_parameters / 1e6:.1f} M parameters in "
         f"{model.dtype}, {model.backend} backend, context {config.max_model_len}",
         f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "

@@ -1,8 +1,8 @@
 """Token ids to text while they come, and the stop strings in it. Standard library only.
 
 Knows no tokenizer, only a `decode` function: whole ids in, text out. What is emitted is never taken
-back, so two things are held until they are certain: a character whose bytes have not all come, and a
-text that may yet become a stop string.
+back, so two things are held until they are certain: a character whose bytes have not all come, and
+a text that may yet become a stop string.
 
 Decoding is not additive: `decode(a + b)` may differ from `decode(a) + decode(b)`, because some
 tokenizers drop the first space of a text and because a character may span tokens. So the newest

@@ -5,16 +5,16 @@ no HTTP, no chat and no engine: it asks the codec and the configuration, and cha
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest, RequestTooLong
-from duetto.core.request import Request, fan_out
+from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 
 
-def make_requests(
+def make_request(
     prompt_token_ids: Sequence[int],
     sampling: SamplingParams,
     *,
@@ -26,15 +26,16 @@ def make_requests(
     default_seed: int | None = None,
     priority: int = 0,
     cache_salt: bytes = b"",
-) -> list[Request]:
-    """The `sampling.n` requests that answer one prompt.
+) -> Request:
+    """The request that answers one prompt, before `fan_out` makes `sampling.n` of it.
 
     `max_tokens` None becomes `default_max_tokens`, or all the room there is if that is less; what
     a caller asked for is never cut short but refused if it does not fit. A seed comes from
     `sampling`, else from `default_seed`, else from the operating system.
 
     Raises InvalidRequest, naming the field ("prompt" for the ids), if a token id is outside the
-    vocabulary or the prompt is empty; RequestTooLong if it could never fit.
+    vocabulary, the prompt is empty, or no token may ever be sampled; RequestTooLong if it could
+    never fit.
     """
     _check_prompt(prompt_token_ids, codec.vocab_size)
     sampling.check_vocabulary(codec.vocab_size)
@@ -52,8 +53,9 @@ def make_requests(
         priority=priority,
         cache_salt=cache_salt,
     )
+    _check_choice(request, codec.vocab_size)
     config.check_fits(request)
-    return fan_out(request)
+    return request
 
 
 def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
@@ -89,6 +91,27 @@ def _resolve_max_tokens(
             "min_tokens", f"{sampling.min_tokens} is more than the answer may have, {max_tokens}"
         )
     return max_tokens
+
+
+def _check_choice(request: Request, vocab_size: int) -> None:
+    """Refuse masks that leave nothing for the first token.
+
+    Bad words of several tokens may do so later, which depends on what is generated.
+    """
+    sampling = request.sampling
+    forbidden = {word[0] for word in request.bad_word_ids if len(word) == 1}
+    if sampling.min_tokens > 0:
+        forbidden |= request.stop_token_ids
+    allowed: Collection[int] = range(vocab_size)
+    field = "min_tokens" if sampling.min_tokens > 0 else "bad_words"
+    if sampling.allowed_token_ids is not None:
+        field, allowed = "allowed_token_ids", sampling.allowed_token_ids
+    if all(token_id in forbidden for token_id in allowed):
+        raise InvalidRequest(
+            field,
+            "no token is left to sample: bad_words, and min_tokens, which holds stop tokens back, "
+            "forbid every one that is allowed",
+        )
 
 
 def _encode_bad_words(words: Sequence[str], codec: TextCodec) -> tuple[tuple[int, ...], ...]:

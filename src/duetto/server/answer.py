@@ -48,6 +48,7 @@ class Answer:
         self._max_pending_bytes = max_pending_bytes
         self._pending: dict[int, _Pending] = {}
         self._num_pending_bytes = 0
+        self._is_awaited = False  # the reader has read all there was, and will be woken
         self._unfinished = set(self._index_of)
         self._is_gone = False
         self._changed = asyncio.Event()
@@ -73,6 +74,8 @@ class Answer:
             self._unfinished.discard(update.request_id)
         if self._is_gone:
             return
+        # One update is as large as what was asked for; unread is what was there before it.
+        is_behind = self._num_pending_bytes > 0 and not self._is_awaited
         pending = self._pending.setdefault(self._index_of[update.request_id], _Pending())
         pending.texts.append(update.text)
         pending.tokens.extend(update.tokens)
@@ -82,7 +85,7 @@ class Answer:
             pending.final = update
         num_tokens = len(update.tokens) + len(update.prompt_logprobs)
         self._num_pending_bytes += len(update.text) + TOKEN_BYTES * num_tokens
-        if self._num_pending_bytes > self._max_pending_bytes:
+        if is_behind and self._num_pending_bytes > self._max_pending_bytes:
             self.abandon()
         self._changed.set()
 
@@ -97,11 +100,14 @@ class Answer:
 
         Raises ClientGone once the client has gone or has left too much unread.
         """
+        self._is_awaited = True
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
         except TimeoutError:
             return []
+        finally:
+            self._is_awaited = False
         if self._is_gone:
             raise ClientGone
         self._changed.clear()

@@ -35,7 +35,7 @@ from duetto.server.errors import (
 )
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
 from duetto.server.metrics import Metrics
-from duetto.server.middleware import LOCAL_ORIGIN, KeyGuard, RequestFrame
+from duetto.server.middleware import LOCAL_ORIGIN, HostGuard, KeyGuard, RequestFrame
 from duetto.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -65,7 +65,7 @@ def create_app(
 
     The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is running.
     """
-    metrics = Metrics(settings.served_model_name, config)
+    metrics = Metrics(settings, config)
     relay = Relay(engine, config, settings, metrics)
     api = Api(codec, config, settings, relay, metrics)
 
@@ -106,7 +106,8 @@ def _middleware(
         expose_headers=["X-Request-Id"],
     )
     frame = Middleware(RequestFrame, metrics, handlers)
-    return [frame, local_pages, Middleware(KeyGuard, settings.api_keys)]
+    guards = [Middleware(HostGuard)] if settings.only_local_hosts else []
+    return [frame, local_pages, *guards, Middleware(KeyGuard, settings.api_keys)]
 
 
 class Api:
@@ -125,7 +126,7 @@ class Api:
         self._settings = settings
         self._relay = relay
         self._metrics = metrics
-        self._door = Door(codec, config, settings.default_sampling)
+        self._door = Door(codec, config, settings, relay.clock)
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -144,27 +145,30 @@ class Api:
         ]
 
     async def completions(self, request: Request) -> Response:
-        arrived = self._relay.clock()
         body = await self._read(request)
         wire = decode(body, CompletionRequest)
         self._check_model(wire.model)
+        self._door.check_lists(wire)
         sampling = completion_params(wire, self._settings.default_sampling)
-        prompts = split_prompts(wire.prompt)
+        # Either the ids of one prompt or prompts, and neither may be more.
+        prompts = split_prompts(
+            wire.prompt, max(self._config.max_model_len, self._settings.max_answers)
+        )
         with self._relay.reserved(self._checked_fan(len(prompts), sampling)):
-            arrival = self._arrival(request, arrived, len(body))
+            arrival = self._arrival(request, len(body))
             job = await self._door.completion(wire, prompts, sampling, arrival)
             shape = CompletionShape(wire, job, self._codec)
             exchange = self._submit(wire, job, shape, arrival)
         return await self._reply(wire, exchange, request)
 
     async def chat_completions(self, request: Request) -> Response:
-        arrived = self._relay.clock()
         body = await self._read(request)
         wire = decode(body, ChatRequest)
         self._check_model(wire.model)
+        self._door.check_lists(wire)
         sampling = chat_params(wire, self._settings.default_sampling)
         with self._relay.reserved(self._checked_fan(1, sampling)):
-            arrival = self._arrival(request, arrived, len(body))
+            arrival = self._arrival(request, len(body))
             job = await self._door.chat(wire, sampling, arrival)
             exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
         return await self._reply(wire, exchange, request)
@@ -240,9 +244,9 @@ class Api:
             raise invalid("n" if sampling.n > 1 else "prompt", what)
         return num_prompts * sampling.n
 
-    def _arrival(self, request: Request, arrived: float, num_bytes: int) -> Arrival:
+    def _arrival(self, request: Request, num_bytes: int) -> Arrival:
         tenant = request.scope.get("state", {}).get("tenant", b"")
-        return Arrival(uuid.uuid4().hex, arrived, num_bytes, tenant)
+        return Arrival(uuid.uuid4().hex, num_bytes, tenant)
 
     def _submit(self, wire: SamplingRequest, job: Job, shape: Shape, arrival: Arrival) -> Exchange:
         streams = bool(wire.stream)
@@ -278,6 +282,9 @@ class Api:
             "root": name,  # not the directory: paths of this machine are nobody's business
             "parent": None,
             "max_model_len": self._config.max_model_len,
+            "dtype": self._settings.dtype,
+            "kv_cache_dtype": self._settings.kv_cache_dtype,
+            "backend": self._settings.backend,
             "permission": [],
         }
 

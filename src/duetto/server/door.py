@@ -4,39 +4,32 @@ Everything that can be refused is refused here, before the engine hears of it. K
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
 
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import InvalidRequest
-from duetto.core.request import Request
+from duetto.core.errors import InvalidRequest, RequestTooLong
+from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
-from duetto.engine.intake import make_requests
+from duetto.engine.intake import make_request
 from duetto.server.errors import invalid, refused
 from duetto.server.protocol import (
     ChatRequest,
     CompletionRequest,
     SamplingRequest,
-    Scalar,
     TokenizeRequest,
-    message_dicts,
 )
 from duetto.server.sampling import caller_names, default_max_tokens
+from duetto.server.settings import ServerSettings
 
 T = TypeVar("T")
 
 MAX_SALT_CHARS = 128
 INLINE_BYTES = 4096  # a body up to this size is tokenized at once; a thread would cost more
-# Names that decide how a template is used, not what it says; a template may not be given them.
-RESERVED_TEMPLATE_KWARGS = frozenset(
-    {
-        *("messages", "conversation", "documents", "tools"),
-        *("add_generation_prompt", "continue_final_message", "chat_template", "tokenize"),
-        *("padding", "truncation", "return_dict", "return_tensors"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +52,32 @@ class Arrival:
     """What is known of an HTTP request beside its body."""
 
     request_id: str  # ours, unique
-    time: float  # on the engine's clock
     num_bytes: int
     tenant: bytes = b""  # digest of the API key; tenants share no KV blocks
 
 
 class Door:
     def __init__(
-        self, codec: TextCodec, config: SchedulerConfig, defaults: Mapping[str, Any]
+        self,
+        codec: TextCodec,
+        config: SchedulerConfig,
+        settings: ServerSettings,
+        clock: Callable[[], float],
     ) -> None:
-        """`defaults` are the model's own sampling values."""
+        """`clock` must be the engine's own."""
         self._codec = codec
         self._config = config
-        self._defaults = defaults
+        self._defaults = settings.default_sampling
+        self._seed = settings.seed
+        self._clock = clock
+        self._num_accepted = 0  # prompts
+
+    def check_lists(self, request: SamplingRequest) -> None:
+        """Refuse lists of token ids that no vocabulary fills, before each entry is looked at."""
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            count, most = len(getattr(request, name) or ()), self._codec.vocab_size
+            if count > most:
+                raise invalid(name, f"{count} entries are more than the vocabulary of {most}")
 
     async def completion(
         self,
@@ -84,27 +90,29 @@ class Door:
         add_special = request.add_special_tokens is not False
 
         def build() -> Job:
-            encoded = [self._encode(prompt, add_special) for prompt in prompts]
-            return self._job(request, encoded, sampling, arrival)
+            encoded = [self._encode(request, prompt, add_special) for prompt in prompts]
+            return self._draft(request, encoded, sampling, arrival)
 
-        return await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words))
+        return self._accept(await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words)))
 
     async def chat(self, request: ChatRequest, sampling: SamplingParams, arrival: Arrival) -> Job:
         """Raises ApiError 400, naming the field."""
-        _check_messages(request.messages, request.chat_template_kwargs)
 
         def build() -> Job:
-            prompt = self._encode(self._render(request), request.add_special_tokens is True)
-            return self._job(request, [prompt], sampling, arrival)
+            text = self._render(request)
+            prompt = self._encode(request, text, request.add_special_tokens is True)
+            return self._draft(request, [prompt], sampling, arrival)
 
-        return await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words))
+        return self._accept(await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words)))
 
     async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> list[int]:
         """Raises ApiError 400, naming the field."""
         if (request.prompt is None) == (request.messages is None):
-            raise invalid("prompt", "exactly one of prompt and messages is needed")
-        if request.messages is not None:
-            _check_messages(request.messages, request.chat_template_kwargs)
+            field = "prompt" if request.prompt is None else "messages"
+            raise invalid(field, "exactly one of prompt and messages is needed")
+        for name in ("chat_template_kwargs", "add_generation_prompt"):
+            if request.prompt is not None and getattr(request, name) is not None:
+                raise invalid(name, "is for messages; a prompt has no template")
 
         def build() -> list[int]:
             if request.prompt is not None:
@@ -117,9 +125,9 @@ class Door:
 
     async def detokenize(self, tokens: list[int], num_bytes: int) -> str:
         """Raises ApiError 400, naming the field."""
-        for token_id in tokens:
-            if not 0 <= token_id < self._codec.vocab_size:
-                size = self._codec.vocab_size
+        size = self._codec.vocab_size
+        for token_id in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= token_id < size:
                 raise invalid("tokens", f"{token_id} is outside the vocabulary of {size}")
 
         def build() -> str:
@@ -127,55 +135,89 @@ class Door:
 
         return await _off_the_loop(build, num_bytes, False)
 
+    def _accept(self, draft: Job) -> Job:
+        """Nothing can be refused any more, so the requests arrive, and get their seeds in order."""
+        now = self._clock()
+        requests: list[Request] = []
+        for request in draft.requests:
+            seed = request.seed
+            if self._seed is not None and draft.sampling.seed is None:
+                seed = self._seed + self._num_accepted
+            self._num_accepted += 1
+            requests += fan_out(replace(request, arrival_time=now, seed=seed))
+        return replace(draft, requests=tuple(requests))
+
     # --- these run on any thread ---------------------------------------------------------------
 
-    def _encode(self, prompt: str | list[int], add_special: bool) -> Prompt:
+    def _encode(
+        self, request: SamplingRequest, prompt: str | list[int], add_special: bool
+    ) -> Prompt:
+        num_tokens, most = self._fewest_tokens(prompt), self._config.max_model_len
+        if num_tokens > most:
+            what = f"at least {num_tokens} tokens; the context holds {most}"
+            raise refused(RequestTooLong("prompt", what), caller_names(request))
         if isinstance(prompt, str):
             ids = self._codec.encode(prompt, add_special_tokens=add_special)
             return Prompt(tuple(ids), prompt)
         return Prompt(tuple(prompt), None)
 
+    def _fewest_tokens(self, prompt: str | list[int]) -> int:
+        """How many tokens a prompt is at least, told without tokenizing."""
+        if not isinstance(prompt, str):
+            return len(prompt)
+        longest = self._codec.max_token_bytes
+        # What is not text (half a surrogate pair) is for the tokenizer to refuse.
+        return 0 if longest is None else -(-len(prompt.encode(errors="ignore")) // longest)
+
     def _render(self, request: ChatRequest | TokenizeRequest) -> str:
         return self._codec.render_chat(
-            message_dicts(request.messages or []),
+            msgspec.to_builtins(request.messages or []),
             add_generation_prompt=request.add_generation_prompt is not False,
             template_kwargs=request.chat_template_kwargs or {},
         )
 
-    def _job(
+    def _draft(
         self,
         request: SamplingRequest,
         prompts: list[Prompt],
         sampling: SamplingParams,
         arrival: Arrival,
     ) -> Job:
+        """One request per prompt; what depends on the order of requests is still missing."""
         salt = arrival.tenant + _checked_salt(request.cache_salt)
-        priority = _checked_priority(request.priority, self._config)
-        requests: list[Request] = []
-        for index, prompt in enumerate(prompts):
-            try:
-                requests += make_requests(
+        priority = request.priority or 0
+        try:
+            self._config.check_priority(priority)
+            requests = [
+                make_request(
                     prompt.token_ids,
                     sampling,
                     codec=self._codec,
                     config=self._config,
                     request_id=f"{arrival.request_id}-{index}",
-                    arrival_time=arrival.time,
+                    arrival_time=0.0,
                     default_max_tokens=default_max_tokens(request, self._defaults),
                     priority=priority,
                     cache_salt=salt,
                 )
-            except InvalidRequest as error:
-                raise refused(error, caller_names(request)) from None
+                for index, prompt in enumerate(prompts)
+            ]
+        except InvalidRequest as error:
+            raise refused(error, caller_names(request)) from None
         return Job(tuple(prompts), tuple(requests), sampling)
 
 
-def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+def split_prompts(
+    prompt: str | list[str | int | list[int]], max_entries: int
+) -> list[str | list[int]]:
     """A prompt field's four shapes as a list of prompts. Raises ApiError 400 for a mixture."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
         raise invalid("prompt", "must hold at least one prompt or token id")
+    if len(prompt) > max_entries:
+        what = f"{len(prompt)} entries are more than a context holds; at most {max_entries}"
+        raise refused(RequestTooLong("prompt", what), {})
     texts = [p for p in prompt if isinstance(p, str)]
     token_ids = [p for p in prompt if isinstance(p, int)]
     id_lists = [p for p in prompt if isinstance(p, list)]
@@ -188,27 +230,10 @@ def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[
     raise invalid("prompt", "must be a text, texts, token ids or lists of token ids, not a mixture")
 
 
-def _check_messages(
-    messages: Sequence[object] | None, template_kwargs: dict[str, Scalar] | None
-) -> None:
-    if not messages:
-        raise invalid("messages", "must hold at least one message")
-    for name in RESERVED_TEMPLATE_KWARGS.intersection(template_kwargs or ()):
-        raise invalid("chat_template_kwargs", f"{name} may not be given to a template")
-
-
 def _checked_salt(salt: str | None) -> bytes:
     if salt is not None and not 1 <= len(salt) <= MAX_SALT_CHARS:
         raise invalid("cache_salt", f"must be of 1 to {MAX_SALT_CHARS} characters")
     return b"" if salt is None else salt.encode()
-
-
-def _checked_priority(priority: int | None, config: SchedulerConfig) -> int:
-    if priority and config.scheduling_policy != "priority":
-        raise invalid("priority", "needs a server started with --scheduling-policy priority")
-    if priority is not None and abs(priority) > 2**31:
-        raise invalid("priority", "must be from -2**31 to 2**31")
-    return priority or 0
 
 
 async def _off_the_loop(build: Callable[[], T], num_bytes: int, is_costly: bool) -> T:

@@ -6,12 +6,22 @@ loop; knows no HTTP beyond three labels. Definitions: docs/metrics.md.
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import FinishReason, Request
 from duetto.core.timings import Part, RequestTimings
+from duetto.server.settings import ServerSettings
 
 # Seconds, as vLLM's dashboards expect them.
 TTFT_BUCKETS = (
@@ -33,10 +43,12 @@ N_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0)
 class Metrics:
     """One registry per server, so that two in one process do not meet."""
 
-    def __init__(self, model_name: str, config: SchedulerConfig) -> None:
+    def __init__(self, settings: ServerSettings, config: SchedulerConfig) -> None:
         self._registry = CollectorRegistry()
-        self._labels = {"model_name": model_name, "engine": "0"}
-        self._make_step_metrics(config)
+        for collect in (ProcessCollector, PlatformCollector, GCCollector):
+            collect(registry=self._registry)
+        self._labels = {"model_name": settings.served_model_name, "engine": "0"}
+        self._make_step_metrics(config, settings.kv_cache_dtype)
         self._make_request_metrics(config)
         self._http_requests = Counter(
             "http_requests",
@@ -44,14 +56,22 @@ class Metrics:
             ("handler", "method", "status"),
             registry=self._registry,
         )
+        self._http_seconds = Histogram(
+            "http_request_duration_seconds",
+            "From head to end of the reply, streams included.",
+            ("handler", "method"),
+            buckets=LATENCY_BUCKETS,
+            registry=self._registry,
+        )
 
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self._registry)
 
-    def record_http(self, handler: str, method: str, status: int) -> None:
+    def record_http(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Count one reply; `handler` and `method` must come from closed sets."""
         self._http_requests.labels(handler, method, f"{status // 100}xx").inc()
+        self._http_seconds.labels(handler, method).observe(seconds)
 
     def record_step(self, record: StepRecord) -> None:
         self._num_running.set(record.num_running)
@@ -84,6 +104,10 @@ class Metrics:
         started = timings.first_scheduled_time
         self._prompt_tokens.inc(request.num_prompt_tokens)
         self._cached_tokens.inc(update.num_cached_tokens)
+        num_computed = request.num_prompt_tokens - update.num_cached_tokens
+        self._tokens_by_source["local_compute"].inc(num_computed)
+        self._tokens_by_source["local_cache_hit"].inc(update.num_cached_tokens)
+        self._request_computed_tokens.observe(num_computed)
         self._request_prompt_tokens.observe(request.num_prompt_tokens)
         self._request_generation_tokens.observe(len(timings.token_times))
         self._ttft.observe(first - timings.arrival_time)
@@ -99,7 +123,7 @@ class Metrics:
             self._prefill.observe(first - started)
             self._inference.observe(last - started)
 
-    def _make_step_metrics(self, config: SchedulerConfig) -> None:
+    def _make_step_metrics(self, config: SchedulerConfig, kv_cache_dtype: str) -> None:
         self._num_running = self._gauge("num_requests_running", "Requests admitted.")
         self._num_waiting = self._gauge("num_requests_waiting", "Requests in the queue.")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
@@ -110,6 +134,7 @@ class Metrics:
             "iteration_tokens_total", "Tokens computed in a step.", STEP_TOKEN_BUCKETS
         )
         info = {
+            "cache_dtype": kv_cache_dtype,
             "block_size": str(config.block_size),
             "num_gpu_blocks": str(config.num_blocks),  # the name that dashboards know
             "enable_prefix_caching": str(config.enable_prefix_caching),
@@ -133,6 +158,16 @@ class Metrics:
             reason: finished.labels(**self._labels, finished_reason=reason.value)
             for reason in FinishReason
         }
+        by_source = Counter(
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens of answered requests.",
+            (*self._labels, "source"),
+            registry=self._registry,
+        )
+        self._tokens_by_source = {
+            source: by_source.labels(**self._labels, source=source)
+            for source in ("local_compute", "local_cache_hit")
+        }
         self._ttft = self._histogram("time_to_first_token_seconds", "TTFT.", TTFT_BUCKETS)
         self._itl = self._histogram("inter_token_latency_seconds", "ITL.", TOKEN_GAP_BUCKETS)
         self._tpot = self._histogram(
@@ -145,6 +180,9 @@ class Metrics:
         self._inference = self._latency("request_inference_time_seconds", "Both of these.")
         self._request_prompt_tokens = self._histogram(
             "request_prompt_tokens", "Per request.", tokens
+        )
+        self._request_computed_tokens = self._histogram(
+            "request_prefill_kv_computed_tokens", "Prompt tokens not found in the cache.", tokens
         )
         self._request_generation_tokens = self._histogram(
             "request_generation_tokens", "Per request.", tokens

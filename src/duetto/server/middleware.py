@@ -6,6 +6,7 @@ import logging
 import re
 import uuid
 from collections.abc import Sequence
+from time import monotonic
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +19,9 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})  # all others need a key
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_ID_CHARS = 128
-LOCAL_ORIGIN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?"
+HEALTH_PATHS = frozenset({"/health", "/ping"})
+LOCAL_HOST = r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?"
+LOCAL_ORIGIN = f"https?://{LOCAL_HOST}"
 
 
 class RequestFrame:
@@ -38,7 +41,7 @@ class RequestFrame:
             await self._app(scope, receive, send)
             return
         request_id = label(Headers(scope=scope).get("x-request-id"))
-        status = 0
+        status, start = 0, monotonic()
 
         async def send_framed(message: Message) -> None:
             nonlocal status
@@ -55,13 +58,38 @@ class RequestFrame:
                 raise
             await error_response(internal_error())(scope, receive, send_framed)
         finally:
-            self._metrics.record_http(*self._labels(scope), status or 499)
+            self._metrics.record_http(*self._labels(scope), status or 499, monotonic() - start)
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
         path, method = scope["path"], scope["method"]
         handler = "/v1/models/{id}" if path.startswith("/v1/models/") else path
         known = handler in self._handlers or handler == "/v1/models/{id}"
         return handler if known else "other", method if method in METHODS else "other"
+
+
+class HostGuard:
+    """Refuses what was not asked of this machine by a local name, on every path but health.
+
+    Against DNS rebinding: a page whose own name has been made to point here is same-origin with
+    us, so only the Host header tells it apart. A server with keys needs no such guard.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["path"] not in HEALTH_PATHS:
+            hosts = Headers(scope=scope).getlist("host")
+            if not hosts or not all(re.fullmatch(LOCAL_HOST, h, re.IGNORECASE) for h in hosts):
+                error = ApiError(
+                    403,
+                    "the Host header does not name this machine: without --api-key the server "
+                    "answers only as localhost, 127.0.0.1 or [::1]",
+                    code="host_not_allowed",
+                )
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class KeyGuard:

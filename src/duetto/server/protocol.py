@@ -5,7 +5,7 @@ else is refused by name. Knows no tokens and no engine; ranges are SamplingParam
 """
 
 import re
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -13,6 +13,8 @@ from duetto.server.errors import ApiError, invalid
 
 T = TypeVar("T")
 Scalar = str | int | float | bool | None
+MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
+MAX_DETOKENIZED = 2**20
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,7 +60,7 @@ class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     response_format: ResponseFormat | None = None
     # Labels for the caller's own books; by definition they change nothing.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], msgspec.Meta(max_length=16)] | None = None
     # Known to clients, not in this version.
     chat_template: None = None
     documents: None = None
@@ -88,7 +90,7 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], msgspec.Meta(max_length=MAX_MESSAGES)]
     name: str | None = None
     # What the openai package writes into an assistant's message that is sent back.
     annotations: None = None
@@ -98,8 +100,11 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     tool_calls: None = None
 
 
+Messages = Annotated[list[Message], msgspec.Meta(max_length=MAX_MESSAGES)]
+
+
 class ChatRequest(SamplingRequest, kw_only=True):
-    messages: list[Message]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -124,7 +129,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
 class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -135,13 +140,15 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    tokens: list[int]
+    tokens: Annotated[list[int], msgspec.Meta(max_length=MAX_DETOKENIZED)]
     model: str | None = None
 
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$|$)", re.DOTALL)
 _VALUE = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+_PLACE = re.compile(r"\(byte ([0-9]+)\)")
+_NOT_A_NUMBER = re.compile(rb'"(\w+)"\s*:\s*-?(?:nan|infinity)', re.IGNORECASE)
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$|$)", re.DOTALL)
 
 
@@ -151,10 +158,20 @@ def decode(body: bytes, into: type[T]) -> T:
         return msgspec.json.decode(body, type=into)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise invalid(None, "the body is not valid JSON in UTF-8") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _malformed(body, str(error)) from None
     except RecursionError:
         raise invalid(None, "the body is nested too deeply") from None
+
+
+def _malformed(body: bytes, message: str) -> ApiError:
+    """JSON has no NaN and no Infinity, but Python's json module writes them."""
+    if place := _PLACE.search(message):
+        at = int(place.group(1))
+        named = _NOT_A_NUMBER.search(body[max(0, at - 100) : at + 9])
+        if named:
+            return invalid(named.group(1).decode(), "NaN and Infinity are no JSON numbers")
+    return invalid(None, "the body is not valid JSON in UTF-8")
 
 
 def _explain(message: str) -> ApiError:
@@ -172,14 +189,3 @@ def _explain(message: str) -> ApiError:
         reason = f"{named.group(1)[:200]} is not supported in this version"
     reason = reason.replace("`", "")
     return invalid(path or None, reason if path else f"the body: {reason}")
-
-
-def message_dicts(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates read them: contents are strings, text parts joined by newlines."""
-    dicts = []
-    for message in messages:
-        content = message.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        named = {"name": message.name} if message.name is not None else {}
-        dicts.append({"role": message.role, "content": text, **named})
-    return dicts

@@ -49,6 +49,7 @@ class Relay:
         self._thread: EngineThread | None = None
         self.clock = clock
         self.is_stopping = False
+        self.is_hurried = False  # whoever stops waits for nothing any more
 
     @property
     def num_live(self) -> int:
@@ -69,11 +70,14 @@ class Relay:
         """Refuse new requests, let live ones end for a while, abort the rest, end the thread."""
         self.is_stopping = True
         thread = self._running_thread()
-        deadline = self.clock() + self._settings.shutdown_timeout_s
-        while self._live and thread.is_alive and self.clock() < deadline:
+        deadline = self._deadline()
+        while self._live and thread.is_alive and self._may_wait(deadline):
             await asyncio.sleep(0.02)
-        if not await asyncio.to_thread(thread.stop, self._settings.shutdown_timeout_s):
-            logger.error("the engine's last step has not ended in time; it is left behind")
+        deadline = self._deadline()
+        while not await asyncio.to_thread(thread.stop, 0.1):
+            if not self._may_wait(deadline):
+                logger.error("the engine's last step has not ended in time; it is left behind")
+                break
         await asyncio.sleep(0)  # let the last reports arrive
 
     @contextmanager
@@ -132,6 +136,12 @@ class Relay:
             self._metrics.record_step(report.record)
         if not self._live:  # what ended between steps has no step to be recorded in
             self._metrics.record_idle()
+
+    def _deadline(self) -> float:
+        return self.clock() + self._settings.shutdown_timeout_s
+
+    def _may_wait(self, deadline: float) -> bool:
+        return self.clock() < deadline and not self.is_hurried
 
     def _running_thread(self) -> EngineThread:
         if self._thread is None:

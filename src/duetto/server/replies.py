@@ -3,6 +3,7 @@
 Plain functions from tokens and text to dicts; they know no engine, no queue and no HTTP.
 """
 
+import codecs
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,28 +100,59 @@ def chat_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> Json:
     }
 
 
+class TextOffsets:
+    """Where each token begins in the text that it is shown in, counted in characters.
+
+    Tokens that are parts of one character begin where it does.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_characters = 0
+
+    def push(self, token_id: int, *, hides_special: bool) -> int:
+        twice = (token_id, token_id)  # as a tokenizer may drop the first space of a text
+        if hides_special and not self._codec.decode(twice, skip_special_tokens=True):
+            return self._num_characters
+        data = self._codec.token_bytes(token_id)
+        if data and not 0x80 <= data[0] < 0xC0:  # a character that was begun has no rest
+            self._num_characters += len(self._decoder.decode(b"", final=True))
+        start = self._num_characters
+        self._num_characters += len(self._decoder.decode(data))
+        return start
+
+
 def completion_logprobs(
-    tokens: Sequence[TokenLogprob], codec: TextCodec, text_offset: int, first_id: int | None = None
+    tokens: Sequence[TokenLogprob],
+    codec: TextCodec,
+    offsets: list[int],
+    first_id: int | None = None,
 ) -> Json:
-    """Parallel lists, offsets counted in characters from `text_offset`.
+    """Parallel lists; `offsets` has one for each token, the first one's included.
 
     `first_id` is a prompt's first token, which nothing precedes and nothing scores.
     """
+
+    def name(token_id: int) -> str:
+        data = codec.token_bytes(token_id)
+        try:
+            data.decode()
+        except UnicodeDecodeError:  # half a character: as OpenAI writes it, or all would be U+FFFD
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return codec.token_text(token_id)
+
     names: list[str] = []
     logprobs: list[float | None] = []
     tops: list[dict[str, float] | None] = []
     if first_id is not None:
-        names, logprobs, tops = [codec.token_text(first_id)], [None], [None]
+        names, logprobs, tops = [name(first_id)], [None], [None]
     for token in tokens:
-        names.append(codec.token_text(token.token_id))
+        names.append(name(token.token_id))
         logprobs.append(finite(token.logprob))
         # Likeliest last, so that of two tokens with the same text the likelier one is shown.
-        top = {codec.token_text(i): finite(value) for i, value in reversed(token.top)}
-        tops.append({codec.token_text(token.token_id): finite(token.logprob), **top})
-    offsets: list[int] = []
-    for name in names:
-        offsets.append(text_offset)
-        text_offset += len(name)
+        top = {name(i): finite(value) for i, value in reversed(token.top)}
+        tops.append({name(token.token_id): finite(token.logprob), **top})
     return {
         "tokens": names,
         "token_logprobs": logprobs,

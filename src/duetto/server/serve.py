@@ -6,7 +6,9 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 5
 GRACE_S = 5  # from the last update to the end of its reply
+HURRIED_GRACE_S = 1.0  # the same, once a second signal has come
 BACKLOG = 2048
 
 
@@ -32,7 +35,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; then let running requests end; a second signal does not wait.
 
-    `listener` is that of `listen`, and is closed at the end.
+    `listener` is that of `listen`, and is closed at the end. Signals that come later are ignored:
+    the process is to end with the server.
     """
     with listener:
         make_server(app, settings, log_level=log_level).run(sockets=[listener])
@@ -102,20 +106,42 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._app = app
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but what comes late is ignored: it would kill a process that is ending."""
+        is_main = threading.current_thread() is threading.main_thread()
+        handled = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        for number in handled:
+            signal.signal(number, self.handle_exit)
+        yield
+        for number in handled:
+            signal.signal(number, signal.SIG_IGN)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        # Not uvicorn's own, which raises the signal again at the end, so that the exit code is -15.
-        self._app.state.relay.is_stopping = True
-        self.force_exit = self.should_exit
+        relay = self._app.state.relay
+        relay.is_stopping = True
+        # Not uvicorn's force_exit, which breaks replies off: they end at once, but they end.
+        relay.is_hurried = self.should_exit
         self.should_exit = True
-        what = "ending at once" if self.force_exit else "running requests may end"
+        what = "ending at once" if relay.is_hurried else "running requests may end"
         logger.info("%s: %s", signal.Signals(sig).name, what)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Requests that outlast the time are ended by the engine, so that clients read a clean error
         # instead of a broken stream. The application's own end finds the engine stopped.
-        draining = asyncio.create_task(self._app.state.relay.stop())
+        draining = asyncio.create_task(self._drain())
         await super().shutdown(sockets)
         draining.cancel()
+
+    async def _drain(self) -> None:
+        relay = self._app.state.relay
+        await relay.stop()
+        while not relay.is_hurried:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(HURRIED_GRACE_S)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedHttp):
+                connection.cut()
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,13 +1,14 @@
 """What the server is told at start-up, finished and frozen. The engine's part is not here."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from duetto.core.errors import ConfigError, InvalidRequest
-from duetto.core.sampling_params import SamplingParams
+from duetto.core.sampling_params import SEED_RANGE, SamplingParams
+
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +19,15 @@ class ServerSettings:
     version: str = "0"
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # generation_config's part
     model_root: str | None = None  # where the weights came from; only its digest is shown
+    dtype: str = "unknown"  # of weights; this and the next two change answers, and are shown
+    kv_cache_dtype: str = "unknown"
+    backend: str = "unknown"
+    seed: int | None = None  # of requests that bring none; None: drawn for each
     api_keys: tuple[str, ...] = ()
+    only_local_hosts: bool = False  # refuse a Host header that does not name this machine
     max_num_queued_reqs: int = 256  # waiting beside those that run; more are refused with 503
     max_answers: int = 256  # prompts times n of one HTTP request
-    max_body_bytes: int = 10 * 2**20
+    max_body_bytes: int = 4 * 2**20
     max_pending_bytes: int = 2**20  # of one answer that its client does not read
     sse_keep_alive_s: float = 15.0  # a comment is sent into a stream that was silent this long
     body_timeout_s: float = 30.0
@@ -34,9 +40,17 @@ class ServerSettings:
                 raise ConfigError(f"{name}: must be 1 or more")
         if self.max_num_queued_reqs < 0:
             raise ConfigError("--max-num-queued-reqs: must be 0 or more")
-        for name in ("sse_keep_alive_s", "body_timeout_s", "stall_timeout_s"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name}: must be above 0")
+        for name, seconds in (
+            ("--sse-keep-alive-interval", self.sse_keep_alive_s),
+            ("body_timeout_s", self.body_timeout_s),
+            ("stall_timeout_s", self.stall_timeout_s),
+        ):
+            if not 0 < seconds <= DAY_S:
+                raise ConfigError(f"{name}: must be above 0 and at most {DAY_S:g} seconds")
+        if not 0 <= self.shutdown_timeout_s <= DAY_S:
+            raise ConfigError(f"--shutdown-timeout: must be from 0 to {DAY_S:g} seconds")
+        if self.seed is not None and not SEED_RANGE[0] <= self.seed <= SEED_RANGE[1]:
+            raise ConfigError(f"--seed: must be from {SEED_RANGE[0]} to {SEED_RANGE[1]}")
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
             raise ConfigError("--api-key: a key must be ASCII text without spaces around it")
         try:
@@ -47,5 +61,8 @@ class ServerSettings:
     @property
     def system_fingerprint(self) -> str:
         """Names what produces the answers, so that a change of it can be seen."""
-        what = f"{self.version}\0{self.served_model_name}\0{self.model_root}"
-        return "fp_" + hashlib.sha256(what.encode()).hexdigest()[:12]
+        what = (
+            *(self.version, self.served_model_name, self.model_root),
+            *(self.dtype, self.kv_cache_dtype, self.backend),
+        )
+        return "fp_" + hashlib.sha256(repr(what).encode()).hexdigest()[:12]

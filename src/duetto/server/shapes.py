@@ -10,7 +10,13 @@ from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.text import TextCodec
 from duetto.server.door import Job, Prompt
 from duetto.server.protocol import ChatRequest, CompletionRequest
-from duetto.server.replies import Json, chat_logprobs, completion_logprobs, prompt_logprobs
+from duetto.server.replies import (
+    Json,
+    TextOffsets,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
+)
 
 
 class Shape(Protocol):
@@ -91,7 +97,7 @@ class CompletionShape:
         self._request = request
         self._job = job
         self._codec = codec
-        self._offsets = [0] * len(job.requests)  # characters of token texts shown, per choice
+        self._offsets = [TextOffsets(codec) for _ in job.requests]
 
     def opening(self, index: int) -> Json | None:
         if not self._request.echo and not self._request.return_token_ids:
@@ -143,10 +149,12 @@ class CompletionShape:
         if self._request.logprobs is None:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
-        first_id = None
-        if self._request.echo:
-            shown = [*scored, *shown]
-            first_id = self._prompt(index).token_ids[0]
-        lists = completion_logprobs(shown, self._codec, self._offsets[index], first_id)
-        self._offsets[index] += sum(len(token) for token in lists["tokens"])
-        return lists
+        scorable, prompt, push = shown, self._prompt(index), self._offsets[index].push
+        offsets, first_id = [], None
+        if self._request.echo:  # never streamed, so all of it comes at once
+            scorable, first_id = [*scored, *shown], prompt.token_ids[0]
+            hides = prompt.text is not None
+            offsets = [push(token_id, hides_special=hides) for token_id in prompt.token_ids]
+        hides = self._job.sampling.skip_special_tokens
+        offsets += [push(token.token_id, hides_special=hides) for token in shown]
+        return completion_logprobs(scorable, self._codec, offsets, first_id)

@@ -1,0 +1,117 @@
+"""How log-probabilities and text offsets are shown, whole and streamed."""
+
+import pytest
+from fakes import ByteCodec
+from server.fakes_server import MODEL, SpeakingExecutor, chunks, make_app, post
+from starlette.testclient import TestClient
+
+from duetto.core.batch import SampledToken, TokenLogprob
+from duetto.server.replies import TextOffsets
+
+TEXT = "Hello, wörld!"
+NUM_TOKENS = len(TEXT.encode()) + 1  # and the end of sequence
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+COMPLETION = {"model": MODEL, "prompt": "abc", "max_tokens": 100}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with TestClient(make_app(SpeakingExecutor(TEXT))[0]) as made:
+        yield made
+
+
+def test_log_probabilities_of_a_completion(client):
+    body = {**COMPLETION, "max_tokens": 2, "logprobs": 2}
+    got = post(client, "/v1/completions", body)["choices"][0]["logprobs"]
+    assert got == {
+        "tokens": ["H", "e"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"H": -0.5, "I": -1.5}, {"e": -0.5, "f": -1.5}],
+        "text_offset": [0, 1],
+    }
+
+
+def test_log_probabilities_of_a_chat(client):
+    body = {**CHAT, "max_tokens": 10, "logprobs": True, "top_logprobs": 1}
+    content = post(client, "/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]
+    assert content[0] == {
+        "token": "H",
+        "logprob": -0.5,
+        "bytes": [72],
+        "top_logprobs": [{"token": "H", "logprob": -0.5, "bytes": [72]}],
+    }
+    assert [entry["bytes"] for entry in content[8:10]] == [[0xC3], [0xB6]]  # halves of "ö"
+    bare = post(client, "/v1/chat/completions", {**CHAT, "logprobs": True})
+    assert bare["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+def test_streamed_log_probabilities_lose_no_token(client):
+    body = {**CHAT, "logprobs": True}
+    got = chunks(client, "/v1/chat/completions", body)
+    entries = [e for c in got if c["choices"][0]["logprobs"] for e in
+               c["choices"][0]["logprobs"]["content"]]  # fmt: skip
+    assert len(entries) == NUM_TOKENS
+
+
+def test_echo_with_no_tokens_scores_the_prompt(client):
+    """As lm-eval asks for it."""
+    body = {**COMPLETION, "max_tokens": 0, "echo": True, "logprobs": 1}
+    got = post(client, "/v1/completions", body)
+    (choice,) = got["choices"]
+    assert choice["text"] == "abc" and choice["finish_reason"] == "length"
+    assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5]
+    assert choice["logprobs"]["top_logprobs"] == [None, {"b": -0.5}, {"c": -0.5}]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+    assert got["usage"]["completion_tokens"] == 0
+
+
+def test_prompt_logprobs_in_vllms_shape(client):
+    for path, body in (("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)):
+        got = post(client, path, {**body, "prompt_logprobs": 1})
+        where = got["choices"][0] if path == "/v1/completions" else got
+        scored = where["prompt_logprobs"]
+        assert scored[0] is None and len(scored) == got["usage"]["prompt_tokens"]
+        (entry,) = scored[1].values()
+        assert entry["logprob"] == -0.5 and entry["rank"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_offsets_point_into_the_text_also_within_a_character(client, stream):
+    body = {**COMPLETION, "logprobs": 1}
+    if stream:
+        parts = [c["choices"][0]["logprobs"] for c in chunks(client, "/v1/completions", body)]
+    else:
+        parts = [post(client, "/v1/completions", body)["choices"][0]["logprobs"]]
+    names = [name for part in parts if part for name in part["tokens"]]
+    offsets = [at for part in parts if part for at in part["text_offset"]]
+    at = TEXT.index("ö")
+    assert names[at : at + 3] == ["bytes:\\xc3", "bytes:\\xb6", TEXT[at + 1]]
+    assert offsets == [*range(at + 1), at, *range(at + 1, len(TEXT) + 1)]
+    for name, start in zip(names, offsets, strict=True):
+        assert name.startswith(("bytes:", "<end>")) or TEXT[start] == name
+
+
+def test_text_offsets_of_an_echo_leave_out_what_it_does_not_show(client):
+    body = {**COMPLETION, "logprobs": 0, "echo": True, "max_tokens": 2}
+    for prompt, offsets in (("aé", [0, 1, 1, 2, 3]), ([97, 256, 98], [0, 1, 6, 7, 8])):
+        (choice,) = post(client, "/v1/completions", {**body, "prompt": prompt})["choices"]
+        assert choice["logprobs"]["text_offset"] == offsets
+        assert choice["text"][offsets[-2]] == "H"
+
+
+def test_text_offsets_after_half_a_character():
+    offsets = TextOffsets(ByteCodec())
+    starts = [offsets.push(byte, hides_special=True) for byte in b"a\xe2\x82bc\xe2\x82\xacd"]
+    assert starts == [0, 1, 1, 2, 3, 4, 4, 4, 5]
+
+
+def test_tokens_that_are_half_a_character_do_not_share_an_entry(client):
+    class Half(SpeakingExecutor):
+        def _sample(self, item):
+            return SampledToken(0xC3, TokenLogprob(0xC3, -0.5, 1, ((0xC3, -0.5), (0xE2, -1.5))))
+
+    with TestClient(make_app(Half())[0]) as other:
+        body = {**COMPLETION, "logprobs": 2, "max_tokens": 1}
+        (top,) = post(other, "/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
+    assert top == {"bytes:\\xc3": -0.5, "bytes:\\xe2": -1.5}
