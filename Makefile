@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*)
 MODEL ?= .demo/tiny
 
-.PHONY: setup demo serve test check oracle bench size docs clean help
+.PHONY: setup demo serve test check oracle train bench size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +44,16 @@ check: setup  ## Lint, formatting, types
 
 oracle: $(VENV)/.oracle  ## Compare live with transformers
 	@$(BIN)/python -m pytest -n 2 -m oracle
+
+$(VENV)/.train: $(VENV)/.oracle
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+train: $(VENV)/.train  ## Climb towards the demo models; hours on a CPU, goes on where it stopped
+	@$(BIN)/python -m training.train reader --work .demo/training --out .demo/duetto-demo \
+		--curve docs/benchmarks/training-reader.png
+	@$(BIN)/python -m training.train draft --work .demo/training --out .demo/duetto-demo-draft \
+		--curve docs/benchmarks/training-draft.png
 
 bench: setup  ## Compare scheduling policies; writes docs/benchmarks/scheduling.md
 	@$(BIN)/python benchmarks/scheduling.py

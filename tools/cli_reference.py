@@ -17,6 +17,7 @@ COMMANDS = (
     ("bench", "latency"),
     ("bench", "throughput"),
     ("bench", "serve"),
+    ("eval",),
     ("doctor",),
 )
 

@@ -21,6 +21,7 @@ app.command("duetto.cli.complete:complete", name="complete", help="Continue a te
 app.command("duetto.cli.tokenize:tokenize", name="tokenize", help="Show how a text splits.")
 app.command("duetto.cli.make_model:make_model", name="make-model", help="Write a random model.")
 app.command("duetto.cli.bench:app", name="bench", help="Measure latency, throughput, serving.")
+app.command("duetto.cli.eval:evaluate", name="eval", help="Exact match on held-out worlds.")
 app.command("duetto.cli.doctor:doctor", name="doctor", help="What this machine offers Duetto.")
 
 

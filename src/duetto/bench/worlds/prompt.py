@@ -1,0 +1,23 @@
+"""The user turn: documents and a question, a line each, as the demo models learn to read it."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+DOCUMENT = "Document: "
+QUESTION = "Question: "
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+def user_turn(documents: Sequence[str], question: str) -> Message:
+    """One message. Without documents the question stands alone."""
+    lines = [*(DOCUMENT + document for document in documents), QUESTION + question]
+    return {"role": "user", "content": "\n".join(lines)}
+
+
+def is_exact(answer: str, gold: str) -> bool:
+    """Equal but for white space around and a full stop at the end."""
+    return answer.strip().removesuffix(".") == gold

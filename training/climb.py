@@ -1,0 +1,154 @@
+"""The training loop: one rung after the other, each until held-out data reaches its marks."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from training import checkpoint
+from training.checkpoint import Progress
+from training.llama import Llama
+from training.rungs import Rung
+from training.sequences import Batch, make_batch
+
+NUM_HELD_OUT = 64  # sequences of a test
+WARM_UP_STEPS = 50
+CLIP = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How to climb."""
+
+    directory: Path  # for checkpoints
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    test_every: int = 50  # steps
+    save_every_s: float = 60.0
+    time_limit_s: float | None = None  # of this call; the state is saved, to go on from
+
+
+class Climb:
+    """A model on its way up the ladder. `run` goes on from the checkpoint, if there is one."""
+
+    def __init__(
+        self, model: Llama, tokenizer: Tokenizer, rungs: Sequence[Rung], plan: Plan
+    ) -> None:
+        self.model = model.to(plan.device)
+        self.tokenizer = tokenizer
+        self.rungs = rungs
+        self.plan = plan
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        loaded = checkpoint.load(plan.directory, model, self.optimizer)
+        self.progress = loaded or Progress()
+
+    def run(self, report: Callable[[str], None] = lambda _line: None) -> bool:
+        """Climb. True at the top; False if time ran out or a rung was not passed in its steps.
+
+        `report` is told of each test, in a line.
+        """
+        started, saved, before = time.monotonic(), time.monotonic(), self.progress.seconds
+        while self.progress.rung < len(self.rungs):
+            rung = self.rungs[self.progress.rung]
+            self._step(rung)
+            self.progress.seconds = before + time.monotonic() - started
+            limit = self.plan.time_limit_s
+            is_late = limit is not None and time.monotonic() - started > limit
+            is_last = self.progress.step >= rung.max_steps
+            if self.progress.step % self.plan.test_every == 0 or is_last:
+                is_passed = self._test(rung, report)
+                if is_passed:
+                    self.progress.rung, self.progress.step = self.progress.rung + 1, 0
+                    self.save(self.plan.directory / rung.name)  # to go back to by hand
+                elif is_last:
+                    is_late = True
+            if is_late or time.monotonic() - saved > self.plan.save_every_s:
+                self.save()
+                saved = time.monotonic()
+            if is_late:
+                return False
+        self.save()
+        return True
+
+    def save(self, directory: Path | None = None) -> None:
+        """Write a checkpoint, of the plan's directory if no other is given."""
+        target = directory or self.plan.directory
+        checkpoint.save(target, self.model, self.optimizer, self.progress)
+
+    def _step(self, rung: Rung) -> None:
+        progress = self.progress
+        first = progress.step * rung.batch_size
+        batch = self._batch(rung, range(first, first + rung.batch_size), held_out=False)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rung.learning_rate * _share_of_rate(rung, progress.step)
+        self.model.train()
+        logits = self.model(batch.ids, batch.positions, batch.mask, batch.wanted)
+        loss = functional.cross_entropy(logits, batch.targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        progress.step += 1
+        progress.num_tokens += batch.num_tokens
+        if progress.step % 10 == 0:
+            progress.losses.append((progress.num_tokens, round(loss.item(), 4)))
+
+    def _test(self, rung: Rung, report: Callable[[str], None]) -> bool:
+        progress = self.progress
+        scores = self.score(rung, NUM_HELD_OUT)
+        progress.scores.append(
+            {
+                "rung": rung.name,
+                "step": progress.step,
+                "num_tokens": progress.num_tokens,
+                "seconds": round(progress.seconds, 1),
+                "loss": progress.losses[-1][1] if progress.losses else None,
+                "exact": scores,
+            }
+        )
+        shown = ", ".join(f"{kind} {share:.1%}" for kind, share in scores.items())
+        line = (
+            f"{rung.name} step {progress.step}, {progress.num_tokens / 1e6:.2f} M tokens, "
+            f"{progress.seconds / 60:.1f} min, loss {progress.losses[-1][1]:.3f}: {shown}"
+        )
+        report(line)
+        if rung.decays:
+            return progress.step >= rung.max_steps
+        return is_passed(scores, rung.marks)
+
+    @torch.no_grad()
+    def score(self, rung: Rung, num_sequences: int, *, apart: bool = False) -> dict[str, float]:
+        """Exact match on held-out data by kind of question, `apart` as make_batch has it.
+
+        Given the answer's tokens so far, each next one must be the likeliest: then greedy decoding
+        writes the answer and ends.
+        """
+        self.model.eval()
+        batch = self._batch(rung, range(num_sequences), held_out=True, apart=apart)
+        logits = self.model(batch.ids, batch.positions, batch.mask, batch.wanted)
+        is_wrong = logits.argmax(-1) != batch.targets
+        wrong = set(batch.answer_of[is_wrong].tolist())
+        asked = Counter(batch.kinds)
+        right = Counter(kind for i, kind in enumerate(batch.kinds) if i not in wrong)
+        return {kind: right[kind] / count for kind, count in sorted(asked.items())}
+
+    def _batch(self, rung: Rung, seeds: range, *, held_out: bool, apart: bool = False) -> Batch:
+        split = "eval" if held_out else "train"
+        drawn = [rung.draw(seed, split, self.tokenizer) for seed in seeds]
+        return make_batch(drawn, apart=apart).to(self.plan.device)
+
+
+def is_passed(scores: Mapping[str, float], marks: Mapping[str, float]) -> bool:
+    return all(scores.get(kind, 1.0) >= mark for kind, mark in marks.items())
+
+
+def _share_of_rate(rung: Rung, step: int) -> float:
+    """Up at the start of a rung, and down to nothing over a last one."""
+    rising = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return rising * (1 - step / rung.max_steps) if rung.decays else rising
