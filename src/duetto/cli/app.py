@@ -31,8 +31,10 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # a terminal may not know every character
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-        sys.stdout.flush()
+        try:
+            app()
+        finally:  # here, where it can still be told, and not at the interpreter's end
+            sys.stdout.flush()
     except DuettoError as error:
         sys.exit(f"duetto: {error}")
     except KeyboardInterrupt:
