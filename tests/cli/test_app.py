@@ -26,6 +26,11 @@ def duetto(
     )
 
 
+def serve(model: str | Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Start a server that will not start; on any port, as tests run side by side."""
+    return duetto("serve", model, "--port", "0", *words)
+
+
 def fails_in_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
     assert run.returncode == 1, run
     lines = run.stderr.strip().splitlines()
@@ -114,37 +119,37 @@ def test_wrong_usage_is_an_error(words):
 
 
 def test_no_such_directory(tmp_path):
-    fails_in_one_line(duetto("serve", tmp_path / "none"), "none", "is not a directory")
+    fails_in_one_line(serve(tmp_path / "none"), "none", "is not a directory")
 
 
 def test_a_hub_name_without_a_network():
-    fails_in_one_line(duetto("serve", "someone/some-model"), "someone/some-model", "hub")
+    fails_in_one_line(serve("someone/some-model"), "someone/some-model", "hub")
 
 
 def test_unknown_model_type(broken):
     edit_json(broken / "config.json", model_type="mamba")
-    fails_in_one_line(duetto("serve", broken), "config.json", "mamba", "llama")
+    fails_in_one_line(serve(broken), "config.json", "mamba", "llama")
 
 
 def test_config_that_is_not_json(broken):
     (broken / "config.json").write_text("{")
-    fails_in_one_line(duetto("serve", broken), "config.json")
+    fails_in_one_line(serve(broken), "config.json")
 
 
 def test_missing_weights(broken):
     (broken / "model.safetensors").unlink()
-    fails_in_one_line(duetto("serve", broken), "safetensors")
+    fails_in_one_line(serve(broken), "safetensors")
 
 
 def test_truncated_weights(broken):
     file = broken / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    fails_in_one_line(duetto("serve", broken), "model.safetensors")
+    fails_in_one_line(serve(broken), "model.safetensors")
 
 
 def test_a_tensor_of_the_wrong_shape(broken):
     edit_json(broken / "config.json", intermediate_size=96)
-    fails_in_one_line(duetto("serve", broken), "model.safetensors", "mlp", "96")
+    fails_in_one_line(serve(broken), "model.safetensors", "mlp", "96")
 
 
 def test_a_tokenizer_of_another_model(broken):
@@ -153,27 +158,27 @@ def test_a_tokenizer_of_another_model(broken):
     tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": 5000, "content": "<x>"})
     tokenizer["model"]["vocab"]["<x>"] = 5000
     file.write_text(json.dumps(tokenizer))
-    fails_in_one_line(duetto("serve", broken), "tokenizer.json", "5000", "another model")
+    fails_in_one_line(serve(broken), "tokenizer.json", "5000", "another model")
 
 
 def test_a_missing_tokenizer(broken):
     (broken / "tokenizer.json").unlink()
-    fails_in_one_line(duetto("serve", broken), "tokenizer.json", "missing")
+    fails_in_one_line(serve(broken), "tokenizer.json", "missing")
 
 
 def test_a_template_that_does_not_compile(broken):
     (broken / "chat_template.jinja").write_text("{% for m in messages %}")
-    fails_in_one_line(duetto("serve", broken), "chat_template.jinja")
+    fails_in_one_line(serve(broken), "chat_template.jinja")
 
 
 def test_a_template_that_raises(broken):
     (broken / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}")
-    fails_in_one_line(duetto("serve", broken), "chat_template.jinja")
+    fails_in_one_line(serve(broken), "chat_template.jinja")
 
 
 def test_a_public_address_without_a_key(tiny_model):
-    fails_in_one_line(duetto("serve", tiny_model, "--host", "0.0.0.0"), "--host", "--api-key")
+    fails_in_one_line(serve(tiny_model, "--host", "0.0.0.0"), "--host", "--api-key")
 
 
 def test_a_flag_of_the_engine_that_cannot_be(tiny_model):
-    fails_in_one_line(duetto("serve", tiny_model, "--backend", "cpu"), "--backend", "reference")
+    fails_in_one_line(serve(tiny_model, "--backend", "cpu"), "--backend", "reference")
