@@ -31,7 +31,7 @@ def serve(model: str | Path, *words: str) -> subprocess.CompletedProcess[str]:
     return duetto("serve", model, "--port", "0", *words)
 
 
-def fails_in_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
+def check_fails_in_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
     assert run.returncode == 1, run
     lines = run.stderr.strip().splitlines()
     assert len(lines) == 1, run.stderr
@@ -77,8 +77,8 @@ def test_an_answer_that_failed_is_an_error(broken):
     file = broken / "model.safetensors"
     tensors = {name: np.full_like(tensor, np.nan) for name, tensor in load_file(file).items()}
     save_file(tensors, file)
-    fails_in_one_line(duetto("complete", broken, "hi"), "not finite")
-    fails_in_one_line(duetto("chat", broken, "-q", "hi"), "not finite")
+    check_fails_in_one_line(duetto("complete", broken, "hi"), "not finite")
+    check_fails_in_one_line(duetto("chat", broken, "-q", "hi"), "not finite")
 
 
 def test_a_terminal_that_knows_only_ascii(tiny_model):
@@ -119,37 +119,37 @@ def test_wrong_usage_is_an_error(words):
 
 
 def test_no_such_directory(tmp_path):
-    fails_in_one_line(serve(tmp_path / "none"), "none", "is not a directory")
+    check_fails_in_one_line(serve(tmp_path / "none"), "none", "is not a directory")
 
 
 def test_a_hub_name_without_a_network():
-    fails_in_one_line(serve("someone/some-model"), "someone/some-model", "hub")
+    check_fails_in_one_line(serve("someone/some-model"), "someone/some-model", "hub")
 
 
 def test_unknown_model_type(broken):
     edit_json(broken / "config.json", model_type="mamba")
-    fails_in_one_line(serve(broken), "config.json", "mamba", "llama")
+    check_fails_in_one_line(serve(broken), "config.json", "mamba", "llama")
 
 
 def test_config_that_is_not_json(broken):
     (broken / "config.json").write_text("{")
-    fails_in_one_line(serve(broken), "config.json")
+    check_fails_in_one_line(serve(broken), "config.json")
 
 
 def test_missing_weights(broken):
     (broken / "model.safetensors").unlink()
-    fails_in_one_line(serve(broken), "safetensors")
+    check_fails_in_one_line(serve(broken), "safetensors")
 
 
 def test_truncated_weights(broken):
     file = broken / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    fails_in_one_line(serve(broken), "model.safetensors")
+    check_fails_in_one_line(serve(broken), "model.safetensors")
 
 
 def test_a_tensor_of_the_wrong_shape(broken):
     edit_json(broken / "config.json", intermediate_size=96)
-    fails_in_one_line(serve(broken), "model.safetensors", "mlp", "96")
+    check_fails_in_one_line(serve(broken), "model.safetensors", "mlp", "96")
 
 
 def test_a_tokenizer_of_another_model(broken):
@@ -158,27 +158,27 @@ def test_a_tokenizer_of_another_model(broken):
     tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": 5000, "content": "<x>"})
     tokenizer["model"]["vocab"]["<x>"] = 5000
     file.write_text(json.dumps(tokenizer))
-    fails_in_one_line(serve(broken), "tokenizer.json", "5000", "another model")
+    check_fails_in_one_line(serve(broken), "tokenizer.json", "5000", "another model")
 
 
 def test_a_missing_tokenizer(broken):
     (broken / "tokenizer.json").unlink()
-    fails_in_one_line(serve(broken), "tokenizer.json", "missing")
+    check_fails_in_one_line(serve(broken), "tokenizer.json", "missing")
 
 
 def test_a_template_that_does_not_compile(broken):
     (broken / "chat_template.jinja").write_text("{% for m in messages %}")
-    fails_in_one_line(serve(broken), "chat_template.jinja")
+    check_fails_in_one_line(serve(broken), "chat_template.jinja")
 
 
 def test_a_template_that_raises(broken):
     (broken / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}")
-    fails_in_one_line(serve(broken), "chat_template.jinja")
+    check_fails_in_one_line(serve(broken), "chat_template.jinja")
 
 
 def test_a_public_address_without_a_key(tiny_model):
-    fails_in_one_line(serve(tiny_model, "--host", "0.0.0.0"), "--host", "--api-key")
+    check_fails_in_one_line(serve(tiny_model, "--host", "0.0.0.0"), "--host", "--api-key")
 
 
 def test_a_flag_of_the_engine_that_cannot_be(tiny_model):
-    fails_in_one_line(serve(tiny_model, "--backend", "cpu"), "--backend", "reference")
+    check_fails_in_one_line(serve(tiny_model, "--backend", "cpu"), "--backend", "reference")
