@@ -6,9 +6,9 @@ The only reader of "auto" and None in EngineArgs. Whatever was chosen is in `Bui
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from duetto.core.config import SchedulerConfig, SchedulingPolicy
+from duetto.core.config import SchedulerConfig, SchedulingPolicy, check_policy
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.engine.engine import Engine
 from duetto.models.config import read_config, read_generation_config
@@ -65,11 +65,7 @@ class EngineArgs:
             if value is not None and (type(value) is not int or value < 1):
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag}: must be a whole number above 0, not {value!r}")
-        if self.scheduling_policy not in get_args(SchedulingPolicy):
-            accepted = ", ".join(get_args(SchedulingPolicy))
-            raise ConfigError(
-                f"--scheduling-policy: {self.scheduling_policy!r} is not one of {accepted}"
-            )
+        check_policy(self.scheduling_policy)
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
 

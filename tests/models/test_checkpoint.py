@@ -182,7 +182,8 @@ def test_shapes_are_checked_one_by_one_even_where_the_sum_is_right(tmp_path: Pat
 
 def test_frequencies_that_old_exporters_wrote_are_passed_over(tmp_path: Path) -> None:
     name = f"{LAYER}.self_attn.rotary_emb.inv_freq"
-    load(write(tmp_path, tensors() | {name: np.ones(2, np.float32)}))
+    weights = load(write(tmp_path, tensors() | {name: np.ones(2, np.float32)}))
+    assert weights and name not in weights
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -1])

@@ -81,7 +81,9 @@ def test_settings_that_cannot_work_are_refused(wrong):
 
 def test_the_longest_and_the_shortest_shutdown_work():
     for seconds in (0, 86_400):
-        make_server(make_app(SpeakingExecutor())[0], replace(OPEN, shutdown_timeout_s=seconds))
+        settings = replace(OPEN, shutdown_timeout_s=seconds)
+        server = make_server(make_app(SpeakingExecutor())[0], settings)
+        assert server.config.timeout_graceful_shutdown > seconds
 
 
 @pytest.mark.parametrize(

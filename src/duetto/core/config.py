@@ -9,6 +9,13 @@ from duetto.core.request import Request
 SchedulingPolicy = Literal["fcfs", "priority", "static"]
 
 
+def check_policy(name: str) -> None:
+    """Raise ConfigError for a scheduling policy that there is not."""
+    if name not in get_args(SchedulingPolicy):
+        accepted = ", ".join(get_args(SchedulingPolicy))
+        raise ConfigError(f"--scheduling-policy: {name!r} is not one of {accepted}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Raises ConfigError, naming the flag or pair of flags, if the parts do not fit together."""
@@ -33,11 +40,7 @@ class SchedulerConfig:
             raise ConfigError("--max-num-batched-tokens: must be 1 or more")
         if self.max_preemptions < 0 or not self.ageing_s > 0:
             raise ConfigError("max_preemptions must be 0 or more, and ageing_s above 0")
-        if self.scheduling_policy not in get_args(SchedulingPolicy):
-            accepted = ", ".join(get_args(SchedulingPolicy))
-            raise ConfigError(
-                f"--scheduling-policy: {self.scheduling_policy!r} is not one of {accepted}"
-            )
+        check_policy(self.scheduling_policy)
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ConfigError(
                 f"--no-enable-chunked-prefill with --max-num-batched-tokens "
