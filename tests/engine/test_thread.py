@@ -50,10 +50,12 @@ class GatedExecutor:
         self.gate.set()
         self.entered = threading.Event()
         self.fails = False
+        self.pause_s = 0.0
 
     def execute(self, batch):
         self.entered.set()
         self.gate.wait(5)
+        time.sleep(self.pause_s)
         if self.fails:
             self.fails = False
             raise RuntimeError("planted failure")
@@ -107,13 +109,14 @@ def test_a_refusal_is_a_final_update_and_not_an_exception(thread, heard):
     assert heard.wait_final("next").finish_reason is FinishReason.LENGTH
 
 
-def test_abort_ends_in_any_state_once(thread, heard, engine):
+def test_abort_ends_in_any_state_once(thread, heard, engine, executor):
+    executor.gate.clear()  # a step takes as long as the aborts need to be sent
     thread.add(make_request("a", max_tokens=100))
-    with heard.changed:
-        heard.changed.wait_for(lambda: heard.updates("a"), 5)
+    assert executor.entered.wait(5)
     for _ in range(3):
         thread.abort("a")
     thread.abort("never heard of")
+    executor.gate.set()
     assert heard.wait_final("a").finish_reason is FinishReason.ABORT
     thread.call(lambda: None).result(5)  # all messages before it have been read
     assert len(heard.finals("a")) == 1
@@ -189,7 +192,8 @@ def test_a_listener_that_raises_marks_the_thread_dead(engine, caplog):
     assert "the loop is closed" in caplog.text
 
 
-def test_stop_aborts_what_runs_and_what_waits(heard, engine):
+def test_stop_aborts_what_runs_and_what_waits(heard, engine, executor):
+    executor.pause_s = 0.05  # or all may have ended before they are stopped
     thread = EngineThread(engine, heard)
     thread.start()
     ids = [f"r{i}" for i in range(5)]
