@@ -1,0 +1,151 @@
+// The seam between whoever runs a step and the code of one instruction set: plain structs and a table
+// of functions. Knows no Python and no threads: a function works on the part of the work it is given.
+//
+// Promise of every function: what a row of a request becomes depends on that row and its own KV
+// alone, bit for bit, whatever other rows, parts or threads there are. Lanes are outputs, K is walked
+// in ascending order, attention is cut at absolute positions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace duetto {
+
+enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class KvFormat : int32_t { f32 = 0, f16 = 1, bf16 = 2, int8 = 3 };
+enum class Activation : int32_t { silu = 0, gelu_tanh = 1 };
+
+inline constexpr int64_t kTile = 64;  // outputs that are packed together
+
+// A weight [n, k] as the kernels read it, cut into tiles of 64 outputs. Missing outputs of the last
+// tile, and missing k up to k_padded, are zeros.
+//
+//   f32   [tile][k][64]
+//   bf16  [tile][k/2][64][2]
+//   int8  [tile][k/4][64][4]           signed, -127 ... 127
+//   int4  [tile][k/8][64][4 bytes]     byte i: k+i in the low nibble, k+4+i in the high one; value + 8
+//
+// Scales (int8, int4): bf16, [tile][group of k][64]; one group if `group` is 0 (per output). The last
+// group may be shorter. k_padded is a multiple of 8.
+struct PackedWeight {
+    WeightFormat format;
+    int32_t group;  // of k that share a scale; 0: all
+    int64_t n, k;
+    int64_t k_padded;
+    const uint8_t* data;      // 64-byte aligned
+    const uint16_t* scales;   // 64-byte aligned; nullptr for f32 and bf16
+};
+
+inline int64_t num_tiles(int64_t n) { return (n + kTile - 1) / kTile; }
+inline int64_t pad8(int64_t k) { return (k + 7) / 8 * 8; }
+inline int64_t num_groups(int64_t k, int32_t group) { return group == 0 ? 1 : (k + group - 1) / group; }
+
+// One layer's KV. A block holds block_size slots of every KV head; where in it a number lies is the
+// kernels' own business, but all of one (block, head) lies together, and is 64-byte aligned.
+struct KvLayer {
+    uint8_t* data;  // [num_blocks][block_bytes]
+    KvFormat format;
+    int32_t block_size, num_kv_heads, head_dim;
+    int64_t block_bytes;
+};
+
+// One step's requests, as in backends/backend.py: T tokens of R requests, concatenated.
+struct StepView {
+    int64_t num_tokens, num_requests, max_blocks;
+    const int32_t* positions;     // [T]
+    const int32_t* slots;         // [T]
+    const int32_t* query_starts;  // [R + 1]
+    const int32_t* context_lens;  // [R]
+    const int32_t* block_tables;  // [R, max_blocks]
+};
+
+struct AttentionArgs {
+    const float* q;  // [T, ldq], heads side by side
+    int64_t ldq;
+    float* out;  // [T, ldo]
+    int64_t ldo;
+    KvLayer kv;
+    int32_t num_heads;
+    float scale;
+    int32_t window;  // keys that a query sees, itself included; 0: all
+    float softcap;   // 0: none
+};
+
+// A part of one step's attention: some consecutive queries of one request, one KV head (with all query
+// heads that read it), and one split of absolute positions, or all of them. Whoever runs items in any
+// order on any threads gets the same bits.
+struct AttentionItem {
+    int32_t request, kv_head;
+    int32_t row_begin, row_end;  // of the T rows
+    int32_t split_begin, split_end;  // splits (of kSplit positions) that this item covers
+    int32_t partial;             // -1: writes `out` itself; else the place of its partial result
+    int32_t cost;                // roughly, to hand out the longest first
+};
+
+inline constexpr int32_t kSplit = 512;  // positions: attention restarts its running maximum there
+
+struct Kernels {
+    const char* name;  // "baseline", "avx2", "avx512_vnni", "avx512_bf16", "neon_dotprod"
+
+    // -- linear (kernels/linear.h) --------------------------------------------------------------
+    // Rows are first brought into the form that the weight's format is multiplied with (rounded to
+    // bf16, quantized to int8 per group with sums), row by row; the form is the instruction set's own.
+    size_t (*prepared_row_bytes)(const PackedWeight* w);  // a multiple of 64
+    void (*prepare_rows)(const PackedWeight* w, const float* x, int64_t ldx, int64_t rows,
+                         uint8_t* prepared);
+    // out[:, 64 t ... ] of the tiles tile_begin ... tile_end = prepared rows . weight^T (+ bias)
+    // (+ out, if accumulate). Writes n columns, not the padding.
+    void (*linear)(const PackedWeight* w, const uint8_t* prepared, int64_t rows, int64_t tile_begin,
+                   int64_t tile_end, float* out, int64_t ldo, const float* bias, bool accumulate);
+    // one row of the weight as fp32 (embedding of tied or packed weights): out[0 ... k)
+    void (*unpack_row)(const PackedWeight* w, int64_t row, float* out);
+
+    // -- rows (kernels/rows.h) -------------------------------------------------------------------
+    // x, out: [rows, width] with leading dimensions; in place is allowed.
+    void (*rms_norm)(const float* x, int64_t ldx, float* out, int64_t ldo, int64_t rows,
+                     int64_t width, int64_t group, const float* weight, float offset, float eps);
+    // gate = x[:, :width], up = x[:, width:2 width]
+    void (*gated_act)(const float* x, int64_t ldx, float* out, int64_t ldo, int64_t rows,
+                      int64_t width, Activation kind);
+    void (*add)(const float* x, int64_t ldx, const float* y, int64_t ldy, float* out, int64_t ldo,
+                int64_t rows, int64_t width);
+    void (*scale)(float* x, int64_t ldx, int64_t rows, int64_t width, float factor);
+    void (*soft_cap)(float* x, int64_t ldx, int64_t rows, int64_t width, float cap);
+    // Half-split rotation of each head in place. cos, sin: [rows, rotary_dim / 2], made per step by
+    // rope_table (angles rounded to fp32 as in backends/reference).
+    void (*rope)(float* x, int64_t ldx, int64_t rows, int64_t num_heads, int64_t head_dim,
+                 int64_t rotary_dim, const float* cos, const float* sin);
+    // every row is finite
+    bool (*all_finite)(const float* x, int64_t count);
+
+    // -- KV and attention (kernels/attention.h) --------------------------------------------------
+    int64_t (*kv_block_bytes)(KvFormat format, int32_t block_size, int32_t num_kv_heads,
+                              int32_t head_dim);
+    // rows row_begin ... row_end of k and v ([T, ld]) into their slots
+    void (*write_kv)(const KvLayer* kv, const int32_t* slots, const float* k, const float* v,
+                     int64_t ld, int64_t row_begin, int64_t row_end);
+    size_t (*attention_scratch_bytes)(const AttentionArgs* args);  // per thread
+    // floats of one partial result (0 if items never write partials for these arguments)
+    int64_t (*attention_partial_floats)(const AttentionArgs* args);
+    void (*attention)(const AttentionArgs* args, const StepView* step, const AttentionItem* item,
+                      float* partials, uint8_t* scratch);
+    // joins the partials of one (request, kv head, rows) in ascending split order into `out`
+    void (*attention_merge)(const AttentionArgs* args, const StepView* step,
+                            const AttentionItem* first, int32_t num_items, const float* partials);
+};
+
+// Cuts a step's attention into items (kernels do not depend on it for their result). Items that
+// share (request, kv head, rows) stand together, splits ascending. `items` nullptr: only count.
+int64_t plan_attention(const StepView& step, const AttentionArgs& args, int32_t num_threads,
+                       AttentionItem* items);
+
+const Kernels* baseline_kernels();
+#if defined(__x86_64__)
+const Kernels* avx2_kernels();
+const Kernels* avx512_vnni_kernels();
+const Kernels* avx512_bf16_kernels();
+#elif defined(__aarch64__)
+const Kernels* neon_dotprod_kernels();
+#endif
+
+}  // namespace duetto
