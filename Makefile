@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*)
-MODEL ?= .demo/tiny
+SOURCES := $(wildcard csrc/*.* csrc/kernels/*)
+MODEL ?=
 
-.PHONY: setup demo serve test check oracle train bench size docs clean help
+.PHONY: setup demo serve test sanitize check oracle train bench size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -25,17 +25,17 @@ $(VENV)/.oracle: $(VENV)/.ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracle]'
 	@touch $@
 
-.demo/tiny/config.json: | setup
-	@$(BIN)/duetto make-model tiny .demo/tiny --force
-
-demo: setup  ## Set up, serve a tiny model, stream two chat answers, print their timings, stop
+demo: setup  ## Set up, serve the small reader, stream two answers about documents, stop
 	@$(BIN)/python examples/demo.py
 
-serve: setup $(MODEL)/config.json  ## Serve MODEL (default: a tiny random one) on 127.0.0.1:8000
+serve: setup  ## Serve MODEL (default: the small reader that ships) on 127.0.0.1:8000
 	@$(BIN)/duetto serve $(MODEL)
 
 test: setup  ## All tests that need neither torch nor a GPU, on two cores
 	@$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu"
+
+sanitize:  ## The native code's own tests, with sanitizers for memory, arithmetic and threads
+	@tools/sanitize.sh
 
 check: setup  ## Lint, formatting, types
 	@$(BIN)/ruff check .
@@ -52,8 +52,8 @@ $(VENV)/.train: $(VENV)/.oracle
 train: $(VENV)/.train  ## Climb towards the demo models; hours on a CPU, goes on where it stopped
 	@$(BIN)/python -m training.train reader --work .demo/training --out .demo/duetto-demo \
 		--curve docs/benchmarks/training-reader.png
-	@$(BIN)/python -m training.train draft --work .demo/training --out .demo/duetto-demo-draft \
-		--curve docs/benchmarks/training-draft.png
+	@$(BIN)/python -m training.distill .demo/duetto-demo --out .demo/duetto-demo-draft
+	@$(BIN)/python -m training.measure .demo/duetto-demo --draft .demo/duetto-demo-draft
 
 bench: setup  ## Compare scheduling policies; writes docs/benchmarks/scheduling.md
 	@$(BIN)/python benchmarks/scheduling.py

@@ -1,14 +1,455 @@
-// The only file that knows Python.
+// The only file that knows Python: checks what arrays look like, keeps them alive, releases the GIL.
+// What each function promises is written in src/duetto/_native.pyi.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <tuple>
+
+#include "arena.h"
+#include "checksum.h"
 #include "cpu_features.h"
+#include "dispatch.h"
+#include "kv_arena.h"
+#include "pack.h"
+#include "plan.h"
+#include "pool.h"
+#include "probe.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace duetto {
+
+namespace {
+
+using nb::arg;
+using Release = nb::gil_scoped_release;
+using std::to_string;
+using RefTuple = std::tuple<int64_t, int64_t, int64_t>;
+
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ReadOnlyBytes = Vector<uint8_t>;
+using NormTuple = std::tuple<Vector<float>, double, double>;  // (no fp32: most eps are none exactly)
+
+// -- names of formats -----------------------------------------------------------------------------------
+
+template <class Enum, size_t N>
+Enum from_name(const char* what, const std::string& name, const char* const (&names)[N]) {
+    for (size_t i = 0; i < N; ++i)
+        if (name == names[i]) return static_cast<Enum>(i);
+    std::string known;
+    for (const char* each : names) known += (known.empty() ? "" : ", ") + std::string(each);
+    refuse(std::string(what) + " '" + name + "': must be one of " + known);
+}
+
+constexpr const char* kWeightFormats[] = {"f32", "bf16", "int8", "int4"};
+constexpr const char* kKvFormats[] = {"f32", "f16", "bf16", "int8"};
+constexpr const char* kActivations[] = {"silu", "gelu_tanh"};
+
+WeightFormat weight_format(const std::string& name) {
+    return from_name<WeightFormat>("weight format", name, kWeightFormats);
+}
+KvFormat kv_format(const std::string& name) { return from_name<KvFormat>("KV format", name, kKvFormats); }
+Activation activation(const std::string& name) {
+    return from_name<Activation>("activation", name, kActivations);
+}
+
+// -- weights --------------------------------------------------------------------------------------------
+
+PackedBytes checked_bytes(WeightFormat format, int64_t group, int64_t n, int64_t k) {
+    constexpr int64_t kMost = int64_t{1} << 31;
+    if (n < 1 || k < 1 || n >= kMost || k >= kMost)
+        refuse("a weight of " + to_string(n) + " by " + to_string(k));
+    const bool is_quantized = format == WeightFormat::int8 || format == WeightFormat::int4;
+    if (group < 0 || group >= kMost || group % 8 != 0 || (group != 0 && !is_quantized))
+        refuse("group " + to_string(group) + ": must be 0, or for int8 and int4 a multiple of 8");
+    return packed_bytes(format, n, k, static_cast<int32_t>(group));
+}
+
+template <class Array>
+void check_packed(const char* what, const Array& array, size_t wanted) {
+    if (array.size() != wanted)
+        refuse(std::string(what) + " has " + to_string(array.size()) + " bytes: must have " +
+               to_string(wanted));
+    if (reinterpret_cast<uintptr_t>(array.data()) % 64 != 0)
+        refuse(std::string(what) + " must be aligned to 64 bytes");
+}
+
+// Holds its arrays; everyone who uses the packed weight holds the Weight.
+class Weight {
+public:
+    Weight(const std::string& format, int64_t group, int64_t n, int64_t k, ReadOnlyBytes data,
+           std::optional<ReadOnlyBytes> scales)
+        : data_(std::move(data)), scales_(std::move(scales)) {
+        const WeightFormat f = weight_format(format);
+        const PackedBytes bytes = checked_bytes(f, group, n, k);
+        check_packed("data", data_, bytes.data);
+        if (scales_) check_packed("scales", *scales_, bytes.scales);
+        if (!scales_ && bytes.scales > 0) refuse(format + " weights need scales");
+        const auto* scale_words =
+            bytes.scales > 0 ? reinterpret_cast<const uint16_t*>(scales_->data()) : nullptr;
+        packed = {f, static_cast<int32_t>(group), n, k, pad8(k), data_.data(), scale_words};
+        num_bytes = static_cast<int64_t>(bytes.data + bytes.scales);
+    }
+
+    auto unpack(const std::string& isa) const {
+        const Kernels& kernels = choose_kernels(isa);
+        auto* values = new std::vector<float>(packed.n * packed.k);
+        nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+        {
+            const Release release;
+            for (int64_t row = 0; row < packed.n; ++row)
+                kernels.unpack_row(&packed, row, values->data() + row * packed.k);
+        }
+        const size_t n = packed.n, k = packed.k;
+        return nb::ndarray<nb::numpy, float>(values->data(), {n, k}, owner);
+    }
+
+    PackedWeight packed;
+    int64_t num_bytes;
+
+private:
+    ReadOnlyBytes data_;
+    std::optional<ReadOnlyBytes> scales_;
+};
+
+SourceRows source_rows(nb::handle item, int64_t k) {
+    nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu> array;
+    if (!nb::try_cast(item, array)) refuse("pack: a source is not a two-dimensional array");
+    SourceType type;
+    if (array.dtype() == nb::dtype<float>())
+        type = SourceType::f32;
+    else if (array.dtype() == nb::dtype<uint16_t>())
+        type = SourceType::bf16;
+    else if (array.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) &&
+             array.dtype().bits == 16)
+        type = SourceType::f16;
+    else
+        refuse("pack: a source must be float32, float16, or uint16 (the bits of bf16)");
+    const auto rows = static_cast<int64_t>(array.shape(0)), columns = static_cast<int64_t>(array.shape(1));
+    if (columns != k || rows < 1 || array.stride(1) != 1)
+        refuse("pack: a source is " + to_string(rows) + " by " + to_string(columns) +
+               ": must have " + to_string(k) + " columns without gaps between them");
+    return {array.data(), type, rows, array.stride(0)};
+}
+
+std::optional<int64_t> pack_weight(const std::string& format, int64_t group, nb::sequence sources,
+                                   Bytes data, std::optional<Bytes> scales, Pool& pool) {
+    const WeightFormat f = weight_format(format);
+    if (nb::len(sources) == 0) refuse("pack: no sources");
+    nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu> first;
+    if (!nb::try_cast(sources[0], first)) refuse("pack: a source is not a two-dimensional array");
+    const auto k = static_cast<int64_t>(first.shape(1));
+    std::vector<SourceRows> rows;
+    int64_t n = 0;
+    for (nb::handle item : sources) n += rows.emplace_back(source_rows(item, k)).rows;
+    const PackedBytes bytes = checked_bytes(f, group, n, k);
+    check_packed("data", data, bytes.data);
+    if (scales) check_packed("scales", *scales, bytes.scales);
+    if (!scales && bytes.scales > 0) refuse(format + " weights need scales");
+    auto* scale_words = scales ? reinterpret_cast<uint16_t*>(scales->data()) : nullptr;
+    const PackedWeight shape{f, static_cast<int32_t>(group), n, k, pad8(k), data.data(), scale_words};
+
+    const Release release;
+    std::atomic<int64_t> next{0}, not_finite{INT64_MAX};
+    pool.run([&](int) {
+        for (int64_t tile; (tile = next.fetch_add(1)) < num_tiles(n);) {
+            const int64_t row = pack_tiles(shape, rows.data(), static_cast<int64_t>(rows.size()), tile,
+                                           tile + 1, data.data(), scale_words);
+            if (row < 0) continue;
+            next.store(num_tiles(n));  // the tiles before this one have been taken
+            for (int64_t found = not_finite.load();
+                 row < found && !not_finite.compare_exchange_weak(found, row);) {
+            }
+        }
+    });
+    if (not_finite == INT64_MAX) return std::nullopt;
+    return not_finite.load();
+}
+
+// -- plan -----------------------------------------------------------------------------------------------
+
+Ref as_ref(const RefTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+
+const float* weights_of(const char* what, const Vector<float>& array, int64_t wanted) {
+    if (static_cast<int64_t>(array.size()) != wanted)
+        refuse(std::string(what) + " has " + to_string(array.size()) + " numbers: must have " +
+               to_string(wanted));
+    return array.data();
+}
+
+// A plan, and all that must live as long.
+struct PyPlan {
+    PyPlan(nb::object pool_object, const std::string& isa)
+        : plan(nb::cast<Pool&>(pool_object), choose_kernels(isa)) {
+        kept.append(pool_object);
+    }
+
+    int64_t embed(RefTuple out, nb::object weight, float scale) {
+        kept.append(weight);
+        return plan.embed(as_ref(out), nb::cast<Weight&>(weight).packed, scale);
+    }
+
+    int64_t rms_norm(RefTuple x, RefTuple out, Vector<float> weight, float eps, int64_t group, float offset) {
+        arrays.push_back(weight);
+        return plan.rms_norm(as_ref(x), as_ref(out),
+                             {weights_of("rms_norm: weight", weight, group), eps, offset}, group);
+    }
+
+    int64_t linear(RefTuple x, RefTuple out, nb::object weight, std::optional<Vector<float>> bias,
+                   bool accumulate, std::optional<NormTuple> norm, std::optional<std::string> gated_act) {
+        const PackedWeight& packed = nb::cast<Weight&>(weight).packed;
+        kept.append(weight);
+        const float* bias_data = nullptr;
+        if (bias) {
+            bias_data = weights_of("linear: bias", *bias, packed.n);
+            arrays.push_back(*bias);
+        }
+        std::optional<Norm> first;
+        if (norm) {
+            const auto& [norm_weight, eps, offset] = *norm;
+            first = {weights_of("linear: norm", norm_weight, packed.k), (float)eps, (float)offset};
+            arrays.push_back(norm_weight);
+        }
+        std::optional<Activation> act;
+        if (gated_act) act = activation(*gated_act);
+        return plan.linear(as_ref(x), as_ref(out), packed, bias_data, accumulate, first, act);
+    }
+
+    int64_t attention(RefTuple q, RefTuple out, int64_t layer, int32_t num_heads, int32_t num_kv_heads,
+                      int32_t head_dim, float scale, int32_t window, float softcap) {
+        return plan.attention({as_ref(q), as_ref(out), layer, num_heads, num_kv_heads, head_dim, scale,
+                               window, softcap, 0});
+    }
+
+    auto run(Vector<int32_t> token_ids, Vector<int32_t> positions, Vector<int32_t> slots,
+             Vector<int32_t> query_starts, Vector<int32_t> context_lens, Matrix<int32_t> block_tables,
+             Vector<int32_t> logit_rows, KvArena* kv, RefTuple logits) {
+        const size_t tokens = token_ids.size(), requests = context_lens.size();
+        if (positions.size() != tokens || slots.size() != tokens)
+            refuse("token_ids, positions and slots must be equally long");
+        if (query_starts.size() != requests + 1 || block_tables.shape(0) != requests)
+            refuse("query_starts must have one entry more than context_lens, and block_tables as many");
+        const StepInput input{{static_cast<int64_t>(tokens), static_cast<int64_t>(requests),
+                               static_cast<int64_t>(block_tables.shape(1)), positions.data(), slots.data(),
+                               query_starts.data(), context_lens.data(), block_tables.data()},
+                              token_ids.data(),
+                              logit_rows.data(),
+                              static_cast<int64_t>(logit_rows.size())};
+        Result result;
+        {
+            const Release release;
+            result = plan.run(input, kv, as_ref(logits));
+        }
+        auto* memory = new std::shared_ptr<Arena>(std::move(result.memory));
+        nb::capsule owner(memory,
+                          [](void* p) noexcept { delete static_cast<std::shared_ptr<Arena>*>(p); });
+        const size_t rows = result.rows, width = result.width;
+        return nb::ndarray<nb::numpy, float>(const_cast<float*>(result.data), {rows, width}, owner,
+                                             {result.leading, 1});
+    }
+
+    void write(RefTuple ref, Matrix<float> values) {
+        if (static_cast<int64_t>(values.shape(1)) != std::get<2>(ref))
+            refuse("write: values are " + to_string(values.shape(1)) + " columns wide, not " +
+                   to_string(std::get<2>(ref)));
+        plan.write(as_ref(ref), values.data(), static_cast<int64_t>(values.shape(0)));
+    }
+
+    auto read(RefTuple ref) const {
+        int64_t rows = 0;
+        auto* values = new std::vector<float>(plan.read(as_ref(ref), &rows));
+        nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+        const size_t height = rows, width = std::get<2>(ref);
+        return nb::ndarray<nb::numpy, float>(values->data(), {height, width}, owner);
+    }
+
+    Plan plan;
+    nb::list kept;
+    std::vector<Vector<float>> arrays;
+};
+
+std::vector<std::string> names_of_sets(bool only_those_that_run) {
+    std::vector<std::string> names;
+    for (const InstructionSet& set : instruction_sets())
+        if (!only_those_that_run || set.missing.empty()) names.emplace_back(set.kernels->name);
+    return names;
+}
+
+std::vector<std::string> missing_features(const std::string& isa) {
+    for (const InstructionSet& set : instruction_sets())
+        if (isa == set.kernels->name) return set.missing;
+    refuse("this build has no instruction set called '" + isa + "'");
+}
+
+int64_t block_bytes(const std::string& format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim,
+                    const std::string& isa) {
+    const KvArena one(choose_kernels(isa), kv_format(format), 1, block_size, {{num_kv_heads, head_dim}});
+    return one.layers()[0].block_bytes;
+}
+
+// -- the module -----------------------------------------------------------------------------------------
+
+void bind_machine(nb::module_& m) {
+    m.def("cpu_features", &cpu_features);
+    m.def("isas", [] { return names_of_sets(true); });
+    m.def("built_isas", [] { return names_of_sets(false); });
+    m.def("missing_features", &missing_features, "isa"_a);
+    m.def(
+        "choose_isa",
+        [](std::optional<std::string> name) { return choose_kernels(name.value_or("")).name; },
+        "name"_a = nb::none());
+    m.def("available_threads", &available_threads);
+    m.def("checksum", [](const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& array) {
+        const Release release;
+        return xxh64(static_cast<const uint8_t*>(array.data()), array.nbytes());
+    }, "array"_a);
+
+    nb::class_<Pool>(m, "Pool")
+        .def(
+            "__init__",
+            [](Pool* self, int num_threads) {
+                new (self) Pool(num_threads == 0 ? available_threads() : num_threads);
+            },
+            "num_threads"_a = 0)
+        .def_prop_ro("num_threads", &Pool::num_threads)
+        .def("barrier_ns", &barrier_ns, "rounds"_a = 10000, nb::call_guard<Release>());
+
+    nb::class_<Arena>(m, "Arena")
+        .def(nb::init<size_t>(), "num_bytes"_a)
+        .def_prop_ro("num_bytes", &Arena::num_bytes)
+        .def_prop_ro(
+            "array",
+            [](Arena& arena) {
+                return nb::ndarray<nb::numpy, uint8_t>(arena.data(), {arena.num_bytes()}, nb::handle());
+            },
+            nb::rv_policy::reference_internal);
+
+    m.def(
+        "read_bandwidth",
+        [](Pool& pool, size_t num_bytes, int repeats) { return read_bandwidth(pool, num_bytes, repeats); },
+        "pool"_a, "num_bytes"_a = size_t{1} << 28, "repeats"_a = 8, nb::call_guard<Release>());
+    m.def("fp32_peak", &fp32_peak, "pool"_a, "isa"_a, nb::call_guard<Release>());
+    m.def("int8_peak", &int8_peak, "pool"_a, "isa"_a, nb::call_guard<Release>());
+    m.def("bf16_peak", &bf16_peak, "pool"_a, "isa"_a, nb::call_guard<Release>());
+}
+
+void bind_weights(nb::module_& m) {
+    m.def(
+        "packed_bytes",
+        [](const std::string& format, int64_t group, int64_t n, int64_t k) {
+            const PackedBytes bytes = checked_bytes(weight_format(format), group, n, k);
+            return std::pair(bytes.data, bytes.scales);
+        },
+        "format"_a, "group"_a, "n"_a, "k"_a);
+    m.def("pack", &pack_weight, "format"_a, "group"_a, "sources"_a, arg("data").noconvert(),
+          arg("scales").noconvert().none(), "pool"_a);
+
+    nb::class_<Weight>(m, "Weight")
+        .def(nb::init<const std::string&, int64_t, int64_t, int64_t, ReadOnlyBytes,
+                      std::optional<ReadOnlyBytes>>(),
+             "format"_a, "group"_a, "n"_a, "k"_a, arg("data").noconvert(),
+             arg("scales").noconvert() = nb::none())
+        .def_prop_ro("format",
+                     [](const Weight& w) { return kWeightFormats[static_cast<int>(w.packed.format)]; })
+        .def_prop_ro("group", [](const Weight& w) { return w.packed.group; })
+        .def_prop_ro("n", [](const Weight& w) { return w.packed.n; })
+        .def_prop_ro("k", [](const Weight& w) { return w.packed.k; })
+        .def_ro("num_bytes", &Weight::num_bytes)
+        .def("unpack", &Weight::unpack, "isa"_a);
+
+    m.def("kv_block_bytes", &block_bytes, "format"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "isa"_a);
+    nb::class_<KvArena>(m, "KvArena")
+        .def(
+            "__init__",
+            [](KvArena* self, int64_t num_blocks, int64_t block_size,
+               const std::vector<std::pair<int64_t, int64_t>>& layers, const std::string& format,
+               const std::string& isa) {
+                new (self) KvArena(choose_kernels(isa), kv_format(format), num_blocks, block_size, layers);
+            },
+            "num_blocks"_a, "block_size"_a, "layers"_a, "format"_a, "isa"_a)
+        .def_prop_ro("num_blocks", &KvArena::num_blocks)
+        .def_prop_ro("block_size", &KvArena::block_size)
+        .def_prop_ro("num_layers", [](const KvArena& kv) { return kv.layers().size(); })
+        .def_prop_ro("format", [](const KvArena& kv) { return kKvFormats[static_cast<int>(kv.format())]; })
+        .def_prop_ro("num_bytes", &KvArena::num_bytes)
+        .def(
+            "blocks",
+            [](const KvArena& kv, size_t layer) {
+                if (layer >= kv.layers().size()) refuse("the KV arena has no layer " + to_string(layer));
+                const KvLayer& l = kv.layers()[layer];
+                const size_t rows = kv.num_blocks(), bytes = l.block_bytes;
+                return nb::ndarray<nb::numpy, uint8_t>(l.data, {rows, bytes}, nb::handle());
+            },
+            "layer"_a, nb::rv_policy::reference_internal);
+}
+
+void bind_plan(nb::module_& m) {
+    nb::class_<PyPlan>(m, "Plan")
+        .def(nb::init<nb::object, const std::string&>(), "pool"_a, "isa"_a)
+        .def_prop_ro("isa", [](const PyPlan& p) { return p.plan.kernels().name; })
+        .def_prop_ro("num_ops", [](const PyPlan& p) { return p.plan.num_ops(); })
+        .def_prop_ro("num_bytes", [](const PyPlan& p) { return p.plan.num_bytes(); })
+        .def("buffer", [](PyPlan& p, int64_t width) { return p.plan.buffer(width); }, "width"_a)
+        .def("embed", &PyPlan::embed, "out"_a, "weight"_a, "scale"_a = 1.0f)
+        .def("rms_norm", &PyPlan::rms_norm, "x"_a, "out"_a, arg("weight").noconvert(), "eps"_a, "group"_a,
+             "offset"_a = 0.0f)
+        .def("linear", &PyPlan::linear, "x"_a, "out"_a, "weight"_a, arg("bias").noconvert() = nb::none(),
+             "accumulate"_a = false, arg("norm").noconvert() = nb::none(), "gated_act"_a = nb::none())
+        .def(
+            "rope_spec",
+            [](PyPlan& p, Vector<float> inv_freq, double scale) {
+                return p.plan.rope_spec({inv_freq.data(), inv_freq.data() + inv_freq.size()}, scale);
+            },
+            arg("inv_freq").noconvert(), "scale"_a = 1.0)
+        .def("rope", [](PyPlan& p, RefTuple x, int64_t head_dim, int64_t spec) {
+            return p.plan.rope(as_ref(x), head_dim, spec);
+        }, "x"_a, "head_dim"_a, "spec"_a)
+        .def("write_kv", [](PyPlan& p, RefTuple k, RefTuple v, int64_t layer) {
+            return p.plan.write_kv(as_ref(k), as_ref(v), layer);
+        }, "k"_a, "v"_a, "layer"_a)
+        .def("attention", &PyPlan::attention, "q"_a, "out"_a, "layer"_a, "num_heads"_a, "num_kv_heads"_a,
+             "head_dim"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f)
+        .def("gated_act", [](PyPlan& p, RefTuple x, RefTuple out, const std::string& kind) {
+            return p.plan.gated_act(as_ref(x), as_ref(out), activation(kind));
+        }, "x"_a, "out"_a, "kind"_a)
+        .def("add", [](PyPlan& p, RefTuple x, RefTuple y, RefTuple out) {
+            return p.plan.add(as_ref(x), as_ref(y), as_ref(out));
+        }, "x"_a, "y"_a, "out"_a)
+        .def("select_rows", [](PyPlan& p, RefTuple x, RefTuple out) {
+            return p.plan.select_rows(as_ref(x), as_ref(out));
+        }, "x"_a, "out"_a)
+        .def("soft_cap", [](PyPlan& p, RefTuple x, float cap) { return p.plan.soft_cap(as_ref(x), cap); },
+             "x"_a, "cap"_a)
+        .def("run", &PyPlan::run, arg("token_ids").noconvert(), arg("positions").noconvert(),
+             arg("slots").noconvert(), arg("query_starts").noconvert(), arg("context_lens").noconvert(),
+             arg("block_tables").noconvert(), arg("logit_rows").noconvert(), arg("kv").none(), "logits"_a)
+        .def("times", [](const PyPlan& p) { return p.plan.times(); })
+        .def("write", &PyPlan::write, "ref"_a, arg("values").noconvert())
+        .def("read", &PyPlan::read, "ref"_a);
+}
+
+}  // namespace
+
+}  // namespace duetto
 
 NB_MODULE(_native, m) {
     m.doc() = "Duetto's native kernels.";
-    m.def("cpu_features", &duetto::cpu_features, nb::call_guard<nb::gil_scoped_release>(),
-          "Instruction-set names that kernels may use here, most basic first.");
+    nb::set_leak_warnings(false);  // a process that ends does not first take apart what it holds
+    duetto::bind_machine(m);
+    duetto::bind_weights(m);
+    duetto::bind_plan(m);
 }

@@ -78,8 +78,9 @@ struct AttentionItem {
     int32_t request, kv_head;
     int32_t row_begin, row_end;  // of the T rows
     int32_t split_begin, split_end;  // splits (of kSplit positions) that this item covers
-    int32_t partial;             // -1: writes `out` itself; else the place of its partial result
-    int32_t cost;                // roughly, to hand out the longest first
+    int32_t partial;  // -1: writes `out` itself; else covers one split, and its partial results are
+                      // places partial ... partial + row_end - row_begin
+    int32_t cost;     // roughly, in multiply-adds / 1024
 };
 
 inline constexpr int32_t kSplit = 512;  // positions: attention restarts its running maximum there
@@ -125,19 +126,25 @@ struct Kernels {
     void (*write_kv)(const KvLayer* kv, const int32_t* slots, const float* k, const float* v,
                      int64_t ld, int64_t row_begin, int64_t row_end);
     size_t (*attention_scratch_bytes)(const AttentionArgs* args);  // per thread
-    // floats of one partial result (0 if items never write partials for these arguments)
+    // floats of one place, a query's partial result; place i begins at partials + i * that
     int64_t (*attention_partial_floats)(const AttentionArgs* args);
     void (*attention)(const AttentionArgs* args, const StepView* step, const AttentionItem* item,
                       float* partials, uint8_t* scratch);
-    // joins the partials of one (request, kv head, rows) in ascending split order into `out`
+    // joins the partials of one (request, kv head, rows) in ascending split order into `out`: the
+    // num_items items from `first` on, which plan_attention put side by side
     void (*attention_merge)(const AttentionArgs* args, const StepView* step,
                             const AttentionItem* first, int32_t num_items, const float* partials);
 };
 
-// Cuts a step's attention into items (kernels do not depend on it for their result). Items that
-// share (request, kv head, rows) stand together, splits ascending. `items` nullptr: only count.
+// Cuts a step's attention into items (kernels do not depend on it for their result). Items that share
+// (request, kv head, rows) stand together, splits ascending: they have partials, one split each, and
+// whoever ends the last of them calls attention_merge. Longest first, group by group. `items` nullptr:
+// only counts. The same step and arguments give the same items, so layers that differ in nothing but
+// their data share a plan.
 int64_t plan_attention(const StepView& step, const AttentionArgs& args, int32_t num_threads,
                        AttentionItem* items);
+// Places that partial results of these items take, altogether.
+int64_t num_partial_places(const AttentionItem* items, int64_t num_items);
 
 const Kernels* baseline_kernels();
 #if defined(__x86_64__)

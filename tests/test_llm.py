@@ -151,8 +151,10 @@ def test_a_closed_llm_says_so(tiny_model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "cpu"}, "--backend"),
-        ({"quantization": "int4"}, "--quantization"),
+        ({"backend": "cuda"}, "--backend"),
+        ({"quantization": "awq"}, "--quantization"),
+        ({"quantization": "int8", "quantization_skip": "*.0.*"}, "--quantization-skip"),
+        ({"threads": 1.5}, "--threads"),
         ({"dtype": "int8"}, "--dtype"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
         ({"max_model_len": 10**9}, "--max-model-len"),

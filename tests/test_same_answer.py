@@ -1,7 +1,8 @@
 """The same answer in any company: one test per axis, bit for bit in tokens and log-probabilities.
 
 Each test runs requests under some circumstance and compares with each request alone, in a fresh
-engine that computes every prompt whole. Models: a llama and the one with the most kinds of layers.
+engine that computes every prompt whole. Models: a llama and the one with the most kinds of layers,
+each on the reference backend and, in other formats, on the native one.
 """
 
 import json
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import make_request
+from native import cpu_backend
 from safetensors.numpy import save_file
 
+from duetto.backends.backend import Backend
 from duetto.backends.reference import ReferenceBackend
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request, fan_out
@@ -49,25 +52,57 @@ GEMMA = LLAMA | {
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A config, and how it is computed."""
+
+    config: dict
+    backend: str
+    dtype: str
+    quantization: str | None
+    kv_dtype: str
+
+    def __str__(self) -> str:
+        formats = (self.dtype, self.quantization, f"{self.kv_dtype}-kv")
+        return "-".join([self.config["model_type"], self.backend, *filter(None, formats)])
+
+
+KINDS = (
+    Kind(LLAMA, "reference", "float32", None, "bfloat16"),
+    Kind(GEMMA, "reference", "float32", None, "bfloat16"),
+    Kind(GEMMA, "cpu", "float32", None, "float16"),
+    Kind(LLAMA, "cpu", "bfloat16", None, "bfloat16"),
+    Kind(GEMMA, "cpu", "bfloat16", "int8", "int8"),
+    Kind(LLAMA, "cpu", "float32", "int4", "float32"),
+)
+
+
+@dataclass(frozen=True)
 class Model:
     program: object
-    backend: ReferenceBackend
+    backend: Backend
+    kv_dtype: str
 
     def engine(self, **options) -> Engine:
         options = {"num_blocks": NUM_BLOCKS, "max_num_batched_tokens": MAX_LEN} | options
         config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
-        runner = ModelRunner(self.program, self.backend, config.num_blocks, BLOCK_SIZE, "bfloat16")
+        runner = ModelRunner(
+            self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype
+        )
         return Engine(Scheduler(config), runner)
 
 
-@pytest.fixture(scope="module", params=[LLAMA, GEMMA], ids=["llama", "gemma3_text"])
+@pytest.fixture(scope="module", params=KINDS, ids=str)
 def model(request, tmp_path_factory) -> Model:
+    kind: Kind = request.param
     directory: Path = tmp_path_factory.mktemp("model")
-    (directory / "config.json").write_text(json.dumps(request.param))
+    (directory / "config.json").write_text(json.dumps(kind.config))
     config, program = load_program(directory)
     rng = np.random.default_rng(5)
     save_file(_random_tensors(program, config, rng), directory / "model.safetensors")
-    return Model(program, ReferenceBackend(program, load_weights(directory, program, "float32")))
+    weights = load_weights(directory, program, kind.dtype)
+    if kind.backend == "reference":
+        return Model(program, ReferenceBackend(program, weights), kind.kv_dtype)
+    return Model(program, cpu_backend(program, weights, kind.quantization), kind.kv_dtype)
 
 
 def _random_tensors(program, config, rng):

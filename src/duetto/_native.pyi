@@ -1,1 +1,246 @@
-def cpu_features() -> list[str]: ...
+"""Types of the native module (csrc/bindings.cpp). See docs/design/native-cpu.md.
+
+Arrays are C-contiguous numpy arrays. bf16 travels as uint16, its bits. Whatever is wrong with an
+argument is a ValueError that says what would be accepted, and nothing has been changed.
+Everything that takes long releases the GIL.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+WeightFormat: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
+KvFormat: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+Ref: TypeAlias = tuple[int, int, int]  # buffer, start, width: columns of a plan's buffer
+Norm: TypeAlias = tuple[NDArray[np.float32], float, float]  # weight [k], eps, offset
+Source: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]  # uint16: bf16
+
+# -- the machine ----------------------------------------------------------------------------------
+
+def cpu_features() -> list[str]:
+    """Names as in /proc/cpuinfo of what kernels may use here, most basic first."""
+
+def isas() -> list[str]:
+    """Instruction sets that this build has and this machine can run, slowest first."""
+
+def built_isas() -> list[str]:
+    """Instruction sets that this build has, whether or not this machine can run them."""
+
+def missing_features(isa: str) -> list[str]:
+    """What this machine lacks to run a set of this build; empty if it can."""
+
+def choose_isa(name: str | None = None) -> str:
+    """The set to use: `name`, else DUETTO_ISA from the environment, else the fastest of isas()."""
+
+def available_threads() -> int:
+    """Processors that this process may use: its affinity, and its cgroup's quota rounded up."""
+
+class Pool:
+    """Threads that run a plan. The caller is one of them; the others sleep between steps.
+
+    One step at a time: a second caller waits. A pool does not survive a fork: in the child it
+    raises RuntimeError.
+    """
+
+    def __init__(self, num_threads: int = 0) -> None:
+        """`num_threads` 0: available_threads()."""
+    @property
+    def num_threads(self) -> int: ...
+    def barrier_ns(self, rounds: int = 10_000) -> float:
+        """What one barrier costs, on average."""
+
+# -- memory ---------------------------------------------------------------------------------------
+
+class Arena:
+    """Zeroed memory aligned to 2 MiB, in huge pages where the system gives them."""
+
+    def __init__(self, num_bytes: int) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """[num_bytes], the memory itself; keeps the arena alive."""
+
+def checksum(array: NDArray[Any]) -> int:
+    """XXH64 of an array's bytes, seed 0."""
+
+# -- weights --------------------------------------------------------------------------------------
+
+def packed_bytes(format: WeightFormat, group: int, n: int, k: int) -> tuple[int, int]:
+    """Bytes of the packed data and of the scales (0 for f32 and bf16), multiples of 64."""
+
+def pack(
+    format: WeightFormat,
+    group: int,
+    sources: Sequence[Source],
+    data: NDArray[np.uint8],
+    scales: NDArray[np.uint8] | None,
+    pool: Pool,
+) -> int | None:
+    """Pack the rows of `sources` ([n_i, k] each, one below the other) into `data` and `scales`.
+
+    Both outputs are exactly as long as packed_bytes says and 64-byte aligned. Returns the first row
+    that holds a NaN or an infinity, in which case the outputs are not to be used; else None.
+    """
+
+class Weight:
+    """A packed weight [n, k] over arrays that it keeps alive."""
+
+    def __init__(
+        self,
+        format: WeightFormat,
+        group: int,
+        n: int,
+        k: int,
+        data: NDArray[np.uint8],
+        scales: NDArray[np.uint8] | None = None,
+    ) -> None: ...
+    @property
+    def format(self) -> WeightFormat: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def unpack(self, isa: str) -> NDArray[np.float32]:
+        """[n, k]: what the kernels multiply with."""
+
+# -- KV -------------------------------------------------------------------------------------------
+
+class KvArena:
+    """The KV of all layers, in an arena of its own, in the layout of one instruction set."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        layers: Sequence[tuple[int, int]],
+        format: KvFormat,
+        isa: str,
+    ) -> None:
+        """`layers`: (num_kv_heads, head_dim) of each."""
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def format(self) -> KvFormat: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def blocks(self, layer: int) -> NDArray[np.uint8]:
+        """[num_blocks, block_bytes], the memory itself: to copy blocks, not to look inside."""
+
+def kv_block_bytes(
+    format: KvFormat, block_size: int, num_kv_heads: int, head_dim: int, isa: str
+) -> int:
+    """Bytes of one block of one layer."""
+
+# -- plan -----------------------------------------------------------------------------------------
+
+class Plan:
+    """A flat list of operations over buffers, and the one call that runs a step through it.
+
+    Every method that adds an operation returns its place in times(). Operations added after
+    select_rows work on the selected rows.
+    """
+
+    def __init__(self, pool: Pool, isa: str) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def num_ops(self) -> int: ...
+    @property
+    def num_bytes(self) -> int:
+        """Memory held by buffers and scratch."""
+    def buffer(self, width: int) -> int:
+        """A new buffer of `width` fp32 columns; its number."""
+    def embed(self, out: Ref, weight: Weight, scale: float = 1.0) -> int: ...
+    def rms_norm(
+        self,
+        x: Ref,
+        out: Ref,
+        weight: NDArray[np.float32],
+        eps: float,
+        group: int,
+        offset: float = 0.0,
+    ) -> int: ...
+    def linear(
+        self,
+        x: Ref,
+        out: Ref,
+        weight: Weight,
+        bias: NDArray[np.float32] | None = None,
+        accumulate: bool = False,
+        norm: Norm | None = None,
+        gated_act: Activation | None = None,
+    ) -> int:
+        """out = f(x) · weightᵀ (+ bias) (+ out): f normalises, or joins gate and up, or is nothing.
+
+        x is k columns wide, with `gated_act` 2 k.
+        """
+    def rope_spec(self, inv_freq: NDArray[np.float32], scale: float = 1.0) -> int:
+        """A table of cosines and sines that is made once per step; its number."""
+    def rope(self, x: Ref, head_dim: int, spec: int) -> int: ...
+    def write_kv(self, k: Ref, v: Ref, layer: int) -> int: ...
+    def attention(
+        self,
+        q: Ref,
+        out: Ref,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> int:
+        """`window` and `softcap` 0: none."""
+    def gated_act(self, x: Ref, out: Ref, kind: Activation) -> int: ...
+    def add(self, x: Ref, y: Ref, out: Ref) -> int: ...
+    def select_rows(self, x: Ref, out: Ref) -> int: ...
+    def soft_cap(self, x: Ref, cap: float) -> int: ...
+    def run(
+        self,
+        token_ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        slots: NDArray[np.int32],
+        query_starts: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
+        kv: KvArena | None,
+        logits: Ref,
+    ) -> NDArray[np.float32]:
+        """Run a step; arrays as in backends/backend.py StepArrays.
+
+        Returns [rows, logits.width], of the selected rows if any were selected: the buffer itself,
+        which later runs leave alone for as long as the array is held.
+        """
+    def times(self) -> list[float]:
+        """Seconds of each operation of the last run, then of everything outside them."""
+    def write(self, ref: Ref, values: NDArray[np.float32]) -> None:
+        """Fill some columns before a run of as many rows: to run one operation alone."""
+    def read(self, ref: Ref) -> NDArray[np.float32]:
+        """A copy of some columns after a run."""
+
+# -- what this machine gives ----------------------------------------------------------------------
+
+def read_bandwidth(pool: Pool, num_bytes: int = 1 << 28, repeats: int = 8) -> float:
+    """Bytes per second that all threads of the pool read together, best of `repeats`."""
+
+def fp32_peak(pool: Pool, isa: str) -> float:
+    """fp32 operations per second (a fused multiply-add is two) of all threads together."""
+
+def int8_peak(pool: Pool, isa: str) -> float:
+    """int8 multiply-add operations per second (two each) by the set's own instructions."""
+
+def bf16_peak(pool: Pool, isa: str) -> float:
+    """The same in bf16; fp32_peak where the set has no instruction for it."""

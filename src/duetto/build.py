@@ -3,6 +3,7 @@
 The only reader of "auto" and None in EngineArgs. Whatever was chosen is in `Built.notes`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,17 +14,23 @@ from duetto.core.errors import CheckpointError, ConfigError
 from duetto.engine.engine import Engine
 from duetto.models.config import read_config, read_generation_config
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
+from duetto.planner.host import HostPrices, StepTime, host_prices
+from duetto.planner.learned import LearnedStepTime
+from duetto.program.dtype import kv_head_bytes
+from duetto.program.shape import Precision
 from duetto.progress import show_progress
-from duetto.runner.load import LoadedModel, load_model
+from duetto.runner.load import LoadedModel, LoadOptions, load_model
 from duetto.scheduler.scheduler import Scheduler
 
 DEFAULT_BATCHED_TOKENS = 512
+DAY_MS = 86_400_000
 _POSITIVE = (
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
     "block_size",
     "kv_cache_memory_bytes",
+    "threads",
 )
 
 
@@ -33,16 +40,21 @@ class EngineArgs:
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What weights are rounded to; auto is what the checkpoint says."""
-    quantization: str | None = None
-    """How weights are quantized; none is available in this version."""
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What keys and values are stored in; auto loses nothing."""
-    max_model_len: int | None = None
-    """Longest prompt and answer together; by default the model's own, or what fits."""
+    quantization: Literal["none", "int8", "int4"] = "none"
+    """How weights are quantized, at load; this changes answers."""
+    quantization_skip: tuple[str, ...] = ()
+    """Patterns of tensors that stay whole, as 'model.layers.0.*'; may be repeated."""
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """What keys and values are stored in; auto is what the weights are."""
+    max_model_len: int | Literal["auto"] | None = None
+    """Longest prompt and answer together; by default, and for auto, the model's own or what
+    fits."""
     max_num_seqs: int = 64
     """Most requests that run at one time."""
     max_num_batched_tokens: int | None = None
     """Most tokens computed in one step; 512 by default, or a whole context without chunking."""
+    target_itl: float | None = None
+    """Milliseconds that a step beside streams is to take at most; prompts are cut accordingly."""
     block_size: int = 32
     """Tokens in a KV block."""
     kv_cache_memory_bytes: int | None = None
@@ -54,20 +66,36 @@ class EngineArgs:
     scheduling_policy: SchedulingPolicy = "fcfs"
     """fcfs, priority (lower first, ageing), or static (batch by batch, to compare)."""
     backend: Literal["auto", "cpu", "reference"] = "auto"
-    """What computes; reference is the only one in this version."""
+    """What computes: cpu (native), or reference (slow, and plain to read)."""
+    threads: int | None = None
+    """Threads that compute; by default as many as this process may use."""
+    packed_cache: str = "auto"
+    """Where quantized weights are kept for the next start; off for nowhere."""
     seed: int | None = None
     """Seeds requests that bring none; by default LLM takes 0, and serve draws each."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError, naming the flag, for what needs no model to be refused."""
+        if self.max_model_len == "auto":
+            object.__setattr__(self, "max_model_len", None)
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag}: must be a whole number above 0, not {value!r}")
+        target = self.target_itl
+        if target is not None and (type(target) not in (int, float) or not 0 < target <= DAY_MS):
+            raise ConfigError(f"--target-itl: must be a number of milliseconds, not {target!r}")
         check_policy(self.scheduling_policy)
+        if isinstance(self.quantization_skip, str):  # or each of its letters would be a pattern
+            raise ConfigError("--quantization-skip: must be several patterns, not a text")
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
+
+    @property
+    def asked_len(self) -> int | None:
+        """max_model_len where it is a number; None: what fits."""
+        return self.max_model_len if isinstance(self.max_model_len, int) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +110,15 @@ class Built:
     name: str
     root: Path
     notes: tuple[str, ...]
+    prices: HostPrices  # of its steps on this machine
 
 
-def build(model: str | Path, args: EngineArgs) -> Built:
+def build(
+    model: str | Path, args: EngineArgs, on_status: Callable[[str], None] | None = None
+) -> Built:
     """Load `model` (a directory, or org/name on the Hugging Face hub) as `args` say.
 
+    `on_status` is told, in a line, of work that will take a while.
     Raises ConfigError or CheckpointError, with one line that names the flag or the file.
     """
     root = find_checkpoint(model)
@@ -98,14 +130,16 @@ def build(model: str | Path, args: EngineArgs) -> Built:
     codec = load_tokenizer(root, eos_token_ids=ends.difference(strange))
     codec.check_vocabulary(model_config.vocab_size)
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
-    loaded = _load(root, args)
+    loaded = _load(root, args, on_status)
     config = scheduler_config(loaded, args)
+    prices = host_prices(loaded.program, _precision(loaded))
     recommended = asdict(generation)
     del recommended["eos_token_ids"]
     return Built(
-        engine=Engine(
-            Scheduler(config),
-            loaded.runner,
+        engine=make_engine(
+            loaded,
+            config,
+            prices.step_time,
             decode=lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
         ),
         codec=codec,
@@ -115,6 +149,31 @@ def build(model: str | Path, args: EngineArgs) -> Built:
         name=root.resolve().name if Path(model).exists() else str(model),
         root=root,
         notes=(*loaded.notes, *notes),
+        prices=prices,
+    )
+
+
+def make_engine(
+    loaded: LoadedModel,
+    config: SchedulerConfig,
+    step_time: StepTime | None = None,
+    decode: Callable[[Sequence[int], bool], str] | None = None,
+) -> Engine:
+    """An engine with an empty cache, which learns from its own steps what a step takes; it begins
+    with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
+    times = LearnedStepTime(step_time)
+    return Engine(
+        Scheduler(config, times.step_time), loaded.runner, decode=decode, step_times=times
+    )
+
+
+def _precision(loaded: LoadedModel) -> Precision:
+    """Bytes per number as they are held; activations are fp32 on every backend of this host."""
+    head_dim = loaded.program.kv[0].head_dim
+    return Precision(
+        weight_bytes=loaded.weight_bytes / loaded.program.num_parameters,
+        activation_bytes=4.0,
+        kv_bytes=kv_head_bytes(loaded.kv_dtype, head_dim) / head_dim,
     )
 
 
@@ -130,10 +189,11 @@ def scheduler_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
         block_size=loaded.block_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=budget,
+        target_itl_s=None if args.target_itl is None else args.target_itl / 1000,
         enable_chunked_prefill=args.enable_chunked_prefill,
         enable_prefix_caching=args.enable_prefix_caching,
         scheduling_policy=args.scheduling_policy,
-        cache_namespace=f"{loaded.backend}/{loaded.dtype}/{loaded.kv_dtype}".encode(),
+        cache_namespace=loaded.numerics.encode(),
     )
 
 
@@ -150,17 +210,24 @@ def find_checkpoint(model: str | Path) -> Path:
     return found
 
 
-def _load(root: Path, args: EngineArgs) -> LoadedModel:
+def plan_options(args: EngineArgs) -> LoadOptions:
+    """The part of `args` that decides how a model is held in memory."""
+    return LoadOptions(
+        dtype=args.dtype,
+        quantization=args.quantization,
+        quantization_skip=args.quantization_skip,
+        kv_cache_dtype=args.kv_cache_dtype,
+        backend=args.backend,
+        threads=args.threads,
+        packed_cache=args.packed_cache,
+        max_num_seqs=args.max_num_seqs,
+        block_size=args.block_size,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
+    )
+
+
+def _load(root: Path, args: EngineArgs, on_status: Callable[[str], None] | None) -> LoadedModel:
+    options = plan_options(args)
+    options["on_status"] = on_status
     with show_progress(f"loading {root.name}") as bar:
-        return load_model(
-            root,
-            dtype=args.dtype,
-            quantization=args.quantization,
-            kv_cache_dtype=args.kv_cache_dtype,
-            backend=args.backend,
-            max_model_len=args.max_model_len,
-            max_num_seqs=args.max_num_seqs,
-            block_size=args.block_size,
-            kv_cache_memory_bytes=args.kv_cache_memory_bytes,
-            on_progress=bar.reach,
-        )
+        return load_model(root, max_model_len=args.asked_len, on_progress=bar.reach, **options)

@@ -81,7 +81,7 @@ def test_uneven_chunks_beside_others(name: str) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), alone)
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])
 def test_chunks_with_a_narrow_cache(kv_dtype: str) -> None:
     """A step reads back even its own keys as they are stored, so chunks cannot show."""
     prompts = [prompt(99, 1), prompt(33, 2)]

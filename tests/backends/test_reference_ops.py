@@ -204,8 +204,8 @@ def filled_arena(
 ) -> KVArena:
     """An arena in which one_request()'s slots hold these rows, and all others NaN."""
     kv = allocate((KVSpec(kv_heads, dim),), 99, BLOCK_SIZE, "float32")
-    for array in (*kv.keys, *kv.values):
-        array[:] = np.nan
+    for rows in (*kv.keys, *kv.values):
+        rows.numbers[:] = np.nan
     width = kv_heads * dim
     op = WriteKV(Ref("k", 0, width), Ref("v", 0, width), 0)
     run_op(op, {"k": keys, "v": values}, step=one_request(len(keys)), kv=kv)
@@ -229,8 +229,34 @@ def test_kv_is_rounded_to_the_arena_dtype_and_only_its_slots_are_written(
     assert got_keys.dtype == np.float32
     written = np.zeros(5 * BLOCK_SIZE, bool)
     written[step.slots] = True
-    assert not kv.keys[1].reshape(-1, 6)[~written].any()
-    assert not kv.keys[0].any()
+    assert not kv.keys[1].numbers.reshape(-1, 6)[~written].any()
+    assert not kv.keys[0].numbers.any()
+
+
+def test_kv_in_int8_has_a_scale_per_token_and_head() -> None:
+    kv = allocate((KVSpec(2, 3),), 5, BLOCK_SIZE, "int8")
+    keys, values = numbers(11, 6), numbers(11, 6, seed=1)
+    keys[4, :3], keys[5] = 0, keys[5] * 1000  # a head of zeros; a row that is far from the others
+    op, step = WriteKV(Ref("k", 0, 6), Ref("v", 0, 6), 0), one_request(11)
+    run_op(op, {"k": keys, "v": values}, step=step, kv=kv)
+    got = [rows.reshape(11, 2, 3) for rows in kv.read(0, step.block_tables[0], 11)]
+    for rows, want in zip(got, (keys.reshape(11, 2, 3), values.reshape(11, 2, 3)), strict=True):
+        largest = np.abs(want).max(axis=-1, keepdims=True)
+        assert (np.abs(rows - want) <= largest * (0.5001 / 127)).all()
+        at_most = np.take_along_axis(rows, np.abs(want).argmax(-1)[..., None], -1)
+        np.testing.assert_allclose(np.abs(at_most), largest, rtol=1e-6)  # itself keeps its value
+    assert kv.keys[0].numbers.dtype == np.int8
+    assert not got[0][4, 0].any()
+
+
+def test_kv_in_int8_that_is_not_finite_stays_so() -> None:
+    kv = allocate((KVSpec(1, 3),), 2, BLOCK_SIZE, "int8")
+    keys = np.array([[1, np.nan, 2], [1, np.inf, 2], [1, 2, 3]], np.float32)
+    op, step = WriteKV(Ref("k", 0, 3), Ref("v", 0, 3), 0), one_request(3)
+    run_op(op, {"k": keys, "v": keys}, step=step, kv=kv)
+    with np.errstate(invalid="ignore"):
+        read = kv.read(0, step.block_tables[0], 3)[0]
+    assert np.isfinite(read).all(axis=(1, 2)).tolist() == [False, False, True]
 
 
 def test_weights_of_any_dtype_are_computed_with_in_fp32() -> None:

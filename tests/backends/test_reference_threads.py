@@ -86,8 +86,8 @@ def digest() -> str:
     backend = ReferenceBackend(model, weights)
     num_blocks = NUM_TOKENS // BLOCK_SIZE
     kv = backend.allocate_kv(num_blocks, BLOCK_SIZE, "float32")
-    for arena in (*kv.keys, *kv.values):
-        arena[:] = random.standard_normal(arena.shape)
+    for rows in (*kv.keys, *kv.values):
+        rows.numbers[:] = random.standard_normal(rows.numbers.shape)
     last = np.array([NUM_TOKENS - 1], np.int32)
     step = StepArrays(
         token_ids=np.array([7], np.int32),

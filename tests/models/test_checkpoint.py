@@ -1,6 +1,7 @@
 """Weights from safetensors files: what is read, in which form, and what is refused beforehand."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from duetto.core.errors import CheckpointError
-from duetto.models.checkpoint import INDEX, load_weights
+from duetto.models.checkpoint import INDEX, Checkpoint, load_weights
 from duetto.models.programs import load_program
 
 CONFIG: dict[str, Any] = {
@@ -260,3 +261,64 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     error = refusal(tmp_path)
     assert error.file == tmp_path / "pytorch_model.bin"
     assert "never read" in error.cause
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_told_with_their_tensor_and_place(
+    tmp_path: Path, stored: Any, bad: float
+) -> None:
+    contents = tensors(stored)
+    name = f"{LAYER}.mlp.up_proj.weight"  # the second of a stack
+    contents[name][7, 3] = bad
+    error = refusal(write(tmp_path, contents))
+    assert error.file == tmp_path / "model.safetensors"
+    assert error.cause.startswith(f"tensor {name} holds {np.float32(bad)} at [7, 3] as float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_largest_numbers_of_a_dtype_are_numbers(tmp_path: Path, dtype: Any) -> None:
+    contents = tensors(np.dtype(dtype))
+    largest = ml_dtypes.finfo(dtype).max
+    contents["lm_head.weight"][:, 0] = largest
+    contents["lm_head.weight"][:, 1] = -largest
+    load(write(tmp_path, contents), dtype)
+
+
+def test_a_number_that_is_too_large_for_the_dtype_is_told_and_not_made_infinite(
+    tmp_path: Path,
+) -> None:
+    contents = tensors()
+    contents["model.norm.weight"][2] = 7e4
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds inf at \[2\] as float16"):
+        load(write(tmp_path, contents), "float16")
+
+
+def fingerprint(directory: Path) -> str:
+    with Checkpoint(directory, load_program(directory)[1]) as checkpoint:
+        return checkpoint.fingerprint()
+
+
+def test_a_fingerprint_sees_a_change_of_bytes_time_and_header(tmp_path: Path) -> None:
+    contents = tensors()
+    file = write(tmp_path, contents) / "model.safetensors"
+    before, times = fingerprint(tmp_path), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    assert fingerprint(tmp_path) == before
+    contents["model.norm.weight"][3] += 1
+    save_file(contents, file)
+    os.utime(file, ns=times)  # so that only the bytes differ
+    changed = fingerprint(tmp_path)
+    os.utime(file, ns=(times[0], times[1] + 1))
+    touched = fingerprint(tmp_path)
+    save_file(contents, file, metadata={"made_by": "another"})
+    os.utime(file, ns=times)
+    assert len({before, changed, touched, fingerprint(tmp_path)}) == 4
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, tensors())
+    file = tmp_path / "model.safetensors"
+    with Checkpoint(tmp_path, load_program(tmp_path)[1]) as checkpoint:
+        os.truncate(file, file.stat().st_size - 100)
+        with pytest.raises(CheckpointError, match="was cut short while it was read"):
+            list(checkpoint.weights("float32"))

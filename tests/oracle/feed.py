@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from duetto.backends.backend import Backend, StepArrays
 
 BLOCK_SIZE = 32
-MAX_TOKENS = 384  # of one request
-BLOCKS_PER_REQUEST = MAX_TOKENS // BLOCK_SIZE
 
 
 @dataclass
@@ -20,13 +18,15 @@ class Feed:
     backend: Backend
     num_requests: int
     kv_dtype: str = "float32"
+    max_tokens: int = 384  # of one request
     past: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.past = [0] * self.num_requests
-        num_blocks = self.num_requests * BLOCKS_PER_REQUEST
+        blocks_per_request = -(-self.max_tokens // BLOCK_SIZE)
+        num_blocks = self.num_requests * blocks_per_request
         order = np.random.RandomState(5).permutation(num_blocks).astype(np.int32)
-        self._tables = order.reshape(self.num_requests, BLOCKS_PER_REQUEST)
+        self._tables = order.reshape(self.num_requests, blocks_per_request)
         self._kv = self.backend.allocate_kv(num_blocks, BLOCK_SIZE, self.kv_dtype)
 
     def step(

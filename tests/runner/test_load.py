@@ -1,18 +1,21 @@
-"""From a checkpoint directory to tokens, over the real models/ and the reference backend."""
+"""From a checkpoint directory to tokens, over the real models/ and both backends."""
 
 import json
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from duetto.backends.cpu.backend import CpuBackend
+from duetto.backends.reference import ReferenceBackend
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.models.programs import load_program
+from duetto.program.dtype import KV_DTYPES
 from duetto.program.ops import Rope
-from duetto.runner import load
+from duetto.runner import load as load_module
 from duetto.runner.load import load_model
 
 CONFIG = {
@@ -70,12 +73,25 @@ def greedy(model, prompt, num_tokens, chunk=10**9):
     return scored
 
 
-def test_a_checkpoint_generates_and_nothing_is_left_to_auto(checkpoint):
-    model = load_model(checkpoint)
-    assert (model.backend, model.dtype, model.kv_dtype) == ("reference", "bfloat16", "float32")
+backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
+
+
+@pytest.mark.parametrize("asked", ["auto", "cpu", "reference"])
+def test_a_checkpoint_generates_and_nothing_is_left_to_auto(checkpoint, asked):
+    model = load_model(checkpoint, backend=asked)
+    assert (model.dtype, model.quantization) == ("bfloat16", "none")
+    if asked == "reference":
+        assert (model.backend, model.computed_by) == ("reference", "reference")
+        assert model.kv_dtype == "float32"
+        assert model.kv_memory_bytes == 64 * 128 * KV_BYTES_PER_TOKEN
+        assert model.weight_bytes == 4 * model.program.num_parameters
+    else:
+        assert model.backend == "cpu"
+        assert model.computed_by.startswith("cpu/")
+        assert model.kv_dtype == "bfloat16"
     assert (model.max_model_len, model.notes) == (128, ())
     assert model.num_blocks == 64 * 128 // 32
-    assert model.kv_memory_bytes == 64 * 128 * KV_BYTES_PER_TOKEN
+    assert model.numerics == f"{model.computed_by}/bfloat16/none/{model.kv_dtype}"
     answer = greedy(model, [1, 2, 3], 5)
     assert len(answer) == 2 + 5
     assert all(0 <= scored.token_id < 50 and scored.logprob <= 0 for scored in answer)
@@ -83,27 +99,75 @@ def test_a_checkpoint_generates_and_nothing_is_left_to_auto(checkpoint):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
-@pytest.mark.parametrize("block_size", [4, 32])
-def test_chunks_and_blocks_do_not_change_one_bit(checkpoint, chunk, block_size):
+@pytest.mark.parametrize("block_size", [1, 7, 32])
+@backends
+def test_chunks_and_blocks_do_not_change_one_bit(checkpoint, chunk, block_size, backend):
     prompt = [int(t) for t in np.random.default_rng(8).integers(50, size=40)]
-    whole = greedy(load_model(checkpoint), prompt, 6)
-    model = load_model(checkpoint, block_size=block_size)
+    whole = greedy(load_model(checkpoint, backend=backend), prompt, 6)
+    model = load_model(checkpoint, backend=backend, block_size=block_size)
     assert greedy(model, prompt, 6, chunk) == whole
+
+
+def logprob_differences(got, want, num_scored=28):
+    pairs = zip(got[:num_scored], want[:num_scored], strict=True)
+    return [abs(a.logprob - b.logprob) for a, b in pairs]
 
 
 def test_dtypes_round_what_they_are_said_to_round(checkpoint):
     prompt = list(range(1, 30))
-    as_stored = greedy(load_model(checkpoint), prompt, 1)
-    assert greedy(load_model(checkpoint, dtype="float32"), prompt, 1) == as_stored
-    for rounded in (
-        load_model(checkpoint, kv_cache_dtype="bfloat16"),
-        load_model(checkpoint, kv_cache_dtype="float16"),
-    ):
+    as_stored = greedy(load_model(checkpoint, backend="reference"), prompt, 1)
+    exact = load_model(checkpoint, backend="reference", dtype="float32")
+    assert greedy(exact, prompt, 1) == as_stored
+    sizes = {"bfloat16": 2 / 4, "float16": 2 / 4, "int8": (4 + 4) / (4 * 4)}  # head_dim is 4
+    for kv_dtype, size in sizes.items():
+        rounded = load_model(checkpoint, backend="reference", kv_cache_dtype=kv_dtype)
         got = greedy(rounded, prompt, 1)
         assert got != as_stored
-        difference = [a.logprob - b.logprob for a, b in zip(got[:28], as_stored[:28], strict=True)]
-        assert max(map(abs, difference)) < 0.2
-        assert rounded.num_blocks * 2 * KV_BYTES_PER_TOKEN // 4 * 32 == rounded.kv_memory_bytes
+        assert max(logprob_differences(got, as_stored)) < 0.2
+        assert rounded.kv_memory_bytes == rounded.num_blocks * 32 * KV_BYTES_PER_TOKEN * size
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_cpu_backend_is_the_reference_within_its_own_rounding(checkpoint, dtype, kv_dtype):
+    """fp32 adds up in another order; bf16 weights have their inputs rounded to bf16 as well."""
+    prompt = list(range(1, 30))
+    loaded = [
+        load_model(checkpoint, backend=backend, dtype=dtype, kv_cache_dtype=kv_dtype)
+        for backend in ("cpu", "reference")
+    ]
+    native, reference = (greedy(model, prompt, 1) for model in loaded)
+    limit = 1e-4 if (dtype, kv_dtype) != ("bfloat16", "float32") else 0.1
+    if dtype == "bfloat16" or kv_dtype != "float32":  # a rounding that tips the other way
+        limit = 0.1
+    assert max(logprob_differences(native, reference)) < limit
+    assert loaded[0].kv_dtype == kv_dtype
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_weights_take_what_they_should_and_answer_nearly_the_same(
+    checkpoint, quantization
+):
+    prompt = list(range(1, 30))
+    whole = load_model(checkpoint, dtype="float32")
+    quantized = load_model(checkpoint, dtype="float32", quantization=quantization)
+    kept = load_model(
+        checkpoint, dtype="float32", quantization=quantization, quantization_skip=["*"]
+    )
+    want = greedy(whole, prompt, 1)
+    assert greedy(kept, prompt, 1) == want
+    assert kept.weight_bytes == whole.weight_bytes > 2 * quantized.weight_bytes
+    limit = {"int8": 0.1, "int4": 1.5}[quantization]  # 16 numbers wide, so nothing evens out
+    assert 0 < np.mean(logprob_differences(greedy(quantized, prompt, 1), want)) < limit
+    assert len({m.numerics for m in (whole, quantized, kept)}) == 3
+    assert (quantized.quantization, kept.quantization) == (quantization, f"{quantization} -*")
+
+
+def test_float16_weights_are_widened_and_that_is_told(checkpoint):
+    model = load_model(checkpoint, backend="cpu", dtype="float16")
+    assert model.kv_dtype == "float16"
+    assert "float16 weights are kept as float32" in model.notes[0]
+    assert load_model(checkpoint, backend="cpu", dtype="float16", quantization="int8").notes == ()
 
 
 def test_weights_of_an_unnamed_dtype_are_kept_whole(checkpoint, tmp_path):
@@ -113,21 +177,26 @@ def test_weights_of_an_unnamed_dtype_are_kept_whole(checkpoint, tmp_path):
     assert load_model(tmp_path).dtype == "float32"
 
 
-def test_progress_is_told_in_bytes_up_to_the_end(checkpoint):
+@backends
+def test_progress_is_told_in_bytes_up_to_the_end(checkpoint, backend):
     calls = []
-    model = load_model(checkpoint, on_progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (2 * model.program.num_parameters,) * 2
+    model = load_model(checkpoint, backend=backend, on_progress=lambda *call: calls.append(call))
+    total = 2 * model.program.num_parameters if backend == "reference" else model.weight_bytes
+    assert calls[-1] == (total, total)
     assert calls == sorted(calls)
 
 
 def test_a_context_that_does_not_fit_is_cut_and_noted_or_refused_if_asked_for(checkpoint):
+    def load(**arguments):
+        return load_model(checkpoint, backend="reference", **arguments)
+
     memory = 3 * 32 * KV_BYTES_PER_TOKEN
-    model = load_model(checkpoint, kv_cache_memory_bytes=memory)
+    model = load(kv_cache_memory_bytes=memory)
     assert (model.max_model_len, model.num_blocks) == (96, 3)
     assert "96" in model.notes[0]
-    assert load_model(checkpoint, max_model_len=96, kv_cache_memory_bytes=memory).notes == ()
+    assert load(max_model_len=96, kv_cache_memory_bytes=memory).notes == ()
     with pytest.raises(ConfigError, match="--max-model-len 128"):
-        load_model(checkpoint, max_model_len=128, kv_cache_memory_bytes=memory)
+        load(max_model_len=128, kv_cache_memory_bytes=memory)
 
 
 def test_free_memory_does_not_choose_among_longropes_frequencies(tmp_path):
@@ -141,7 +210,7 @@ def test_free_memory_does_not_choose_among_longropes_frequencies(tmp_path):
     write_checkpoint(tmp_path, CONFIG | longrope)
 
     def frequencies(**arguments):
-        model = load_model(tmp_path, **arguments)
+        model = load_model(tmp_path, backend="reference", **arguments)
         return model.max_model_len, {op.spec for op in model.program.ops if isinstance(op, Rope)}
 
     memory = 64 * KV_BYTES_PER_TOKEN  # of the original context
@@ -153,37 +222,101 @@ def test_free_memory_does_not_choose_among_longropes_frequencies(tmp_path):
     assert asked != whole
 
 
-def test_the_weights_own_memory_is_not_offered_to_the_kv_cache(checkpoint, monkeypatch):
-    weights = 4 * load_program(checkpoint)[1].num_parameters
-    room = 4 * 32 * KV_BYTES_PER_TOKEN
-    monkeypatch.setattr(load, "available_memory_bytes", lambda: weights + room)
-    assert load_model(checkpoint).num_blocks == 1  # a quarter of the room
-    assert load_model(checkpoint, max_model_len=128).num_blocks == 4
-    monkeypatch.setattr(load, "available_memory_bytes", lambda: weights + room - 1)
+@backends
+def test_the_weights_own_memory_is_not_offered_to_the_kv_cache(checkpoint, monkeypatch, backend):
+    plenty = load_model(checkpoint, backend=backend)
+    weights, block = plenty.weight_bytes, plenty.kv_memory_bytes // plenty.num_blocks
+
+    def load(available, **arguments):
+        monkeypatch.setattr(load_module, "available_memory_bytes", lambda: available)
+        return load_model(checkpoint, backend=backend, **arguments)
+
+    room = 4 * block
+    assert load(weights + room).num_blocks == 1  # a quarter of the room
+    assert load(weights + room, max_model_len=128).num_blocks == 4
     with pytest.raises(ConfigError, match="beside the weights, enough for 96 tokens"):
-        load_model(checkpoint, max_model_len=128)
-    monkeypatch.setattr(load, "available_memory_bytes", lambda: weights // 2)
+        load(weights + room - 1, max_model_len=128)
     with pytest.raises(ConfigError, match="enough for 0 tokens"):
-        load_model(checkpoint)
+        load(weights // 2)
 
 
-def test_memory_that_the_system_refuses_is_one_line(checkpoint, monkeypatch):
+@backends
+def test_what_the_plan_counts_is_what_is_allocated(checkpoint, backend):
+    for kv_dtype in KV_DTYPES:
+        model = load_model(
+            checkpoint, backend=backend, kv_cache_dtype=kv_dtype, kv_cache_memory_bytes=10**5
+        )
+        arena = model.runner.backend.allocate_kv(model.num_blocks, model.block_size, kv_dtype)
+        if backend == "reference":
+            rows = (*arena.keys, *arena.values)
+            taken = sum(
+                r.numbers.nbytes + (0 if r.scales is None else r.scales.nbytes) for r in rows
+            )
+        else:
+            taken = sum(arena.blocks(layer).nbytes for layer in range(arena.num_layers))
+        assert taken == model.kv_memory_bytes <= 10**5
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cpu", CpuBackend), ("reference", ReferenceBackend)])
+def test_memory_that_the_system_refuses_is_one_line(checkpoint, monkeypatch, name, kind):
     def refuse(*_):
         raise MemoryError
 
-    monkeypatch.setattr(load.ReferenceBackend, "allocate_kv", refuse)
+    monkeypatch.setattr(kind, "allocate_kv", refuse)
     with pytest.raises(ConfigError, match="--kv-cache-memory-bytes: the system refuses"):
+        load_model(checkpoint, backend=name)
+
+
+def test_without_the_native_module_the_reference_runs_and_says_so(checkpoint, monkeypatch):
+    missing = "the native module cannot be loaded (no compiler)"
+    monkeypatch.setattr(load_module, "why_unavailable", lambda: missing)
+    model = load_model(checkpoint)
+    assert model.backend == "reference"
+    assert [note for note in model.notes if missing in note] == list(model.notes)
+    assert load_model(checkpoint, backend="reference").notes == ()
+    with pytest.raises(ConfigError, match="--backend cpu: the native module cannot be loaded"):
+        load_model(checkpoint, backend="cpu")
+    with pytest.raises(ConfigError, match=r"--quantization int8 .*reference.*cannot be loaded"):
+        load_model(checkpoint, quantization="int8")
+
+
+def test_instruction_sets_and_threads_from_the_environment(checkpoint, monkeypatch):
+    monkeypatch.setenv("DUETTO_ISA", "baseline")
+    model = load_model(checkpoint)
+    assert model.computed_by == "cpu/baseline"
+    assert "baseline kernels" in model.notes[0]
+    monkeypatch.setenv("DUETTO_ISA", "sse9")
+    with pytest.raises(ConfigError, match=r"DUETTO_ISA: .*sse9"):
         load_model(checkpoint)
+    monkeypatch.delenv("DUETTO_ISA")
+    for wrong in ("0", "two", "-1", "1e3", "99999"):
+        monkeypatch.setenv("DUETTO_NUM_THREADS", wrong)
+        with pytest.raises(ConfigError, match=r"DUETTO_NUM_THREADS: must be from 1 to "):
+            load_model(checkpoint)
+    assert load_model(checkpoint, threads=1).backend == "cpu"  # the flag is stronger
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"backend": "cpu"}, r"--backend: 'cpu' .*accepted: auto, reference"),
-        ({"backend": "cuda"}, r"--backend: 'cuda' "),
-        ({"quantization": "awq"}, r"--quantization: 'awq' "),
+        ({"backend": "cuda"}, r"--backend: 'cuda' .*auto, cpu, reference"),
+        ({"quantization": "awq"}, r"--quantization: 'awq' .*int8, int4, none"),
+        (
+            {"quantization": "int8", "backend": "reference"},
+            r"--quantization int8 and the reference backend: .*--backend cpu",
+        ),
+        ({"threads": 2, "backend": "reference"}, r"--threads 2 and the reference backend"),
+        ({"threads": 0}, r"--threads: must be 1 or more"),
+        ({"quantization_skip": ["*"]}, r"--quantization-skip \*: there is no --quantization"),
+        (
+            {"quantization": "int4", "quantization_skip": ["model.layers.9.*"]},
+            r"--quantization-skip: 'model.layers.9.\*' matches no tensor",
+        ),
         ({"dtype": "int8"}, r"--dtype: 'int8' .*auto, float32, float16, bfloat16"),
-        ({"kv_cache_dtype": "fp8"}, r"--kv-cache-dtype: 'fp8' .*auto, float32, float16, bfloat16"),
+        (
+            {"kv_cache_dtype": "fp8"},
+            r"--kv-cache-dtype: 'fp8' .*auto, float32, float16, bfloat16, int8",
+        ),
         ({"kv_cache_dtype": ""}, r"--kv-cache-dtype: '' "),
         ({"max_model_len": 129}, r"--max-model-len.*128"),
         ({"max_model_len": 0}, r"--max-model-len"),
@@ -198,6 +331,17 @@ def test_what_cannot_be_served_is_refused_before_a_weight_is_read(checkpoint, ar
 
     with pytest.raises(ConfigError, match=message):
         load_model(checkpoint, on_progress=never, **argument)
+
+
+@backends
+def test_a_weight_that_is_no_number_is_told_with_tensor_and_place(checkpoint, tmp_path, backend):
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.1.self_attn.v_proj.weight"  # stacked below two others
+    tensors[name][5, 3] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{name} holds nan at \[5, 3\]"):
+        load_model(tmp_path, backend=backend)
 
 
 def test_a_directory_without_a_model_names_the_file(tmp_path):

@@ -41,7 +41,7 @@ def test_logit_rows_are_the_scored_rows_and_the_last_row_of_who_is_sampled():
     step, logit_starts = build_step_arrays(MIXED, BLOCK_SIZE)
     # decode: 0 | chunk: 1-5, all scored | last: 6 and 7 scored, 8 sampled | unscored: none
     assert step.logit_rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-    assert logit_starts.tolist() == [0, 1, 6, 9, 9]
+    assert logit_starts == (0, 1, 6, 9, 9)
 
 
 def test_rows_between_the_scored_and_the_sampled_one_are_skipped():
@@ -49,13 +49,13 @@ def test_rows_between_the_scored_and_the_sampled_one_are_skipped():
     again = ScheduledRequest("again", (1, 2, 3, 90, 91, 92), 0, (0, 1), SAMPLED, (2, 3))
     step, logit_starts = build_step_arrays(ScheduledBatch((again, DECODE)), BLOCK_SIZE)
     assert step.logit_rows.tolist() == [0, 1, 5, 6]
-    assert logit_starts.tolist() == [0, 3, 4]
+    assert logit_starts == (0, 3, 4)
 
 
 def test_a_batch_that_wants_no_logits_has_no_rows():
     step, logit_starts = build_step_arrays(ScheduledBatch((UNSCORED,)), BLOCK_SIZE)
     assert step.logit_rows.tolist() == []
-    assert logit_starts.tolist() == [0, 0]
+    assert logit_starts == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from duetto.program.dtype import Dtype
+from duetto.program.dtype import KVDtype
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -35,7 +35,7 @@ class StepArrays:
 
 
 class Backend(Protocol):
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: Dtype) -> Any:
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> Any:
         """A KV arena in this backend's own layout. Only this backend looks inside."""
         ...
 

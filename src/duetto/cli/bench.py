@@ -1,4 +1,4 @@
-"""`duetto bench latency|throughput|serve`: measure a model in this process, or a server by URL."""
+"""`duetto bench latency|throughput|serve|kernels`: measure a model in this process, or a server."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from duetto.bench.arrivals import ArrivalOptions
 from duetto.bench.client import Target
 from duetto.bench.dataset import DatasetOptions
 from duetto.bench.latency import LatencyPlan, measure_latency
-from duetto.bench.metrics import JsonValue, parse_slo
+from duetto.bench.metrics import JsonValue, parse_percentiles, parse_slo
 from duetto.bench.serve import Load, find_model, run_serve, token_counter
 from duetto.bench.table import print_parts, print_report
 from duetto.bench.throughput import measure_throughput
@@ -24,6 +24,7 @@ from duetto.llm import LLM
 from duetto.progress import show_progress
 
 app = App(name="bench", help="Measure latency, throughput, and a server under load.")
+app.command("duetto.cli.bench_kernels:kernels", name="kernels", help="Time the native kernels.")
 
 Flat = Parameter(name="*")
 SloFlag = Annotated[
@@ -193,7 +194,7 @@ def serve(
         is_closed_loop=arrivals.is_closed_loop,
         num_warmups=num_warmups,
         slo=parse_slo(slo) if slo else None,
-        percentiles=_percentiles(metric_percentiles),
+        percentiles=parse_percentiles(metric_percentiles),
     )
     body = _extra_body(extra_body)
     target = Target(
@@ -226,15 +227,6 @@ def serve(
         _print_json(about | result.as_json())
     else:
         print_report(result.report, Console(), notes=result.notes)
-
-
-def _percentiles(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"--metric-percentiles {text!r}: must be numbers with commas, like 50,90,99"
-        ) from None
 
 
 def _extra_body(text: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto import __version__
+from duetto.backends.cpu.native import why_unavailable
 from duetto.runner.host_memory import available_memory_bytes
 
 RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
@@ -50,7 +51,9 @@ def examine() -> dict[str, Any]:
         "memory_available_bytes": available_memory_bytes(),
         "native_module": native is not None,
         "cpu_features": native or [],
-        "backends": ["reference"],
+        "instruction_sets": _instruction_sets(),
+        "backends": ["reference"] if why_unavailable() else ["cpu", "reference"],
+        "cpu_backend_lacks": why_unavailable(),
         "packages": versions,
         "installed_bytes": _installed_bytes(),
         "ready": native is not None and all(versions[name] for name in RUNTIME),
@@ -63,6 +66,28 @@ def _cpu_features() -> list[str] | None:
         return None
     native = import_module("duetto._native")
     return list(native.cpu_features())
+
+
+def _instruction_sets() -> dict[str, Any]:
+    """Of this build: the one that is used (or why none is), and what each other lacks here."""
+    if why_unavailable():
+        return {"used": None, "missing": {}}
+    native = import_module("duetto._native")
+    missing = {name: native.missing_features(name) for name in native.built_isas()}
+    try:
+        return {"used": native.choose_isa(), "missing": missing}
+    except ValueError as error:  # DUETTO_ISA names one that is not there
+        return {"used": None, "missing": missing, "error": str(error)}
+
+
+def _sets_in_words(sets: dict[str, Any]) -> str:
+    def in_words(name: str, missing: list[str]) -> str:
+        if name == sets["used"]:
+            return f"[green]{name}[/] (used)"
+        return f"[dim]{name} (needs {missing[-1]})[/]" if missing else name
+
+    words = ", ".join(in_words(name, missing) for name, missing in sets["missing"].items())
+    return f"{words} [red]{sets['error']}[/]" if "error" in sets else words or "none"
 
 
 def _version(name: str) -> str | None:
@@ -110,7 +135,10 @@ def _print(report: dict[str, Any]) -> None:
     table.add_row("memory available", f"{report['memory_available_bytes'] / 2**30:.1f} GiB")
     table.add_row("native module", mark[report["native_module"]])
     table.add_row("CPU features", " ".join(report["cpu_features"]) or "none known")
+    table.add_row("instruction sets", _sets_in_words(report["instruction_sets"]))
     table.add_row("backends", " ".join(report["backends"]))
+    if report["cpu_backend_lacks"]:
+        table.add_row("", report["cpu_backend_lacks"])
     table.add_row("installed size", f"{report['installed_bytes'] / 1e6:.0f} MB without extras")
     for name, found in report["packages"].items():
         missing = "[dim]not installed (optional)[/]" if name in OPTIONAL else "[red]missing[/]"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import RequestTimings
 
 
@@ -44,10 +45,19 @@ class ScheduledRequest:
             return False
         return self.sampling.num_output_tokens > 0
 
+    @property
+    def shape(self) -> RequestShape:
+        num_rows = len(self.prompt_logprob_targets) + (0 if self.sampling is None else 1)
+        return RequestShape(len(self.token_ids), self.num_computed_tokens, num_rows)
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
     requests: tuple[ScheduledRequest, ...]
+    shape: BatchShape = field(init=False, repr=False, compare=False)  # all that its price needs
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", BatchShape(tuple([r.shape for r in self.requests])))
 
     @property
     def num_tokens(self) -> int:
@@ -110,3 +120,6 @@ class StepRecord:
     num_preemptions: int  # in this step
     num_queried_tokens: int  # prompt tokens of requests admitted in this step ...
     num_hit_tokens: int  # ... and how many of them the prefix cache held
+    shape: BatchShape = EMPTY  # what was computed ...
+    request_ids: tuple[str, ...] = ()  # ... and for whom, in the same order
+    predicted_s: float | None = None  # by the price of the shape, before the step ran

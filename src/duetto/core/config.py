@@ -1,5 +1,6 @@
 """Configuration that is finished: no "auto" is left, and it never changes."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +30,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     max_preemptions: int = 4  # after which a request is admitted with all the room it can need
+    target_itl_s: float | None = None  # a step beside streams is to take no longer than this
     ageing_s: float = 30.0  # waiting this long is worth one level of priority
     cache_namespace: bytes = b""  # whatever makes KV incomparable: model, KV dtype
 
@@ -41,11 +43,23 @@ class SchedulerConfig:
         if self.max_preemptions < 0 or not self.ageing_s > 0:
             raise ConfigError("max_preemptions must be 0 or more, and ageing_s above 0")
         check_policy(self.scheduling_policy)
+        self._check_target()
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ConfigError(
                 f"--no-enable-chunked-prefill with --max-num-batched-tokens "
                 f"{self.max_num_batched_tokens}: a prompt of --max-model-len {self.max_model_len} "
                 f"tokens must fit into one step; raise the one or lower the other"
+            )
+
+    def _check_target(self) -> None:
+        if self.target_itl_s is None:
+            return
+        if not 0 < self.target_itl_s < math.inf:
+            raise ConfigError("--target-itl: must be a number of milliseconds above 0")
+        if not self.enable_chunked_prefill:
+            raise ConfigError(
+                "--target-itl with --no-enable-chunked-prefill: a whole prompt takes as long as it "
+                "takes; leave one of the two out"
             )
 
     def num_blocks_for(self, num_tokens: int) -> int:

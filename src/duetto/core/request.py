@@ -30,6 +30,7 @@ class Request:
     arrival_time: float = 0.0
     priority: int = 0  # lower first
     cache_salt: bytes = b""  # requests with different salts never share a block
+    num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
 
     # --- written by the Scheduler only -----------------------------------------------------
     token_ids: list[int] = field(init=False)  # prompt, then output; append-only

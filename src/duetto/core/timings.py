@@ -6,11 +6,14 @@ Every metric in docs/metrics.md is computed from these. Seconds on the engine's 
 import enum
 from dataclasses import dataclass, field
 
+from duetto.core.cache_miss import CacheMiss
+
 
 class Part(enum.Enum):
     """What a request's time went to. At any instant a request is in exactly one of these."""
 
-    WAITING = "waiting"  # in the queue, never computed so far
+    WAITING = "waiting"  # in the queue for its turn, never computed so far
+    BLOCKS = "blocks"  # the same, while the queue stood still because KV blocks were lacking
     PROMPT = "prompt"  # a step computed tokens of its own prompt (or recomputed lost ones)
     DECODE = "decode"  # a step computed its next token, with nothing but next tokens beside it
     SHARED = "shared"  # a step computed its next token beside other requests' prompts
@@ -29,6 +32,8 @@ class RequestTimings:
     token_times: list[float] = field(default_factory=list)  # one instant per output token
     finish_time: float | None = None
     num_preemptions: int = 0
+    cache_miss: CacheMiss | None = None  # at first admission; None: all was found that could be
+    predicted_s: float | None = None  # for `computed_s`, by the steps' prices; None: no prices
     parts: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(Part, 0.0))
     accounted_until: float = field(init=False)
 
@@ -39,6 +44,11 @@ class RequestTimings:
         """Give the time since the last call to `part`. The parts therefore tile the latency."""
         self.parts[part] += now - self.accounted_until
         self.accounted_until = now
+
+    @property
+    def computed_s(self) -> float:
+        """The time of the steps that computed something new for it."""
+        return self.parts[Part.PROMPT] + self.parts[Part.DECODE] + self.parts[Part.SHARED]
 
     @property
     def e2e_s(self) -> float | None:

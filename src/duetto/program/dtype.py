@@ -6,3 +6,14 @@ from typing import Literal, get_args
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 DTYPE_BYTES: Mapping[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+KVDtype = Literal["float32", "float16", "bfloat16", "int8"]
+KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
+_SCALE_BYTES = 4
+
+
+def kv_head_bytes(dtype: KVDtype, head_dim: int) -> int:
+    """Bytes of one token's key, or value, of one KV head: int8 has an fp32 scale beside it."""
+    if dtype == "int8":
+        return head_dim + _SCALE_BYTES
+    return head_dim * DTYPE_BYTES[dtype]

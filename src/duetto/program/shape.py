@@ -1,42 +1,10 @@
-"""The shape of one step's batch, and what an operation costs. Knows no hardware and no time."""
+"""What an operation costs for a batch of some shape. Knows no hardware and no time."""
 
 from dataclasses import dataclass
 
+from duetto.core.shape import BatchShape, RequestShape
 
-@dataclass(frozen=True, slots=True)
-class RequestShape:
-    """What one request brings to a step."""
-
-    num_new: int  # tokens to compute
-    num_past: int  # tokens before them, with KV in the cache
-    num_logit_rows: int = 1  # of the new tokens, those whose logits are wanted
-
-    def attended_pairs(self, window: int | None) -> int:
-        """Query-key pairs under the causal mask, exactly. `window` counts the query itself."""
-        q, p = self.num_new, self.num_past
-        if window is None:
-            return q * p + q * (q + 1) // 2
-        # The first `short` queries see less than a whole window: p+1, p+2, ...
-        short = min(q, max(0, window - p))
-        return short * p + short * (short + 1) // 2 + (q - short) * window
-
-    def read_tokens(self, window: int | None) -> int:
-        """Tokens whose KV attention must read at least once."""
-        total = self.num_past + self.num_new
-        return total if window is None else min(total, window - 1 + self.num_new)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShape:
-    requests: tuple[RequestShape, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(r.num_new for r in self.requests)
-
-    @property
-    def num_logit_rows(self) -> int:
-        return sum(r.num_logit_rows for r in self.requests)
+__all__ = ["ZERO_COST", "BatchShape", "Cost", "Precision", "RequestShape"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ Keeps nothing about a request: what a step needs comes with its batch, and what 
 KV in blocks. Knows no schedule, no text and no architecture.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from duetto.backends.backend import Backend, FloatArray
@@ -15,9 +17,9 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.errors import EngineError
-from duetto.program.dtype import Dtype
+from duetto.program.dtype import KVDtype
+from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
-from duetto.runner.kv_size import MAX_SLOTS
 from duetto.runner.sampler import sample_token, token_logprob
 from duetto.runner.step_arrays import build_step_arrays
 
@@ -26,7 +28,12 @@ class ModelRunner:
     """Runs a program on one backend, over `num_blocks` blocks of KV that it allocates at once."""
 
     def __init__(
-        self, program: Program, backend: Backend, num_blocks: int, block_size: int, kv_dtype: Dtype
+        self,
+        program: Program,
+        backend: Backend,
+        num_blocks: int,
+        block_size: int,
+        kv_dtype: KVDtype,
     ) -> None:
         assert num_blocks * block_size <= MAX_SLOTS
         self._vocab_size = program.vocab_size
@@ -35,6 +42,11 @@ class ModelRunner:
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
 
+    @property
+    def backend(self) -> Backend:
+        """What computes, for those who measure."""
+        return self._backend
+
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         """Compute one step.
 
@@ -42,7 +54,9 @@ class ModelRunner:
         touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
         step, logit_starts = build_step_arrays(batch, self._block_size)
-        assert step.block_tables.max(initial=0) < self._num_blocks, "a block outside the arena"
+        for request in batch.requests:
+            table = request.block_table
+            assert min(table) >= 0 and max(table) < self._num_blocks, "a block outside the arena"
         logits = self._backend.run(step, self._kv)
         assert logits.shape == (len(step.logit_rows), self._vocab_size)
         assert logits.dtype == np.float32
@@ -50,12 +64,14 @@ class ModelRunner:
         sampled: dict[str, tuple[SampledToken, ...]] = {}
         prompt_logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
         failed: dict[str, str] = {}
-        for request, rows in zip(batch.requests, np.split(logits, logit_starts[1:-1]), strict=True):
+        for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True):
             try:
-                scores = _score_prompt(request, rows)
+                if request.prompt_logprob_targets:
+                    scores = _score_prompt(request, logits[start:end])
                 if request.sampling is not None:
-                    sampled[request.request_id] = (sample_token(rows[-1], request.sampling),)
-                if scores:
+                    token = sample_token(logits[end - 1], request.sampling)
+                    sampled[request.request_id] = (token,)
+                if request.prompt_logprob_targets:
                     prompt_logprobs[request.request_id] = scores
             except EngineError as error:
                 failed[request.request_id] = str(error)

@@ -20,6 +20,7 @@ among equals (vLLM keeps all that equal the k-th); a small temperature is taken 
 it greedy below 1e-5); a rank counts strictly likelier tokens.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -42,9 +43,10 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
     request's own masks leave nothing to choose from.
     """
     params = sampling.params
-    _check_finite(row)
+    token_id = _finite_argmax(row)
     logits = _adjusted(row, sampling)
-    token_id = int(logits.argmax())  # the first of equals
+    if logits is not row:
+        token_id = int(logits.argmax())  # the first of equals
     if logits[token_id] == -np.inf:
         raise EngineError(
             "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
@@ -63,7 +65,7 @@ def token_logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
 
     Equally likely tokens stand in the order of their ids. Raises EngineError as sample_token does.
     """
-    _check_finite(row)
+    _finite_argmax(row)
     return _logprob(row, token_id, num_top)
 
 
@@ -90,11 +92,16 @@ def uniform(seed: int, position: int) -> float:
     return (int(generator.random_raw()) >> 11) * 2.0**-53  # the 53 bits that a double holds
 
 
-def _check_finite(row: Row) -> None:
-    """Single tokens may be -inf; NaN, +inf, or -inf everywhere is a failure of the model."""
+def _finite_argmax(row: Row) -> int:
+    """The likeliest token, the first of equals.
+
+    Single tokens may be -inf; NaN, +inf, or -inf everywhere is a failure of the model.
+    """
     # argmax stops at the first NaN, so the largest element tells all three.
-    if not np.isfinite(row[row.argmax()]):
+    token_id = int(row.argmax())
+    if not math.isfinite(row[token_id]):
         raise EngineError("the model's output for this request is not finite")
+    return token_id
 
 
 def _adjusted(row: Row, sampling: SamplingInput) -> Row:

@@ -1,93 +1,75 @@
 """A scheduled batch as the arrays a backend takes. Knows nothing of models, logits or sampling.
 
-The scheduler's promises are asserted here, where a broken one would otherwise become a write into
-another request's KV.
+A plain loop: most steps have one token per request, and a numpy call on so little costs more than
+the request's whole share of the loop. The scheduler's promises are asserted here, where a broken
+one would otherwise become a write into another request's KV.
 """
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Sequence
+from itertools import accumulate, chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from duetto.backends.backend import IntArray, StepArrays
-from duetto.core.batch import ScheduledBatch
+from duetto.core.batch import ScheduledBatch, ScheduledRequest
 
 
-def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArrays, IntArray]:
+def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArrays, tuple[int, ...]]:
     """The step's arrays, and where each request's logits lie.
 
-    The second array, `logit_starts` [R + 1], cuts the rows of logits that the backend returns:
-    request r owns rows logit_starts[r] ... logit_starts[r + 1]. First come the rows that score its
-    prompt, one for each of `prompt_logprob_targets`; then, if it is to be sampled, one more.
+    The second, `logit_starts` [R + 1], cuts the rows of logits that the backend returns: request r
+    owns rows logit_starts[r] ... logit_starts[r + 1]. First come the rows that score its prompt,
+    one for each of `prompt_logprob_targets`; then, if it is to be sampled, one more.
     """
     requests = batch.requests
     assert requests, "an empty batch"
     assert len({r.request_id for r in requests}) == len(requests), "a request twice"
-    lengths = _ints((len(r.token_ids) for r in requests), len(requests))
-    num_computed = _ints((r.num_computed_tokens for r in requests), len(requests))
-    num_targets = _ints((len(r.prompt_logprob_targets) for r in requests), len(requests))
-    is_sampled = np.array([r.sampling is not None for r in requests])
-    assert lengths.min() >= 1 and num_computed.min() >= 0, "nothing to compute"
-    held = _ints((len(r.block_table) for r in requests), len(requests)) * block_size
-    assert (num_computed + lengths <= held).all(), "a block table is too short"
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    context_lens: list[int] = []
+    query_starts, logit_starts, logit_rows = [0], [0], list[int]()
+    for request in requests:
+        start, end = request.num_computed_tokens, _context_len(request, block_size)
+        table = request.block_table
+        token_ids += request.token_ids
+        positions += range(start, end)
+        slots += [table[p // block_size] * block_size + p % block_size for p in range(start, end)]
+        context_lens.append(end)
+        first_row = query_starts[-1]
+        query_starts.append(first_row + end - start)
+        logit_rows += range(first_row, first_row + len(request.prompt_logprob_targets))
+        if request.sampling is not None:
+            logit_rows.append(query_starts[-1] - 1)
+        logit_starts.append(len(logit_rows))
+    assert len(set(slots)) == len(slots), "two tokens would be written into one slot"
+    a = _arrays((token_ids, positions, slots, query_starts, context_lens, logit_rows))
+    step = StepArrays(a[0], a[1], a[2], a[3], a[4], _block_tables(requests), a[5])
+    return step, tuple(logit_starts)
+
+
+def _arrays(lists: Sequence[list[int]]) -> list[IntArray]:
+    """Each list as an array; all are parts of one, as making an array costs more than a part."""
+    whole = np.array(list(chain.from_iterable(lists)), np.int32)
+    ends = accumulate(map(len, lists))
+    return [whole[end - len(each) : end] for each, end in zip(lists, ends, strict=True)]
+
+
+def _context_len(request: ScheduledRequest, block_size: int) -> int:
+    """Tokens with KV after this step. Asserts what the scheduler promises of one request."""
+    length = len(request.token_ids)
+    assert length >= 1 and request.num_computed_tokens >= 0, "nothing to compute"
+    end = request.num_computed_tokens + length
+    assert end <= len(request.block_table) * block_size, "a block table is too short"
     # The last of a prompt's tokens has no target, so no row is both scored and sampled.
-    assert (num_targets + is_sampled <= lengths).all(), "more logit rows than tokens"
-
-    starts = _starts(lengths)
-    owner = np.repeat(np.arange(len(requests), dtype=np.int32), lengths)  # [T]
-    place = np.arange(starts[-1], dtype=np.int32) - starts[owner]  # [T], within its own chunk
-    positions = num_computed[owner] + place
-    block_tables = _block_tables(batch)
-    step = StepArrays(
-        token_ids=_ints(chain.from_iterable(r.token_ids for r in requests), int(starts[-1])),
-        positions=positions,
-        slots=_slots(block_tables, owner, positions, block_size),
-        query_starts=starts,
-        context_lens=num_computed + lengths,
-        block_tables=block_tables,
-        logit_rows=_logit_rows(starts, owner, place, num_targets, is_sampled),
-    )
-    return step, _starts(num_targets + is_sampled.astype(np.int32))
+    num_rows = len(request.prompt_logprob_targets) + (request.sampling is not None)
+    assert num_rows <= length, "more logit rows than tokens"
+    return end
 
 
-def _ints(values: Iterable[int], count: int) -> IntArray:
-    return np.fromiter(values, dtype=np.int32, count=count)
-
-
-def _starts(lengths: IntArray) -> IntArray:
-    """[n] lengths of runs -> [n + 1]: where each run starts, and where the last one ends."""
-    return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-
-
-def _block_tables(batch: ScheduledBatch) -> IntArray:
+def _block_tables(requests: Sequence[ScheduledRequest]) -> IntArray:
     """[R, most blocks of any], padded with 0."""
-    most = max(len(r.block_table) for r in batch.requests)
-    tables = np.zeros((len(batch.requests), most), dtype=np.int32)
-    for row, request in zip(tables, batch.requests, strict=True):
-        row[: len(request.block_table)] = request.block_table
-    assert tables.min(initial=0) >= 0
-    return tables
-
-
-def _slots(
-    block_tables: IntArray, owner: IntArray, positions: IntArray, block_size: int
-) -> IntArray:
-    """[T]: the slot of each token's KV. No two tokens of a step share one."""
-    blocks = block_tables[owner, positions // block_size]
-    slots: IntArray = blocks * np.int32(block_size) + positions % np.int32(block_size)
-    assert len(np.unique(slots)) == len(slots), "two tokens would be written into one slot"
-    return slots
-
-
-def _logit_rows(
-    starts: IntArray,
-    owner: IntArray,
-    place: IntArray,
-    num_targets: IntArray,
-    is_sampled: NDArray[np.bool_],
-) -> IntArray:
-    """Rows whose logits are wanted: each request's scored rows, and its last if it is sampled."""
-    wanted = place < num_targets[owner]
-    wanted[starts[1:][is_sampled] - 1] = True
-    return np.flatnonzero(wanted).astype(np.int32)
+    most = max(len(r.block_table) for r in requests)
+    padding = (0,) * most
+    rows = [r.block_table + padding[len(r.block_table) :] for r in requests]
+    return np.array(rows, np.int32).reshape(len(rows), most)

@@ -14,7 +14,7 @@ from duetto.backends.backend import FloatArray, StepArrays
 from duetto.backends.reference.kv import KVArena, allocate
 from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import OPS, Run
-from duetto.program.dtype import Dtype
+from duetto.program.dtype import KVDtype
 from duetto.program.program import Program
 
 
@@ -27,7 +27,7 @@ class ReferenceBackend:
             name: np.ascontiguousarray(weights[name], dtype=np.float32) for name in program.weights
         }
 
-    def allocate_kv(self, num_blocks: int, block_size: int, dtype: Dtype) -> KVArena:
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> KVArena:
         """An arena for num_blocks blocks."""
         return allocate(self._program.kv, num_blocks, block_size, dtype)
 

@@ -8,41 +8,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray, IntArray
-from duetto.program.dtype import Dtype
+from duetto.program.dtype import KVDtype
 from duetto.program.program import KVSpec
+
+_MAX_INT8 = 127  # -128 is not used: the format is symmetric
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows:
+    """One layer's keys, or values: a row of head_dim numbers per token and KV head.
+
+    In int8 a row has an fp32 scale of its own, its largest magnitude / 127, so that a row never
+    depends on another, and is never written again.
+    """
+
+    numbers: NDArray[Any]  # [num_blocks, block_size, kv_heads, head_dim]
+    scales: FloatArray | None  # [num_blocks, block_size, kv_heads]; int8 only
+
+    def write(self, slots: IntArray, rows: FloatArray) -> None:
+        """Store rows of [T, kv_heads * head_dim] in `slots`, rounded to the arena's dtype."""
+        by_slot = _by_slot(self.numbers)
+        heads = rows.reshape(len(slots), *by_slot.shape[1:])
+        if self.scales is None:
+            by_slot[slots] = heads
+        else:
+            by_slot[slots], _by_slot(self.scales)[slots] = quantize_rows(heads)
+
+    def read(self, blocks: IntArray, num_tokens: int) -> FloatArray:
+        """The rows of positions 0 ... num_tokens, [num_tokens, kv_heads, head_dim]."""
+        numbers = _gather(self.numbers, blocks, num_tokens).astype(np.float32)
+        if self.scales is not None:
+            numbers *= _gather(self.scales, blocks, num_tokens)[..., None]
+        return numbers
+
+
+def quantize_rows(rows: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """[..., head_dim] -> int8 of the same shape, and scales [...]; a row of zeros has scale 0."""
+    scales = np.abs(rows).max(axis=-1) / np.float32(_MAX_INT8)
+    divisors = np.where(scales == 0, np.float32(1), scales)
+    with np.errstate(invalid="ignore"):  # a row that is not finite has a scale that says so
+        steps = np.rint(rows / divisors[..., None]).astype(np.int8)
+    return steps, scales
 
 
 @dataclass(frozen=True, slots=True)
 class KVArena:
-    keys: tuple[NDArray[Any], ...]  # per layer [num_blocks, block_size, kv_heads, head_dim]
-    values: tuple[NDArray[Any], ...]
+    keys: tuple[HeadRows, ...]  # per layer
+    values: tuple[HeadRows, ...]
 
     def write(self, layer: int, slots: IntArray, keys: FloatArray, values: FloatArray) -> None:
         """Store rows of [T, kv_heads * head_dim] in `slots`, rounded to the arena's dtype."""
-        for arena, rows in ((self.keys[layer], keys), (self.values[layer], values)):
-            num_blocks, block_size, *head_shape = arena.shape
-            by_slot = arena.reshape(num_blocks * block_size, *head_shape)
-            by_slot[slots] = rows.reshape(len(slots), *head_shape)
+        self.keys[layer].write(slots, keys)
+        self.values[layer].write(slots, values)
 
     def read(self, layer: int, blocks: IntArray, num_tokens: int) -> tuple[FloatArray, FloatArray]:
         """The keys and values of positions 0 ... num_tokens, [num_tokens, kv_heads, head_dim]."""
-        return (
-            _gather(self.keys[layer], blocks, num_tokens),
-            _gather(self.values[layer], blocks, num_tokens),
-        )
+        keys, values = self.keys[layer], self.values[layer]
+        return keys.read(blocks, num_tokens), values.read(blocks, num_tokens)
 
 
-def _gather(arena: NDArray[Any], blocks: IntArray, num_tokens: int) -> FloatArray:
+def _by_slot(arena: NDArray[Any]) -> NDArray[Any]:
+    num_blocks, block_size, *shape = arena.shape
+    return arena.reshape(num_blocks * block_size, *shape)
+
+
+def _gather(arena: NDArray[Any], blocks: IntArray, num_tokens: int) -> NDArray[Any]:
     block_size = arena.shape[1]
     used = blocks[: -(-num_tokens // block_size)]
-    rows = arena[used].reshape(len(used) * block_size, *arena.shape[2:])
-    return rows[:num_tokens].astype(np.float32)
+    return arena[used].reshape(len(used) * block_size, *arena.shape[2:])[:num_tokens]
 
 
-def allocate(layers: tuple[KVSpec, ...], num_blocks: int, block_size: int, dtype: Dtype) -> KVArena:
-    def zeros() -> tuple[NDArray[Any], ...]:
-        return tuple(
-            np.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), dtype) for kv in layers
-        )
+def allocate(
+    layers: tuple[KVSpec, ...], num_blocks: int, block_size: int, dtype: KVDtype
+) -> KVArena:
+    def empty(kv: KVSpec) -> HeadRows:
+        shape = (num_blocks, block_size, kv.num_kv_heads)
+        scales = np.zeros(shape, np.float32) if dtype == "int8" else None
+        return HeadRows(np.zeros((*shape, kv.head_dim), dtype), scales)
 
-    return KVArena(zeros(), zeros())
+    return KVArena(tuple(map(empty, layers)), tuple(map(empty, layers)))

@@ -6,7 +6,7 @@ Knows a program's KV per token and a number of bytes; not where the bytes lie, a
 from dataclasses import dataclass
 
 from duetto.core.errors import ConfigError
-from duetto.program.dtype import DTYPE_BYTES, Dtype
+from duetto.program.dtype import KVDtype, kv_head_bytes
 from duetto.program.program import Program
 
 MAX_SLOTS = 2**31  # slots travel as int32
@@ -23,21 +23,26 @@ class KVPlan:
     notes: tuple[str, ...] = ()
 
 
-def bytes_per_block(program: Program, block_size: int, kv_dtype: Dtype) -> int:
-    return program.kv_bytes_per_token(DTYPE_BYTES[kv_dtype]) * block_size
+def bytes_per_block(program: Program, block_size: int, kv_dtype: KVDtype) -> int:
+    """Of all layers, with nothing between the numbers: a backend's own layout may add padding."""
+    return block_size * sum(
+        2 * layer.num_kv_heads * kv_head_bytes(kv_dtype, layer.head_dim) for layer in program.kv
+    )
 
 
 def plan_kv(
     program: Program,
     *,
     block_size: int,
-    kv_dtype: Dtype,
+    block_bytes: int,
     max_num_seqs: int,
     memory_bytes: int | None,
     available_bytes: int,
     may_shorten: bool,
 ) -> KVPlan:
-    """Size the cache for requests of `program.max_model_len` tokens. The rule:
+    """Size the cache for requests of `program.max_model_len` tokens, in blocks of `block_bytes`.
+
+    The rule:
 
     - `memory_bytes`, where it is given, is used in full. Otherwise a quarter of the available
       memory is, but no more than `max_num_seqs` requests of the greatest length can fill.
@@ -48,7 +53,6 @@ def plan_kv(
     Raises ConfigError, with the numbers and the flags to change, if that is not enough.
     """
     length = program.max_model_len
-    block_bytes = bytes_per_block(program, block_size, kv_dtype)
     needed = -(-length // block_size)  # blocks of one request of that length
     limit = available_bytes if memory_bytes is None else memory_bytes
     num_blocks = min(limit // block_bytes, MAX_SLOTS // block_size)

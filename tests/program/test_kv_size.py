@@ -3,9 +3,9 @@
 import pytest
 
 from duetto.core.errors import ConfigError
+from duetto.program.kv_size import bytes_per_block, plan_kv
 from duetto.program.ops import Ref
 from duetto.program.program import KVSpec, Program
-from duetto.runner.kv_size import bytes_per_block, plan_kv
 
 MIB = 2**20
 
@@ -18,7 +18,7 @@ def program(max_model_len=1024):
 
 def plan(max_model_len=None, memory_bytes=None, available_bytes=1024 * MIB, **changes):
     """As load_model asks: a length that is not given is the model's, and may be shortened."""
-    arguments = {"block_size": 32, "kv_dtype": "float32", "max_num_seqs": 4, **changes}
+    arguments = {"block_size": 32, "block_bytes": BLOCK, "max_num_seqs": 4, **changes}
     return plan_kv(
         program(max_model_len or 1024),
         memory_bytes=memory_bytes,
@@ -35,6 +35,8 @@ def test_a_block_holds_the_keys_and_values_of_every_layer():
     assert bytes_per_block(program(), 32, "float32") == BLOCK
     assert bytes_per_block(program(), 32, "bfloat16") == BLOCK // 2
     assert bytes_per_block(program(), 1, "float16") == 128
+    # 8 numbers of a byte and their scale, 4 bytes: 1.5 times the numbers
+    assert bytes_per_block(program(), 32, "int8") == BLOCK * 3 // 8
 
 
 def test_by_default_every_request_can_reach_the_greatest_length_and_no_more_is_taken():

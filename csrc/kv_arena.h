@@ -1,0 +1,35 @@
+// The KV of all layers, in one arena: [layer][block], a block laid out by the kernels that made it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "arena.h"
+#include "kernels.h"
+
+namespace duetto {
+
+class KvArena {
+public:
+    // layers: (num_kv_heads, head_dim) of each. Throws std::invalid_argument, std::bad_alloc.
+    KvArena(const Kernels& kernels, KvFormat format, int64_t num_blocks, int64_t block_size,
+            const std::vector<std::pair<int64_t, int64_t>>& layers);
+
+    const Kernels& kernels() const { return kernels_; }
+    KvFormat format() const { return format_; }
+    int64_t num_blocks() const { return num_blocks_; }
+    int64_t block_size() const { return block_size_; }
+    const std::vector<KvLayer>& layers() const { return layers_; }
+    int64_t num_bytes() const { return static_cast<int64_t>(memory_.num_bytes()); }
+
+private:
+    const Kernels& kernels_;
+    KvFormat format_;
+    int64_t num_blocks_, block_size_;
+    std::vector<KvLayer> layers_;
+    Arena memory_;
+};
+
+}  // namespace duetto

@@ -1,0 +1,302 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace duetto {
+namespace {
+
+// Eight numbers at once, in the compiler's generic vectors: any target can do it, and gets the same bits.
+constexpr int kStep = 8;
+typedef float Floats __attribute__((vector_size(kStep * 4)));
+typedef int32_t Ints __attribute__((vector_size(kStep * 4)));
+typedef uint32_t Bits __attribute__((vector_size(kStep * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kStep * 2)));
+typedef int8_t Bytes __attribute__((vector_size(kStep)));
+
+// Adding it rounds a float below 2^22 to an integer, ties to even, and leaves that in the low bits.
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+constexpr int32_t kRoundBits = 0x4b400000;
+constexpr uint32_t kInfinity = 0x7f800000;
+constexpr float kTiny = 1e-30f;  // a group that is smaller is zeros: its scale has no inverse
+
+template <class T>
+inline __attribute__((always_inline)) T load(const void* p) {
+    T v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline float float_from(uint16_t bf16) {
+    const uint32_t bits = (uint32_t)bf16 << 16;
+    return load<float>(&bits);
+}
+
+// of a finite number that does not become infinite
+inline uint16_t bf16_nearest(float x) {
+    const uint32_t bits = load<uint32_t>(&x);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline uint16_t bf16_away_from_zero(float x) {
+    return (uint16_t)((load<uint32_t>(&x) + 0xffff) >> 16);
+}
+
+inline Floats widen(Halves halves, SourceType type) {
+    const Bits h = __builtin_convertvector(halves, Bits);
+    if (type == SourceType::bf16) return (Floats)(h << 16);
+    // f16: the exponent's bias by a multiplication (which subnormals need), infinities by hand
+    const Floats scaled = (Floats)((h & 0x7fff) << 13) * 0x1p112f;
+    const Bits special = (Bits)((h & 0x7c00) == 0x7c00) & kInfinity;
+    return (Floats)((Bits)scaled | special | ((h & 0x8000) << 16));
+}
+
+// x[0 ... padded) = the numbers at k of a row, then zeros. Returns the largest magnitude's bits,
+// which are above all numbers' for an infinity or a NaN.
+uint32_t read_numbers(const SourceRows& source, int64_t row, int64_t k, int64_t count,
+                      int64_t padded, float* x) {
+    const size_t size = source.type == SourceType::f32 ? 4 : 2;
+    const uint8_t* p = (const uint8_t*)source.data + (size_t)(row * source.ld + k) * size;
+    int64_t i = 0;
+    for (; i + kStep <= count; i += kStep) {
+        const Floats v = size == 4 ? load<Floats>(p + i * 4)
+                                   : widen(load<Halves>(p + i * 2), source.type);
+        std::memcpy(x + i, &v, sizeof v);
+    }
+    if (i < padded) {
+        std::memset(x + i, 0, (size_t)(padded - i) * 4);
+        uint8_t last[kStep * 4] = {};
+        std::memcpy(last, p + i * size, (size_t)(count - i) * size);
+        const Floats v = size == 4 ? load<Floats>(last) : widen(load<Halves>(last), source.type);
+        if (count > i) std::memcpy(x + i, &v, (size_t)(count - i) * 4);
+    }
+    Bits top = {};
+    for (i = 0; i + kStep <= padded; i += kStep) {
+        const Bits bits = load<Bits>(x + i) & 0x7fffffff;
+        top = bits > top ? bits : top;
+    }
+    uint32_t most = 0;
+    for (int lane = 0; lane < kStep; lane++) most = std::max(most, top[lane]);
+    return most;
+}
+
+inline Ints rounded(Floats scaled) { return (Ints)(scaled + kRound) - kRoundBits; }
+
+inline __attribute__((always_inline)) float sum(Floats v) {
+    return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+}
+
+// -- int8 ---------------------------------------------------------------------------------------
+uint16_t pack_int8(const float* x, int64_t count, float largest, uint32_t* words) {
+    if (largest < kTiny) {
+        std::memset(words, 0, (size_t)count);
+        return 0;
+    }
+    const uint16_t scale = bf16_away_from_zero(largest / 127.0f);
+    const float inverse = 1.0f / float_from(scale);
+    for (int64_t i = 0; i < count; i += kStep) {
+        const Bytes q = __builtin_convertvector(rounded(load<Floats>(x + i) * inverse), Bytes);
+        std::memcpy((uint8_t*)words + i, &q, sizeof q);
+    }
+    return scale;
+}
+
+// -- int4 ---------------------------------------------------------------------------------------
+// Its search is most of the time that packing takes, so it is compiled for AVX2 as well: the same
+// operations on the same lanes (and no fused multiply-adds), so the same bits.
+#define DUETTO_ALWAYS_INLINE inline __attribute__((always_inline))
+
+DUETTO_ALWAYS_INLINE Floats int4_values(Floats x, float inverse) {
+    const Floats shifted = x * inverse + kRound;
+    const Floats low = Floats{} + (kRound - 8), high = Floats{} + (kRound + 7);
+    Floats kept = shifted > high ? high : shifted;
+    kept = kept < low ? low : kept;
+    return kept - kRound;
+}
+
+DUETTO_ALWAYS_INLINE float int4_error(const float* x, int64_t count, float scale) {
+    const float inverse = 1.0f / scale;
+    Floats total = {};
+    for (int64_t i = 0; i < count; i += kStep) {
+        const Floats v = load<Floats>(x + i), wrong = v - int4_values(v, inverse) * scale;
+        total += wrong * wrong;
+    }
+    return sum(total);
+}
+
+// The scale that fits best the values that `scale` rounds to: sum(x q) / sum(q q).
+DUETTO_ALWAYS_INLINE float int4_refit(const float* x, int64_t count, float scale) {
+    const float inverse = 1.0f / scale;
+    Floats xq = {}, qq = {};
+    for (int64_t i = 0; i < count; i += kStep) {
+        const Floats v = load<Floats>(x + i), q = int4_values(v, inverse);
+        xq += v * q;
+        qq += q * q;
+    }
+    return sum(xq) / sum(qq);
+}
+
+DUETTO_ALWAYS_INLINE uint16_t int4_search(const float* x, int64_t count, float largest) {
+    int64_t at = 0;
+    while (at + 1 < count && !(x[at] == largest || x[at] == -largest)) at++;
+    const float extreme = x[at];
+    // where the extreme goes: beyond -8 or 7 it is clipped, for the others' good
+    constexpr float kPlaces[] = {-7.0f, -7.4f, -7.7f, -8.0f, -8.4f, -8.9f, -9.5f, 7.0f, 7.5f, 8.0f};
+    constexpr int kNumPlaces = sizeof kPlaces / sizeof *kPlaces;
+    uint16_t best = bf16_nearest(extreme / -8.0f);  // stays if squares overflow
+    float least = __builtin_inff();
+    for (int i = 0; i <= kNumPlaces; i++) {  // then the best of them, refined
+        const float wanted = i < kNumPlaces ? extreme / kPlaces[i]
+                                            : int4_refit(x, count, float_from(best));
+        const uint16_t scale = bf16_nearest(wanted);
+        const float error = int4_error(x, count, float_from(scale));
+        if (error < least) least = error, best = scale;
+    }
+    return best;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) uint16_t int4_search_avx2(const float* x, int64_t count,
+                                                          float largest) {
+    return int4_search(x, count, largest);
+}
+#endif
+
+uint16_t int4_scale(const float* x, int64_t count, float largest) {
+#if defined(__x86_64__)
+    static const bool avx2 = __builtin_cpu_supports("avx2");
+    if (avx2) return int4_search_avx2(x, count, largest);
+#endif
+    return int4_search(x, count, largest);
+}
+
+uint16_t pack_int4(const float* x, int64_t count, float largest, uint32_t* words) {
+    if (largest < kTiny) {
+        std::memset(words, 0x88, (size_t)count / 2);
+        return 0;
+    }
+    const uint16_t scale = int4_scale(x, count, largest);
+    const float inverse = 1.0f / float_from(scale);
+    for (int64_t i = 0; i < count; i += kStep) {
+        const Floats q = int4_values(load<Floats>(x + i), inverse) + 8.0f;
+        const Bytes nibbles = __builtin_convertvector(__builtin_convertvector(q, Ints), Bytes);
+        uint64_t all;
+        std::memcpy(&all, &nibbles, sizeof all);
+        words[i / 8] = (uint32_t)all | (uint32_t)(all >> 32) << 4;
+    }
+    return scale;
+}
+
+// -- bf16 ---------------------------------------------------------------------------------------
+void pack_bf16(const float* x, int64_t count, uint32_t* words) {
+    for (int64_t i = 0; i < count; i += kStep) {
+        const Bits bits = load<Bits>(x + i);
+        const Halves h = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+        std::memcpy((uint16_t*)words + i, &h, sizeof h);
+    }
+}
+
+// -- tiles --------------------------------------------------------------------------------------
+int64_t numbers_per_word(WeightFormat format) {
+    switch (format) {
+        case WeightFormat::f32: return 1;
+        case WeightFormat::bf16: return 2;
+        case WeightFormat::int8: return 4;
+        case WeightFormat::int4: return 8;
+    }
+    return 1;
+}
+
+bool is_quantized(WeightFormat format) {
+    return format == WeightFormat::int8 || format == WeightFormat::int4;
+}
+
+// The largest magnitude that a format can take: bf16 rounds what is nearly 2^128 to infinity.
+uint32_t first_refused(WeightFormat format) {
+    return format == WeightFormat::bf16 ? 0x7f7f8000 : kInfinity;
+}
+
+struct RowFinder {
+    const SourceRows* sources;
+    int64_t num_sources;
+
+    // `row` becomes the row within the source
+    const SourceRows& find(int64_t& row) const {
+        int64_t i = 0;
+        while (i + 1 < num_sources && row >= sources[i].rows) row -= sources[i++].rows;
+        return sources[i];
+    }
+};
+
+}  // namespace
+
+PackedBytes packed_bytes(WeightFormat format, int64_t n, int64_t k, int32_t group) {
+    const int64_t tiles = num_tiles(n);
+    const int64_t words = pad8(k) / numbers_per_word(format);
+    const int64_t scales = is_quantized(format) ? num_groups(k, group) : 0;
+    return {(size_t)(tiles * words * kTile * 4), (size_t)(tiles * scales * kTile * 2)};
+}
+
+int64_t pack_tiles(const PackedWeight& shape, const SourceRows* sources, int64_t num_sources,
+                   int64_t tile_begin, int64_t tile_end, uint8_t* data, uint16_t* scales) {
+    constexpr int64_t kUnquantizedRun = 256;
+    const WeightFormat format = shape.format;
+    const bool quantized = is_quantized(format);
+    const int64_t per_word = numbers_per_word(format), k_padded = pad8(shape.k);
+    // K is packed in runs: groups, if there are scales
+    int64_t run = kUnquantizedRun;
+    if (quantized) run = shape.group == 0 ? std::max<int64_t>(k_padded, 8) : shape.group;
+    const int64_t runs = quantized ? num_groups(shape.k, shape.group) : (k_padded + run - 1) / run;
+    const int64_t stride = run / per_word + 4;  // words; not a power of two
+    std::vector<float> numbers((size_t)run);
+    std::vector<uint32_t> words((size_t)(stride * kTile));
+    const RowFinder rows{sources, num_sources};
+
+    for (int64_t tile = tile_begin; tile < tile_end; tile++) {
+        int64_t refused = shape.n;
+        for (int64_t g = 0; g < runs; g++) {
+            const int64_t k = g * run, padded = std::min(run, k_padded - k);
+            const int64_t count = std::min(run, shape.k - k);
+            for (int64_t output = 0; output < kTile; output++) {
+                const int64_t row = tile * kTile + output;
+                uint32_t* to = words.data() + output * stride;
+                uint32_t top = 0;
+                if (row < shape.n) {
+                    int64_t source_row = row;
+                    const SourceRows& source = rows.find(source_row);
+                    top = read_numbers(source, source_row, k, count, padded, numbers.data());
+                    if (top >= first_refused(format)) refused = std::min(refused, row);
+                } else {
+                    std::memset(numbers.data(), 0, (size_t)padded * 4);
+                }
+                const float largest = load<float>(&top);
+                uint16_t scale = 0;
+                if (refused < shape.n) continue;  // only looks for a yet earlier row
+                switch (format) {
+                    case WeightFormat::f32:
+                        std::memcpy(to, numbers.data(), (size_t)padded * 4);
+                        break;
+                    case WeightFormat::bf16: pack_bf16(numbers.data(), padded, to); break;
+                    case WeightFormat::int8:
+                        scale = pack_int8(numbers.data(), padded, largest, to);
+                        break;
+                    case WeightFormat::int4:
+                        scale = pack_int4(numbers.data(), padded, largest, to);
+                        break;
+                }
+                if (quantized) scales[(tile * runs + g) * kTile + output] = scale;
+            }
+            uint32_t* out = (uint32_t*)data + (tile * k_padded + k) / per_word * kTile;
+            for (int64_t word = 0; word < padded / per_word; word++) {
+                for (int64_t output = 0; output < kTile; output++) {
+                    *out++ = words[(size_t)(output * stride + word)];
+                }
+            }
+        }
+        if (refused < shape.n) return refused;
+    }
+    return -1;
+}
+
+}  // namespace duetto

@@ -1,0 +1,189 @@
+// A model as a flat list of operations over buffers, and the call that runs one step through it.
+//
+// Building checks every width, and run checks every number of a step, before any thread starts: what
+// walks the list afterwards (walk.cpp) trusts it. Knows no Python; whoever builds a plan keeps weights
+// alive. All errors are std::invalid_argument.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "arena.h"
+#include "attention_order.h"
+#include "kernels.h"
+#include "kv_arena.h"
+#include "pool.h"
+
+namespace duetto {
+
+// Columns [start, start + width) of a buffer of T (or, after SelectRows, of the selected) rows.
+struct Ref {
+    int64_t buffer, start, width;
+};
+
+struct Norm {  // of whole rows
+    const float* weight;
+    float eps, offset;
+};
+
+struct Embed {
+    Ref out;
+    PackedWeight weight;
+    float scale;
+};
+struct RmsNorm {
+    Ref x, out;
+    Norm norm;
+    int64_t group;
+};
+struct Linear {
+    Ref x, out;
+    PackedWeight weight;
+    const float* bias;  // [n], or nullptr
+    bool accumulate;
+    std::optional<Norm> norm;             // of x, first
+    std::optional<Activation> gated_act;  // x is then gate and up, each k wide
+    int64_t row_bytes;                    // of a prepared row
+};
+struct Rope {
+    Ref x;
+    int64_t head_dim, spec;
+};
+struct WriteKv {
+    Ref k, v;
+    int64_t layer;
+};
+struct Attention {
+    Ref q, out;
+    int64_t layer;
+    int32_t num_heads, num_kv_heads, head_dim;
+    float scale;
+    int32_t window;
+    float softcap;
+    size_t order;  // which of the plan's AttentionOrders
+};
+struct GatedAct {
+    Ref x, out;
+    Activation kind;
+};
+struct Add {
+    Ref x, y, out;
+};
+struct SelectRows {
+    Ref x, out;
+};
+struct SoftCap {
+    Ref x;
+    float cap;
+};
+
+struct Op {
+    std::variant<Embed, RmsNorm, Linear, Rope, WriteKv, Attention, GatedAct, Add, SelectRows, SoftCap> what;
+    bool after_select;  // works on the selected rows
+};
+
+struct RopeSpec {
+    std::vector<float> inv_freq;
+    double scale;  // of cosine and sine
+    std::vector<float> cos, sin;  // [T, rotary_dim / 2], of this step
+};
+
+struct Buffer {
+    int64_t width;
+    bool all_rows = false;  // some operation before SelectRows touches it
+    int64_t leading = 0;    // floats from row to row
+    int64_t capacity = 0;   // rows
+    std::shared_ptr<Arena> memory;
+};
+
+struct alignas(64) Counter {
+    std::atomic<int64_t> next{0};
+};
+
+// One step's arrays, as they came.
+struct StepInput {
+    StepView view;
+    const int32_t* token_ids;  // [T]
+    const int32_t* logit_rows;
+    int64_t num_logit_rows;
+};
+
+struct Result {
+    std::shared_ptr<Arena> memory;  // later runs write elsewhere for as long as somebody holds it
+    const float* data;
+    int64_t rows, width, leading;
+};
+
+class Plan {
+public:
+    Plan(Pool& pool, const Kernels& kernels) : pool_(pool), kernels_(kernels) {}
+
+    // Each returns the number of what was added.
+    int64_t buffer(int64_t width);
+    int64_t rope_spec(std::vector<float> inv_freq, double scale);
+    int64_t embed(Ref out, const PackedWeight& weight, float scale);
+    int64_t rms_norm(Ref x, Ref out, Norm norm, int64_t group);
+    int64_t linear(Ref x, Ref out, const PackedWeight& weight, const float* bias, bool accumulate,
+                   std::optional<Norm> norm, std::optional<Activation> gated_act);
+    int64_t rope(Ref x, int64_t head_dim, int64_t spec);
+    int64_t write_kv(Ref k, Ref v, int64_t layer);
+    int64_t attention(Attention op);
+    int64_t gated_act(Ref x, Ref out, Activation kind);
+    int64_t add(Ref x, Ref y, Ref out);
+    int64_t select_rows(Ref x, Ref out);
+    int64_t soft_cap(Ref x, float cap);
+
+    // kv may be nullptr if no operation needs it.
+    Result run(const StepInput& input, const KvArena* kv, Ref result);
+    std::vector<double> times() const;  // seconds of each operation, then of everything outside them
+
+    void write(Ref ref, const float* values, int64_t rows);
+    std::vector<float> read(Ref ref, int64_t* rows) const;
+
+    const Kernels& kernels() const { return kernels_; }
+    int64_t num_ops() const { return static_cast<int64_t>(ops_.size()); }
+    int64_t num_bytes() const;
+
+private:
+    friend class Walk;
+
+    int64_t append(Op op);
+    void check(const char* name, const Ref& ref) const;
+    void use(const char* name, const Ref& ref);
+    void check_step(const StepInput& input, const KvArena* kv) const;
+    void check_kv(const StepInput& input, const KvArena* kv) const;
+    void hold_rows(Buffer& buffer, int64_t rows);
+    void let_go(Buffer& buffer);
+    void make_room(const StepInput& input, const KvArena* kv);
+    void cut_attention(const StepInput& input, const KvArena* kv);
+    AttentionArgs attention_args(const Attention& op, const KvArena& kv) const;
+    float* at(const Ref& ref) const;
+    int64_t leading(const Ref& ref) const { return buffers_[ref.buffer].leading; }
+    bool prepares_alone(const Linear& op, int64_t rows) const;
+
+    Pool& pool_;
+    const Kernels& kernels_;
+    std::vector<Op> ops_;
+    std::vector<Buffer> buffers_;
+    std::vector<RopeSpec> ropes_;
+    std::vector<AttentionOrder> orders_;
+    int64_t smallest_vocabulary_ = INT64_MAX;
+    bool selected_ = false, uses_kv_ = false;
+
+    // of a step
+    mutable std::mutex turn_;
+    int64_t rows_ = 0, selected_rows_ = 0;
+    std::vector<Counter> counters_;  // one per operation
+    Arena prepared_;                 // rows for a linear operation, made together
+    Arena partials_;                 // of attention
+    Arena scratch_;                  // [thread][scratch_bytes_]
+    size_t scratch_bytes_ = 0;
+    std::vector<double> times_;
+};
+
+}  // namespace duetto

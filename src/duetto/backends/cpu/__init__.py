@@ -1,0 +1,1 @@
+"""The fast backend: packed weights and native kernels (csrc/), one native call per step."""

@@ -1,0 +1,82 @@
+"""The native CPU backend: a Program as one native plan, one call per step.
+
+Computes in fp32 between operations; what projections multiply with is in their weight's format.
+Knows what a Backend knows, and how its weights and KV are kept; no kernel and no thread.
+"""
+
+from typing import TYPE_CHECKING
+
+from duetto.backends.backend import FloatArray, StepArrays
+from duetto.backends.cpu.compile import Compiler
+from duetto.backends.cpu.native import in_words, native
+from duetto.backends.cpu.packed import PackedWeights
+from duetto.program.dtype import KVDtype
+from duetto.program.program import Program
+
+if TYPE_CHECKING:
+    from duetto._native import KvArena, KvFormat, Pool
+
+_KV_FORMATS: dict[KVDtype, "KvFormat"] = {
+    "float32": "f32",
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "int8": "int8",
+}
+
+
+def kv_block_bytes(program: Program, block_size: int, dtype: KVDtype, isa: str) -> int:
+    """What a block of all layers takes in this backend's layout.
+
+    Raises ConfigError, naming the dimension, for heads that the kernels cannot take.
+    """
+    return sum(
+        in_words(
+            "--backend cpu",
+            native.kv_block_bytes,
+            _KV_FORMATS[dtype],
+            block_size,
+            layer.num_kv_heads,
+            layer.head_dim,
+            isa,
+        )
+        for layer in program.kv
+    )
+
+
+class CpuBackend:
+    """Runs on the threads of `pool`, with the kernels of `isa`.
+
+    What a request gets depends on neither the threads nor the company, bit for bit; on the
+    instruction set it does, in the last bits.
+    """
+
+    def __init__(self, program: Program, weights: PackedWeights, pool: "Pool", isa: str) -> None:
+        """Raises ConfigError for an operation or a dimension that the kernels cannot take."""
+        self._program = program
+        self._isa = isa
+        self._plan = native.Plan(pool, isa)
+        compiler = Compiler(program, self._plan, weights.matrices, weights.vectors)
+        self.steps, self._logits = in_words("--backend cpu", compiler.compile)
+
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> "KvArena":
+        """An arena for num_blocks blocks. Raises MemoryError if the system has no room for it."""
+        layers = [(layer.num_kv_heads, layer.head_dim) for layer in self._program.kv]
+        return native.KvArena(num_blocks, block_size, layers, _KV_FORMATS[dtype], self._isa)
+
+    def run(self, step: StepArrays, kv: "KvArena") -> FloatArray:
+        """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
+        return self._plan.run(
+            step.token_ids,
+            step.positions,
+            step.slots,
+            step.query_starts,
+            step.context_lens,
+            step.block_tables,
+            step.logit_rows,
+            kv,
+            self._logits,
+        )
+
+    def times(self) -> list[float]:
+        """Seconds of each of `steps` in the last run, then of all native work outside them."""
+        return self._plan.times()

@@ -1,0 +1,139 @@
+"""A Program becomes calls that build a native plan. Knows no weights' formats and no kernels."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from duetto.backends.backend import FloatArray
+from duetto.backends.cpu.fuse import FusedLinear, Step, fuse
+from duetto.program.ops import (
+    Add,
+    Attention,
+    Embed,
+    GatedAct,
+    Ref,
+    RmsNorm,
+    Rope,
+    RopeSpec,
+    SelectRows,
+    SoftCap,
+    WriteKV,
+)
+from duetto.program.program import Program
+
+if TYPE_CHECKING:  # the module may not have been built
+    from duetto._native import Plan, Weight
+
+Columns = tuple[int, int, int]  # buffer, start, width
+
+
+class Compiler:
+    """Builds one plan. `matrices` are packed; `vectors` are norm weights and biases, in fp32."""
+
+    def __init__(
+        self,
+        program: Program,
+        plan: "Plan",
+        matrices: Mapping[str, "Weight"],
+        vectors: Mapping[str, FloatArray],
+    ) -> None:
+        self._program = program
+        self._plan = plan
+        self._matrices = matrices
+        self._vectors = vectors
+        self._buffers: dict[str, int] = {}
+        self._rope_specs: dict[RopeSpec, int] = {}
+
+    def compile(self) -> tuple[tuple[Step, ...], Columns]:
+        """Add every operation to the plan; returns them, and where the logits will be.
+
+        Raises ConfigError for an operation that this backend does not know.
+        """
+        steps = tuple(fuse(self._program.ops, self._program.logits))
+        for step in steps:
+            _EMIT[type(step)](self, step)
+        return steps, self._columns(self._program.logits)
+
+    def _columns(self, ref: Ref) -> Columns:
+        """A buffer is made when it is first used: what fusing leaves unused takes no memory."""
+        if ref.buffer not in self._buffers:
+            width = self._program.buffers[ref.buffer]
+            self._buffers[ref.buffer] = self._plan.buffer(width)
+        return self._buffers[ref.buffer], ref.start, ref.width
+
+    def _embed(self, op: Embed) -> None:
+        self._plan.embed(self._columns(op.out), self._matrices[op.weight], op.scale)
+
+    def _rms_norm(self, op: RmsNorm) -> None:
+        self._plan.rms_norm(
+            self._columns(op.x),
+            self._columns(op.out),
+            self._vectors[op.weight],
+            op.eps,
+            op.group,
+            op.offset,
+        )
+
+    def _linear(self, step: FusedLinear) -> None:
+        op, before = step.linear, step.before
+        norm = None
+        if isinstance(before, RmsNorm):
+            norm = (self._vectors[before.weight], before.eps, before.offset)
+        self._plan.linear(
+            self._columns(op.x if before is None else before.x),
+            self._columns(op.out),
+            self._matrices[op.weight],
+            bias=None if op.bias is None else self._vectors[op.bias],
+            accumulate=op.accumulate,
+            norm=norm,
+            gated_act=before.kind if isinstance(before, GatedAct) else None,
+        )
+
+    def _rope(self, op: Rope) -> None:
+        if op.spec not in self._rope_specs:
+            inv_freq = np.array(op.spec.inv_freq, np.float32)
+            self._rope_specs[op.spec] = self._plan.rope_spec(inv_freq, op.spec.scale)
+        self._plan.rope(self._columns(op.x), op.head_dim, self._rope_specs[op.spec])
+
+    def _write_kv(self, op: WriteKV) -> None:
+        self._plan.write_kv(self._columns(op.k), self._columns(op.v), op.layer)
+
+    def _attention(self, op: Attention) -> None:
+        self._plan.attention(
+            self._columns(op.q),
+            self._columns(op.out),
+            op.layer,
+            op.num_heads,
+            op.num_kv_heads,
+            op.head_dim,
+            op.scale,
+            op.window or 0,
+            op.softcap or 0.0,
+        )
+
+    def _gated_act(self, op: GatedAct) -> None:
+        self._plan.gated_act(self._columns(op.x), self._columns(op.out), op.kind)
+
+    def _add(self, op: Add) -> None:
+        self._plan.add(self._columns(op.x), self._columns(op.y), self._columns(op.out))
+
+    def _select_rows(self, op: SelectRows) -> None:
+        self._plan.select_rows(self._columns(op.x), self._columns(op.out))
+
+    def _soft_cap(self, op: SoftCap) -> None:
+        self._plan.soft_cap(self._columns(op.x), op.cap)
+
+
+_EMIT: dict[type, Callable[[Compiler, Any], None]] = {
+    Embed: Compiler._embed,
+    RmsNorm: Compiler._rms_norm,
+    FusedLinear: Compiler._linear,
+    Rope: Compiler._rope,
+    WriteKV: Compiler._write_kv,
+    Attention: Compiler._attention,
+    GatedAct: Compiler._gated_act,
+    Add: Compiler._add,
+    SelectRows: Compiler._select_rows,
+    SoftCap: Compiler._soft_cap,
+}

@@ -1,0 +1,80 @@
+"""Which weight is kept in which format, and why. Knows a program's operations; no bytes.
+
+Projections are what a step reads whole, so they are what `quantization` quantizes. An embedding is
+looked up row by row: quantizing it would save nothing that a step reads, so it is quantized only
+where the logits are made of it too (tied embeddings), and the two then are one copy. In int4 the
+projection to the logits is int8: of all, it is the one whose errors nothing evens out. Norm
+weights and biases stay in fp32.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from duetto.core.errors import ConfigError
+from duetto.program.dtype import Dtype
+from duetto.program.ops import Embed, Linear
+from duetto.program.program import Program
+
+Kind = Literal["f32", "bf16", "int8", "int4"]
+Quantization = Literal["int8", "int4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How the numbers of a matrix are kept; `group` of k share a scale."""
+
+    kind: Kind
+    group: int = 0  # 0: no scales
+
+
+QUANTIZED: Mapping[Quantization, Format] = {"int8": Format("int8", 128), "int4": Format("int4", 64)}
+HEAD_OF: Mapping[Quantization, Format] = {"int8": QUANTIZED["int8"], "int4": QUANTIZED["int8"]}
+# Kernels multiply by fp32 or bf16: fp16 is widened, which changes no number.
+STORED: Mapping[Dtype, Format] = {
+    "float32": Format("f32"),
+    "float16": Format("f32"),
+    "bfloat16": Format("bf16"),
+}
+
+
+def choose_formats(
+    program: Program,
+    dtype: Dtype,
+    quantization: Quantization | None = None,
+    skip: Sequence[str] = (),
+) -> dict[str, Format]:
+    """The format of every matrix of the program, by its name. What is not in it is a vector.
+
+    `skip` has patterns (fnmatch) of the names of tensors, or of modules (without `.weight`), that
+    are not quantized. Projections that are stacked stay together: a pattern that matches one of
+    them keeps all. Raises ConfigError for a pattern that no quantized tensor matches.
+    """
+    embedded = {op.weight for op in program.ops if isinstance(op, Embed)}
+    projected = {op.weight: op for op in program.ops if isinstance(op, Linear)}
+    formats = dict.fromkeys(embedded | projected.keys(), STORED[dtype])
+    if quantization is not None:
+        for name, op in projected.items():
+            is_head = op.out.buffer == program.logits.buffer
+            formats[name] = (HEAD_OF if is_head else QUANTIZED)[quantization]
+    unused = set(skip)
+    for name in projected:
+        matching = {pattern for pattern in skip if _matches(program, name, pattern)}
+        unused -= matching
+        if matching:
+            formats[name] = STORED[dtype]
+    if unused:
+        raise ConfigError(
+            f"--quantization-skip: {min(unused)!r} matches no tensor that is quantized; their "
+            f"names are as in the checkpoint, such as {min(projected)!r}"
+        )
+    return formats
+
+
+def _matches(program: Program, name: str, pattern: str) -> bool:
+    sources = program.weights[name].sources
+    return any(
+        fnmatchcase(source, pattern) or fnmatchcase(source.removesuffix(".weight"), pattern)
+        for source in sources
+    )

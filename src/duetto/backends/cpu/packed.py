@@ -1,0 +1,205 @@
+"""A model's weights as the kernels read them, packed into one arena of huge pages.
+
+The arena is filled from a stream of weights, so that memory peaks at the arena and one weight; or
+from the cache, whose files hold the same bytes. Knows no checkpoint and no operation.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duetto.backends.backend import FloatArray
+from duetto.backends.cpu.cache import CacheUnusable, PackedCache
+from duetto.backends.cpu.formats import Format
+from duetto.backends.cpu.native import native
+from duetto.core.errors import ConfigError
+from duetto.program.program import Program
+
+if TYPE_CHECKING:
+    from duetto._native import Pool, Weight
+
+Bytes = NDArray[np.uint8]
+Rows = tuple[str, int, NDArray[Any]]  # a weight's name, the first of some of its rows, the rows
+
+# Part of every cache key: raise it when csrc/pack.cpp writes other bytes for the same weights.
+PACKING_VERSION = 1
+TILE_ROWS = 64  # outputs that are packed together (csrc/kernels.h)
+MIN_CACHED_BYTES = 64 << 20  # less is packed again in no time
+_ALIGNMENT = 64
+
+
+class NotFinite(Exception):
+    """Some rows of a weight hold a NaN or an infinity."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows[0])
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one weight lies in the arena, and as what. Without a format: a vector of fp32."""
+
+    shape: tuple[int, ...]
+    format: Format | None
+    start: int
+    data_bytes: int
+    scale_bytes: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.data_bytes + self.scale_bytes
+
+    def data(self, arena: Bytes) -> Bytes:
+        return arena[self.start : self.start + self.data_bytes]
+
+    def scales(self, arena: Bytes) -> Bytes | None:
+        start = self.start + self.data_bytes
+        return arena[start : start + self.scale_bytes] if self.scale_bytes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where every weight lies: a function of the program and the formats alone."""
+
+    places: Mapping[str, Place]
+    num_bytes: int
+
+    def key(self, *contents: str) -> str:
+        """Names the arena's bytes, if `contents` names the numbers that are packed into it."""
+        places = [(name, p.shape, p.format, p.start) for name, p in self.places.items()]
+        return sha256(repr((PACKING_VERSION, contents, places)).encode()).hexdigest()[:40]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """The weights of a program. Both keep the arena alive."""
+
+    matrices: Mapping[str, "Weight"]
+    vectors: Mapping[str, FloatArray]
+    num_bytes: int
+
+
+def lay_out(program: Program, formats: Mapping[str, Format]) -> Layout:
+    """One weight after the other, in the program's order, each on a cache line of its own."""
+    places, end = {}, 0
+    for name, spec in program.weights.items():
+        chosen = formats.get(name)
+        if chosen is None:
+            (length,) = spec.shape
+            data_bytes, scale_bytes = -(-4 * length // _ALIGNMENT) * _ALIGNMENT, 0
+        else:
+            n, k = spec.shape
+            data_bytes, scale_bytes = native.packed_bytes(chosen.kind, chosen.group, n, k)
+        places[name] = Place(spec.shape, chosen, end, data_bytes, scale_bytes)
+        end += data_bytes + scale_bytes
+    return Layout(places, end)
+
+
+def load_packed(
+    layout: Layout,
+    weights: Callable[[], Iterable[Rows]],
+    pool: "Pool",
+    cache: PackedCache | None,
+    key: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[PackedWeights, list[str]]:
+    """The weights of `layout`, and what is to be said about the cache.
+
+    `weights` is called if they must be packed. It gives each weight of the layout once, whole or in
+    parts of TILE_ROWS rows or a multiple of it, which are looked at before the next are asked for.
+    What is packed is then kept in the cache. `on_progress(done, total)` is in bytes of the arena.
+    Raises NotFinite for a NaN or an infinity.
+    """
+    notes: list[str] = []
+    arena = _allocate(layout.num_bytes)
+    if cache is not None:
+        try:
+            if cache.read(key, arena):
+                if on_progress is not None:
+                    on_progress(layout.num_bytes, layout.num_bytes)
+                return _view(layout, arena), notes
+        except CacheUnusable as error:
+            notes.append(f"packed weights: {error}; they are packed again")
+            arena[:] = 0  # padding must be zeros
+    _pack_all(layout, arena, weights(), pool, on_progress)
+    if cache is not None:
+        try:
+            cache.write(key, arena)
+        except CacheUnusable as error:
+            notes.append(f"packed weights: {error}; the next start packs them again")
+    return _view(layout, arena), notes
+
+
+def _allocate(num_bytes: int) -> Bytes:
+    try:
+        return native.Arena(num_bytes).array
+    except MemoryError:
+        raise ConfigError(
+            f"the system refuses {num_bytes} bytes for the weights; --quantization int8 or int4 "
+            f"takes less"
+        ) from None
+
+
+def _pack_all(
+    layout: Layout,
+    arena: Bytes,
+    weights: Iterable[Rows],
+    pool: "Pool",
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    for name, first_row, rows in weights:
+        place = layout.places[name]
+        if place.format is None:
+            end = _copy_vector(place, arena, (name, first_row, rows))
+        else:
+            end = _pack_rows(place, place.format, arena, (name, first_row, rows), pool)
+        if on_progress is not None:
+            on_progress(end, layout.num_bytes)
+
+
+def _copy_vector(place: Place, arena: Bytes, rows: Rows) -> int:
+    _, first_row, numbers = rows
+    vector = place.data(arena).view(np.float32)[first_row : first_row + len(numbers)]
+    vector[:] = numbers
+    if not np.isfinite(vector).all():
+        raise NotFinite(rows)
+    return place.end
+
+
+def _pack_rows(place: Place, chosen: Format, arena: Bytes, rows: Rows, pool: "Pool") -> int:
+    """Pack some rows; returns the place in the arena up to which numbers now are."""
+    _, first_row, numbers = rows
+    kind, group, k = chosen.kind, chosen.group, place.shape[1]
+    # Tiles stand one after the other, in the data as in the scales.
+    sizes = native.packed_bytes(kind, group, len(numbers), k)
+    tile_sizes = native.packed_bytes(kind, group, TILE_ROWS, k)
+    data_start, scale_start = (first_row // TILE_ROWS * size for size in tile_sizes)
+    data_end = data_start + sizes[0]
+    data, scales = place.data(arena)[data_start:data_end], place.scales(arena)
+    if scales is not None:
+        scales = scales[scale_start : scale_start + sizes[1]]
+    bits = numbers.view(np.uint16) if numbers.dtype.name == "bfloat16" else numbers
+    if native.pack(kind, group, [bits], data, scales, pool) is not None:
+        raise NotFinite(rows)
+    is_whole = first_row + len(numbers) == place.shape[0]
+    return place.end if is_whole else place.start + data_end
+
+
+def _view(layout: Layout, arena: Bytes) -> PackedWeights:
+    matrices: dict[str, Weight] = {}
+    vectors: dict[str, FloatArray] = {}
+    for name, place in layout.places.items():
+        data = place.data(arena)
+        if place.format is None:
+            vectors[name] = data.view(np.float32)[: place.shape[0]]
+        else:
+            chosen, (n, k) = place.format, place.shape
+            matrices[name] = native.Weight(
+                chosen.kind, chosen.group, n, k, data, place.scales(arena)
+            )
+    return PackedWeights(matrices, vectors, layout.num_bytes)

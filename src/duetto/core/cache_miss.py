@@ -1,0 +1,25 @@
+"""Why the prefix cache gave a request no more of its prompt than it did. Knows no blocks."""
+
+import enum
+from dataclasses import dataclass
+
+
+class MissReason(enum.Enum):
+    """What the first block that was not found has to say."""
+
+    OFF = "off"  # prefix caching is turned off
+    SCORED = "scored"  # the prompt is to be scored, so all of it is computed
+    TOO_SHORT = "too_short"  # only whole blocks are kept, and the prompt is shorter than one
+    NEVER_SEEN = "never_seen"  # nothing that began like this was computed before, or long ago
+    DIFFERS = "differs"  # the last prompt that began alike had another token here
+    EVICTED = "evicted"  # it was there, and its block was needed for others
+    OTHER_SALT = "other_salt"  # the same tokens are there, of another tenant or cache_salt
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMiss:
+    """The end of what the cache could give."""
+
+    reason: MissReason
+    token: int  # index of the first prompt token that had to be computed
+    differs_at: int | None = None  # for DIFFERS: index of the first token that is another

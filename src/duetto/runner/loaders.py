@@ -1,0 +1,190 @@
+"""How each backend takes a model: what it needs for it, and how its weights get there.
+
+One class per backend, alike in what they offer: the sizes that are known before a weight is read,
+then `load`. Knows no KV plan and no batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+from typing import Protocol
+
+from duetto.backends.backend import Backend
+from duetto.backends.cpu.backend import CpuBackend, kv_block_bytes
+from duetto.backends.cpu.cache import PackedCache
+from duetto.backends.cpu.formats import Quantization, choose_formats
+from duetto.backends.cpu.native import choose_isa, native
+from duetto.backends.cpu.packed import (
+    MIN_CACHED_BYTES,
+    TILE_ROWS,
+    Layout,
+    NotFinite,
+    Rows,
+    lay_out,
+    load_packed,
+)
+from duetto.backends.reference import ReferenceBackend
+from duetto.backends.reference.memory import scratch_bytes
+from duetto.core.errors import ConfigError
+from duetto.models.checkpoint import Checkpoint, load_weights
+from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
+from duetto.program.kv_size import bytes_per_block
+from duetto.program.program import Program
+
+_MAX_THREADS = 1024
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class LargestStep:
+    """The most that one step may have to do."""
+
+    num_tokens: int
+    num_logit_rows: int
+    max_model_len: int
+    num_kv_tokens: int  # that there is room for
+
+
+class Loader(Protocol):
+    """What a backend asks for one program, then the backend itself."""
+
+    name: str
+    computed_by: str  # the backend, and whatever of it decides the last bits
+    auto_kv_dtype: KVDtype
+    weight_bytes: int  # that stay in memory
+    notes: list[str]  # for people; complete once loaded
+
+    def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int: ...
+
+    def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
+        """What a step needs beside the program's buffers."""
+        ...
+
+    def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend: ...
+
+
+class ReferenceLoader:
+    """Weights are rounded to `dtype`, then held and computed with in fp32."""
+
+    name = "reference"
+    computed_by = "reference"
+    auto_kv_dtype: KVDtype = "float32"  # made to be exact, not small
+
+    def __init__(self, program: Program, dtype: Dtype) -> None:
+        self._program, self._dtype = program, dtype
+        self.weight_bytes = program.num_parameters * DTYPE_BYTES["float32"]
+        self.notes: list[str] = []
+
+    def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
+        return bytes_per_block(self._program, block_size, dtype)
+
+    def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
+        return scratch_bytes(
+            self._program,
+            kv_dtype,
+            num_tokens=step.num_tokens,
+            num_logit_rows=step.num_logit_rows,
+            max_model_len=step.max_model_len,
+            num_kv_tokens=step.num_kv_tokens,
+        )
+
+    def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend:
+        weights = load_weights(model_dir, program, self._dtype, on_progress)
+        return ReferenceBackend(program, weights)
+
+
+class CpuLoader:
+    """Weights are packed, quantized if asked for, and then kept for the next start."""
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        program: Program,
+        dtype: Dtype,
+        quantization: Quantization | None,
+        skip: Sequence[str],
+        *,
+        threads: int | None,
+        cache_dir: Path | None,
+        on_status: Callable[[str], None] | None = None,
+    ) -> None:
+        self._program, self._dtype = program, dtype
+        self._isa = choose_isa()
+        self._threads = _num_threads(threads)
+        self._quantization, self._cache_dir = quantization, cache_dir
+        self._on_status = on_status
+        self._layout: Layout = lay_out(program, choose_formats(program, dtype, quantization, skip))
+        self.computed_by = f"cpu/{self._isa}"
+        self.auto_kv_dtype: KVDtype = dtype
+        self.weight_bytes = self._layout.num_bytes
+        self.notes: list[str] = []
+        if self._isa == "baseline":
+            missing = " ".join(native.missing_features("avx2")) or "nothing: DUETTO_ISA asks for it"
+            self.notes.append(f"the baseline kernels run, which are slow; for avx2, {missing}")
+        if dtype == "float16" and quantization is None:
+            self.notes.append(
+                "float16 weights are kept as float32, the same numbers in twice the memory; "
+                "--dtype bfloat16 rounds them to half of it"
+            )
+
+    def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
+        return kv_block_bytes(self._program, block_size, dtype, self._isa)
+
+    def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:  # noqa: ARG002
+        """Kernels read the arena in place; what a thread keeps is a few tiles."""
+        return 0
+
+    def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend:
+        pool = native.Pool(self._threads)
+        with Checkpoint(model_dir, program) as checkpoint:
+
+            def weights() -> Iterator[Rows]:
+                self._tell_that_it_takes_long()
+                return checkpoint.unchecked_rows(self._dtype, TILE_ROWS)
+
+            key = self._layout.key(checkpoint.fingerprint(), self._dtype)
+            try:
+                packed, notes = load_packed(
+                    self._layout, weights, pool, self._cache(), key, on_progress
+                )
+            except NotFinite as error:
+                checkpoint.check_finite(*error.rows)  # raises, with the place
+                raise
+        self.notes += notes
+        return CpuBackend(program, packed, pool, self._isa)
+
+    def _tell_that_it_takes_long(self) -> None:
+        if self._on_status is not None and self._layout.num_bytes >= MIN_CACHED_BYTES:
+            how = f"quantizing to {self._quantization}" if self._quantization else "packing"
+            kept = f", kept in {self._cache_dir} for the next start" if self._cache() else ""
+            self._on_status(f"{how}: {self._layout.num_bytes / 2**20:.0f} MiB{kept}")
+
+    def _cache(self) -> PackedCache | None:
+        """Only what takes time is kept; bf16 does not take enough (docs/design/native-cpu.md)."""
+        if self._quantization is None or self._layout.num_bytes < MIN_CACHED_BYTES:
+            return None
+        return None if self._cache_dir is None else PackedCache(self._cache_dir)
+
+
+def default_cache_dir() -> Path | None:
+    """Where packed weights are kept: `duetto/packed` in the user's cache directory (XDG)."""
+    home = environ.get("XDG_CACHE_HOME") or ""
+    if Path(home).is_absolute():  # the specification has relative ones ignored
+        return Path(home, "duetto", "packed")
+    try:
+        return Path.home() / ".cache" / "duetto" / "packed"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _num_threads(threads: int | None) -> int:
+    """0 is all that this process may use."""
+    if threads is not None:
+        return threads
+    text = environ.get("DUETTO_NUM_THREADS", "")
+    if text and not (text.isdecimal() and 1 <= int(text) <= _MAX_THREADS):
+        raise ConfigError(f"DUETTO_NUM_THREADS: must be from 1 to {_MAX_THREADS}, not {text!r}")
+    return int(text or 0)

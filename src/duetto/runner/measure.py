@@ -1,0 +1,178 @@
+"""How long a backend takes for each operation of a step: what calibration is made of.
+
+A probe runs steps of any shape on a program and times each operation where it is computed. Knows no
+peaks, no prices and no schedule; what KV holds does not matter to a time, so it is zeros.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duetto.backends.backend import Backend, FloatArray, StepArrays
+from duetto.backends.cpu.backend import CpuBackend
+from duetto.backends.cpu.fuse import FusedLinear
+from duetto.backends.reference.one_thread import one_blas_thread
+from duetto.backends.reference.ops import OPS, Run
+from duetto.core.shape import BatchShape
+from duetto.program.dtype import KVDtype
+from duetto.program.ops import Attention, Op, WriteKV
+from duetto.program.program import Program
+
+BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """One operation, and what it makes of its input if the backend fuses that into it."""
+
+    op: Op
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    ops: tuple[OpTime, ...]
+    outside_s: float  # of the backend, in no operation
+
+
+class Probe(Protocol):
+    """A backend that can be timed. `num_slots` tokens of KV are there."""
+
+    program: Program
+
+    def run(self, step: StepArrays) -> StepTimes: ...
+
+
+class CpuProbe:
+    """The native plan's own clocks.
+
+    They are those of its first thread, which goes from storing KV to attention without waiting for
+    the others, so the two are told as one: attention.
+    """
+
+    def __init__(
+        self, program: Program, backend: CpuBackend, num_slots: int, kv_dtype: KVDtype
+    ) -> None:
+        self.program = program
+        self._backend = backend
+        self._kv = backend.allocate_kv(-(-num_slots // BLOCK_SIZE), BLOCK_SIZE, kv_dtype)
+
+    def run(self, step: StepArrays) -> StepTimes:
+        self._backend.run(step, self._kv)
+        *times, outside = self._backend.times()
+        found, stored_s = [], 0.0
+        for native_step, seconds in zip(self._backend.steps, times, strict=True):
+            if isinstance(native_step, WriteKV):
+                stored_s = seconds
+                continue
+            op = native_step.linear if isinstance(native_step, FusedLinear) else native_step
+            found.append(OpTime(op, seconds + stored_s * isinstance(op, Attention)))
+        return StepTimes(tuple(found), outside)
+
+
+class ReferenceProbe:
+    """The reference backend's operations, one by one."""
+
+    def __init__(
+        self, program: Program, weights: dict[str, NDArray[Any]], backend: Backend, num_slots: int
+    ) -> None:
+        """`weights` in fp32."""
+        self.program = program
+        self._weights = weights
+        self._kv = backend.allocate_kv(-(-num_slots // BLOCK_SIZE), BLOCK_SIZE, "float32")
+
+    def run(self, step: StepArrays) -> StepTimes:
+        run = Run(step, self._kv, self._weights, self.program.buffers)
+        found = []
+        begin = perf_counter()
+        with one_blas_thread():
+            for op in self.program.ops:
+                start = perf_counter()
+                OPS[type(op)](op, run)
+                found.append(OpTime(op, perf_counter() - start))
+            logits = run.read(self.program.logits)
+        whole = perf_counter() - begin
+        assert logits.size
+        return StepTimes(tuple(found), whole - sum(one.seconds for one in found))
+
+
+class TimedBackend:
+    """A backend that remembers how long it has computed, to tell it from what is around it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.seconds = 0.0
+
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> Any:
+        return self._backend.allocate_kv(num_blocks, block_size, dtype)
+
+    def run(self, step: StepArrays, kv: Any) -> FloatArray:
+        start = perf_counter()
+        logits = self._backend.run(step, kv)
+        self.seconds += perf_counter() - start
+        return logits
+
+
+def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> StepTimes:
+    """The median of each operation's times, over runs that take about `seconds` together.
+
+    The first run, in which caches fill and memory is touched, does not count.
+    """
+    step = arrays_of(shape)
+    probe.run(step)
+    runs: list[StepTimes] = []
+    begin = perf_counter()
+    while len(runs) < least or perf_counter() - begin < seconds:
+        runs.append(probe.run(step))
+    ops = zip(*(run.ops for run in runs), strict=True)
+    return StepTimes(
+        tuple(OpTime(same[0].op, median(one.seconds for one in same)) for same in ops),
+        median(run.outside_s for run in runs),
+    )
+
+
+def num_slots(shape: BatchShape) -> int:
+    """Tokens of KV that `arrays_of` lays out."""
+    return sum(-(-(r.num_past + r.num_new) // BLOCK_SIZE) * BLOCK_SIZE for r in shape.requests)
+
+
+def arrays_of(shape: BatchShape) -> StepArrays:
+    """A step of this shape over blocks in order; every request's last tokens give logits."""
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, context_lens = [0], []
+    logit_rows: list[int] = []
+    tables: list[list[int]] = []
+    first_block = 0
+    for request in shape.requests:
+        end = request.num_past + request.num_new
+        own = range(request.num_past, end)
+        positions += own
+        slots += [first_block * BLOCK_SIZE + position for position in own]
+        starts.append(len(positions))
+        context_lens.append(end)
+        logit_rows += range(len(positions) - request.num_logit_rows, len(positions))
+        num_blocks = -(-end // BLOCK_SIZE)
+        tables.append(list(range(first_block, first_block + num_blocks)))
+        first_block += num_blocks
+    return StepArrays(
+        token_ids=np.zeros(len(positions), np.int32),
+        positions=np.array(positions, np.int32),
+        slots=np.array(slots, np.int32),
+        query_starts=np.array(starts, np.int32),
+        context_lens=np.array(context_lens, np.int32),
+        block_tables=_padded(tables),
+        logit_rows=np.array(logit_rows, np.int32),
+    )
+
+
+def _padded(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    found = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, table in zip(found, tables, strict=True):
+        row[: len(table)] = table
+    return found
