@@ -19,7 +19,9 @@ from scheduler.judge import (
     check_newcomers,
     check_preempted,
     check_state,
+    check_time,
     fits,
+    price,
 )
 
 from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput
@@ -28,7 +30,7 @@ from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
 from duetto.scheduler.scheduler import Scheduler
 
-MakeScheduler = Callable[[SchedulerConfig], Scheduler]
+MakeScheduler = Callable[..., Scheduler]  # of a SchedulerConfig, and perhaps of a price
 Fault = Literal["before", "after", "row", "short"]
 
 
@@ -37,7 +39,7 @@ class Driver:
 
     def __init__(self, config: SchedulerConfig, make_scheduler: MakeScheduler = Scheduler) -> None:
         self.config = config
-        self.scheduler = make_scheduler(config)
+        self.scheduler = make_scheduler(config, None if config.target_itl_s is None else price)
         self.executor = ShadowExecutor(config.num_blocks, config.block_size)
         self.live: dict[str, Account] = {}  # accepted, no final update so far
         self.ended: list[str] = []
@@ -143,6 +145,7 @@ class Driver:
         c, running = self.config, self.scheduler.running
         check_items(batch, running, c)
         check_budget(batch, running, was_running, c)
+        check_time(batch, running, c)
         newcomers = running.keys() - was_running
         if newcomers and self.scheduler.waiting:
             waiting = [self.live[request.request_id] for request in self.scheduler.waiting]

@@ -168,7 +168,7 @@ ROOM = [
     Fault(
         "newcomers take what was just lost",
         "scheduler",
-        "        if not num_preempted:  #",
+        "        if not lacks_blocks:  #",
         "        if True:  #",
     ),
 ]
@@ -177,7 +177,7 @@ ORDER = [
     Fault(
         "admission overtakes",
         "scheduler",
-        "                break  # nobody",
+        "                return True  # nobody",
         "                continue  # nobody",
     ),
     Fault(
@@ -188,9 +188,9 @@ ORDER = [
     ),
     Fault(
         "budget exceeded",
-        "scheduler",
-        "self.config.max_num_batched_tokens - sum(counts.values())",
-        "self.config.max_num_batched_tokens",
+        "budget",
+        "self._num_tokens -= count",
+        "pass",
     ),
     Fault(
         "who needs most goes first",
@@ -200,9 +200,9 @@ ORDER = [
     ),
     Fault(
         "chunks although they are off",
-        "scheduler",
-        "return budget if self.config.enable_chunked_prefill else 0",
-        "return budget",
+        "budget",
+        "if wanted > self._num_tokens and not self._config.enable_chunked_prefill:",
+        "if False:",
     ),
     Fault(
         "wrong sign of ageing",
@@ -258,8 +258,8 @@ ENDS = [
     Fault(
         "aborted request stays in the queue",
         "scheduler",
-        "            self.waiting.remove(request)\n            account_queue",
-        "            account_queue",
+        "            self.waiting.remove(request)\n            self._queue",
+        "            self._queue",
     ),
     Fault(
         "two final updates",
@@ -309,7 +309,7 @@ ENDS = [
     Fault(
         "time in the queue lost",
         "scheduler",
-        "        account_queue(request, now)\n        if request.timings.first",
+        "        self._queue_clock.leave(request, now)\n        if request.timings.first",
         "        if request.timings.first",
     ),
     Fault(
@@ -327,14 +327,66 @@ ENDS = [
     Fault(
         "preempted time is called waiting",
         "latency",
-        "Part.PREEMPTED if was_preempted else Part.WAITING",
-        "Part.WAITING",
+        "        if timings.num_preemptions > 0:\n",
+        "        if False:\n",
+    ),
+    Fault(
+        "want of blocks is called waiting",
+        "latency",
+        "        timings.account(Part.BLOCKS, min(now, timings.accounted_until + blocked_s))\n",
+        "",
     ),
     Fault(
         "missing scores are accepted",
         "scheduler",
         "        if given != asked:\n",
         "        if False:\n",
+    ),
+]
+
+BUDGET_IN_TIME = [
+    Fault(
+        "the price is not asked",
+        "budget",
+        "if self._step_time is None or not self._has_streams:",
+        "if True:",
+    ),
+    Fault(
+        "a target without streams",
+        "budget",
+        "if self._step_time is None or not self._has_streams:",
+        "if self._step_time is None:",
+    ),
+    Fault("a chunk too long by one", "budget", "return fitting\n", "return too_many\n"),
+    Fault(
+        "half of the time is left",
+        "budget",
+        "middle = (fitting + too_many) // 2",
+        "too_many = middle = (fitting + too_many) // 2",
+    ),
+    Fault(
+        "a prompt beside slow streams starves",
+        "budget",
+        "0 if self._has_chunk else 1, count",
+        "0, count",
+    ),
+    Fault(
+        "a step goes on after a chunk that was cut",
+        "budget",
+        "self._is_closed = count < wanted",
+        "self._is_closed = False",
+    ),
+    Fault(
+        "streams leave chunks no share",
+        "budget",
+        "(1 + CHUNK_SHARE) * streams_s",
+        "streams_s",
+    ),
+    Fault(
+        "what is spent is not priced",
+        "budget",
+        "        self._spent.append(shape_of(request, num_past, count))\n",
+        "",
     ),
 ]
 
@@ -359,4 +411,17 @@ EVICTION = [
     ),
 ]
 
-FAULTS = [*BLOCK_POOL, *PREFIX, *PLAN, *ROOM, *ORDER, *ENDS, *EVICTION]
+MISSES = [
+    Fault("evicted is called never seen", "misses", "was_evicted or other == block", "False"),
+    Fault("another token is not looked for", "misses", "if other is not None:", "if False:"),
+    Fault("salts are not told", "misses", "!= parent:", "is False:"),
+    Fault(
+        "found again, and yet evicted",
+        "block_pool",
+        "            self._evicted.pop(block_hash, None)\n",
+        "",
+    ),
+]
+
+FAULTS = [*BLOCK_POOL, *PREFIX, *PLAN, *ROOM, *ORDER, *ENDS, *BUDGET_IN_TIME]
+FAULTS += [*EVICTION, *MISSES]

@@ -12,6 +12,7 @@ from fakes import ShadowExecutor, generate_alone, shadow_kvs
 from duetto.core.batch import RequestUpdate, ScheduledBatch
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import FinishReason, Request
+from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.scheduler import Scheduler
 
 
@@ -116,7 +117,46 @@ def check_budget(
     assert most <= least, "a request waits behind one that needs more"
     assert all(request_id in was_running for request_id in served), "a newcomer goes first"
     left = c.max_num_batched_tokens - batch.num_tokens
-    assert left == 0 if c.enable_chunked_prefill else left < least, "budget is left unused"
+    if c.target_itl_s is None or not left:
+        assert left == 0 if c.enable_chunked_prefill else left < least, "budget is left unused"
+
+
+def price(shape: BatchShape) -> float:
+    """Seconds of a step: each token, each pair and each logit row costs something."""
+    pairs = sum(request.attended_pairs(None) for request in shape.requests)
+    return 2.0 + shape.num_tokens + pairs / 16 + shape.num_logit_rows / 2
+
+
+def check_time(batch: ScheduledBatch, running: Mapping[str, Request], c: SchedulerConfig) -> None:
+    """A step beside streams is as long as the target allows, and no longer; a prompt goes on."""
+    if c.target_itl_s is None:
+        return
+    shapes = [item.shape for item in batch.requests]
+    wanted = [running[item.request_id].num_uncomputed_tokens for item in batch.requests]
+    first_chunk = next((i for i, count in enumerate(wanted) if count > 1), len(wanted))
+    chunks = batch.requests[first_chunk:]
+    beside = batch.requests[:first_chunk]
+    has_streams = any(running[item.request_id].num_output_tokens for item in beside)
+    limit = max(c.target_itl_s, 1.25 * price(BatchShape(tuple(shapes[:first_chunk]))))
+    if has_streams and chunks:
+        only_one_token = len(chunks) == 1 and len(chunks[0].token_ids) == 1
+        in_time = price(BatchShape(tuple(shapes))) <= limit
+        assert in_time or only_one_token, "the step takes longer than the target allows"
+    cut = [item for item in chunks if item.sampling is None]
+    assert len(cut) <= 1, "two prompts are cut in one step"
+    for item in cut:
+        assert item is batch.requests[-1], "a prompt was begun behind one that was cut"
+        request, end = running[item.request_id], item.num_computed_tokens + len(item.token_ids)
+        is_scored = request.sampling.prompt_logprobs is not None
+        scores = is_scored and end + 1 < request.num_prompt_tokens
+        more = RequestShape(
+            num_new=item.shape.num_new + 1,
+            num_past=item.shape.num_past,
+            num_logit_rows=item.shape.num_logit_rows + scores + (end + 1 == request.num_tokens),
+        )
+        longer = price(BatchShape((*shapes[:-1], more)))
+        is_full = batch.num_tokens == c.max_num_batched_tokens
+        assert is_full or (has_streams and longer > limit), "time is left unused"
 
 
 def check_newcomers(

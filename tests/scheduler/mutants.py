@@ -14,7 +14,9 @@ from typing import Any
 import duetto.scheduler.scheduler
 
 PACKAGE = "duetto.scheduler"
-ORDER = ("block_pool", "prefix", "latency", "plan", "policy", "scheduler")  # importers last
+ORDER = (  # importers last
+    *("block_pool", "prefix", "latency", "plan", "budget", "policy", "misses", "scheduler"),
+)
 FOLDER = Path(duetto.scheduler.scheduler.__file__).parent
 
 

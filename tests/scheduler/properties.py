@@ -5,12 +5,15 @@ answer: what is evicted first, what is computed twice, where the time goes.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from fakes import make_request
 from scheduler.driver import MakeScheduler
 from scheduler.scripted import Script
 
+from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.request import FinishReason, Request, fan_out
+from duetto.core.shape import BatchShape
 from duetto.core.timings import Part
 from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.scheduler import Scheduler
@@ -162,6 +165,98 @@ def accounts_each_second_to_the_right_part(make: MakeScheduler = Scheduler) -> N
     assert (a.timings.ttft_s, a.timings.itl_s, a.timings.e2e_s) == (13, [4, 8], 25)
 
 
+def tells_want_of_blocks_from_waiting_for_a_turn(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, num_blocks=4, max_num_seqs=2, enable_prefix_caching=False)
+    script.add(make_request("big", (1,) * 9, 5))
+    script.now = 1.0
+    assert script.step(2) == {"big": 9}  # three blocks of four
+    next_ = make_request("next", (3,) * 5, 1, arrival_time=script.now)
+    script.add(next_)  # needs two blocks, and one is free
+    script.now += 4  # until it is looked at, it waits for its turn
+    assert script.step(8) == {"big": 1}
+    assert script.step(16) == {"big": 1}
+    last = make_request("last", (4,) * 5, 1, arrival_time=script.now)
+    script.add(last)  # the queue has stood still for long, but not for this one
+    script.now += 32
+    script.scheduler.end("big", FinishReason.ABORT, script.now)
+    small = make_request("small", (2,) * 2, 1, arrival_time=script.now)
+    script.add(small)
+    assert script.step(64) == {"next": 5, "last": 5}
+    assert _parts(next_) == {Part.WAITING: 4, Part.BLOCKS: 8 + 16 + 32, Part.PROMPT: 64}
+    assert _parts(last) == {Part.BLOCKS: 32, Part.PROMPT: 64}
+    script.finish()
+    assert _parts(small) == {Part.WAITING: 64, Part.PROMPT: 1}  # it waited for a place
+
+
+def says_why_the_cache_had_no_more(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, num_blocks=6, max_num_seqs=1)
+
+    def miss(*prompt: int, salt: bytes = b"", scored: int | None = None) -> CacheMiss | None:
+        name = f"r{script.now}"
+        script.add(make_request(name, prompt, 1, cache_salt=salt, prompt_logprobs=scored))
+        script.finish()
+        return script.updates[-1].timings.cache_miss  # type: ignore[union-attr]
+
+    never, differs, evicted = MissReason.NEVER_SEEN, MissReason.DIFFERS, MissReason.EVICTED
+    first = tuple(range(1, 11))
+    assert miss(1, 2, 3, 4) == CacheMiss(MissReason.TOO_SHORT, 0)  # its last token is computed
+    assert miss(*first) == CacheMiss(never, 4)
+    assert miss(*first) is None
+    assert miss(*first[:8], 9, 10, 11, 12, 13) == CacheMiss(never, 8)
+    assert miss(*first[:6], 0, 0, 0) == CacheMiss(differs, 4, 6)
+    assert miss(1, 0, 0, 0, 0) == CacheMiss(differs, 0, 1)
+    assert miss(7, 7, 7, 7, 7) == CacheMiss(never, 0)
+    assert miss(*first, salt=b"mine") == CacheMiss(MissReason.OTHER_SALT, 0)
+    assert miss(*first, scored=0) == CacheMiss(MissReason.SCORED, 0)
+    miss(*range(30, 54))  # takes all six blocks
+    assert miss(*first) == CacheMiss(evicted, 0)
+    assert miss(*first) is None
+    script.scheduler.pool.forget_all()
+    assert miss(*first) == CacheMiss(evicted, 0)
+    off = Script(make, enable_prefix_caching=False)
+    off.add(make_request("off", first, 1))
+    off.finish()
+    assert off.updates[-1].timings.cache_miss == CacheMiss(MissReason.OFF, 0)  # type: ignore[union-attr]
+
+
+def cuts_prompts_by_the_price_of_the_step(make: MakeScheduler = Scheduler) -> None:
+    """A step costs 2 s and 1 s for each token; the next tokens of two streams so cost 4 s."""
+    prices: list[BatchShape] = []
+
+    def price(shape: BatchShape) -> float:
+        prices.append(shape)
+        return 2.0 + shape.num_tokens
+
+    script = Script(partial(make, step_time=price), target_itl_s=9.0, enable_prefix_caching=False)
+    prompt = make_request("long", (1,) * 19, 1)
+    script.add(make_request("a", (2,) * 3, 20), make_request("b", (3,) * 12, 20))
+    assert script.step() == {"a": 3, "b": 12} and not prices  # no stream, so no price is asked
+    script.add(prompt)
+    assert script.steps(3) == [{"a": 1, "b": 1, "long": 5}] * 3  # 2 + 7 = 9
+    assert len(prices) < 3 * 8  # bisection
+    assert script.step() == {"a": 1, "b": 1, "long": 4}
+    script.finish()
+
+
+def lets_a_prompt_go_on_beside_streams_that_are_too_slow(make: MakeScheduler = Scheduler) -> None:
+    script = Script(
+        partial(make, step_time=lambda shape: 8.0 * shape.num_tokens),
+        target_itl_s=1.0,
+        max_num_seqs=16,
+        enable_prefix_caching=False,
+        num_blocks=64,
+    )
+    script.add(*(make_request(f"{i}", (1,), 20) for i in range(9)))
+    script.step()
+    script.add(make_request("long", (1,) * 9, 1))
+    streams = {f"{i}": 1 for i in range(9)}
+    assert script.step() == {**streams, "long": 2}  # a quarter of nine tokens' time
+    for i in range(6):
+        script.scheduler.end(f"{i}", FinishReason.ABORT, script.now)
+    assert script.step() == {"6": 1, "7": 1, "8": 1, "long": 1}  # less than one token's worth
+    script.finish()
+
+
 def _parts(request: Request) -> dict[Part, float]:
     return {part: seconds for part, seconds in request.timings.parts.items() if seconds}
 
@@ -180,4 +275,8 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     tells_each_score_once_however_often_preempted,
     publishes_again_what_a_preempted_request_lost,
     accounts_each_second_to_the_right_part,
+    tells_want_of_blocks_from_waiting_for_a_turn,
+    says_why_the_cache_had_no_more,
+    cuts_prompts_by_the_price_of_the_step,
+    lets_a_prompt_go_on_beside_streams_that_are_too_slow,
 ]

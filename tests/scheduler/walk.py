@@ -64,6 +64,7 @@ def random_config(rng: Random) -> SchedulerConfig:
         scheduling_policy=policy,  # type: ignore[arg-type]
         max_preemptions=rng.randint(0, 4),
         ageing_s=rng.choice([1.0, 8.0, 64.0]),
+        target_itl_s=rng.choice([None, None, 6.0, 14.0]) if chunked else None,
     )
 
 

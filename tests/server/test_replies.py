@@ -225,7 +225,7 @@ def test_timings_tile_the_latency(client):
     got = post(client, "/v1/completions", COMPLETION)["timings"]
     assert got["prompt_n"] + got["cache_n"] == 3 and got["predicted_n"] == NUM_TOKENS
     assert set(got["parts_ms"]) == {
-        *("queued", "prompt", "decode", "shared", "stalled", "preempted"),
+        *("queued", "blocks", "prompt", "decode", "shared", "stalled", "preempted", "reader"),
     }
     assert sum(got["parts_ms"].values()) == pytest.approx(got["total_ms"], abs=0.01)
     assert 0 < got["ttft_ms"] <= got["total_ms"]
@@ -261,14 +261,24 @@ def test_only_a_long_text_is_tokenized_off_the_loop():
 
 def test_the_card_and_the_fingerprint_tell_how_the_model_is_computed():
     seen = set()
-    exact = {"dtype": "float32", "kv_cache_dtype": "float32", "backend": "reference"}
-    for change in ({}, {"dtype": "bfloat16"}, {"kv_cache_dtype": "float16"}, {"backend": "cpu"}):
-        how = exact | change
+    exact = {
+        "dtype": "float32",
+        "quantization": "none",
+        "kv_cache_dtype": "float32",
+        "backend": "reference",
+    }
+    changes = exact | {
+        "dtype": "bfloat16",
+        "quantization": "int8",
+        "kv_cache_dtype": "float16",
+        "backend": "cpu/avx2",
+    }
+    for how in (exact, *(exact | {name: value} for name, value in changes.items())):
         with TestClient(make_app(SpeakingExecutor(), **how)[0]) as client:
             (card,) = client.get("/v1/models").json()["data"]
             assert how.items() <= card.items()
             seen.add(post(client, "/v1/completions", COMPLETION)["system_fingerprint"])
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_models_version_and_health(client):

@@ -12,6 +12,7 @@ from typing import Protocol
 from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRecord
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import FinishReason, Request
+from duetto.core.shape import BatchShape
 from duetto.engine.detokenizer import Detokenizer
 from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
 
@@ -27,6 +28,16 @@ class Executor(Protocol):
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         """Compute a step. Keeps nothing about a request but the KV in its blocks."""
         ...
+
+
+class StepTimes(Protocol):
+    """What steps should take: asked before each, told after. Decides nothing that is answered."""
+
+    def step_time(self, shape: BatchShape) -> float:
+        """Seconds."""
+        ...
+
+    def observe(self, shape: BatchShape, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +63,17 @@ class Engine:
         executor: Executor,
         decode: Callable[[Sequence[int], bool], str] | None = None,
         clock: Callable[[], float] = monotonic,
+        step_times: StepTimes | None = None,
     ) -> None:
-        """`decode(token_ids, skip_special_tokens)` gives text; without it every text is empty."""
+        """`decode(token_ids, skip_special_tokens)` gives text; without it every text is empty.
+
+        With `step_times`, the predicted time of each step stands beside the measured one.
+        """
         self.scheduler = scheduler
         self._executor = executor
         self._decode = decode
         self._clock = clock
+        self._step_times = step_times
         self._texts: dict[str, _Text] = {}
 
     @property
@@ -82,14 +98,19 @@ class Engine:
         batch = self.scheduler.schedule(start)
         if not batch.requests:
             return StepReport(())
+        shape, times, is_whole = batch.shape, self._step_times, True
+        predicted_s = None if times is None else times.step_time(shape)
         try:
             output = self._executor.execute(batch)
-            updates = self.scheduler.update(batch, output, self._clock())
+            updates = self.scheduler.update(batch, output, self._clock(), predicted_s)
         except Exception:  # whatever it was, it must not take the other requests with it
             logger.exception("a step of %d requests failed", len(batch.requests))
-            updates = self.scheduler.fail(batch, STEP_FAILED, self._clock())
+            updates, is_whole = self.scheduler.fail(batch, STEP_FAILED, self._clock()), False
         texts = tuple(self._with_text(update) for update in updates)
-        return StepReport(texts, self._record(batch, start, before))
+        record = self._record(batch, shape, start, predicted_s, before)
+        if times is not None and is_whole:
+            times.observe(shape, record.end_time - start)
+        return StepReport(texts, record)
 
     def _text_of(self, request: Request) -> "_Text | None":
         if self._decode is None:
@@ -146,7 +167,14 @@ class Engine:
             timings=update.timings if final is None else final.timings,
         )
 
-    def _record(self, batch: ScheduledBatch, start: float, before: SchedulerCounts) -> StepRecord:
+    def _record(
+        self,
+        batch: ScheduledBatch,
+        shape: BatchShape,
+        start: float,
+        predicted_s: float | None,
+        before: SchedulerCounts,
+    ) -> StepRecord:
         scheduler, counts = self.scheduler, self.scheduler.counts
         return StepRecord(
             start_time=start,
@@ -161,4 +189,7 @@ class Engine:
             num_preemptions=counts.num_preemptions - before.num_preemptions,
             num_queried_tokens=counts.num_queried_tokens - before.num_queried_tokens,
             num_hit_tokens=counts.num_hit_tokens - before.num_hit_tokens,
+            shape=shape,
+            request_ids=tuple(r.request_id for r in batch.requests),
+            predicted_s=predicted_s,
         )

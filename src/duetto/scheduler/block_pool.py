@@ -37,6 +37,7 @@ class BlockPool:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._block_of: dict[BlockHash, int] = {}
         self._hash_of: dict[int, BlockHash] = {}
+        self._evicted: OrderedDict[BlockHash, None] = OrderedDict()  # as many as there are blocks
 
     @property
     def num_free(self) -> int:
@@ -55,6 +56,10 @@ class BlockPool:
                 break
             blocks.append(block)
         return blocks
+
+    def was_evicted(self, block_hash: BlockHash) -> bool:
+        """Whether a block of this hash was there not long ago, and no longer is."""
+        return block_hash in self._evicted
 
     def retain(self, blocks: Sequence[int]) -> None:
         """Add an owner to each block."""
@@ -90,9 +95,12 @@ class BlockPool:
         if block_hash not in self._block_of and block not in self._hash_of:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
+            self._evicted.pop(block_hash, None)
 
     def forget_all(self) -> None:
         """Make nothing findable. Owners keep their blocks."""
+        for block_hash in self._block_of:
+            self._note_eviction(block_hash)
         self._block_of.clear()
         self._hash_of.clear()
 
@@ -111,3 +119,9 @@ class BlockPool:
         block_hash = self._hash_of.pop(block, None)
         if block_hash is not None:
             del self._block_of[block_hash]
+            self._note_eviction(block_hash)
+
+    def _note_eviction(self, block_hash: BlockHash) -> None:
+        self._evicted[block_hash] = None
+        if len(self._evicted) > self.num_blocks:
+            self._evicted.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Which part of its latency a request spends the time of a step in.
+"""Which part of its latency a request spends the time of a step, or of a wait, in.
 
 The parts (core/timings.py) tile the time from arrival to finish.
 """
@@ -9,25 +9,66 @@ from duetto.core.batch import ScheduledBatch, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.timings import Part
 
+_COMPUTING = (Part.PROMPT, Part.DECODE)  # those of `RequestTimings.computed_s`
 
-def account_step(batch: ScheduledBatch, running: Mapping[str, Request], now: float) -> None:
+
+def account_step(
+    batch: ScheduledBatch,
+    running: Mapping[str, Request],
+    now: float,
+    predicted_s: float | None = None,
+) -> None:
     """Give the time since the last step to one part of each running request."""
     own = {r.request_id: _own_part(r, running[r.request_id]) for r in batch.requests}
     has_prompts = any(part is not Part.DECODE for part in own.values())
     for request in running.values():
-        part = own.get(request.request_id, Part.STALLED)
+        part, timings = own.get(request.request_id, Part.STALLED), request.timings
+        if predicted_s is not None and part in _COMPUTING:
+            timings.predicted_s = (timings.predicted_s or 0.0) + predicted_s
         if part is Part.DECODE and has_prompts:
             part = Part.SHARED
-        request.timings.account(part, now)
-
-
-def account_queue(request: Request, now: float) -> None:
-    """Give the time since it was queued to a request that leaves the queue."""
-    was_preempted = request.timings.num_preemptions > 0
-    request.timings.account(Part.PREEMPTED if was_preempted else Part.WAITING, now)
+        timings.account(part, now)
 
 
 def _own_part(item: ScheduledRequest, request: Request) -> Part:
     if item.num_computed_tokens < request.num_lost_tokens:
         return Part.PREEMPTED  # computes again what it had computed before
     return Part.PROMPT if item.num_computed_tokens < request.num_prompt_tokens else Part.DECODE
+
+
+class QueueClock:
+    """Tells waiting for KV blocks from waiting for one's turn, for the whole queue at once.
+
+    It is a clock that runs only while the queue stands still for want of blocks: so it costs the
+    same however many wait.
+    """
+
+    def __init__(self) -> None:
+        self._blocked_s = 0.0  # up to `_blocked_since`, or all of it
+        self._blocked_since: float | None = None
+        self._marks: dict[str, float] = {}  # what the clock showed when a request was queued
+
+    def stand(self, *, is_blocked: bool, now: float) -> None:
+        """From now on the queue stands still for want of blocks, or does not."""
+        if is_blocked and self._blocked_since is not None:
+            return
+        self._blocked_s = self._shows(now)
+        self._blocked_since = now if is_blocked else None
+
+    def enter(self, request: Request) -> None:
+        """A request is queued, at the instant up to which its time is accounted for."""
+        self._marks[request.request_id] = self._shows(request.timings.accounted_until)
+
+    def leave(self, request: Request, now: float) -> None:
+        """Give the time since it was queued to a request that leaves the queue."""
+        timings = request.timings
+        blocked_s = self._shows(now) - self._marks.pop(request.request_id)
+        if timings.num_preemptions > 0:
+            timings.account(Part.PREEMPTED, now)
+            return
+        timings.account(Part.BLOCKS, min(now, timings.accounted_until + blocked_s))
+        timings.account(Part.WAITING, now)
+
+    def _shows(self, now: float) -> float:
+        since = self._blocked_since
+        return self._blocked_s if since is None else self._blocked_s + max(0.0, now - since)

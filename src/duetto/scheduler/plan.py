@@ -2,6 +2,7 @@
 
 from duetto.core.batch import SamplingInput, ScheduledRequest
 from duetto.core.request import Request
+from duetto.core.shape import RequestShape
 
 
 def plan(request: Request, count: int) -> ScheduledRequest:
@@ -26,6 +27,15 @@ def plan(request: Request, count: int) -> ScheduledRequest:
     )
 
 
+def shape_of(request: Request, num_past: int, count: int) -> RequestShape:
+    """The shape of what `plan` would give, for a request with `num_past` tokens computed."""
+    end = num_past + count
+    num_rows = int(end == request.num_tokens)
+    if request.sampling.prompt_logprobs is not None:
+        num_rows += max(0, min(end, request.num_prompt_tokens - 1) - num_past)
+    return RequestShape(count, num_past, num_rows)
+
+
 def sampling_input(request: Request) -> SamplingInput:
     """Everything the sampler needs, so that the executor keeps no state per request."""
     history = request.sampling.needs_history
@@ -42,8 +52,11 @@ def sampling_input(request: Request) -> SamplingInput:
 def forbidden_token_ids(request: Request) -> tuple[int, ...]:
     """Tokens that must not come next: ends before min_tokens, and the last token of a bad word
     whose other tokens have just been generated."""
+    is_short = request.num_output_tokens < request.sampling.min_tokens
+    if not is_short and not request.bad_word_ids:
+        return ()  # nearly always
     forbidden: set[int] = set()
-    if request.num_output_tokens < request.sampling.min_tokens:
+    if is_short:
         forbidden |= request.stop_token_ids
     for word in request.bad_word_ids:
         beginning = word[:-1]

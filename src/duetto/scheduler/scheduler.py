@@ -17,11 +17,13 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import EngineError
+from duetto.core.errors import ConfigError, EngineError
 from duetto.core.request import FinishReason, Request
 from duetto.core.timings import Part
 from duetto.scheduler.block_pool import BlockHash, BlockPool
-from duetto.scheduler.latency import account_queue, account_step
+from duetto.scheduler.budget import StepBudget, StepTime
+from duetto.scheduler.latency import QueueClock, account_step
+from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import plan
 from duetto.scheduler.policy import POLICIES, Chosen
 from duetto.scheduler.prefix import publish_full_blocks, reusable_hashes, uncomputed_hashes
@@ -39,14 +41,21 @@ class SchedulerCounts:
 class Scheduler:
     """One step is `schedule`, an executor's work, and `update` (or `fail`)."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, step_time: StepTime | None = None) -> None:
+        """`step_time` is the price of a step; it must be given for a target ITL, and may change
+        as it learns. It decides how prompts are cut, never what is answered."""
+        if config.target_itl_s is not None and step_time is None:
+            raise ConfigError("--target-itl: needs a model of the time that a step takes")
         self.config = config
+        self._step_time = step_time
         self.pool = BlockPool(config.num_blocks)
         self.counts = SchedulerCounts()
         self.waiting: list[Request] = []  # in the policy's order
         self.running: dict[str, Request] = {}  # admitted; holds room for all the tokens it has
         self._policy = POLICIES[config.scheduling_policy]
         self._chosen: Chosen = None  # who may be admitted; None: anyone
+        self._queue_clock = QueueClock()
+        self._misses = MissMemory(config)
         self._num_added = 0
         self._live_ids: set[str] = set()
 
@@ -78,16 +87,27 @@ class Scheduler:
 
     def schedule(self, now: float) -> ScheduledBatch:
         """Choose what to compute. Running requests first, then as many waiting ones as fit."""
-        num_preempted = self._make_room()
-        counts = self._share_budget()
-        if not num_preempted:  # who has just lost their blocks should not lose them to newcomers
-            self._admit_waiting(counts, now)
+        lacks_blocks = self._make_room() > 0
+        budget = StepBudget(self.config, self._step_time)
+        counts = self._share(budget)
+        if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
+            lacks_blocks = self._admit_waiting(counts, budget, now)
+        self._queue_clock.stand(is_blocked=lacks_blocks, now=now)
         return ScheduledBatch(tuple(plan(self.running[i], count) for i, count in counts.items()))
 
-    def update(self, batch: ScheduledBatch, output: StepOutput, now: float) -> list[RequestUpdate]:
-        """Take over what was computed. Raises EngineError, changing nothing, if it is not whole."""
+    def update(
+        self,
+        batch: ScheduledBatch,
+        output: StepOutput,
+        now: float,
+        predicted_s: float | None = None,
+    ) -> list[RequestUpdate]:
+        """Take over what was computed. Raises EngineError, changing nothing, if it is not whole.
+
+        `predicted_s` is what the step should have taken, to be told beside what it took.
+        """
         _check_whole(batch, output)
-        account_step(batch, self.running, now)
+        account_step(batch, self.running, now, predicted_s)
         updates = []
         for item in batch.requests:
             request = self.running[item.request_id]
@@ -96,7 +116,7 @@ class Scheduler:
                 updates.append(self._finish(request, FinishReason.ERROR, now, error=message))
                 continue
             request.num_computed_tokens += len(item.token_ids)
-            publish_full_blocks(request, self.config, self.pool)
+            self._publish(request)
             update = self._take_over(request, item, output, now)
             if update is not None:
                 updates.append(update)
@@ -136,7 +156,8 @@ class Scheduler:
         tokens it has, whether or not this step's budget reaches it.
         """
         num_before = self.counts.num_preemptions
-        growing = [r for r in self.running.values() if self._num_missing_blocks(r)]
+        size = self.config.block_size
+        growing = [r for r in self.running.values() if len(r.block_table) * size < r.num_tokens]
         for request in sorted(growing, key=self._place):
             while request.request_id in self.running:
                 missing = self._num_missing_blocks(request)
@@ -156,6 +177,7 @@ class Scheduler:
         self._drop(request)
         request.num_lost_tokens = max(request.num_lost_tokens, request.num_computed_tokens)
         request.num_computed_tokens = 0
+        request.num_imported_tokens = 0
         request.timings.num_preemptions += 1
         self.counts.num_preemptions += 1
         self._enqueue(request)
@@ -174,66 +196,74 @@ class Scheduler:
 
     # --- budget and admission --------------------------------------------------------------
 
-    def _share_budget(self) -> dict[str, int]:
+    def _share(self, budget: StepBudget) -> dict[str, int]:
         """Tokens for each running request; those who need least first, so that a next token never
         waits behind a chunk."""
         counts: dict[str, int] = {}
-        budget = self.config.max_num_batched_tokens
         for request in sorted(self.running.values(), key=lambda r: r.num_uncomputed_tokens):
-            if count := self._chunk(request.num_uncomputed_tokens, budget):
+            if count := budget.most(request, request.num_computed_tokens):
                 counts[request.request_id] = count
-                budget -= count
+                budget.spend(request, request.num_computed_tokens, count)
         return counts
 
-    def _chunk(self, num_uncomputed: int, budget: int) -> int:
-        if num_uncomputed <= budget:
-            return num_uncomputed
-        return budget if self.config.enable_chunked_prefill else 0
+    def _admit_waiting(self, counts: dict[str, int], budget: StepBudget, now: float) -> bool:
+        """Admit in order until budget, places or blocks run out, and add to `counts`.
 
-    def _admit_waiting(self, counts: dict[str, int], now: float) -> None:
-        """Admit in order until budget, places or blocks run out, and add to `counts`."""
+        Returns whether it is blocks that the next in order lacks.
+        """
         most = self.config.max_num_seqs
         self._chosen = self._policy.choose(self._chosen, self.waiting, len(self.running), most)
-        budget = self.config.max_num_batched_tokens - sum(counts.values())
         computing = self._hashes_being_computed()
         for request in self._candidates():
-            if not budget or len(self.running) == most:
-                break
+            if budget.is_spent or len(self.running) == most:
+                return False
             if self._next_missing_hash(request) in computing:
                 continue  # its prefix will soon be there to reuse
-            count = self._admit(request, budget, now)
+            cached = self.pool.find(reusable_hashes(request, self.config))
+            num_past = self._num_past(request, cached)
+            count = budget.most(request, num_past)
             if not count:
-                break  # nobody overtakes: it is next when room is there
-            self.waiting.remove(request)
+                return False  # nobody overtakes: it is next when the budget is larger
+            if not self._has_room(request, cached):
+                return True  # nobody overtakes: it is next when room is there
+            budget.spend(request, num_past, count)
+            self._admit(request, cached, now)
             counts[request.request_id] = count
-            budget -= count
             computing.update(uncomputed_hashes(request, self.config))
+        return False
 
     def _candidates(self) -> list[Request]:
         """The waiting requests that may be admitted, in their order."""
         chosen = self._chosen
         return [r for r in self.waiting if chosen is None or r.request_id in chosen]
 
-    def _admit(self, request: Request, budget: int, now: float) -> int:
-        """Reuse the published prefix, take room for the rest, and return the first chunk's size;
-        or return 0 and change nothing."""
-        cached = self.pool.find(reusable_hashes(request, self.config))
-        num_cached = len(cached) * self.config.block_size
-        count = self._chunk(request.num_tokens - num_cached, budget)
+    def _has_room(self, request: Request, cached: list[int]) -> bool:
+        """Whether there are blocks for all of a request beside those that it reuses."""
         needed = self._num_blocks_to_hold(request) - len(cached)
-        if not count or needed > self.pool.num_free_beside(cached):
-            return 0
+        return needed <= self.pool.num_free_beside(cached)
+
+    def _num_past(self, request: Request, cached: list[int]) -> int:
+        """Tokens that need not be computed: those reused, or those whose KV came with it."""
+        return max(len(cached) * self.config.block_size, request.num_imported_tokens)
+
+    def _admit(self, request: Request, cached: list[int], now: float) -> None:
+        """Reuse the published prefix, and take room for the rest."""
+        needed = self._num_blocks_to_hold(request) - len(cached)
         self.pool.retain(cached)  # first, or allocation could take what is about to be reused
         request.block_table = cached + self.pool.allocate(needed)
-        request.num_computed_tokens = num_cached
+        request.num_computed_tokens = self._num_past(request, cached)
+        self.waiting.remove(request)
         self.running[request.request_id] = request
-        account_queue(request, now)
+        self._queue_clock.leave(request, now)
         if request.timings.first_scheduled_time is None:
-            request.timings.first_scheduled_time = now
-            request.num_cached_tokens = num_cached
-            self.counts.num_queried_tokens += request.num_tokens
-            self.counts.num_hit_tokens += num_cached
-        return count
+            self._note_first_admission(request, len(cached), now)
+
+    def _note_first_admission(self, request: Request, num_found: int, now: float) -> None:
+        request.timings.first_scheduled_time = now
+        request.timings.cache_miss = self._misses.explain(request, num_found, self.pool)
+        request.num_cached_tokens = request.num_computed_tokens
+        self.counts.num_queried_tokens += request.num_tokens
+        self.counts.num_hit_tokens += request.num_computed_tokens
 
     def _next_missing_hash(self, request: Request) -> BlockHash | None:
         hashes = reusable_hashes(request, self.config)
@@ -246,6 +276,14 @@ class Scheduler:
         return {h for r in self.running.values() for h in uncomputed_hashes(r, self.config)}
 
     # --- what a step gave ------------------------------------------------------------------
+
+    def _publish(self, request: Request) -> None:
+        num_before = request.num_published_blocks
+        if request.num_computed_tokens // self.config.block_size == num_before:
+            return  # nothing new is full
+        publish_full_blocks(request, self.config, self.pool)
+        for index in range(num_before, request.num_published_blocks):
+            self._misses.learn(request, index)
 
     def _take_over(
         self, request: Request, item: ScheduledRequest, output: StepOutput, now: float
@@ -284,7 +322,7 @@ class Scheduler:
             request.timings.account(Part.STALLED, now)  # between steps; nothing within update()
         else:
             self.waiting.remove(request)
-            account_queue(request, now)
+            self._queue_clock.leave(request, now)
         self._live_ids.remove(request.request_id)
         request.finish_reason = reason
         request.timings.finish_time = now
@@ -306,6 +344,7 @@ class Scheduler:
 
     def _enqueue(self, request: Request) -> None:
         insort(self.waiting, request, key=self._place)
+        self._queue_clock.enter(request)
 
     def _drop(self, request: Request) -> None:
         del self.running[request.request_id]

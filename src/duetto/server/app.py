@@ -45,11 +45,13 @@ from duetto.server.protocol import (
     TokenizeRequest,
     decode,
 )
+from duetto.server.questions import Questions
 from duetto.server.relay import Relay
 from duetto.server.replies import Envelope, Json
 from duetto.server.sampling import chat_params, completion_params
 from duetto.server.settings import ServerSettings
 from duetto.server.shapes import ChatShape, CompletionShape, Shape
+from duetto.server.timeline import RoofTime
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +62,17 @@ def create_app(
     codec: TextCodec,
     config: SchedulerConfig,
     settings: ServerSettings,
+    roof_time: RoofTime | None = None,
 ) -> Starlette:
     """An ASGI application that serves one model; the engine's thread lives as long as it does.
 
     The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is running.
+    `roof_time` is what a step would take if it reached the roof of this machine.
     """
     metrics = Metrics(settings, config)
     relay = Relay(engine, config, settings, metrics)
     api = Api(codec, config, settings, relay, metrics)
+    questions = Questions(relay, settings, roof_time)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -77,7 +82,7 @@ def create_app(
         finally:
             await relay.stop()
 
-    routes = api.routes()
+    routes = [*api.routes(), *questions.routes()]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -262,8 +267,10 @@ class Api:
             self._relay.submit(job.requests),
             shape,
             envelope,
+            clock=self._relay.clock,
             return_token_ids=bool(wire.return_token_ids),
             only_prompt=wire.max_tokens == 0,
+            tells_other_salts=self._settings.only_local_hosts,
         )
 
     async def _reply(self, wire: SamplingRequest, exchange: Exchange, request: Request) -> Response:
@@ -283,6 +290,7 @@ class Api:
             "parent": None,
             "max_model_len": self._config.max_model_len,
             "dtype": self._settings.dtype,
+            "quantization": self._settings.quantization,
             "kv_cache_dtype": self._settings.kv_cache_dtype,
             "backend": self._settings.backend,
             "permission": [],

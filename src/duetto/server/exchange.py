@@ -5,7 +5,7 @@ Knows no model and no scheduling; what a choice looks like is the shape's affair
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -53,15 +53,20 @@ class Exchange:
         shape: Shape,
         envelope: Envelope,
         *,
+        clock: Callable[[], float],
         return_token_ids: bool = False,
         only_prompt: bool = False,
+        tells_other_salts: bool = False,
     ) -> None:
-        """`only_prompt`: a prompt is scored, and the one token sampled is not shown."""
+        """`only_prompt`: a prompt is scored, and the one token sampled is not shown. `clock` must
+        be the engine's own."""
         self.answer = answer
         self._job = job
         self._shape = shape
         self._envelope = envelope
+        self._clock = clock
         self._return_token_ids = return_token_ids
+        self._tells_other_salts = tells_other_salts
         self._only_prompt = only_prompt
         self._num_output = 0
         self._num_cached = [0] * len(job.prompts)
@@ -96,7 +101,8 @@ class Exchange:
             body = self._shape.whole(index, text, choice.tokens, choice.scored)
             if choice.final is not None:
                 body |= self._ending(choice.final)
-                (more if is_single else body)["timings"] = self._timings(index, choice.final)
+                # It was complete when the last of all choices was: no reader was waited for.
+                (more if is_single else body)["timings"] = self._timings(index, choice.final, 0.0)
             if self._return_token_ids:
                 body["token_ids"] = [token.token_id for token in choice.tokens]
             bodies.append(body)
@@ -126,7 +132,11 @@ class Exchange:
         if delta.final is None:
             return self._envelope.around([{**choice, "finish_reason": None}])
         choice |= self._ending(delta.final)
-        return self._envelope.around([choice], timings=self._timings(delta.index, delta.final))
+        times, reader_s = delta.final.timings, 0.0
+        if times is not None and times.finish_time is not None:
+            reader_s = max(0.0, self._clock() - times.finish_time)
+        timings = self._timings(delta.index, delta.final, reader_s)
+        return self._envelope.around([choice], timings=timings)
 
     def usage_chunk(self) -> Json:
         return self._envelope.around([], usage=self.usage())
@@ -163,9 +173,14 @@ class Exchange:
             "stop_reason": None if self._only_prompt else final.stop_reason,
         }
 
-    def _timings(self, index: int, final: RequestUpdate) -> Json | None:
-        num_prompt = len(self._job.prompts[index // self._job.sampling.n].token_ids)
-        return timings(final.timings, num_prompt, final.num_cached_tokens)
+    def _timings(self, index: int, final: RequestUpdate, reader_s: float) -> Json | None:
+        return timings(
+            final.timings,
+            len(self._job.prompts[index // self._job.sampling.n].token_ids),
+            final.num_cached_tokens,
+            reader_s=reader_s,
+            tells_other_salts=self._tells_other_salts,
+        )
 
 
 class EventStream(Response):
@@ -197,6 +212,7 @@ class EventStream(Response):
                 async for event in self._events(first):
                     await send({"type": "http.response.body", "body": event, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+                self._relay.delivered(answer)
             except ClientGone:
                 return
 

@@ -117,7 +117,7 @@ class Metrics:
             self._tpot.observe(timings.tpot_s)
         if timings.e2e_s is not None:
             self._e2e.observe(timings.e2e_s)
-        self._queue.observe(timings.parts[Part.WAITING])
+        self._queue.observe(timings.parts[Part.WAITING] + timings.parts[Part.BLOCKS])
         self._decode.observe(last - first)
         if started is not None:
             self._prefill.observe(first - started)

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics"})  # all others need a key
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_ID_CHARS = 128
+WITH_IDS = (("/v1/models/", "/v1/models/{id}"), ("/v1/requests/", "/v1/requests/{id}/timeline"))
 HEALTH_PATHS = frozenset({"/health", "/ping"})
 LOCAL_HOST = r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?"
 LOCAL_ORIGIN = f"https?://{LOCAL_HOST}"
@@ -62,8 +63,8 @@ class RequestFrame:
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
         path, method = scope["path"], scope["method"]
-        handler = "/v1/models/{id}" if path.startswith("/v1/models/") else path
-        known = handler in self._handlers or handler == "/v1/models/{id}"
+        handler = next((h for prefix, h in WITH_IDS if path.startswith(prefix)), path)
+        known = handler in self._handlers or any(handler == h for _, h in WITH_IDS)
         return handler if known else "other", method if method in METHODS else "other"
 
 

@@ -16,6 +16,7 @@ from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread, SteppedEngine
 from duetto.server.answer import Answer
 from duetto.server.errors import ApiError, overloaded, stopping, unavailable
+from duetto.server.history import History
 from duetto.server.metrics import Metrics
 from duetto.server.settings import ServerSettings
 
@@ -47,6 +48,7 @@ class Relay:
         self._num_reserved = 0
         self._live: dict[str, _Live] = {}
         self._thread: EngineThread | None = None
+        self.history = History()
         self.clock = clock
         self.is_stopping = False
         self.is_hurried = False  # whoever stops waits for nothing any more
@@ -112,6 +114,11 @@ class Relay:
         for request_id in sorted(answer.unfinished):
             self._running_thread().abort(request_id)
 
+    def delivered(self, answer: Answer) -> None:
+        """The client has taken the last of a stream."""
+        for request in answer.requests:
+            self.history.record_delivery(request.request_id, self.clock())
+
     def check_health(self) -> None:
         """Raise ApiError 503 unless requests are accepted and those there are make progress."""
         if self.is_stopping:
@@ -129,11 +136,13 @@ class Relay:
             else:
                 live = self._live.pop(update.request_id)
             self._metrics.record_update(live.request, update)
+            self.history.record_update(live.request, update)
             live.answer.put(update)
             if live.answer.is_gone and live.answer.unfinished:
                 self.close(live.answer)
         if report.record is not None:
             self._metrics.record_step(report.record)
+            self.history.record_step(report.record)
         if not self._live:  # what ended between steps has no step to be recorded in
             self._metrics.record_idle()
 

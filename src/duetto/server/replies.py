@@ -11,18 +11,10 @@ from typing import Any
 
 from duetto.core.batch import TokenLogprob
 from duetto.core.text import TextCodec
-from duetto.core.timings import Part, RequestTimings
+from duetto.core.timings import RequestTimings
+from duetto.server.explain import cache_miss, parts_ms
 
 Json = dict[str, Any]
-
-PART_NAMES = {
-    Part.WAITING: "queued",
-    Part.PROMPT: "prompt",
-    Part.DECODE: "decode",
-    Part.SHARED: "shared",
-    Part.STALLED: "stalled",
-    Part.PREEMPTED: "preempted",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +48,19 @@ def usage(num_prompt: int, num_output: int, num_cached: int) -> Json:
     }
 
 
-def timings(times: RequestTimings | None, num_prompt: int, num_cached: int) -> Json | None:
+def timings(
+    times: RequestTimings | None,
+    num_prompt: int,
+    num_cached: int,
+    *,
+    reader_s: float = 0.0,
+    tells_other_salts: bool = False,
+) -> Json | None:
     """llama.cpp's keys, and the parts that add up to `total_ms`. None if nothing was computed.
 
-    `predicted_per_second` is 1 / TPOT: the first token belongs to the prompt's time.
+    `predicted_per_second` is 1 / TPOT: the first token belongs to the prompt's time. What the steps
+    were expected to take (`steps_expected_ms`) stands beside what they took. `reader_s` is how long
+    the end of a stream has waited for its client to take what was before it.
     """
     if times is None or not times.token_times or times.first_scheduled_time is None:
         return None
@@ -75,9 +76,12 @@ def timings(times: RequestTimings | None, num_prompt: int, num_cached: int) -> J
         "predicted_ms": _ms(predicted_s),
         "predicted_per_second": (num_output - 1) / predicted_s if predicted_s > 0 else None,
         "ttft_ms": _ms(times.ttft_s),
-        "total_ms": _ms(times.e2e_s),
-        "parts_ms": {PART_NAMES[part]: _ms(spent) for part, spent in times.parts.items()},
+        "total_ms": _ms((times.e2e_s or 0.0) + reader_s),
+        "parts_ms": parts_ms(times.parts, reader_s),
         "num_preemptions": times.num_preemptions,
+        "steps_ms": _ms(times.computed_s),
+        "steps_expected_ms": _ms(times.predicted_s),
+        "cache_miss": cache_miss(times.cache_miss, tells_other_salts=tells_other_salts),
     }
 
 

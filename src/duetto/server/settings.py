@@ -19,7 +19,8 @@ class ServerSettings:
     version: str = "0"
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # generation_config's part
     model_root: str | None = None  # where the weights came from; only its digest is shown
-    dtype: str = "unknown"  # of weights; this and the next two change answers, and are shown
+    dtype: str = "unknown"  # of weights; this and the next three change answers, and are shown
+    quantization: str = "none"
     kv_cache_dtype: str = "unknown"
     backend: str = "unknown"
     seed: int | None = None  # of requests that bring none; None: drawn for each
@@ -63,6 +64,6 @@ class ServerSettings:
         """Names what produces the answers, so that a change of it can be seen."""
         what = (
             *(self.version, self.served_model_name, self.model_root),
-            *(self.dtype, self.kv_cache_dtype, self.backend),
+            *(self.dtype, self.quantization, self.kv_cache_dtype, self.backend),
         )
         return "fp_" + hashlib.sha256(repr(what).encode()).hexdigest()[:12]

@@ -1,0 +1,155 @@
+"""`duetto explain`: where a request's time went, asked of a running server."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import httpx2 as httpx
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from duetto.cli.serve import API_KEY_VARIABLE
+from duetto.core.errors import ConfigError
+
+TIMEOUT_S = 30.0
+_KINDS = {
+    "wait": "waited",
+    "prompt": "its prompt",
+    "recompute": "recomputed",
+    "decode": "decoded",
+    "shared": "beside prompts",
+}
+
+
+def explain(
+    request_id: str | None = None,
+    *,
+    url: str = "http://127.0.0.1:8000",
+    api_key: str | None = None,
+    trace: Path | None = None,
+    json_output: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Say where a request's time went, and why it was slow.
+
+    Parameters
+    ----------
+    request_id
+        The id of a reply (cmpl-… or chatcmpl-…); by default the slowest that ended of late.
+    url
+        The server.
+    api_key
+        A key of the server; also read from DUETTO_API_KEY.
+    trace
+        Write the last steps there, for ui.perfetto.dev, instead.
+    json_output
+        Print one JSON document instead.
+    """
+    key = api_key or os.environ.get(API_KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
+        if trace is not None:
+            trace.write_bytes(_get(client, "/debug/steps.json").content)
+            print(f"wrote {trace}; open it at https://ui.perfetto.dev", file=sys.stderr)
+            return
+        name = request_id or _slowest(client)
+        reply = _get(client, f"/v1/requests/{quote(name, safe='')}/timeline")
+    if json_output:
+        print(reply.text)
+        return
+    for choice in reply.json()["choices"]:
+        show(choice, Console(highlight=False))
+
+
+def _slowest(client: httpx.Client) -> str:
+    recent = _get(client, "/v1/requests").json()["data"]
+    if not recent:
+        raise ConfigError("no request has ended so far: there is nothing to explain")
+    slowest: dict[str, Any] = max(recent, key=lambda each: each["total_ms"])
+    return str(slowest["id"])
+
+
+def _get(client: httpx.Client, path: str) -> httpx.Response:
+    try:
+        reply = client.get(path)
+    except httpx.HTTPError as error:
+        raise ConfigError(
+            f"--url {client.base_url}: no Duetto answers there ({error}); is `duetto serve` "
+            f"running?"
+        ) from None
+    if reply.status_code != 200:
+        raise ConfigError(f"--url {client.base_url}: {_message(reply)}")
+    return reply
+
+
+def _message(reply: httpx.Response) -> str:
+    try:
+        return str(reply.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {reply.status_code}, from what is no Duetto"
+
+
+def show(choice: dict[str, Any], console: Console) -> None:
+    """One request's timeline, for people. In the last table `others'` are prompt tokens of other
+    requests in the same steps, `expected` what the steps should have taken together, and `longest`
+    the longest of them, in milliseconds."""
+    console.print(
+        f"[bold]{choice['id']}[/]: {choice['prompt_tokens']} prompt tokens "
+        f"({choice['cached_tokens']} cached), {choice['completion_tokens']} generated, ended by "
+        f"{choice['finish_reason']}"
+    )
+    console.print(f"  {choice['why']}")
+    console.print(f"  prefix cache: {choice['cache']}")
+    parts = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("part", "ms", "share"):
+        parts.add_column(title, justify="left" if title == "part" else "right")
+    total = choice["total_ms"] or 1.0
+    for name, spent in choice["parts_ms"].items():
+        if spent:
+            parts.add_row(name, f"{spent:.1f}", f"{spent / total:.0%}")
+    parts.add_row("all", f"{total:.1f}", f"TTFT {_ms(choice['ttft_ms'])}")
+    console.print(parts)
+    console.print(_segments(choice))
+    if not choice["segments_are_whole"]:
+        console.print("  its first steps are no longer remembered")
+    if choice["longest_gap_ms"]:
+        console.print(
+            f"  longest gap between two tokens: {_ms(choice['longest_gap_ms'])} ms, which ended "
+            f"{_ms(choice['longest_gap_end_ms'])} ms after the arrival"
+        )
+
+
+def _segments(choice: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("at ms", justify="right")
+    table.add_column("ms", justify="right")
+    table.add_column("it", no_wrap=True)
+    for title in ("steps", "tokens", "others'", "expected", "of roof", "longest"):
+        table.add_column(title, justify="right")
+    for segment in choice["segments"]:
+        waits = "steps" not in segment
+        table.add_row(
+            f"{segment['start_ms']:.1f}",
+            f"{segment['ms']:.1f}",
+            _KINDS[segment["kind"]],
+            *([""] * 6 if waits else _numbers(segment)),
+        )
+    return table
+
+
+def _numbers(segment: dict[str, Any]) -> list[str]:
+    roof = segment["of_roof"]
+    return [
+        str(segment["steps"]),
+        str(segment["tokens"]),
+        str(segment["others_prompt_tokens"]),
+        _ms(segment["steps_expected_ms"]),
+        "" if roof is None else f"{roof:.0%}",
+        _ms(segment["longest_step_ms"]),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

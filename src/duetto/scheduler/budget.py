@@ -1,0 +1,98 @@
+"""How much one step may compute: a number of tokens and, with a target ITL, a time.
+
+The price of a step is a function that is handed in; nothing is known here of models, hardware or
+measurements. Without a target this is the token budget of Sarathi-Serve (Agrawal et al., OSDI
+2024), which fixes the number that keeps a step short; with one, the number follows from the price.
+"""
+
+from collections.abc import Callable
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import Request
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.scheduler.plan import shape_of
+
+StepTime = Callable[[BatchShape], float]  # seconds; more work never takes less time
+
+# Chunks may always take this part of what the streams' own tokens take, so a target that is too
+# low for the model slows streams by at most a quarter (or by the price of one token, if that is
+# more), and a prompt has at least a fifth of the engine: its TTFT is at most about five times as
+# long as alone. A floor in tokens would bound neither, as their price differs a thousandfold
+# between machines.
+CHUNK_SHARE = 0.25
+
+
+class StepBudget:
+    """The budget of one step. Next tokens come first, then chunks; the first chunk cut short is
+    the last one, so no more than one running request is ever in the middle of its prompt."""
+
+    def __init__(self, config: SchedulerConfig, step_time: StepTime | None) -> None:
+        self._config = config
+        self._step_time = None if config.target_itl_s is None else step_time
+        self._num_tokens = config.max_num_batched_tokens  # that are left
+        self._spent: list[RequestShape] = []
+        self._has_streams = False  # someone waits for a next token of an answer
+        self._has_chunk = False
+        self._limit_s: float | None = None  # for the whole step; priced once a chunk is asked for
+        self._is_closed = False
+
+    @property
+    def is_spent(self) -> bool:
+        return self._is_closed or not self._num_tokens
+
+    def most(self, request: Request, num_past: int) -> int:
+        """How many tokens after its first `num_past` a request may compute. Changes nothing."""
+        wanted = len(request.token_ids) - num_past
+        if self._is_closed or not self._num_tokens:
+            return 0
+        if wanted > self._num_tokens and not self._config.enable_chunked_prefill:
+            return 0
+        count = wanted if wanted < self._num_tokens else self._num_tokens
+        # Where no stream waits for its next token, nobody's ITL is at stake.
+        if self._step_time is None or not self._has_streams:
+            return count
+        if wanted == 1 and not self._has_chunk:  # a next token always goes
+            return count
+        return self._most_in_time(request, num_past, count, self._step_time)
+
+    def spend(self, request: Request, num_past: int, count: int) -> None:
+        """Take what `most` has granted."""
+        self._num_tokens -= count
+        wanted = len(request.token_ids) - num_past
+        self._is_closed = count < wanted
+        if self._step_time is None:
+            return
+        self._has_chunk = self._has_chunk or wanted > 1
+        if request.num_output_tokens > 0 and not self._has_chunk:
+            self._has_streams = True
+        self._spent.append(shape_of(request, num_past, count))
+
+    def _most_in_time(
+        self, request: Request, num_past: int, count: int, step_time: StepTime
+    ) -> int:
+        """The largest chunk with which the step ends in time, by bisection; at most `count`.
+
+        At least one token if it is the step's first chunk: a prompt that has begun goes on.
+        """
+        if self._limit_s is None:
+            self._limit_s = self._limit(step_time)
+        limit_s, spent = self._limit_s, self._spent
+
+        def fits(size: int) -> bool:
+            shape = BatchShape((*spent, shape_of(request, num_past, size)))
+            return step_time(shape) <= limit_s
+
+        if fits(count):
+            return count
+        fitting, too_many = 0 if self._has_chunk else 1, count
+        while too_many - fitting > 1:
+            middle = (fitting + too_many) // 2
+            if fits(middle):
+                fitting = middle
+            else:
+                too_many = middle
+        return fitting
+
+    def _limit(self, step_time: StepTime) -> float:
+        streams_s = step_time(BatchShape(tuple(self._spent)))
+        return max(self._config.target_itl_s or 0.0, (1 + CHUNK_SHARE) * streams_s)

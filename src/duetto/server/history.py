@@ -1,0 +1,105 @@
+"""What is remembered of steps and of requests that have ended, so that one can ask why.
+
+Bounded: the oldest are forgotten. Lives on the event loop; knows no HTTP and no words.
+"""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from duetto.core.batch import RequestUpdate, StepRecord
+from duetto.core.cache_miss import CacheMiss
+from duetto.core.request import Request
+from duetto.core.timings import Part
+
+MAX_STEPS = 4096
+MAX_ROWS = 2**17  # requests of all remembered steps together: about 13 MB
+MAX_REQUESTS = 1024
+
+
+@dataclass(slots=True)
+class Ended:
+    """One engine request that has ended. Seconds on the engine's clock."""
+
+    request_id: str
+    owner: bytes  # the tenant and salt that it came with
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    finish_reason: str
+    error: str | None
+    arrival_time: float
+    first_token_time: float | None
+    finish_time: float
+    parts: dict[Part, float]
+    longest_gap_s: float | None  # between two of its tokens ...
+    longest_gap_end: float | None  # ... and when it ended
+    num_preemptions: int
+    cache_miss: CacheMiss | None
+    was_admitted: bool
+    computed_s: float
+    predicted_s: float | None
+    reader_s: float = 0.0  # from its end until its client had taken all of a stream
+
+    @property
+    def total_s(self) -> float:
+        """The E2E latency, and the client's time to take the end of it."""
+        return self.finish_time - self.arrival_time + self.reader_s
+
+
+class History:
+    def __init__(self, max_steps: int = MAX_STEPS, max_requests: int = MAX_REQUESTS) -> None:
+        self._steps: deque[StepRecord] = deque()
+        self._num_rows = 0
+        self._max_steps = max_steps
+        self._max_requests = max_requests
+        self._ended: OrderedDict[str, Ended] = OrderedDict()
+
+    def record_step(self, record: StepRecord) -> None:
+        self._steps.append(record)
+        self._num_rows += len(record.request_ids)
+        while len(self._steps) > self._max_steps or self._num_rows > MAX_ROWS:
+            self._num_rows -= len(self._steps.popleft().request_ids)
+
+    def record_update(self, request: Request, update: RequestUpdate) -> None:
+        """Take in a final update; what is not final says nothing here."""
+        times = update.timings
+        if update.finish_reason is None or times is None or times.finish_time is None:
+            return
+        gap_s, gap_end = max(zip(times.itl_s, times.token_times[1:], strict=True), default=(0, 0))
+        tokens = times.token_times
+        self._ended[request.request_id] = Ended(
+            request_id=request.request_id,
+            owner=request.cache_salt,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=update.num_cached_tokens,
+            num_output_tokens=len(tokens),
+            finish_reason=update.finish_reason.value,
+            error=update.error,
+            arrival_time=times.arrival_time,
+            first_token_time=tokens[0] if tokens else None,
+            finish_time=times.finish_time,
+            parts=dict(times.parts),
+            longest_gap_s=gap_s if len(tokens) > 1 else None,
+            longest_gap_end=gap_end if len(tokens) > 1 else None,
+            num_preemptions=times.num_preemptions,
+            cache_miss=times.cache_miss,
+            was_admitted=times.first_scheduled_time is not None,
+            computed_s=times.computed_s,
+            predicted_s=times.predicted_s,
+        )
+        while len(self._ended) > self._max_requests:
+            self._ended.popitem(last=False)
+
+    def record_delivery(self, request_id: str, now: float) -> None:
+        """The client of a stream has taken the last of it."""
+        ended = self._ended.get(request_id)
+        if ended is not None:
+            ended.reader_s = max(0.0, now - ended.finish_time)
+
+    def steps(self) -> list[StepRecord]:
+        """Oldest first."""
+        return list(self._steps)
+
+    def ended(self, tenant: bytes) -> list[Ended]:
+        """The requests of a tenant, the one that ended last first."""
+        return [e for e in reversed(self._ended.values()) if e.owner.startswith(tenant)]

@@ -1,0 +1,84 @@
+"""The routes that tell what happened: recent requests, one request's timeline, the last steps.
+
+Every tenant sees its own requests only; of others' it sees what they added to a step. Knows what is
+remembered (history.py) and no engine.
+"""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from duetto.server.errors import ApiError, json_response
+from duetto.server.explain import listed, timeline
+from duetto.server.history import Ended
+from duetto.server.relay import Relay
+from duetto.server.settings import ServerSettings
+from duetto.server.timeline import RoofTime, trace
+
+_PREFIXES = ("chatcmpl-", "cmpl-")
+
+
+class Questions:
+    """The handlers, one method each."""
+
+    def __init__(
+        self, relay: Relay, settings: ServerSettings, roof_time: RoofTime | None = None
+    ) -> None:
+        self._history = relay.history
+        self._settings = settings
+        self._roof_time = roof_time
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/requests", self.requests),
+            Route("/v1/requests/{id}/timeline", self.timeline),
+            Route("/debug/steps.json", self.steps),
+        ]
+
+    async def requests(self, request: Request) -> Response:
+        """Those that ended of late, the last one first."""
+        mine = self._history.ended(_tenant(request))
+        return json_response({"object": "list", "data": [listed(ended) for ended in mine]})
+
+    async def timeline(self, request: Request) -> Response:
+        """Every choice of a reply, by the reply's id; or one, by its own."""
+        asked = request.path_params["id"]
+        name = next((asked.removeprefix(p) for p in _PREFIXES if asked.startswith(p)), asked)
+        mine = [e for e in self._history.ended(_tenant(request)) if _is_of(e, name)]
+        if not mine:
+            raise ApiError(
+                404,
+                "no request of this id has ended of late; /v1/requests lists those that have",
+                param="id",
+                code="request_not_found",
+            )
+        steps = self._history.steps()
+        choices = [
+            timeline(
+                ended,
+                steps,
+                self._roof_time,
+                tells_other_salts=self._settings.only_local_hosts,
+            )
+            for ended in sorted(mine, key=lambda ended: ended.request_id)
+        ]
+        return json_response({"id": asked, "object": "timeline", "choices": choices})
+
+    async def steps(self, request: Request) -> Response:
+        """The last steps as a trace that Perfetto loads."""
+        mine, steps = self._history.ended(_tenant(request)), self._history.steps()
+        seen = {request_id for step in steps for request_id in step.request_ids}
+        own = [ended for ended in reversed(mine) if ended.request_id in seen]
+        # It can be megabytes: no stream should stutter while it is made.
+        return await asyncio.to_thread(lambda: json_response(trace(steps, own, self._roof_time)))
+
+
+def _is_of(ended: Ended, name: str) -> bool:
+    return ended.request_id == name or ended.request_id.startswith(f"{name}-")
+
+
+def _tenant(request: Request) -> bytes:
+    tenant: bytes = request.scope.get("state", {}).get("tenant", b"")
+    return tenant

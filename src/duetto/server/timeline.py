@@ -1,0 +1,176 @@
+"""From remembered steps to what is shown: the segments of one request's life, and a trace.
+
+Plain functions from records to JSON; they know no engine and no HTTP.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from duetto.core.batch import StepRecord
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.server.history import Ended
+
+Json = dict[str, Any]
+RoofTime = Callable[[BatchShape], float]  # seconds a step would take if it reached its roof
+
+
+@dataclass(slots=True)
+class Segment:
+    """Steps in a row, or a wait, that one request spent alike."""
+
+    kind: str  # wait, prompt, recompute, decode, shared
+    start: float
+    end: float
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_other_prompt_tokens: int = 0
+    max_requests: int = 0
+    longest_step_s: float = 0.0
+    predicted_s: float | None = None
+    roof_s: float | None = None
+    busy_s: float = 0.0  # of its steps, without what lies between them
+
+    def add(self, step: StepRecord, num_tokens: int, others: int, roof_s: float | None) -> None:
+        duration = step.end_time - step.start_time
+        self.end = step.end_time
+        self.num_steps += 1
+        self.num_tokens += num_tokens
+        self.num_other_prompt_tokens += others
+        self.max_requests = max(self.max_requests, step.num_scheduled)
+        self.longest_step_s = max(self.longest_step_s, duration)
+        self.busy_s += duration
+        self.predicted_s = _plus(self.predicted_s, step.predicted_s)
+        self.roof_s = _plus(self.roof_s, roof_s)
+
+    def shown(self, origin: float) -> Json:
+        """Milliseconds after `origin`."""
+        if not self.num_steps:
+            return {"kind": self.kind, **_span(self, origin)}
+        return {
+            "kind": self.kind,
+            **_span(self, origin),
+            "steps": self.num_steps,
+            "tokens": self.num_tokens,
+            "others_prompt_tokens": self.num_other_prompt_tokens,
+            "max_requests": self.max_requests,
+            "longest_step_ms": ms(self.longest_step_s),
+            "steps_ms": ms(self.busy_s),
+            "steps_expected_ms": ms(self.predicted_s),
+            "of_roof": fraction(self.roof_s, self.busy_s),
+        }
+
+
+def segments(
+    ended: Ended, steps: Sequence[StepRecord], roof_time: RoofTime | None
+) -> tuple[list[Segment], bool]:
+    """What a request did, in order; and whether all of its steps are still remembered."""
+    found = [Segment("wait", ended.arrival_time, ended.arrival_time)]
+    reached, num_tokens = 0, 0  # the most that it ever had computed, and tokens in all
+    at = 0  # what it had computed after the step before
+    for step, own in _steps_of(ended, steps):
+        if not num_tokens:
+            found[0].end = step.start_time
+        if own.num_past + own.num_new <= reached:
+            kind, own_prompt = "recompute", own.num_new
+        elif own.num_past < ended.num_prompt_tokens:
+            kind, own_prompt = "prompt", own.num_new
+        else:
+            kind, own_prompt = "decode", 0
+        others = step.num_prompt_tokens - min(own_prompt, step.num_prompt_tokens)
+        kind = "shared" if kind == "decode" and others else kind
+        if own.num_past < at:  # it has lost its blocks in between
+            found.append(Segment("wait", found[-1].end, step.start_time))
+        if found[-1].kind != kind:
+            found.append(Segment(kind, step.start_time, step.end_time))
+        roof_s = None if roof_time is None else roof_time(step.shape)
+        found[-1].add(step, own.num_new, others, roof_s)
+        at = own.num_past + own.num_new
+        reached = max(reached, at)
+        num_tokens += own.num_new
+    if not num_tokens:
+        found[0].end = ended.finish_time
+    return found, _is_whole(ended, num_tokens)
+
+
+def trace(steps: Sequence[StepRecord], own: Sequence[Ended], roof_time: RoofTime | None) -> Json:
+    """Chrome's trace events, which Perfetto (ui.perfetto.dev) loads: a track of steps, counters,
+    and a track for each of the requests that are given."""
+    events = [_name("process_name", 1, 0, "engine"), _name("thread_name", 1, 1, "steps")]
+    for step in steps:
+        events += _step_events(step, roof_time)
+    events.append(_name("process_name", 2, 0, "requests"))
+    for track, ended in enumerate(own, start=1):
+        mine = [s for s in segments(ended, steps, None)[0] if s.end > s.start]
+        events.append(_name("thread_name", 2, track, ended.request_id))
+        events += [_slice(2, track, s.kind, s.start, s.end, s.shown(s.start)) for s in mine]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _step_events(step: StepRecord, roof_time: RoofTime | None) -> list[Json]:
+    duration = step.end_time - step.start_time
+    told = {
+        "tokens": step.num_tokens,
+        "prompt_tokens": step.num_prompt_tokens,
+        "requests": step.num_scheduled,
+        "preemptions": step.num_preemptions,
+        "expected_ms": ms(step.predicted_s),
+        "of_roof": None if roof_time is None else fraction(roof_time(step.shape), duration),
+    }
+    name = f"{step.num_tokens} tokens"
+    counters = {
+        "requests": {"running": step.num_running, "waiting": step.num_waiting},
+        "KV blocks": {"used": step.num_blocks - step.num_free_blocks},
+    }
+    return [
+        _slice(1, 1, name, step.start_time, step.end_time, told),
+        *(
+            {"name": title, "ph": "C", "pid": 1, "ts": _us(step.end_time), "args": values}
+            for title, values in counters.items()
+        ),
+    ]
+
+
+def _steps_of(
+    ended: Ended, steps: Sequence[StepRecord]
+) -> Iterator[tuple[StepRecord, RequestShape]]:
+    for step in steps:
+        if step.start_time <= ended.finish_time and ended.request_id in step.request_ids:
+            yield step, step.shape.requests[step.request_ids.index(ended.request_id)]
+
+
+def _is_whole(ended: Ended, num_tokens: int) -> bool:
+    if not ended.was_admitted:
+        return True
+    # The last token is never computed; without a token, the prompt may not have been whole.
+    least = ended.num_prompt_tokens - ended.num_cached_tokens + ended.num_output_tokens - 1
+    return num_tokens >= least if ended.num_output_tokens else num_tokens > 0
+
+
+def _slice(pid: int, tid: int, name: str, start: float, end: float, args: Json) -> Json:
+    span = {"ts": _us(start), "dur": _us(end - start)}
+    return {"name": name, "ph": "X", "pid": pid, "tid": tid, **span, "args": args}
+
+
+def _name(what: str, pid: int, tid: int, name: str) -> Json:
+    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+def _span(segment: Segment, origin: float) -> Json:
+    return {"start_ms": ms(segment.start - origin), "ms": ms(segment.end - segment.start)}
+
+
+def ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def fraction(part: float | None, whole: float) -> float | None:
+    return None if part is None or not whole > 0 else round(part / whole, 3)
+
+
+def _us(seconds: float) -> float:
+    return round(seconds * 1e6, 1)
+
+
+def _plus(a: float | None, b: float | None) -> float | None:
+    return a if b is None else (a or 0.0) + b

@@ -1,0 +1,23 @@
+"""benchmarks/target_itl.py runs, small, and says what it is asked to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "target_itl.py"
+
+
+def test_target_itl(tiny_model: Path, tmp_path: Path) -> None:
+    page = tmp_path / "target.md"
+    words = "--prompt-len 600 --repetitions 2 --factors 4 --fixed 512 --num-streams 4"
+    command = [sys.executable, str(SCRIPT), "--model", str(tiny_model), "--backend", "reference"]
+    command += [*words.split(), "--output", str(page)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [t["name"].split()[-1] for t in found["targets"]] == ["cold", "learned"]
+    learned = found["targets"][1]
+    # The prompt was cut into several steps, and took no less than alone.
+    assert learned["steps"] > 3 and learned["ttft"] > 0.5 * found["alone_ttft_s"]
+    assert found["worst_p99_over_target"] > 0.3
+    assert page.read_text().count("| target ") == 2

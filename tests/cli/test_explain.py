@@ -1,0 +1,82 @@
+"""`duetto explain` asks a running server and says it readably."""
+
+import json
+import urllib.request
+
+import pytest
+from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
+
+from duetto.cli.explain import explain
+from duetto.core.errors import ConfigError
+
+KEY = "sk-mine"
+
+
+def ask(url, prompt, key=None):
+    body = json.dumps({"model": MODEL, "prompt": prompt, "max_tokens": 30}).encode()
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(f"{url}/v1/completions", body, headers)
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)
+
+
+@pytest.fixture(scope="module")
+def server():
+    executor = SpeakingExecutor("Hi!", step_s=0.001)
+    app, _ = make_app(executor)
+    with running(app) as url:
+        executor.step_s = 0.05
+        slow = ask(url, "the slow one, with a long prompt")
+        executor.step_s = 0.001
+        fast = ask(url, "x")
+        wait_until(lambda: len(app.state.relay.history.steps()) == 8)
+        yield url, slow, fast
+
+
+def test_the_slowest_request_is_explained(server, capsys):
+    url, slow, _ = server
+    explain(url=url)
+    shown = capsys.readouterr().out
+    assert slow["id"].removeprefix("cmpl-") in shown
+    assert "went to" in shown and "prefix cache: 0 tokens came from the cache" in shown
+    assert "its prompt" in shown and "decoded" in shown
+
+
+def test_one_request_is_explained_by_its_id(server, capsys):
+    url, _, fast = server
+    explain(fast["id"], url=url, json_output=True)
+    (choice,) = json.loads(capsys.readouterr().out)["choices"]
+    assert choice["prompt_tokens"] == 1 and choice["cache_miss"]["reason"] == "too_short"
+
+
+def test_the_steps_are_written_for_perfetto(server, tmp_path):
+    url, _, _ = server
+    explain(url=url, trace=tmp_path / "steps.json")
+    events = json.loads((tmp_path / "steps.json").read_text())["traceEvents"]
+    assert sum(e["ph"] == "X" and e["pid"] == 1 for e in events) == 8
+
+
+def test_what_cannot_be_explained_is_one_line(server):
+    url, _, _ = server
+    with pytest.raises(ConfigError, match="no request of this id"):
+        explain("nope", url=url)
+    with pytest.raises(ConfigError, match="no such path"):
+        explain("nope/../x", url=url)
+    with pytest.raises(ConfigError, match="is `duetto serve` running"):
+        explain(url="http://127.0.0.1:1")
+
+
+def test_a_key_is_needed_where_the_server_asks_for_one(monkeypatch, capsys):
+    monkeypatch.delenv("DUETTO_API_KEY", raising=False)
+    app, _ = make_app(SpeakingExecutor("Hi!"), api_keys=(KEY,))
+    with running(app) as url:
+        with pytest.raises(ConfigError, match="API key"):
+            explain(url=url)
+        with pytest.raises(ConfigError, match="nothing to explain"):
+            explain(url=url, api_key=KEY)
+        ask(url, "x", KEY)
+        monkeypatch.setenv("DUETTO_API_KEY", KEY)
+        explain(url=url)
+        assert "went to" in capsys.readouterr().out

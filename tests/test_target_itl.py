@@ -1,0 +1,55 @@
+"""A budget in milliseconds on a real model: other steps, the same answers."""
+
+import pytest
+
+from duetto import LLM, SamplingParams
+from duetto.core.batch import StepRecord
+from duetto.core.errors import ConfigError
+
+PROMPTS = [{"prompt_token_ids": [7 + i] * 9 + [3, 1, 4]} for i in range(6)]
+LONG = {"prompt_token_ids": [index % 900 for index in range(700)]}
+PARAMS = SamplingParams(temperature=1.0, max_tokens=40, seed=5, logprobs=2, ignore_eos=True)
+
+
+def answers(llm: LLM) -> tuple[list[object], list[StepRecord]]:
+    """Streams, beside which a long prompt arrives."""
+    steps: list[StepRecord] = []
+    step = llm.engine.step
+
+    def watched():
+        report = step()
+        if report.record is not None:
+            steps.append(report.record)
+        return report
+
+    llm.engine.step = watched  # type: ignore[method-assign]
+    streams = llm.stream(PROMPTS, PARAMS)
+    for _ in range(30):
+        next(streams)
+    late = llm.generate(LONG, PARAMS, use_tqdm=False)
+    last = {output.request_id: output for output in streams}
+    told = [last[str(i)].outputs[0] for i in range(6)] + [late[0].outputs[0]]
+    return [(o.token_ids, o.logprobs) for o in told], steps
+
+
+def test_a_target_changes_when_prompts_are_computed_and_no_answer(tiny_model):
+    with LLM(tiny_model, backend="reference") as llm:
+        expected, whole = answers(llm)
+    with LLM(tiny_model, backend="reference", target_itl=3.0) as llm:
+        got, cut = answers(llm)
+    assert got == expected
+    assert max(s.num_tokens for s in whole) == 512 and len(cut) > len(whole)
+    # The price is learned: the largest step beside the streams is far below the ceiling.
+    assert max(s.num_tokens for s in cut if s.num_scheduled > 6) < 300
+    assert all(s.predicted_s is not None and s.predicted_s > 0 for s in cut)
+
+
+@pytest.mark.parametrize("target", [0, -1.0, float("nan"), float("inf"), "10", True])
+def test_a_target_that_is_no_time_is_refused(tiny_model, target):
+    with pytest.raises(ConfigError, match="--target-itl"):
+        LLM(tiny_model, target_itl=target)
+
+
+def test_a_target_needs_chunks(tiny_model):
+    with pytest.raises(ConfigError, match="--target-itl with --no-enable-chunked-prefill"):
+        LLM(tiny_model, target_itl=10, enable_chunked_prefill=False)
