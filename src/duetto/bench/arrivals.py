@@ -25,18 +25,25 @@ def at_rate(
     the last of n requests arrives at n / rate, which makes runs of one rate comparable.
     Raises ConfigError, naming the flag.
     """
+    times = arrival_times(len(workload.requests), requests_per_s, burstiness=burstiness, seed=seed)
+    return workload.with_arrivals(times)
+
+
+def arrival_times(
+    num_requests: int, requests_per_s: float, *, burstiness: float = 1.0, seed: int = 0
+) -> list[float]:
+    """The instants of `at_rate`, in seconds."""
     if not requests_per_s > 0:
         raise ConfigError(f"--request-rate {requests_per_s}: must be above 0, or inf")
     if not 0 < burstiness < math.inf:
         raise ConfigError(f"--burstiness {burstiness}: must be above 0; 1 is a Poisson process")
-    num_requests = len(workload.requests)
     if math.isinf(requests_per_s):
-        return workload.with_arrivals([0.0] * num_requests)
+        return [0.0] * num_requests
     gaps = default_rng(seed).gamma(burstiness, 1 / (requests_per_s * burstiness), num_requests)
     times = np.cumsum(gaps)
     # Extremely bursty gaps can all round to 0; then the burst is at the end of the time.
     scale = num_requests / requests_per_s / times[-1] if times[-1] > 0 else 0.0
-    return workload.with_arrivals((times * scale).tolist())
+    return [float(time) for time in times * scale]
 
 
 def at_trace_times(workload: Workload, *, speed: float = 1.0) -> Workload:

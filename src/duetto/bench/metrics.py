@@ -6,8 +6,10 @@ Knows no network and no engine: a record is a record, whoever took it.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from duetto.bench.records import RequestRecord
 from duetto.core.errors import ConfigError
@@ -38,11 +40,12 @@ class Distribution:
 
 
 def distribution(
-    sample: Sequence[float], percentiles: Sequence[float] = DEFAULT_PERCENTILES
+    sample: Sequence[float] | NDArray[np.float64],
+    percentiles: Sequence[float] = DEFAULT_PERCENTILES,
 ) -> Distribution:
     """The distribution of `sample`; the median is always among the percentiles."""
     wanted = sorted({50.0, *percentiles})
-    if not sample:
+    if not len(sample):
         return Distribution(0, None, None, None, dict.fromkeys(wanted))
     values = np.asarray(sample, dtype=np.float64)
     points = np.percentile(values, wanted)
@@ -76,13 +79,15 @@ class SLO:
         """
         if record.outcome != "ok":
             return False
-        ttft = np.inf if record.ttft_s is None else record.ttft_s + record.held_s
-        measured = {
-            "ttft": ttft,
-            "itl": max(record.itl_s, default=0.0) if self.itl is not None else 0.0,
-            "tpot": record.tpot_s or 0.0,
-            "e2e": record.e2e_s + record.held_s,
-        }
+        return self.admits(
+            ttft=np.inf if record.ttft_s is None else record.ttft_s + record.held_s,
+            itl=max(record.itl_s, default=0.0) if self.itl is not None else 0.0,
+            tpot=record.tpot_s or 0.0,
+            e2e=record.e2e_s + record.held_s,
+        )
+
+    def admits(self, **measured: float) -> bool:
+        """Whether a request's ttft, largest itl, tpot and e2e, all given, are within the limits."""
         limits = ((name, getattr(self, name)) for name in SLO_METRICS)
         return all(limit is None or measured[name] <= limit for name, limit in limits)
 
@@ -91,12 +96,13 @@ class SLO:
         return {name: limit * 1000 for name, limit in limits if limit is not None}
 
 
-def parse_slo(texts: Sequence[str]) -> SLO:
-    """Read `ttft=200,itl=50ms`, `e2e=2s` or vLLM's `ttft:200 e2el:2000`; milliseconds by default.
+def parse_slo(texts: Sequence[str], *, unit: Literal["ms", "s"] = "ms") -> SLO:
+    """Read `ttft=200,itl=50ms`, `e2e=2s` or vLLM's `ttft:200 e2el:2000`; `unit` by default.
 
     Raises ConfigError, naming the part at fault.
     """
     limits: dict[str, float] = {}
+    example = "ttft=200,itl=50ms" if unit == "ms" else "ttft=1,itl=50ms"
     for part in ",".join(texts).split(","):
         match = re.fullmatch(r"\s*(\w+)\s*[=:]\s*([0-9.]+)\s*(ms|s)?\s*", part)
         name = {"e2el": "e2e"}.get(match[1], match[1]) if match else ""
@@ -107,12 +113,22 @@ def parse_slo(texts: Sequence[str]) -> SLO:
         if match is None or name not in SLO_METRICS or value <= 0:
             raise ConfigError(
                 f"--slo: {part!r} is not NAME=LIMIT with NAME one of {', '.join(SLO_METRICS)} and "
-                f"LIMIT above 0, in milliseconds or with the unit ms or s; like ttft=200,itl=50ms"
+                f"LIMIT above 0, in {unit} or with a unit, ms or s; like {example}"
             )
         if name in limits:
             raise ConfigError(f"--slo: {name} is given twice")
-        limits[name] = value if match[3] == "s" else value / 1000
+        limits[name] = value if (match[3] or unit) == "s" else value / 1000
     return SLO(**limits)
+
+
+def parse_percentiles(text: str) -> tuple[float, ...]:
+    """Read `50,90,99`. Raises ConfigError for what is no such list."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"--metric-percentiles {text!r}: must be numbers with commas, like 50,90,99"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Knows no tokenizer: ShareGPT's lengths come from a function.
 """
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -67,20 +67,22 @@ class Fit:
 AS_RECORDED = Fit()
 
 
-def read_azure(
-    file: Path,
-    *,
-    vocab_size: int,
-    num_requests: int | None = None,
-    fit: Fit = AS_RECORDED,
-    seed: int = 0,
-) -> Workload:
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One recorded request, as its file has it."""
+
+    arrival_s: float  # azure: after the first row; mooncake: as recorded
+    num_input: int
+    num_output: int
+    hash_ids: tuple[int, ...] = ()  # mooncake: one per MOONCAKE_BLOCK tokens of input
+
+
+def azure_rows(file: Path, num_requests: int | None = None) -> list[TraceRow]:
     """Azure's LLM inference trace: TIMESTAMP,ContextTokens,GeneratedTokens with a header line.
 
-    (Patel et al., Splitwise, ISCA 2024.) It records no contents, so every prompt is different.
-    Reads at most the first `num_requests`. Raises TraceError.
+    (Patel et al., Splitwise, ISCA 2024.) Reads at most the first `num_requests`. Raises TraceError
+    for what is no such row, and where time goes backwards.
     """
-    check_vocabulary(vocab_size)
     with _opened(file) as lines:
         reader = csv.DictReader(lines)
         columns = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -89,7 +91,7 @@ def read_azure(
             raise TraceError(
                 file, 1, f"no column {', '.join(missing)}; accepted: a CSV with {','.join(columns)}"
             )
-        rows = [
+        timed = [
             (
                 _timestamp(file, line, row["TIMESTAMP"]),
                 _length(file, line, "ContextTokens", row["ContextTokens"]),
@@ -97,17 +99,34 @@ def read_azure(
             )
             for line, row in enumerate(islice(reader, num_requests), start=2)
         ]
-    _check_not_empty(file, rows)
-    inputs = [fit.scaled(num_input) for _, num_input, _ in rows]
-    outputs = [fit.scaled(num_output) for _, _, num_output in rows]
-    rng, start = default_rng(seed), rows[0][0]
+    _check_not_empty(file, timed)
+    start = timed[0][0]
+    rows = [TraceRow((t - start) / timedelta(seconds=1), n, m) for t, n, m in timed]
+    _check_order(file, range(2, len(rows) + 2), rows)
+    return rows
+
+
+def read_azure(
+    file: Path,
+    *,
+    vocab_size: int,
+    num_requests: int | None = None,
+    fit: Fit = AS_RECORDED,
+    seed: int = 0,
+) -> Workload:
+    """`azure_rows` with prompts: the trace records no contents, so every prompt is different."""
+    check_vocabulary(vocab_size)
+    rows = azure_rows(file, num_requests)
+    inputs = [fit.scaled(row.num_input) for row in rows]
+    outputs = [fit.scaled(row.num_output) for row in rows]
+    rng = default_rng(seed)
     requests = tuple(
         WorkloadRequest(
-            arrival_s=(time - start) / timedelta(seconds=1),
+            arrival_s=row.arrival_s,
             prompt_token_ids=tuple(rng.integers(vocab_size, size=num_input).tolist()),
             num_output_tokens=num_output,
         )
-        for (time, _, _), num_input, num_output in zip(
+        for row, num_input, num_output in zip(
             rows, _cut(inputs, fit.max_input_len), _cut(outputs, fit.max_output_len), strict=True
         )
     )
@@ -121,6 +140,25 @@ class _MooncakeRow(msgspec.Struct):
     hash_ids: list[int]
 
 
+def mooncake_rows(file: Path, num_requests: int | None = None) -> list[TraceRow]:
+    """Mooncake's trace (Qin et al., FAST 2025): JSON lines with hash_ids of 512-token blocks.
+
+    A hash id stands for the same tokens in every request; the last block of a prompt may be
+    partial. Reads at most the first `num_requests`. Raises TraceError for what is no such row, and
+    where time goes backwards.
+    """
+    with _opened(file) as lines:
+        numbered = ((n, text) for n, text in enumerate(lines, start=1) if text.strip())
+        read = [(n, _mooncake_row(file, n, text)) for n, text in islice(numbered, num_requests)]
+    _check_not_empty(file, read)
+    rows = [
+        TraceRow(r.timestamp / 1000, r.input_length, r.output_length, tuple(r.hash_ids))
+        for _, r in read
+    ]
+    _check_order(file, [n for n, _ in read], rows)
+    return rows
+
+
 def read_mooncake(
     file: Path,
     *,
@@ -129,20 +167,15 @@ def read_mooncake(
     fit: Fit = AS_RECORDED,
     seed: int = 0,
 ) -> Workload:
-    """Mooncake's trace (Qin et al., FAST 2025): JSON lines with hash_ids of 512-token blocks.
+    """`mooncake_rows` with prompts: equal hash ids become equal tokens.
 
-    A hash id stands for the same tokens in every request; the last block of a prompt may be
-    partial. A length scale scales the block too, so that what was shared stays shared.
-    Reads at most the first `num_requests`. Raises TraceError.
+    A length scale scales the block too, so that what was shared stays shared.
     """
     check_vocabulary(vocab_size)
     block_size = fit.scaled(MOONCAKE_BLOCK)
-    with _opened(file) as lines:
-        numbered = ((n, text) for n, text in enumerate(lines, start=1) if text.strip())
-        rows = [_mooncake_row(file, *each) for each in islice(numbered, num_requests)]
-    _check_not_empty(file, rows)
+    rows = mooncake_rows(file, num_requests)
 
-    def prompt(row: _MooncakeRow, length: int) -> tuple[int, ...]:
+    def prompt(row: TraceRow, length: int) -> tuple[int, ...]:
         ids: list[int] = []
         for hash_id in row.hash_ids:
             ids += default_rng((seed, hash_id)).integers(vocab_size, size=block_size).tolist()
@@ -150,16 +183,11 @@ def read_mooncake(
                 break
         return tuple(ids[:length])
 
-    def scaled_input(row: _MooncakeRow) -> int:
-        num_full = len(row.hash_ids) - 1
-        partial = row.input_length - num_full * MOONCAKE_BLOCK
-        return num_full * block_size + min(block_size, fit.scaled(partial))
-
-    inputs = [scaled_input(row) for row in rows]
-    outputs = [fit.scaled(row.output_length) for row in rows]
+    inputs = [scaled_input(row, fit) for row in rows]
+    outputs = [fit.scaled(row.num_output) for row in rows]
     requests = tuple(
         WorkloadRequest(
-            arrival_s=row.timestamp / 1000,
+            arrival_s=row.arrival_s,
             prompt_token_ids=prompt(row, num_input),
             num_output_tokens=num_output,
         )
@@ -168,6 +196,16 @@ def read_mooncake(
         )
     )
     return Workload(requests, fit.notes(inputs, outputs))
+
+
+def scaled_input(row: TraceRow, fit: Fit) -> int:
+    """The prompt's length under `fit`, before any cut; blocks scale one by one."""
+    if not row.hash_ids:
+        return fit.scaled(row.num_input)
+    num_full = len(row.hash_ids) - 1
+    partial = row.num_input - num_full * MOONCAKE_BLOCK
+    block_size = fit.scaled(MOONCAKE_BLOCK)
+    return num_full * block_size + min(block_size, fit.scaled(partial))
 
 
 def read_sharegpt(
@@ -274,6 +312,15 @@ def _length(file: Path, line: int, name: str, text: str | None) -> int:
     if text is None or not text.isdecimal() or int(text) < 1:
         raise TraceError(file, line, f"{name} is {text!r}; accepted: a whole number of 1 or more")
     return int(text)
+
+
+def _check_order(file: Path, lines: Sequence[int], rows: Sequence[TraceRow]) -> None:
+    for line, before, row in zip(lines[1:], rows, rows[1:], strict=False):
+        if row.arrival_s < before.arrival_s:
+            back = before.arrival_s - row.arrival_s
+            raise TraceError(
+                file, line, f"its time is {back:g} s before the row above; accepted: rows in order"
+            )
 
 
 def _cut(lengths: list[int], limit: int | None) -> list[int]:

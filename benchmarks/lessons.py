@@ -1,0 +1,379 @@
+"""What simulation teaches about serving: four lessons, as a page with pictures.
+
+    python benchmarks/lessons.py
+
+Everything is simulated: the real scheduler, and prices of steps for hardware that is not here. So
+the page holds no measurement, needs no GPU, and comes out the same on every machine. Writes
+docs/benchmarks/lessons.md and its pictures; the last line of stdout is one JSON document.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from duetto.bench.metrics import SLO
+from duetto.bench.workload import Lengths
+from duetto.planner.hardware import find_hardware
+from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.model import find_program
+from duetto.planner.report import Outcome, sum_up
+from duetto.planner.simulation import simulate
+from duetto.planner.workload import Workload, synthetic
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "lessons.md"
+MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
+LIMITS = SLO(ttft=1.0, tpot=0.03)
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests of lognormal lengths at a rate; inf is all at once."""
+
+    rate: float
+    prompt: int
+    answer: int
+    num_requests: int
+    spread: float = 0.5
+
+    def workload(self) -> Workload:
+        return synthetic(
+            self.num_requests,
+            self.rate,
+            input_lengths=Lengths(self.prompt, "lognormal", self.spread),
+            output_lengths=Lengths(self.answer, "lognormal", self.spread),
+            seed=1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One simulation: its place in a picture, and what is simulated."""
+
+    line: str
+    x: float
+    layout: Layout
+    load: Load
+
+
+def simulated(point: Point) -> Numbers:
+    fleet = make_fleet(find_program(MODEL), find_hardware(HARDWARE), point.layout)
+    outcome = sum_up(simulate(point.load.workload(), fleet), fleet.num_devices, slo=LIMITS)
+    return numbers(outcome)
+
+
+def numbers(outcome: Outcome) -> Numbers:
+    """Milliseconds, and per device."""
+    report = outcome.report
+
+    def ms(value: float | None) -> float:
+        return 1000 * (value or 0.0)
+
+    return {
+        "ttft_p50": ms(report.ttft.median),
+        "ttft_p99": ms(report.ttft.percentiles[99.0]),
+        "itl_p50": ms(report.itl.median),
+        "itl_p99": ms(report.itl.percentiles[99.0]),
+        "tpot_p50": ms(report.tpot.median),
+        "e2e_p50": ms(report.e2e.median),
+        "throughput": report.per_second(report.num_output_tokens) / outcome.num_devices,
+        "attainment": (report.num_good or 0) / report.num_requests,
+        "transfer": ms(float(outcome.transfer.mean()) if len(outcome.transfer) else 0.0),
+    }
+
+
+# --- the four lessons --------------------------------------------------------------------------
+
+
+def chunk_sizes(seconds: float) -> list[Point]:
+    """Budgets of a step, and whole prompts, at two rates."""
+    points = []
+    for rate in (1.0, 3.0):
+        load = Load(rate, 2000, 200, count(rate, seconds))
+        for budget in (128, 256, 512, 1024, 2048, 4096, 8192):
+            layout = Layout(max_num_batched_tokens=budget)
+            points.append(Point(f"{rate:g} requests/s", budget, layout, load))
+    return points
+
+
+def count(rate: float, seconds: float) -> int:
+    """Requests in so long a time; at least enough for a percentile."""
+    return max(50, round(rate * seconds))
+
+
+def batch_sizes(_seconds: float) -> list[Point]:
+    """Requests that run at one time, all waiting from the start."""
+    points = []
+    for prompt in (128, 2048):
+        for size in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            load = Load(float("inf"), prompt, 128, 2 * size, 0.0)
+            points.append(Point(f"prompts of {prompt}", size, Layout(max_num_seqs=size), load))
+    return points
+
+
+def batchings(seconds: float) -> list[Point]:
+    """Static and continuous at rising rates."""
+    points = []
+    for policy in ("static", "fcfs"):
+        layout = Layout(scheduling_policy=policy, max_num_seqs=64, max_num_batched_tokens=1024)
+        name = "static" if policy == "static" else "continuous"
+        for rate in (0.25, 0.5, 1, 2, 4, 6, 8):
+            load = Load(rate, 512, 200, count(rate, 4 * seconds), 0.8)
+            points.append(Point(name, rate, layout, load))
+    return points
+
+
+SHAPES = {"long prompts": (4000, 64), "balanced": (1000, 250), "long answers": (200, 1000)}
+FOUR = {
+    "4 chunked (512)": Layout(replicas=4, max_num_batched_tokens=512, router="least-loaded"),
+    "4 chunked (2048)": Layout(replicas=4, max_num_batched_tokens=2048, router="least-loaded"),
+    "1 prefill + 3 decode": Layout(replicas=3, prefill_replicas=1, router="least-loaded"),
+    "2 prefill + 2 decode": Layout(replicas=2, prefill_replicas=2, router="least-loaded"),
+    "3 prefill + 1 decode": Layout(replicas=1, prefill_replicas=3, router="least-loaded"),
+}
+SLOW_LINK = replace(FOUR["2 prefill + 2 decode"], kv_bandwidth=1.25)  # 10 Gbit/s
+
+
+def splits(seconds: float) -> list[Point]:
+    """Four devices, chunked and disaggregated, for three shapes of requests at rising rates."""
+    points = []
+    layouts = {**FOUR, "2 + 2 over 10 Gbit/s": SLOW_LINK}
+    rates = {
+        "long prompts": (1, 2, 3, 4, 5, 6, 8, 10),
+        "balanced": (4, 6, 8, 10, 12, 14, 16, 20),
+        "long answers": (4, 6, 8, 10, 12, 14, 16, 20),
+    }
+    for shape, (prompt, answer) in SHAPES.items():
+        for name, layout in layouts.items():
+            for rate in rates[shape]:
+                load = Load(rate, prompt, answer, count(rate, seconds))
+                points.append(Point(f"{shape}: {name}", rate, layout, load))
+    return points
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+Results = dict[str, list[tuple[float, Numbers]]]  # by line
+
+
+def gathered(points: Sequence[Point], found: Sequence[Numbers]) -> Results:
+    lines: Results = {}
+    for point, values in zip(points, found, strict=True):
+        lines.setdefault(point.line, []).append((point.x, values))
+    return lines
+
+
+def draw(
+    lines: Results, panels: Sequence[tuple[str, str]], x_label: str, file: Path, **axis: Any
+) -> None:
+    """A panel for each (key, label), a curve for each line."""
+    width = 3.9 * len(panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.3), layout="constrained")
+    for panel, (key, label) in zip(axes, panels, strict=True):
+        for name, curve in lines.items():
+            panel.plot([x for x, _ in curve], [v[key] for _, v in curve], "o-", ms=3, label=name)
+        panel.set(xlabel=x_label, ylabel=label, **axis)
+        panel.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    save(figure, file)
+
+
+def draw_splits(lines: Results, file: Path) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained", sharex="col")
+    for column, shape in enumerate(SHAPES):
+        prompt, answer = SHAPES[shape]
+        for row, (key, label) in enumerate(
+            (("attainment", "requests within limits"), ("itl_p99", "ITL p99, ms"))
+        ):
+            panel = axes[row][column]
+            for name, curve in lines.items():
+                if name.startswith(f"{shape}:"):
+                    style = "o--" if "over" in name else "o-"
+                    values = [v[key] for _, v in curve]
+                    label_of = name.split(": ")[1]
+                    panel.plot([x for x, _ in curve], values, style, ms=3, label=label_of)
+            panel.grid(alpha=0.3)
+            panel.set_ylabel(label if column == 0 else "")
+        axes[1][column].set(yscale="log", xlabel="requests/s")
+        axes[0][column].set_title(f"{shape}: {prompt} + {answer} tokens", fontsize=10)
+    axes[0][0].legend(fontsize=7)
+    save(figure, file)
+
+
+def save(figure: Any, file: Path) -> None:
+    plt.rcParams["svg.hashsalt"] = "duetto"
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def rate_sustained(curve: Sequence[tuple[float, Numbers]]) -> float:
+    """The highest of the rates tried, from the lowest on, with 90 % of requests within limits."""
+    best = 0.0
+    for rate, values in curve:
+        if values["attainment"] < 0.9:
+            break
+        best = rate
+    return best
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def curve_table(lines: Results, x_label: str, keys: dict[str, str]) -> str:
+    rows = [
+        [name, f"{x:g}", *(f"{values[key]:.1f}" for key in keys)]
+        for name, curve in lines.items()
+        for x, values in curve
+    ]
+    return table(["", x_label, *keys.values()], rows)
+
+
+def splits_table(lines: Results) -> str:
+    names = [name.split(": ")[1] for name in lines if name.startswith("balanced:")]
+    rows = [
+        [name, *(f"{rate_sustained(lines[f'{shape}: {name}']):g}" for shape in SHAPES)]
+        for name in names
+    ]
+    return table(["requests/s with 90% in limits", *SHAPES], rows)
+
+
+CHUNK_COLUMNS = {
+    "ttft_p50": "TTFT p50",
+    "itl_p50": "ITL p50",
+    "itl_p99": "ITL p99",
+    "e2e_p50": "E2E p50",
+}
+BATCH_COLUMNS = {
+    "throughput": "output tok/s",
+    "tpot_p50": "TPOT p50",
+    "e2e_p50": "E2E p50",
+}
+POLICY_COLUMNS = {
+    "ttft_p50": "TTFT p50",
+    "ttft_p99": "TTFT p99",
+    "tpot_p50": "TPOT p50",
+    "throughput": "output tok/s",
+}
+
+
+def page(chunks: Results, batches: Results, policies: Results, split: Results) -> str:
+    return f"""# Lessons, simulated
+
+Written by `benchmarks/lessons.py`; do not edit. The real scheduler in virtual time; the prices of
+steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/hardware.py`. No number
+here was measured: they are about schedules, and as good as those prices
+([planner-a100.md](planner-a100.md) compares them with measurements). Lengths are lognormal,
+arrivals are a Poisson process; [metrics.md](../metrics.md) defines the metrics. Limits, where there
+are any: TTFT {LIMITS.ttft:g} s and TPOT {1000 * (LIMITS.tpot or 0):g} ms, together.
+
+## The size of a chunk trades TTFT for ITL
+
+![TTFT and ITL by chunk size](lessons-chunks.svg)
+
+{curve_table(chunks, "tokens a step", CHUNK_COLUMNS)}
+
+Prompts of 2,000 tokens and answers of 200. A step that computes part of a prompt makes every
+stream wait for it: the ITL's tail grows with the chunk, in proportion once the step is bound by
+arithmetic. Small chunks read the weights, and the KV of the chunks before, more often, and leave
+the arithmetic units idle: the prompt takes longer, and at a rate near saturation the queue grows
+without end. So chunked prefill does not improve TTFT; it buys steady streams with it
+(Sarathi-Serve, Agrawal et al., OSDI 2024).
+
+## A larger batch shares the weights
+
+![Throughput and latency by batch size](lessons-batch.svg)
+
+{curve_table(batches, "requests", BATCH_COLUMNS)}
+
+A decode step reads all weights, for one request or for many: until arithmetic or KV takes over,
+another request is nearly free. With prompts of 2,048 tokens the KV that each request brings along
+is read for it alone, and so are the prompts computed: there the curve bends sooner.
+
+## Continuous batching does not wait for the longest
+
+![Static and continuous batching by rate](lessons-batching.svg)
+
+{curve_table(policies, "requests/s", POLICY_COLUMNS)}
+
+At most 64 requests run. A static batch ends with its longest answer, and nobody joins it until
+then: even at low rates a request waits for a batch that it is not part of. Continuous batching
+(Orca, Yu et al., OSDI 2022) admits at every step. Its streams share steps with prompts and with
+more company, so at high rates its TPOT is not the lower one.
+
+## Disaggregation: where it wins, and where it loses
+
+![Attainment and ITL by rate for three shapes of requests](lessons-splits.svg)
+
+{splits_table(split)}
+
+Four devices either way. A replica that only decodes has no steps with prompts: as long as there is
+room on it, its ITL has hardly a tail. But the split is fixed, and the load is not:
+
+- **It wins where prompts are long and streams must be steady.** Chunks small enough for that cost
+  arithmetic, chunks that are not cost the streams: look at the ITL of the chunked replicas at low
+  rates. The right split then sustains more within the limits.
+- **It loses where the split does not match the load.** With long answers a prefill replica idles
+  while those that decode are full, each with a larger batch than four equal ones would have; with
+  long prompts a single prefill replica is the bottleneck, and TTFT the price. Four equal replicas
+  have no split to get wrong.
+- **It loses over a link that is slower than computing.** A prompt of 4,000 tokens has half a
+  gigabyte of KV. Sent layer by layer while the next layers compute, all but the last layer is
+  hidden, until sending takes longer than computing. At 10 Gbit/s it does, and transfers wait for
+  each other too: the first gap of every answer shows it, in the tail of ITL; TPOT averages it away.
+- **The baseline decides.** Its lead in ITL over chunks of 2,048 is about twice that over chunks of
+  512. The 7.4x of DistServe (Zhong et al., OSDI 2024) had no baseline with Sarathi's chunks.
+
+## Again
+
+```sh
+python benchmarks/lessons.py
+duetto simulate {MODEL} --hardware {HARDWARE} --random-input-len 2000 \\
+    --random-output-len 200 --max-num-batched-tokens 512 --slo ttft=1,tpot=50ms
+duetto simulate {MODEL} --hardware {HARDWARE}:4 --replicas 2 --prefill-replicas 2 \\
+    --request-rate 8 --gantt split.svg
+```
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--seconds", type=float, default=40, help="of load, for most points")
+    options = parser.parse_args()
+    lessons = [make(options.seconds) for make in (chunk_sizes, batch_sizes, batchings, splits)]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        run = partial(pool.map, simulated, chunksize=1)
+        found = [gathered(points, list(run(points))) for points in lessons]
+    folder = options.output.parent
+    chunks, batches, policies, split = found
+    panels = [("ttft_p50", "TTFT p50, ms"), ("itl_p99", "ITL p99, ms"), ("e2e_p50", "E2E p50, ms")]
+    log = {"xscale": "log", "yscale": "log"}
+    draw(chunks, panels, "tokens a step", folder / "lessons-chunks.svg", **log)
+    panels = [("throughput", "output tokens/s"), ("tpot_p50", "TPOT p50, ms")]
+    draw(batches, panels, "requests at one time", folder / "lessons-batch.svg", **log)
+    panels = [("ttft_p50", "TTFT p50, ms"), ("tpot_p50", "TPOT p50, ms")]
+    draw(policies, panels, "requests/s", folder / "lessons-batching.svg", yscale="log")
+    draw_splits(split, folder / "lessons-splits.svg")
+    options.output.write_text(page(*found))
+    names = ("chunks", "batches", "batchings", "splits")
+    print(json.dumps(dict(zip(names, found, strict=True))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`duetto calibrate`: what this machine reaches, measured once and kept for the planner."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from duetto.cli.measure_host import measure_host
+from duetto.planner.hardware import HardwareSpec, calibration_file, write_hardware
+from duetto.progress import show_progress
+
+
+def calibrate(
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measure this machine, in under two minutes, and keep the result as --hardware host.
+
+    Parameters
+    ----------
+    backend
+        cpu (native) or reference; auto is what `duetto serve` would take.
+    threads
+        Of the cpu backend; by default as many as this process may use.
+    out
+        Where to keep it; by default in the user's cache directory, where it is looked for.
+    as_json
+        Print what is kept as one JSON document instead of tables.
+    """
+    file = out or calibration_file()
+    with show_progress("measuring") as bar:
+        spec = measure_host(backend, threads, on_progress=bar.reach)
+    write_hardware(spec, file)
+    if as_json:
+        print(msgspec.json.encode(spec).decode())
+    else:
+        _print(spec, file)
+
+
+def _print(spec: HardwareSpec, file: Path) -> None:
+    console = Console(highlight=False)
+    for arithmetic, peak in spec.peaks.items():
+        console.print(f"{arithmetic} peak: {peak / 1e9:.4g} GFLOP/s")
+    console.print(f"read bandwidth: {spec.memory_bandwidth / 1e9:.4g} GB/s")
+    for arithmetic in {"float32": None} | spec.efficiencies_of:
+        console.print(_table(spec, arithmetic))
+        reached = spec.reached(arithmetic)
+        console.print(
+            f"the engine besides: {reached.step_s * 1e6:.0f} us a step, "
+            f"{reached.logit_row_s * 1e6:.0f} us for each token it samples"
+        )
+    console.print(f"{spec.source}, {spec.date}; kept in {file}", markup=False, soft_wrap=True)
+
+
+def _table(spec: HardwareSpec, arithmetic: str) -> Table:
+    """Achieved fraction of the roof: of memory's, a kernel whose numbers are in a cache may have
+    more than all."""
+    points = [point for point in spec.kernels if point.arithmetic == arithmetic]
+    kinds = list(dict.fromkeys(point.kind for point in points))
+    table = Table(title=f"\n{arithmetic}: percent of the roof", title_justify="left", box=None)
+    for heading in ("tokens", "in the cache", *kinds):
+        table.add_column(heading, justify="right")
+    for size in dict.fromkeys((point.rows, point.context) for point in points):
+        own = {point.kind: point for point in points if (point.rows, point.context) == size}
+        shown = (f"{min(100 * own[kind].fraction, 999):.0f}" for kind in kinds)
+        table.add_row(*map(str, size), *shown)
+    return table

@@ -1,0 +1,281 @@
+"""Measures this machine for the planner: its roofs, what kernels reach, and what is around them.
+
+A random model of calibration's own is made, loaded as any other, and timed operation by operation.
+Nothing is printed or kept here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from platform import machine
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from duetto.backends.cpu.backend import CpuBackend
+from duetto.backends.cpu.native import choose_isa, native, why_unavailable
+from duetto.backends.reference import ReferenceBackend
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import ConfigError
+from duetto.core.request import Request
+from duetto.core.sampling_params import SamplingParams
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.engine.engine import Engine
+from duetto.models.checkpoint import load_weights
+from duetto.models.make_model import make_model
+from duetto.planner.calibrate import MeasuredStep, fit_kinds
+from duetto.planner.hardware import Efficiencies, HardwareSpec, rounded
+from duetto.program.dtype import kv_head_bytes
+from duetto.program.shape import Precision
+from duetto.runner.host_memory import available_memory_bytes
+from duetto.runner.load import LoadedModel, load_model
+from duetto.runner.measure import (
+    BLOCK_SIZE,
+    CpuProbe,
+    Probe,
+    ReferenceProbe,
+    TimedBackend,
+    measure,
+    num_slots,
+)
+from duetto.runner.model_runner import ModelRunner
+from duetto.scheduler.scheduler import Scheduler
+
+Progress = Callable[[int, int], None]
+
+# As large as a cache is not (its int8 weights are 60 MB), and as small as two minutes allow.
+MODEL: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 16384,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+SECONDS_PER_STEP = 0.5  # to repeat a step for
+
+
+def _shape(batch: int, new: int, past: int) -> BatchShape:
+    return BatchShape((RequestShape(new, past),) * batch)
+
+
+DECODE = tuple(_shape(batch, 1, past) for batch in (1, 2, 4, 8, 16) for past in (64, 1024))
+PREFILL = tuple(_shape(1, new, past) for new in (16, 64) for past in (0, 1024))
+LONG = (_shape(1, 256, 0), _shape(1, 512, 0), _shape(4, 256, 1024))  # not for the reference
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to hold and multiply weights."""
+
+    arithmetic: str  # by which its efficiencies are kept
+    backend: str
+    quantization: str | None
+
+
+NATIVE = (Variant("float32", "cpu", None), Variant("int8", "cpu", "int8"))
+REFERENCE = (Variant("float32", "reference", None),)
+KV_BYTES = 1 << 26  # beside the probe's own
+NUM_STEPS = 24  # of the engine
+
+
+def measure_host(
+    backend: str = "auto",
+    threads: int | None = None,
+    *,
+    seconds_per_step: float = SECONDS_PER_STEP,
+    config: dict[str, Any] = MODEL,
+    on_progress: Progress | None = None,
+) -> HardwareSpec:
+    """The machine as `--hardware host`. Raises ConfigError for a backend that cannot run."""
+    if backend not in ("auto", "cpu", "reference"):
+        raise ConfigError(f"--backend: {backend!r} is not one of auto, cpu, reference")
+    is_native = backend != "reference" and why_unavailable() is None
+    if backend == "cpu" and not is_native:
+        raise ConfigError(f"--backend cpu: {why_unavailable()}")
+    roofs = [_roofs(threads) if is_native else _plain_roofs()]
+    shapes = (*DECODE, *PREFILL, *LONG) if is_native else (*DECODE, *PREFILL)
+    variants = NATIVE if is_native else REFERENCE
+    total, done = len(variants) * len(shapes), 0
+    measured: dict[str, list[MeasuredStep]] = {}
+    overheads: dict[str, tuple[float, float]] = {}
+    with TemporaryDirectory() as folder:
+        make_model(config, Path(folder, "model"), dtype="bfloat16")
+        for variant in variants:
+            loaded = _load(Path(folder, "model"), variant, threads)
+            probe = _probe(loaded, Path(folder, "model"), shapes)
+            steps = measured.setdefault(variant.arithmetic, [])
+            for shape in shapes:
+                steps.append(_measure(probe, loaded, variant, shape, seconds_per_step))
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+            overheads[variant.arithmetic] = _overhead(loaded)
+            roofs.append(_roofs(threads) if is_native else _plain_roofs())
+    return _spec(_highest(roofs, measured), measured, overheads)
+
+
+def _highest(roofs: list[HardwareSpec], measured: dict[str, list[MeasuredStep]]) -> HardwareSpec:
+    """What else runs on the machine lowers a roof, never raises it; nor is a roof lower than what
+    a kernel reaches that reads all weights, which no cache holds, for one token."""
+    first = roofs[0]
+    reached = [
+        sample.memory_s * first.memory_bandwidth / sample.measured_s
+        for steps in measured.values()
+        for step in steps
+        if step.shape == DECODE[0]
+        for kind, sample in step.samples(first)
+        if kind == "linear" and sample.calls > 1
+    ]
+    return replace(
+        first,
+        peaks={name: max(roof.peaks[name] for roof in roofs) for name in first.peaks},
+        memory_bandwidth=max(median(reached), *(roof.memory_bandwidth for roof in roofs)),
+    )
+
+
+def _spec(
+    roofs: HardwareSpec,
+    measured: dict[str, list[MeasuredStep]],
+    overheads: dict[str, tuple[float, float]],
+) -> HardwareSpec:
+    found = {}
+    for arithmetic, steps in measured.items():
+        step_s, row_s = overheads[arithmetic]
+        step_s += median(step.outside_s for step in steps)
+        found[arithmetic] = rounded(
+            Efficiencies(step_s=step_s, logit_row_s=row_s, **fit_kinds(steps, roofs))  # type: ignore[arg-type]
+        )
+    return replace(
+        roofs,
+        efficiencies=found.pop("float32"),
+        efficiencies_of=found,
+        kernels=tuple(
+            point for steps in measured.values() for step in steps for point in step.points(roofs)
+        ),
+    )
+
+
+def _roofs(threads: int | None) -> HardwareSpec:
+    """As the native kernels' own loops find them."""
+    pool, isa = native.Pool(threads or 0), choose_isa()
+    return _host(
+        {"float32": native.fp32_peak(pool, isa), "int8": native.int8_peak(pool, isa)},
+        native.read_bandwidth(pool),
+        f"duetto calibrate: {pool.num_threads} threads, {isa}",
+    )
+
+
+def _plain_roofs() -> HardwareSpec:
+    """As numpy finds them: a product of matrices, and the sum of more than a cache holds."""
+    matrix = np.ones((1024, 1024), np.float32)
+    numbers = np.ones(1 << 26, np.float32)
+    return _host(
+        {"float32": 2 * 1024**3 / _fastest(lambda: matrix @ matrix)},
+        numbers.nbytes / _fastest(numbers.sum),
+        "duetto calibrate: numpy, for the reference backend",
+    )
+
+
+def _host(peaks: dict[str, float], bandwidth: float, source: str) -> HardwareSpec:
+    return HardwareSpec(
+        name="host",
+        peaks={name: float(f"{peak:.4g}") for name, peak in peaks.items()},
+        memory_bandwidth=float(f"{bandwidth:.4g}"),
+        memory_bytes=available_memory_bytes(),
+        date=datetime.now(UTC).date().isoformat(),
+        source=f"{source}, {machine()}",
+    )
+
+
+def _fastest(function: Callable[[], object], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        start = perf_counter()
+        function()
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+def _load(model: Path, variant: Variant, threads: int | None) -> LoadedModel:
+    return load_model(
+        model,
+        backend=variant.backend,
+        quantization=variant.quantization,
+        threads=threads if variant.backend == "cpu" else None,
+        packed_cache="off",
+        kv_cache_memory_bytes=KV_BYTES,
+    )
+
+
+def _probe(loaded: LoadedModel, model: Path, shapes: tuple[BatchShape, ...]) -> Probe:
+    most = max(map(num_slots, shapes))
+    backend = loaded.runner.backend
+    if isinstance(backend, CpuBackend):
+        return CpuProbe(loaded.program, backend, most, loaded.kv_dtype)
+    weights = load_weights(model, loaded.program, loaded.dtype)
+    wide = {name: np.ascontiguousarray(weight, np.float32) for name, weight in weights.items()}
+    return ReferenceProbe(loaded.program, wide, ReferenceBackend(loaded.program, wide), most)
+
+
+def _measure(
+    probe: Probe, loaded: LoadedModel, variant: Variant, shape: BatchShape, seconds: float
+) -> MeasuredStep:
+    times = measure(probe, shape, seconds=seconds)
+    head_dim = loaded.program.kv[0].head_dim
+    precision = Precision(
+        weight_bytes=loaded.weight_bytes / loaded.program.num_parameters,
+        activation_bytes=4.0,
+        kv_bytes=kv_head_bytes(loaded.kv_dtype, head_dim) / head_dim,
+    )
+    ops = tuple((one.op, one.seconds) for one in times.ops)
+    return MeasuredStep(loaded.program, precision, variant.arithmetic, shape, ops, times.outside_s)
+
+
+def _overhead(loaded: LoadedModel) -> tuple[float, float]:
+    """Seconds that the engine adds to each step, and to each row of logits that it samples from."""
+    few, many = (_engine_s(loaded, batch) for batch in (1, 9))
+    row_s = max(0.0, (many - few) / 8)
+    return max(0.0, few - row_s), row_s
+
+
+def _engine_s(loaded: LoadedModel, batch: int) -> float:
+    """What a step of `batch` next tokens takes beside the backend."""
+    backend = TimedBackend(loaded.runner.backend)
+    length = 8 + NUM_STEPS
+    num_blocks = batch * -(-length // BLOCK_SIZE)
+    runner = ModelRunner(loaded.program, backend, num_blocks, BLOCK_SIZE, loaded.kv_dtype)
+    config = SchedulerConfig(
+        num_blocks=num_blocks,
+        max_model_len=length,
+        block_size=BLOCK_SIZE,
+        enable_prefix_caching=False,
+    )
+    engine = Engine(Scheduler(config), runner)
+    for number in range(batch):
+        engine.add(_request(number))
+    engine.step()  # all prompts
+    found = []
+    for _ in range(NUM_STEPS - 4):
+        backend.seconds, start = 0.0, perf_counter()
+        engine.step()
+        found.append(perf_counter() - start - backend.seconds)
+    return median(found)
+
+
+def _request(number: int) -> Request:
+    return Request(
+        request_id=str(number),
+        prompt_token_ids=(1, 2, 3, 4),
+        sampling=SamplingParams(temperature=0.0, ignore_eos=True),
+        max_tokens=NUM_STEPS,
+        seed=number,
+    )

@@ -1,0 +1,182 @@
+"""`duetto roofline`: what a step takes, operation by operation, before it is run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from duetto.models.programs import build_program
+from duetto.planner.cost_model import Deployment
+from duetto.planner.hardware import HardwareSpec, find_hardware
+from duetto.planner.host import computable
+from duetto.planner.layout import KVName, Layout, PrecisionName
+from duetto.planner.model import find_config
+from duetto.planner.picture import draw_roofline
+from duetto.planner.roofline import Roofline, Sanity, StepPrice
+from duetto.planner.roofline import roofline as price
+
+MIN_SHARE = 0.001  # of a step's time; less is not a row of its own
+_COLOURS = {"compute": "red", "memory": "blue", "interconnect": "magenta", "overhead": "yellow"}
+_BOUNDS = {"interconnect": "link"}
+
+
+def roofline(
+    model: str,
+    *,
+    hardware: str = "host",
+    tp: int = 1,
+    pp: int = 1,
+    batch: int = 1,
+    context: int = 2048,
+    chunk: int = 512,
+    dtype: PrecisionName | None = None,
+    kv_dtype: Annotated[KVName, Parameter(name=("--kv-dtype", "--kv-cache-dtype"))] = "auto",
+    micro_batches: int = 1,
+    graphs: Annotated[bool, Parameter(negative="")] = False,
+    datasheet: Annotated[bool, Parameter(negative="")] = False,
+    picture: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Price prefill and decode of a model on some hardware. No weights are read.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, a config.json, or a named shape like llama-3-8b.
+    hardware
+        Like h100 or h100:8, host (after duetto calibrate), or a JSON file.
+    tp
+        Devices that share each layer.
+    pp
+        Stages that share the layers.
+    batch
+        Requests in the step.
+    context
+        Tokens of each request: all new in prefill, all in the cache in decode.
+    chunk
+        Tokens of a prompt in the step that mixes it with decode.
+    dtype
+        What weights are stored in; by default what config.json says, or bfloat16.
+    kv_dtype
+        What keys and values are stored in; auto is 16 bits, or 32 with float32 weights.
+    micro_batches
+        Parts in which a batch goes through the stages of --pp.
+    graphs
+        Leave out what the host takes to launch the operations of a decode step.
+    datasheet
+        Take the vendor's peaks for what is reached, and leave out all overhead.
+    picture
+        Draw the operations under their roofs into this .png or .svg; needs matplotlib.
+    as_json
+        Print one JSON document instead.
+    """
+    config = find_config(model)
+    program, spec = build_program(config), find_hardware(hardware)
+    if datasheet:
+        spec = spec.ideal()
+    layout = Layout(
+        tp=tp, pp=pp, dtype=dtype or config.dtype or "bfloat16", kv_cache_dtype=kv_dtype
+    )
+    asked = replace(layout.deployment, micro_batches=micro_batches, graphs=graphs)
+    deployment = computable(asked, spec)
+    found = price(program, spec, deployment, batch=batch, context=context, chunk=chunk)
+    if picture is not None:
+        draw_roofline(found, spec, deployment.arithmetic, picture)
+    if as_json:
+        about = {
+            "model": model,
+            "hardware": spec,
+            "deployment": deployment,
+            "batch": batch,
+            "context": context,
+            "chunk": chunk,
+        }
+        print(msgspec.json.encode({**about, **found.as_json()}).decode())
+        return
+    _print(found, spec, deployment, picture)
+
+
+def _print(
+    found: Roofline, spec: HardwareSpec, deployment: Deployment, picture: Path | None
+) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"{spec.name}: {spec.peaks[deployment.arithmetic] / 1e12:.4g} TFLOP/s "
+        f"({deployment.arithmetic}), {spec.memory_bandwidth / 1e9:.4g} GB/s, as of {spec.date}; "
+        f"TP {deployment.tensor_parallel}, PP {deployment.pipeline_parallel}",
+        markup=False,
+    )
+    for name, step in found.steps.items():
+        console.print(_table(name, step))
+    console.print(_sanity(found.sanity))
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    if picture is not None:
+        console.print(f"picture: {picture}", markup=False)
+
+
+def _table(name: str, step: StepPrice) -> Table:
+    first, last = step.requests[0], step.requests[-1]
+    words = f"{len(step.requests)} x {first.num_new} tokens after {first.num_past}"
+    if last != first:
+        words = f"{len(step.requests) - 1} x 1 token and a chunk of {last.num_new}"
+    table = Table(
+        title=f"\n{name}, {words}: [b]{step.time_s * 1e3:.4g} ms[/] "
+        f"(datasheet {step.datasheet_time_s * 1e3:.4g} ms)",
+        title_justify="left",
+        box=None,
+    )
+    table.add_column("on one device", no_wrap=True)
+    for heading in ("GFLOP", "MB", "FLOP/B", "ms", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("bound", no_wrap=True)
+    small_s = 0.0
+    for op in step.operations:
+        share = op.time_s / step.time_s
+        if share < MIN_SHARE:
+            small_s += op.time_s
+            continue
+        calls = f" x{op.count:g}" if op.kind != "overhead" else ""
+        table.add_row(
+            op.name.replace("layernorm", "norm") + calls,
+            _short(op.flops / 1e9),
+            _short(op.bytes_moved / 1e6),
+            _short(op.intensity),
+            _short(op.time_s * 1e3),
+            f"{share:.1%}",
+            f"[{_COLOURS[op.bound]}]{_BOUNDS.get(op.bound, op.bound)}[/]",
+        )
+    if small_s:
+        share = small_s / step.time_s
+        table.add_row("the rest", "", "", "", _short(small_s * 1e3), f"{share:.1%}", "")
+    return table
+
+
+def _short(number: float) -> str:
+    """Three digits at least; nothing for nothing."""
+    if not number:
+        return ""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _sanity(sanity: Sanity) -> Table:
+    table = Table(title="\nto check by hand", title_justify="left", show_header=False, box=None)
+    weights = ", ".join(f"{name} {size / 1e9:.4g}" for name, size in sanity.weight_bytes.items())
+    turning = sanity.decode_turns_compute_bound_at
+    for name, value in (
+        ("parameters", f"{sanity.parameters:,} ({sanity.matrix_parameters:,} in products)"),
+        ("2 · parameters", f"{sanity.flops_per_token / 1e9:.4g} GFLOP per token"),
+        ("KV", f"{sanity.kv_bytes_per_token:,} bytes per token"),
+        ("weights, GB", weights),
+        ("balance", f"{sanity.balance_flops_per_byte:.4g} FLOP per byte"),
+        (
+            "decode is compute-bound",
+            "never" if turning is None else f"from {turning} requests (matrix products)",
+        ),
+    ):
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,117 @@
+"""`duetto simulate`: the real scheduler on a load, in virtual time, on any hardware."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+
+from duetto.bench.metrics import parse_percentiles, parse_slo
+from duetto.bench.table import print_parts, print_report
+from duetto.core.errors import ConfigError
+from duetto.planner.gantt import draw_gantt
+from duetto.planner.hardware import find_hardware
+from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.load import LoadOptions
+from duetto.planner.model import find_program
+from duetto.planner.perfetto import write_trace
+from duetto.planner.report import Outcome, PoolUse, sum_up
+from duetto.planner.simulation import simulate as run
+from duetto.progress import show_progress
+
+Flat = Parameter(name="*")
+SloFlag = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
+
+
+def simulate(
+    model: str,
+    *,
+    hardware: str,
+    slo: SloFlag = (),
+    price: float | None = None,
+    target_itl: float | None = None,
+    seed: int = 0,
+    metric_percentiles: str = "50,90,99",
+    trace_out: Path | None = None,
+    gantt: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    layout: Annotated[Layout | None, Flat] = None,
+    load: Annotated[LoadOptions | None, Flat] = None,
+) -> None:
+    """Run a load through the real scheduler, with a price instead of a computation.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, a config.json, or a named shape like llama-3.1-8b. No weights are
+        read.
+    hardware
+        Like h100 or h100:8, host (after duetto calibrate), or a JSON file.
+    slo
+        Limits for goodput, like ttft=1,itl=50ms; of ttft, itl, tpot, e2e, in seconds or with a
+        unit.
+    price
+        Of one device for an hour, in any currency: adds the cost of a million output tokens.
+    target_itl
+        Milliseconds that a step beside streams is to take: the scheduler chooses its tokens.
+    seed
+        Of synthetic lengths and arrivals.
+    metric_percentiles
+        Which percentiles to report.
+    trace_out
+        Write every step and request to this file, which ui.perfetto.dev loads.
+    gantt
+        Draw the first requests and steps to this .png or .svg; needs matplotlib.
+    as_json
+        The last line of stdout is one JSON document.
+    """
+    limits = parse_slo(slo, unit="s") if slo else None
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"--price {price}: must be above 0")
+    wanted = parse_percentiles(metric_percentiles)
+    layout, load = layout or Layout(), load or LoadOptions()
+    itl_s = None if target_itl is None else target_itl / 1000
+    fleet = make_fleet(find_program(model), find_hardware(hardware), layout, target_itl_s=itl_s)
+    workload = load.load(seed)
+    with show_progress("simulating", total=len(workload.arrivals)) as bar:
+        simulation = run(workload, fleet, on_arrival=bar.advance)
+    outcome = sum_up(
+        simulation, fleet.num_devices, slo=limits, percentiles=wanted, price_per_hour=price
+    )
+    if trace_out is not None:
+        write_trace(simulation, trace_out)
+    if gantt is not None:
+        draw_gantt(simulation, gantt)
+    if as_json:
+        about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
+        print(msgspec.json.encode(about | outcome.as_json()).decode(), flush=True)
+    else:
+        _print(outcome, layout, hardware)
+
+
+def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:
+    console = Console()
+    console.print(f"{outcome.num_devices} x {hardware}: {layout.describe()}")
+    print_report(outcome.report, console, notes=outcome.notes)
+    print_parts(outcome.parts_s, console)
+    for name, use in outcome.pools.items():
+        console.print(f"{name}: {_use(use)}")
+    if len(outcome.transfer):
+        console.print(f"KV transfer delays a request by {outcome.transfer.mean() * 1000:.2f} ms")
+    if outcome.cost_per_million is not None:
+        console.print(f"{outcome.cost_per_million:.2f} for a million output tokens")
+
+
+def _use(use: PoolUse) -> str:
+    words = (
+        f"{use.num_replicas} replica{'s' * (use.num_replicas > 1)}, busy {use.busy:.0%}, "
+        f"{use.num_steps} steps of {use.mean_tokens:.1f} tokens, {use.mean_running:.1f} running"
+    )
+    if use.kv_mean is not None and use.kv_max is not None:
+        words += f", KV {use.kv_mean:.0%} used, {use.kv_max:.0%} at most"
+    if use.max_waiting:
+        words += f", up to {use.max_waiting} waiting"
+    if use.num_preemptions:
+        words += f", {use.num_preemptions} preemptions"
+    return words

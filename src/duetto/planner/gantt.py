@@ -1,0 +1,90 @@
+"""A picture of a simulation's beginning: who waited, computed a prompt, decoded, and when.
+
+Needs matplotlib, which is loaded only here. The same simulation gives the same picture.
+"""
+
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from duetto.core.errors import ConfigError
+from duetto.planner.replica import StepLog
+from duetto.planner.simulation import Served, Simulation
+
+COLOURS = {"waiting": "#c9c9c9", "prompt": "#d1495b", "KV transfer": "#edae49", "decode": "#30638e"}
+_MOST_STEPS = 20_000  # of a replica; more are not told apart
+
+
+def draw_gantt(simulation: Simulation, file: Path, *, num_requests: int = 60) -> None:
+    """The first requests as bars over time, and below them the tokens of each step.
+
+    PNG or SVG by the file's name. Raises ConfigError for another kind, or without matplotlib.
+    """
+    if file.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--gantt {file}: accepted: a name that ends in .png or .svg")
+    plt = _pyplot()
+    shown = [s for s in simulation.served if s.refusal is None][:num_requests]
+    end = max(s.timings.token_times[-1] for s in shown)
+    logs = (*simulation.prefill_steps, *simulation.steps)
+    heights = [max(2.0, 0.12 * len(shown)), *([1.1] * len(logs))]
+    figure, axes = plt.subplots(
+        len(heights),
+        sharex=True,
+        figsize=(11, sum(heights) + 0.6),
+        height_ratios=heights,
+        layout="constrained",
+    )
+    for row, served in enumerate(shown):
+        _draw_request(axes[0], row, served)
+    axes[0].set(ylabel="request", ylim=(len(shown), -1))
+    patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    axes[0].legend(patches, COLOURS, loc="lower left", fontsize=8)
+    for number, log in enumerate(logs):
+        is_prefill = number < len(simulation.prefill_steps)
+        _draw_steps(axes[number + 1], log, end)
+        axes[number + 1].set_ylabel("prefill\ntokens" if is_prefill else "tokens", fontsize=8)
+    axes[-1].set(xlabel="s", xlim=(0, end))
+    figure.savefig(file, dpi=110, metadata=_no_date(file))
+    plt.close(figure)
+
+
+def _draw_request(axis: Any, row: int, served: Served) -> None:
+    timings = served.timings
+    first, last = timings.token_times[0], timings.token_times[-1]
+    begun = first if timings.first_scheduled_time is None else timings.first_scheduled_time
+    decode = first + served.transfer_s
+    instants = (timings.arrival_time, begun, first, decode, max(decode, last))
+    for colour, start, end in zip(COLOURS.values(), instants, instants[1:], strict=False):
+        if end > start:
+            axis.barh(row, end - start, 0.8, start, color=colour)
+
+
+def _draw_steps(axis: Any, log: StepLog, end: float) -> None:
+    """Prompt tokens on top of next tokens, over the time of each step; nothing between steps."""
+    times: list[float] = []
+    nexts: list[int] = []
+    totals: list[int] = []
+    columns = (log.start_time, log.end_time, log.num_tokens, log.num_prompt_tokens)
+    for start, stop, num_tokens, num_prompt in islice(zip(*columns, strict=True), _MOST_STEPS):
+        if start > end:
+            break
+        times += (start, start, stop, stop)
+        nexts += (0, num_tokens - num_prompt, num_tokens - num_prompt, 0)
+        totals += (0, num_tokens, num_tokens, 0)
+    axis.fill_between(times, totals, color=COLOURS["prompt"], linewidth=0)
+    axis.fill_between(times, nexts, color=COLOURS["decode"], linewidth=0)
+
+
+def _pyplot() -> Any:
+    try:
+        import_module("matplotlib").use("Agg")
+        plt = import_module("matplotlib.pyplot")
+    except ImportError:
+        raise ConfigError("--gantt needs matplotlib: pip install 'duetto[plot]'") from None
+    plt.rcParams["svg.hashsalt"] = "duetto"  # names within an SVG would differ from run to run
+    return plt
+
+
+def _no_date(file: Path) -> dict[str, None]:
+    return {"Date": None} if file.suffix == ".svg" else {}

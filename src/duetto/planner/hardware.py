@@ -1,0 +1,382 @@
+"""What a device can do at most, and which part of that its kernels reach. Knows no model.
+
+Peaks are the vendor's dense ones. `Efficiencies` say what is reached of them: one number for each
+kind of operation and resource, never for one size or one model, so that they carry over.
+"""
+
+import re
+from dataclasses import dataclass, field, fields, replace
+from os import environ
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from duetto.core.errors import ConfigError
+
+Kind = Literal[
+    "linear", "attention", "norm", "rope", "activation", "add", "embed", "copy", "collective"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelEfficiency:
+    """What the kernels of one kind reach. A call takes the longer of its arithmetic and its
+    traffic, each at its fraction of the peak, and `call_s` besides."""
+
+    compute: float = 1.0  # of the arithmetic peak, in (0, 1], of a large call
+    memory: float = 1.0  # of the memory's (a collective: the link's) bandwidth, in (0, 1]
+    half_rows: float = 0.0  # rows at which half of `compute` is reached: arrays that are not filled
+    call_s: float = 0.0  # of the device, for each call
+    row_s: float = 0.0  # of the device, for each row, where rows are walked one by one
+
+    def __post_init__(self) -> None:
+        for name in ("compute", "memory"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1")
+        for name in ("half_rows", "call_s", "row_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more")
+
+
+_IDEAL_KERNEL = KernelEfficiency()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiencies:
+    """All kinds' kernels, and what the host adds to a step.
+
+    The host launches operations ahead of the device, so a step takes the longer of the device's
+    sum and the host's launches; the other host times come on top.
+    """
+
+    linear: KernelEfficiency = _IDEAL_KERNEL
+    attention: KernelEfficiency = _IDEAL_KERNEL
+    norm: KernelEfficiency = _IDEAL_KERNEL
+    rope: KernelEfficiency = _IDEAL_KERNEL
+    activation: KernelEfficiency = _IDEAL_KERNEL
+    add: KernelEfficiency = _IDEAL_KERNEL
+    embed: KernelEfficiency = _IDEAL_KERNEL
+    copy: KernelEfficiency = _IDEAL_KERNEL  # KV into the cache, rows out of a matrix
+    collective: KernelEfficiency = _IDEAL_KERNEL
+    launch_s: float = 0.0  # of the host, for each operation
+    chunk_launch_s: float = 0.0  # ... and more where a request computes several tokens
+    step_s: float = 0.0  # of the host, for each step
+    logit_row_s: float = 0.0  # of the host, for each row that is sampled from
+
+    def __post_init__(self) -> None:
+        for name in ("launch_s", "chunk_launch_s", "step_s", "logit_row_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more")
+
+    def of(self, kind: Kind) -> KernelEfficiency:
+        found: KernelEfficiency = getattr(self, kind)
+        return found
+
+
+IDEAL = Efficiencies()  # datasheet numbers alone
+
+
+def rounded(efficiencies: Efficiencies) -> Efficiencies:
+    """To three digits, which is more than any fit is worth."""
+
+    def shorter(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.3g}")
+        return replace(
+            value, **{entry.name: shorter(getattr(value, entry.name)) for entry in fields(value)}
+        )
+
+    found: Efficiencies = shorter(efficiencies)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPoint:
+    """One kind of operation at one size, as it was measured."""
+
+    kind: Kind
+    arithmetic: str
+    rows: int
+    context: int  # tokens in the cache
+    time_s: float  # of all its calls in a step
+    fraction: float  # of the roof that binds it: datasheet time over measured time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareSpec:
+    """One device (a GPU, or this host), and the links to others of its kind."""
+
+    name: str
+    peaks: dict[str, float]  # FLOP/s by arithmetic precision, dense: {"bfloat16": 312e12, ...}
+    memory_bandwidth: float  # bytes/s
+    memory_bytes: int
+    link_bandwidth: float = 0.0  # bytes/s that one device can send; 0: no others
+    link_latency_s: float = 0.0  # of one hop
+    efficiencies: Efficiencies = IDEAL
+    efficiencies_of: dict[str, Efficiencies] = field(default_factory=dict)  # by arithmetic, if own
+    kernels: tuple[KernelPoint, ...] = ()  # what was measured, for people
+    host_speed: float = 1.0  # of one thread, next to that of the host of the efficiencies
+    num_devices: int | None = None  # that there are; None: as many as asked for
+    date: str = ""  # when the numbers were looked up or measured, YYYY-MM-DD
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.peaks or not all(0 < peak < float("inf") for peak in self.peaks.values()):
+            raise ValueError('peaks must hold FLOP/s above 0 by precision: {"float32": 1e12}')
+        for name in ("memory_bandwidth", "memory_bytes", "host_speed"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0")
+        for name in ("link_bandwidth", "link_latency_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more")
+
+    def balance(self, precision: str) -> float:
+        """FLOPs for each byte at which arithmetic and memory take equally long."""
+        return self.peaks[precision] / self.memory_bandwidth
+
+    def peak_of(self, kind: Kind, arithmetic: str) -> float:
+        """FLOP/s that this kind of operation may have: matrix units are for matrix products."""
+        if kind in ("linear", "attention"):
+            return self.peaks[arithmetic]
+        return self.peaks.get("float32", self.peaks[arithmetic])
+
+    def reached(self, arithmetic: str) -> Efficiencies:
+        """What is reached where matrix products are in this precision."""
+        return self.efficiencies_of.get(arithmetic, self.efficiencies)
+
+    def ideal(self) -> "HardwareSpec":
+        """The same with datasheet numbers alone."""
+        return replace(self, efficiencies=IDEAL, efficiencies_of={})
+
+
+# Fitted by benchmarks/planner_a100.py on half of Vidur's measurements of single operations and half
+# of Splitwise's of whole steps, on A100-80G; docs/benchmarks/planner-a100.md has the errors of the
+# other half. The host is an AMD EPYC 7V12 that launches each kernel from Python, as vLLM did in
+# 2023; Deployment.graphs is without the launches.
+GPU_EFFICIENCIES = Efficiencies(
+    linear=KernelEfficiency(compute=0.725, memory=0.82, half_rows=71.1, call_s=6.19e-06),
+    attention=KernelEfficiency(compute=0.117, memory=0.319, call_s=3e-05),
+    norm=KernelEfficiency(memory=0.341, call_s=1.7e-06),
+    rope=KernelEfficiency(memory=0.422, call_s=1.05e-06),
+    activation=KernelEfficiency(memory=0.497, call_s=1.99e-06),
+    add=KernelEfficiency(memory=0.885, call_s=9.51e-07),
+    embed=KernelEfficiency(memory=0.145, call_s=2.19e-06),
+    copy=KernelEfficiency(memory=0.885, call_s=9.51e-07),
+    collective=KernelEfficiency(memory=0.358, call_s=3e-05),
+    launch_s=3.54e-05,
+    chunk_launch_s=1.89e-05,
+    step_s=0.00749,
+    logit_row_s=0.000258,
+)
+# Machines of these GPUs have a Sapphire Rapids or a Genoa instead. Stated, not fitted: from a Zen 2
+# at 3.3 GHz to a Zen 3 at 3.5 GHz, whose single-thread scores Sapphire Rapids has, is 1.26 by AMD's
+# 19 % per clock; to a Genoa it is about 1.45 by PassMark.
+_HOST_OF_2023 = 1.4
+
+
+def _gpu(**values: Any) -> HardwareSpec:
+    return HardwareSpec(efficiencies=GPU_EFFICIENCIES, date="2026-11-21", **values)
+
+
+_MIB = 2**20
+HARDWARE: dict[str, HardwareSpec] = {
+    spec.name: spec
+    for spec in (
+        _gpu(
+            name="a100-80g",
+            peaks={"float32": 19.5e12, "bfloat16": 312e12, "float16": 312e12, "int8": 624e12},
+            memory_bandwidth=2.039e12,
+            memory_bytes=81920 * _MIB,
+            link_bandwidth=300e9,  # 12 NVLink 3
+            link_latency_s=1.5e-6,
+            source="NVIDIA A100 80GB SXM data sheet (nvidia-a100-datasheet-nvidia-us-2188504)",
+        ),
+        _gpu(
+            name="h100",
+            host_speed=_HOST_OF_2023,
+            peaks={
+                "float32": 66.9e12,
+                "bfloat16": 989.4e12,
+                "float16": 989.4e12,
+                "float8": 1978.9e12,
+                "int8": 1978.9e12,
+            },
+            memory_bandwidth=3.35e12,
+            memory_bytes=81559 * _MIB,
+            link_bandwidth=450e9,  # 18 NVLink 4
+            link_latency_s=1.5e-6,
+            source="NVIDIA H100 SXM5, Hopper architecture whitepaper, table 2",
+        ),
+        _gpu(
+            name="h200",
+            host_speed=_HOST_OF_2023,
+            peaks={
+                "float32": 66.9e12,
+                "bfloat16": 989.4e12,
+                "float16": 989.4e12,
+                "float8": 1978.9e12,
+                "int8": 1978.9e12,
+            },
+            memory_bandwidth=4.8e12,
+            memory_bytes=143771 * _MIB,
+            link_bandwidth=450e9,
+            link_latency_s=1.5e-6,
+            source="NVIDIA H200 SXM data sheet",
+        ),
+        _gpu(
+            name="l4",
+            peaks={
+                "float32": 30.3e12,
+                "bfloat16": 121e12,
+                "float16": 121e12,
+                "float8": 242.5e12,
+                "int8": 242.5e12,
+            },
+            memory_bandwidth=300e9,
+            memory_bytes=23034 * _MIB,
+            link_bandwidth=32e9,  # PCIe 4.0 x16
+            link_latency_s=5e-6,
+            source="NVIDIA L4 data sheet, halved where it says with sparsity",
+        ),
+        _gpu(
+            name="l40s",
+            host_speed=_HOST_OF_2023,
+            peaks={
+                "float32": 91.6e12,
+                "bfloat16": 362.05e12,
+                "float16": 362.05e12,
+                "float8": 733e12,
+                "int8": 733e12,
+            },
+            memory_bandwidth=864e9,
+            memory_bytes=46068 * _MIB,
+            link_bandwidth=32e9,
+            link_latency_s=5e-6,
+            source="NVIDIA L40S data sheet",
+        ),
+        _gpu(
+            name="rtx4090",
+            host_speed=_HOST_OF_2023,
+            peaks={
+                "float32": 82.6e12,
+                "bfloat16": 165.2e12,
+                "float16": 165.2e12,  # with fp32 accumulation
+                "float8": 330.3e12,
+                "int8": 660.6e12,
+            },
+            memory_bandwidth=1.008e12,
+            memory_bytes=24564 * _MIB,
+            link_bandwidth=32e9,
+            link_latency_s=5e-6,
+            source="NVIDIA Ada GPU architecture whitepaper, appendix A",
+        ),
+        _gpu(
+            name="mi300x",
+            host_speed=_HOST_OF_2023,
+            peaks={
+                "float32": 163.4e12,
+                "bfloat16": 1307.4e12,
+                "float16": 1307.4e12,
+                "float8": 2614.9e12,
+                "int8": 2614.9e12,
+            },
+            memory_bandwidth=5.3e12,
+            memory_bytes=196592 * _MIB,
+            link_bandwidth=448e9,  # 7 Infinity Fabric links
+            link_latency_s=2e-6,
+            source="AMD Instinct MI300X data sheet",
+        ),
+    )
+}
+_ALIASES = {
+    "a100": "a100-80g",
+    "a100-80gb": "a100-80g",
+    "a100-sxm": "a100-80g",
+    "h100-80gb": "h100",
+    "h100-sxm": "h100",
+    "h200-sxm": "h200",
+    "rtx-4090": "rtx4090",
+    "4090": "rtx4090",
+}
+
+
+def calibration_file() -> Path:
+    """Where `duetto calibrate` keeps what it measured of this host."""
+    home = environ.get("XDG_CACHE_HOME") or ""
+    cache = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
+    return cache / "duetto" / "hardware.json"
+
+
+def find_hardware(name: str) -> HardwareSpec:
+    """`h100`, `h100:8` (a machine with eight), `host` (as calibrated) or a JSON file's path.
+
+    Raises ConfigError: for a name that is not known with those that are, for a file with the key.
+    """
+    base, colon, count = name.rpartition(":")
+    if colon and re.fullmatch(r"[0-9]{1,6}", count):
+        if int(count) < 1:
+            raise ConfigError(f"--hardware {name}: there must be at least 1 device")
+        return replace(find_hardware(base), num_devices=int(count))
+    key = name.lower()
+    key = _ALIASES.get(key, key)
+    if key in HARDWARE:
+        return HARDWARE[key]
+    if key == "host":
+        file = calibration_file()
+        if not file.is_file():
+            raise ConfigError(
+                f"--hardware host: this machine has not been measured ({file} is not there); "
+                "run: duetto calibrate"
+            )
+        return read_hardware(file)
+    if name.endswith(".json"):
+        return read_hardware(Path(name))
+    raise ConfigError(
+        f"--hardware {name}: not known; accepted: {', '.join(HARDWARE)}, host (after `duetto "
+        "calibrate`), or the path of a .json file with at least name, peaks (FLOP/s by "
+        "precision), memory_bandwidth (bytes/s) and memory_bytes"
+    )
+
+
+def read_hardware(file: Path) -> HardwareSpec:
+    """A HardwareSpec as JSON. Efficiencies that are left out are those of the fitted GPUs.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    try:
+        values = msgspec.json.decode(file.read_bytes())
+        _refuse_unknown(values, HardwareSpec, "")
+        if "efficiencies" in values:
+            _check_efficiencies(values["efficiencies"], "efficiencies.")
+        spec = msgspec.convert(values, HardwareSpec)
+        for name, efficiencies in values.get("efficiencies_of", {}).items():
+            _check_efficiencies(efficiencies, f"efficiencies_of.{name}.")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: is missing") from None
+    except (OSError, ValueError) as error:  # msgspec's are ValueErrors
+        raise ConfigError(f"{file}: {error}") from error
+    return spec if "efficiencies" in values else replace(spec, efficiencies=GPU_EFFICIENCIES)
+
+
+def write_hardware(spec: HardwareSpec, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+
+
+def _check_efficiencies(values: object, prefix: str) -> None:
+    for kind in _refuse_unknown(values, Efficiencies, prefix):
+        if kind in KINDS:
+            _refuse_unknown(values[kind], KernelEfficiency, f"{prefix}{kind}.")  # type: ignore[index]
+
+
+def _refuse_unknown(values: object, known: type, prefix: str) -> tuple[str, ...]:
+    """The keys of an object, if each is known."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'the file'}: must be an object")
+    names = [entry.name for entry in fields(known)]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{prefix}{key}: is not known; accepted: {', '.join(names)}")
+    return tuple(values)

@@ -1,0 +1,65 @@
+"""What a program's steps should take on this machine, before any of them has run.
+
+As calibrated, if it was; else by a guess that only has the right shape, and no roof to speak of.
+Loads no weights and runs nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os import sched_getaffinity
+
+from duetto.core.shape import BatchShape
+from duetto.planner.cost_model import CostModel, Deployment
+from duetto.planner.hardware import HardwareSpec, calibration_file, read_hardware
+from duetto.program.program import Program
+from duetto.program.shape import Precision
+
+_WIDENED = ("bfloat16", "float16")
+_QUANTIZED_BYTES = 1.5  # a number, on average; an embedding may be kept whole
+
+StepTime = Callable[[BatchShape], float]
+
+
+@dataclass(frozen=True, slots=True)
+class HostPrices:
+    step_time: StepTime
+    roof_time: StepTime | None  # with nothing lost; None: this machine was not measured
+
+
+def host_prices(program: Program, precision: Precision) -> HostPrices:
+    """Raises ConfigError, naming the file, if the calibration cannot be read."""
+    file = calibration_file()
+    if not file.is_file():
+        guess = _guess()
+        return HostPrices(CostModel(program, guess, _on(guess, precision)).step_time, None)
+    host = read_hardware(file)
+    ideal = CostModel(program, host.ideal(), _on(host, precision))
+    return HostPrices(CostModel(program, host, _on(host, precision)).step_time, ideal.step_time)
+
+
+def computable(deployment: Deployment, hardware: HardwareSpec) -> Deployment:
+    """The deployment, in the arithmetic that the hardware has for its weights.
+
+    Where there is none in 16 bits, as on most hosts, numbers are widened to fp32 between
+    operations, and products are in fp32, or in int8 with weights of 8 bits and less.
+    """
+    if deployment.arithmetic in hardware.peaks or deployment.arithmetic not in _WIDENED:
+        return deployment
+    is_quantized = deployment.precision.weight_bytes < _QUANTIZED_BYTES
+    arithmetic = "int8" if is_quantized and "int8" in hardware.peaks else "float32"
+    precision = replace(deployment.precision, activation_bytes=4.0)
+    return replace(deployment, arithmetic=arithmetic, precision=precision)
+
+
+def _on(hardware: HardwareSpec, precision: Precision) -> Deployment:
+    return computable(Deployment(precision=precision), hardware)
+
+
+def _guess() -> HardwareSpec:
+    """A few cores of a server of 2020. Measured steps correct its scale at once."""
+    return HardwareSpec(
+        name="a guess",
+        peaks={"float32": 40e9 * len(sched_getaffinity(0))},
+        memory_bandwidth=20e9,
+        memory_bytes=2**33,
+    )

@@ -1,0 +1,255 @@
+"""How a model is laid over devices, as a fleet that can be simulated; or why it cannot be.
+
+Knows prices and memory; simulates nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from duetto.core.config import SchedulerConfig, SchedulingPolicy
+from duetto.core.errors import ConfigError
+from duetto.planner.cost_model import CostModel, Deployment
+from duetto.planner.disaggregation import Disaggregation, KVLink
+from duetto.planner.hardware import HardwareSpec
+from duetto.planner.memory import MemoryFit, fit_device
+from duetto.planner.parallel import possible_degrees
+from duetto.planner.replica import ReplicaSpec
+from duetto.planner.router import RouterName
+from duetto.planner.simulated import next_token_times
+from duetto.planner.simulation import Fleet
+from duetto.program.program import Program
+from duetto.program.shape import Precision
+
+PrecisionName = Literal["float32", "bfloat16", "float16", "float8", "int8", "int4"]
+KVName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8"]
+
+_WEIGHT_BYTES: Mapping[PrecisionName, float] = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "float8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5625,  # with a 16-bit scale for every 32
+}
+_KV_BYTES: Mapping[KVName, float] = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "float8": 1.0,
+    "int8": 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What there is to choose of a deployment. Names and meanings are vLLM's where it has them."""
+
+    tp: int = 1
+    """Tensor parallelism: devices that share each layer; must divide the model's heads."""
+    pp: int = 1
+    """Pipeline parallelism: stages that share the layers."""
+    replicas: int = 1
+    """Engines that serve; with prefill replicas, those that decode."""
+    prefill_replicas: int = 0
+    """Engines that compute prompts only; 0: prompts are computed where they are decoded."""
+    dtype: PrecisionName = "bfloat16"
+    """What weights are stored in. float8 computes in float8, int8 and int4 in bfloat16."""
+    kv_cache_dtype: KVName = "auto"
+    """What keys and values are stored in; auto is 16 bits, or 32 with float32 weights."""
+    max_num_batched_tokens: int = 2048
+    """Most tokens computed in one step; without chunking, at least a whole context."""
+    max_num_seqs: int = 256
+    """Most requests that run at one time on a replica."""
+    max_model_len: int | None = None
+    """Longest prompt and answer together; by default the model's own, or what fits."""
+    block_size: int = 32
+    """Tokens in a KV block."""
+    enable_chunked_prefill: bool = True
+    """Compute long prompts in parts that share steps with other requests."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV of prompts that begin alike."""
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    """fcfs, priority, or static (batch by batch, to compare)."""
+    router: RouterName = "least-loaded"
+    """Who gets a request: round-robin, least-loaded, or prefix-affinity."""
+    max_local_prefill: int = 0
+    """With prefill replicas: prompts of up to this many tokens are computed where they are
+    decoded."""
+    kv_bandwidth: float | None = None
+    """GB/s from a prefill replica to those that decode; by default the hardware's own links."""
+    gpu_memory_utilization: float = 0.9
+    """Part of the memory that may be used."""
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "replicas", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
+        if self.prefill_replicas < 0:
+            raise ConfigError("--prefill-replicas: must be 0 or more")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError("--gpu-memory-utilization: must be above 0 and at most 1")
+        if self.dtype not in get_args(PrecisionName):
+            raise ConfigError(
+                f"--dtype: {self.dtype!r} is not one of {', '.join(get_args(PrecisionName))}"
+            )
+
+    @property
+    def devices_per_replica(self) -> int:
+        return self.tp * self.pp
+
+    @property
+    def num_devices(self) -> int:
+        return (self.replicas + self.prefill_replicas) * self.devices_per_replica
+
+    @property
+    def deployment(self) -> Deployment:
+        activations = 4.0 if self.dtype == "float32" else 2.0
+        kv_bytes = _KV_BYTES.get(self.kv_cache_dtype, activations)
+        return Deployment(
+            tensor_parallel=self.tp,
+            pipeline_parallel=self.pp,
+            precision=Precision(_WEIGHT_BYTES[self.dtype], activations, kv_bytes),
+            arithmetic="bfloat16" if self.dtype in ("int8", "int4") else self.dtype,
+        )
+
+    def describe(self) -> str:
+        """In a few words."""
+        parts = [f"tp {self.tp}"]
+        if self.pp > 1:
+            parts.append(f"pp {self.pp}")
+        if self.prefill_replicas:
+            parts.append(f"{self.prefill_replicas} prefill + {self.replicas} decode")
+        else:
+            parts.append(f"{self.replicas} replica{'s' * (self.replicas > 1)}")
+        return ", ".join((*parts, self.dtype, f"{self.max_num_batched_tokens} tokens a step"))
+
+
+def make_fleet(
+    program: Program,
+    hardware: HardwareSpec,
+    layout: Layout,
+    *,
+    target_itl_s: float | None = None,
+) -> Fleet:
+    """The fleet of a layout.
+
+    Raises ConfigError for what cannot be, with the reason and the nearest that could: degrees that
+    do not divide the model, more devices than there are, a model that does not fit.
+    """
+    if hardware.num_devices is not None and layout.num_devices > hardware.num_devices:
+        most = hardware.num_devices // layout.devices_per_replica - layout.prefill_replicas
+        raise ConfigError(
+            f"{layout.describe()}: needs {layout.num_devices} devices, and there are "
+            f"{hardware.num_devices}; "
+            + (f"--replicas {most} would do" if most > 0 else "take fewer, or lower degrees")
+        )
+    model = CostModel(program, hardware, layout.deployment)
+    num_blocks = num_kv_blocks(program, hardware, layout)
+    replica = ReplicaSpec(
+        scheduler=_scheduler(program, layout, num_blocks, target_itl_s),
+        step_time=model.step_time,
+        next_token_times=next_token_times(model),
+        num_devices=layout.devices_per_replica,
+    )
+    fleet = Fleet(replica=replica, num_replicas=layout.replicas, router=layout.router)
+    if not layout.prefill_replicas:
+        return fleet
+    # A step without streams needs no limit: nobody waits for a next token.
+    prefill = replace(replica, scheduler=_scheduler(program, layout, num_blocks, None))
+    apart = Disaggregation(
+        prefill=prefill,
+        num_replicas=layout.prefill_replicas,
+        link=_link(program, hardware, layout),
+        max_local_prefill=layout.max_local_prefill,
+    )
+    return replace(fleet, disaggregation=apart)
+
+
+def _scheduler(
+    program: Program, layout: Layout, num_blocks: int, target_itl_s: float | None
+) -> SchedulerConfig:
+    longest = layout.max_model_len or min(program.max_model_len, num_blocks * layout.block_size)
+    budget = layout.max_num_batched_tokens
+    return SchedulerConfig(
+        num_blocks=num_blocks,
+        max_model_len=longest,
+        block_size=layout.block_size,
+        max_num_seqs=layout.max_num_seqs,
+        max_num_batched_tokens=budget if layout.enable_chunked_prefill else max(budget, longest),
+        enable_chunked_prefill=layout.enable_chunked_prefill,
+        enable_prefix_caching=layout.enable_prefix_caching,
+        scheduling_policy=layout.scheduling_policy,
+        target_itl_s=target_itl_s,
+    )
+
+
+def _link(program: Program, hardware: HardwareSpec, layout: Layout) -> KVLink:
+    """Every rank sends its own heads, so links add up."""
+    own = hardware.link_bandwidth * layout.tp
+    bandwidth = own if layout.kv_bandwidth is None else layout.kv_bandwidth * 1e9
+    if not bandwidth > 0:
+        raise ConfigError(
+            f"--prefill-replicas: {hardware.name} has no links that KV could take; say how fast "
+            f"one is with --kv-bandwidth GB/S"
+        )
+    return KVLink(
+        num_layers=len(program.kv),
+        bytes_per_token=program.kv_bytes_per_token(layout.deployment.precision.kv_bytes),
+        bytes_per_s=bandwidth,
+        latency_s=hardware.link_latency_s,
+    )
+
+
+def num_kv_blocks(program: Program, hardware: HardwareSpec, layout: Layout) -> int:
+    """KV blocks of one replica.
+
+    Raises ConfigError if the model, or a request of the length that was asked for, does not fit,
+    naming the nearest layout with which it would.
+    """
+    found = _fit(program, hardware, layout)
+    if found.num_tokens >= _least_tokens(layout):
+        return found.num_blocks
+    raise ConfigError(
+        f"{layout.describe()}: on each {hardware.name}, {_gib(found.weight_bytes)} of weights and "
+        f"{_gib(found.activation_bytes)} of activations leave {found.num_tokens} tokens of KV in "
+        f"{_gib(found.usable_bytes)}; {_nearest(program, hardware, layout)}"
+    )
+
+
+def _fit(program: Program, hardware: HardwareSpec, layout: Layout) -> MemoryFit:
+    return fit_device(
+        program,
+        hardware,
+        layout.deployment,
+        block_size=layout.block_size,
+        max_num_batched_tokens=layout.max_num_batched_tokens,
+        max_num_seqs=layout.max_num_seqs,
+        utilization=layout.gpu_memory_utilization,
+    )
+
+
+def _least_tokens(layout: Layout) -> int:
+    return layout.max_model_len or layout.block_size
+
+
+def _nearest(program: Program, hardware: HardwareSpec, layout: Layout) -> str:
+    """What to change so that it fits, in words."""
+    most = hardware.num_devices or 64
+    ways = [
+        (f"it fits with --tp {degree}", replace(layout, tp=degree))
+        for degree in possible_degrees(program)
+        if layout.tp < degree <= most // layout.pp
+    ]
+    names: tuple[PrecisionName, ...] = ("float8", "int8", "int4")
+    ways += [(f"it fits with --dtype {name}", replace(layout, dtype=name)) for name in names]
+    for words, other in ways:
+        if other.dtype == "float8" and "float8" not in hardware.peaks:
+            continue
+        if _fit(program, hardware, other).num_tokens >= _least_tokens(other):
+            return words
+    return "nothing that this machine offers would do"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,181 @@
+"""What a simulation showed: the metrics of docs/metrics.md, and what the fleet did and cost.
+
+Knows no prices of steps and no schedulers. The same numbers as bench.metrics.summarize makes of
+records, from columns: a long trace has millions of tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duetto.bench.metrics import (
+    DEFAULT_PERCENTILES,
+    SLO,
+    JsonValue,
+    Report,
+    distribution,
+)
+from duetto.core.timings import Part
+from duetto.planner.replica import StepLog
+from duetto.planner.simulation import Served, Simulation
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """What the replicas of one kind did, all together."""
+
+    num_replicas: int
+    num_steps: int
+    busy: float  # the part of the duration in which a step ran, mean over replicas
+    mean_tokens: float  # of a step
+    mean_running: float  # requests, over the time in which steps ran
+    max_waiting: int
+    num_preemptions: int
+    kv_mean: float | None  # blocks that are owned, as a part of all, over the time of steps
+    kv_max: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A simulation, summed up."""
+
+    report: Report
+    num_devices: int
+    pools: Mapping[str, PoolUse]  # "serve"; or "prefill" and "decode"
+    parts_s: Mapping[str, float]  # mean E2E latency in parts, as docs/metrics.md has them
+    transfer: Floats  # seconds that each KV transfer delayed its request
+    price_per_hour: float | None  # of one device
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cost_per_million(self) -> float | None:
+        """Price of a million output tokens; None without a price or without tokens."""
+        if self.price_per_hour is None or not self.report.num_output_tokens:
+            return None
+        hours = self.report.duration_s / 3600
+        return 1e6 * self.price_per_hour * self.num_devices * hours / self.report.num_output_tokens
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """`bench serve`'s names, in milliseconds, and what only a simulation knows."""
+        result = self.report.as_json() | {
+            "num_devices": self.num_devices,
+            "mean_parts_ms": {part: spent * 1000 for part, spent in self.parts_s.items()},
+            "pools": {name: asdict(use) for name, use in self.pools.items()},
+        }
+        if len(self.transfer):
+            result["mean_kv_transfer_ms"] = float(self.transfer.mean()) * 1000
+        if self.price_per_hour is not None:
+            result["price_per_device_hour"] = self.price_per_hour
+            result["cost_per_million_output_tokens"] = self.cost_per_million
+        return result
+
+
+def sum_up(
+    simulation: Simulation,
+    num_devices: int,
+    *,
+    slo: SLO | None = None,
+    percentiles: Sequence[float] = DEFAULT_PERCENTILES,
+    price_per_hour: float | None = None,
+) -> Outcome:
+    """Raises ValueError if no request came through."""
+    duration = simulation.duration_s
+    done = [s for s in simulation.served if s.refusal is None]
+    pools = {"serve": _use(simulation.steps, duration, simulation.num_blocks)}
+    if simulation.prefill_steps:
+        pools = {
+            "prefill": _use(simulation.prefill_steps, duration, simulation.num_prefill_blocks),
+            "decode": pools["serve"],
+        }
+    parts = {
+        part.value: sum(s.timings.parts[part] for s in done) / max(1, len(done)) for part in Part
+    }
+    return Outcome(
+        report=_report(simulation, duration, slo, percentiles),
+        num_devices=num_devices,
+        pools=pools,
+        parts_s=parts,
+        transfer=np.array([s.transfer_s for s in done if s.transfer_s > 0]),
+        price_per_hour=price_per_hour,
+        notes=simulation.notes,
+    )
+
+
+def _report(
+    simulation: Simulation, duration: float, slo: SLO | None, percentiles: Sequence[float]
+) -> Report:
+    done = [s for s in simulation.served if s.refusal is None]
+    if not done or not duration > 0:
+        raise ValueError("a report needs at least one answer and a duration above 0")
+    times = [np.array(s.timings.token_times) for s in done]
+    gaps = [np.diff(t) for t in times]
+    ttft = np.array([t[0] - s.timings.arrival_time for s, t in zip(done, times, strict=True)])
+    e2e = np.array([t[-1] - s.timings.arrival_time for s, t in zip(done, times, strict=True)])
+    tpot = np.array([(t[-1] - t[0]) / (len(t) - 1) if len(t) > 1 else 0.0 for t in times])
+    worst = np.array([g.max() if len(g) else 0.0 for g in gaps])
+    several = np.array([len(t) > 1 for t in times])
+    ttfts, e2es = (distribution(values, percentiles) for values in (ttft, e2e))
+    num_good = None
+    if slo is not None:
+        rows = zip(ttft.tolist(), worst.tolist(), tpot.tolist(), e2e.tolist(), strict=True)
+        num_good = sum(slo.admits(ttft=a, itl=b, tpot=c, e2e=d) for a, b, c, d in rows)
+    return Report(
+        duration_s=duration,
+        num_ok=len(done),
+        num_failed=len(simulation.served) - len(done),
+        num_aborted=0,
+        num_input_tokens=sum(s.num_prompt_tokens for s in done),
+        num_output_tokens=sum(map(len, times)),
+        num_cached_tokens=sum(s.num_cached_tokens for s in done),
+        num_untimed_tokens=0,
+        ttft=ttfts,
+        tpot=distribution(tpot[several], percentiles),
+        itl=distribution(np.concatenate(gaps), percentiles),
+        e2e=e2es,
+        ttft_from_arrival=ttfts,
+        e2e_from_arrival=e2es,
+        held=distribution(np.zeros(len(simulation.served)), percentiles),
+        slo=slo,
+        num_good=num_good,
+        errors=_refusals(simulation.served),
+    )
+
+
+def _refusals(served: Sequence[Served]) -> dict[str, int]:
+    """The first refusal in words; each has its own numbers, and a thousand would tell no more."""
+    refusals = [s.refusal for s in served if s.refusal is not None]
+    return {refusals[0]: len(refusals)} if refusals else {}
+
+
+def _use(logs: Sequence[StepLog], duration: float, num_blocks: int) -> PoolUse:
+    starts, ends, tokens, running, waiting, free = (
+        np.concatenate([np.asarray(getattr(log, name)) for log in logs])
+        for name in (
+            "start_time",
+            "end_time",
+            "num_tokens",
+            "num_running",
+            "num_waiting",
+            "num_free_blocks",
+        )
+    )
+    spent = ends - starts
+    busy = float(spent.sum())
+    if not busy:
+        return PoolUse(len(logs), len(spent), 0.0, 0.0, 0.0, 0, 0, None, None)
+    owned = 1 - free / num_blocks
+    return PoolUse(
+        num_replicas=len(logs),
+        num_steps=len(spent),
+        busy=busy / (duration * len(logs)),
+        mean_tokens=float(tokens.mean()),
+        mean_running=float((running * spent).sum()) / busy,
+        max_waiting=int(waiting.max()),
+        num_preemptions=sum(sum(log.num_preemptions) for log in logs),
+        kv_mean=float((owned * spent).sum()) / busy,
+        kv_max=float(owned.max()),
+    )

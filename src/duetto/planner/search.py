@@ -1,0 +1,320 @@
+"""The cheapest layout that meets an objective on a workload, by simulation; and the highest rate
+that a layout sustains.
+
+What cannot fit, or cannot be fast enough even for one request alone, is not simulated; nor is what
+is dearer than the answer. Knows no cluster: every layout is judged by its own simulation.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+from math import ceil
+from multiprocessing import get_context
+from os import sched_getaffinity
+
+from duetto.core.errors import ConfigError
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.planner.hardware import HardwareSpec
+from duetto.planner.layout import Layout, PrecisionName, make_fleet
+from duetto.planner.objective import Objective
+from duetto.planner.parallel import possible_degrees
+from duetto.planner.report import Outcome, sum_up
+from duetto.planner.simulation import Fleet, simulate
+from duetto.planner.workload import Workload
+from duetto.program.program import Program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What to serve, on what, and how well. The same for every layout that is tried."""
+
+    program: Program
+    hardware: HardwareSpec
+    workload: Workload
+    objective: Objective
+    price_per_hour: float | None = None  # of one device
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One layout, judged. Without an outcome it was not simulated, and `reason` says why."""
+
+    layout: Layout
+    reached: dict[str, float] | None = None  # seconds, at the objective's percentile
+    binding: str = ""  # the latency nearest to, or farthest beyond, its limit ...
+    ratio: float = float("inf")  # ... and how many times the limit it is
+    throughput: float = 0.0  # output tokens/s
+    cost_per_million: float | None = None
+    reason: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        return self.ratio <= 1
+
+    @property
+    def place(self) -> tuple[bool, int, float]:
+        """Sorts the best first: that meet the objective, fewest devices, most slack."""
+        return not self.is_met, self.layout.num_devices if self.is_met else 0, self.ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a search found. `verdicts` are in order, best first, then those not simulated."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def best(self) -> Verdict | None:
+        return self.verdicts[0] if self.verdicts and self.verdicts[0].is_met else None
+
+    @property
+    def simulated(self) -> tuple[Verdict, ...]:
+        return tuple(v for v in self.verdicts if v.reached is not None)
+
+    @property
+    def runner_up(self) -> Verdict | None:
+        """The next best that meets the objective."""
+        return next((v for v in self.verdicts[1:] if v.is_met), None)
+
+    @property
+    def best_smaller(self) -> Verdict | None:
+        """The best with fewer devices than the answer: what it lacks is why it takes so many."""
+        best = self.best
+        smaller = [
+            v for v in self.simulated if best and v.layout.num_devices < best.layout.num_devices
+        ]
+        return min(smaller, key=lambda v: v.ratio, default=None)
+
+
+def layouts(
+    program: Program,
+    num_devices: int,
+    *,
+    base: Layout,
+    budgets: Sequence[int] = (512, 1024, 2048, 4096),
+    dtypes: Sequence[PrecisionName] = ("bfloat16",),
+    disaggregate: bool = True,
+) -> list[Layout]:
+    """Everything to try on up to `num_devices`: TP x PP x replicas x split x budget x precision."""
+    degrees = [n for n in possible_degrees(program) if n <= num_devices]
+    found = []
+    for tp, pp in product(degrees, (1, 2, 4, 8)):
+        most = num_devices // (tp * pp)
+        for total in range(1, most + 1) if pp <= len(program.kv) else ():
+            for prefill in range(total if disaggregate else 1):
+                for budget, dtype in product(budgets, dtypes):
+                    found.append(
+                        replace(
+                            base,
+                            tp=tp,
+                            pp=pp,
+                            replicas=total - prefill,
+                            prefill_replicas=prefill,
+                            max_num_batched_tokens=budget,
+                            dtype=dtype,
+                        )
+                    )
+    return found
+
+
+def search(
+    problem: Problem,
+    candidates: Sequence[Layout],
+    *,
+    num_processes: int | None = None,
+    on_judged: Callable[[int], None] = lambda _count: None,
+) -> Plan:
+    """Judge layouts, those with the fewest devices first, until a number of devices has met the
+    objective; what would take more is dearer and left alone. Uses all cores.
+
+    `on_judged` is called with how many more have been judged. Raises ConfigError without layouts.
+    """
+    if not candidates:
+        raise ConfigError("there is no layout to try: fewer devices than one replica needs")
+    verdicts: list[Verdict] = []
+    worth: list[Verdict] = []
+    hopeless: list[Verdict] = []
+    for layout in candidates:
+        reason = why_not(problem, layout)
+        (hopeless if reason else worth).append(Verdict(layout, reason=reason or ""))
+    on_judged(len(hopeless))
+    worth.sort(key=lambda v: v.layout.num_devices)
+    with _workers(problem, num_processes, len(worth)) as pool:
+        for num_devices, group in groupby(worth, key=lambda v: v.layout.num_devices):
+            tried = [v.layout for v in group]
+            if any(v.is_met for v in verdicts):
+                reason = f"dearer than an answer: {num_devices} devices"
+                hopeless += [Verdict(layout, reason=reason) for layout in tried]
+                on_judged(len(tried))
+                continue
+            for verdict in pool.map(_judge_here, tried):
+                verdicts.append(verdict)
+                on_judged(1)
+    return Plan((*sorted(verdicts, key=lambda v: v.place), *hopeless))
+
+
+def why_not(problem: Problem, layout: Layout) -> str | None:
+    """Why a layout cannot be, or cannot meet the objective whatever the load; None if it may."""
+    try:
+        fleet = make_fleet(problem.program, problem.hardware, layout)
+    except ConfigError as error:
+        return str(error)
+    limits, percentile = problem.objective.limits, problem.objective.percentile
+    step_time = fleet.replica.step_time
+    if "itl" in limits:
+        alone = step_time(BatchShape((RequestShape(1, _shortest(problem.workload)),)))
+        if alone > limits["itl"]:
+            return f"itl: {alone * 1000:.1f} ms even for one request alone"
+    if "ttft" in limits:
+        prompt = _prompt_to_compute(problem.workload, percentile)
+        alone = _prefill_time(fleet, prompt)
+        if alone > limits["ttft"]:
+            return f"ttft: {alone:.2f} s for a prompt of {prompt} tokens alone"
+    return None
+
+
+def judge(problem: Problem, layout: Layout) -> Verdict:
+    """Simulate one layout. Raises ConfigError for one that cannot be."""
+    fleet = make_fleet(problem.program, problem.hardware, layout)
+    outcome = run(problem, fleet, problem.workload)
+    reached = problem.objective.reached(outcome.report)
+    binding, ratio = problem.objective.binding(reached)
+    return Verdict(
+        layout,
+        reached,
+        binding,
+        ratio,
+        outcome.report.per_second(outcome.report.num_output_tokens),
+        outcome.cost_per_million,
+    )
+
+
+def run(problem: Problem, fleet: Fleet, workload: Workload) -> Outcome:
+    objective = problem.objective
+    return sum_up(
+        simulate(workload, fleet),
+        fleet.num_devices,
+        slo=objective.slo,
+        percentiles=(50.0, objective.percentile),
+        price_per_hour=problem.price_per_hour,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The highest rate found, in requests/s, and what binds there."""
+
+    requests_per_s: float
+    binding: str
+    reached: dict[str, float]
+    fails_at: float | None  # the lowest rate that was tried and is too high; None: none was
+
+
+def highest_rate(
+    problem: Problem,
+    fleet: Fleet,
+    *,
+    tolerance: float = 0.02,
+    on_tried: Callable[[float, bool], None] = lambda _rate, _is_met: None,
+) -> Rate | None:
+    """The highest rate at which the objective is met: the workload sped up or slowed down, by
+    doubling and then bisection, to within `tolerance`. None if a thousandth of the workload's own
+    rate is too high. A workload that arrives all at once has no rate: ConfigError.
+    """
+    own = problem.workload.requests_per_s
+    if not own:
+        raise ConfigError("the highest rate needs a workload with times of its own")
+    met: dict[float, dict[str, float]] = {}
+
+    def is_met(speed: float) -> bool:
+        outcome = run(problem, fleet, problem.workload.faster(speed))
+        reached = problem.objective.reached(outcome.report)
+        good = problem.objective.binding(reached)[1] <= 1
+        if good:
+            met[speed] = reached
+        on_tried(own * speed, good)
+        return good
+
+    low, high = _bracket(is_met)
+    if low is None:
+        return None
+    while high is not None and high / low > 1 + tolerance:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if is_met(middle) else (low, middle)
+    binding, _ = problem.objective.binding(met[low])
+    return Rate(own * low, binding, met[low], None if high is None else own * high)
+
+
+def _bracket(is_met: Callable[[float], bool]) -> tuple[float | None, float | None]:
+    """Two speeds a factor of two apart, of which the lower one is met and the higher one is not."""
+    speed = 1.0
+    if is_met(speed):
+        while speed < 1024:
+            if not is_met(2 * speed):
+                return speed, 2 * speed
+            speed *= 2
+        return speed, None
+    while speed > 1 / 1024:
+        if is_met(speed / 2):
+            return speed / 2, speed
+        speed /= 2
+    return None, speed
+
+
+def _shortest(workload: Workload) -> int:
+    return min(a.num_prompt_tokens for a in workload.arrivals)
+
+
+def _prompt_to_compute(workload: Workload, percentile: float) -> int:
+    """A length that so many of the prompts exceed that the percentile of TTFT cannot be shorter
+    than computing it alone. What an earlier prompt may have left in a cache does not count."""
+    known: dict[tuple[int, int], int] = {}  # a node of a tree of prefixes and a hash id: the next
+    lengths = []
+    for arrival in workload.arrivals:
+        num_before, node, num_shared = len(known), 0, 0
+        for hash_id in arrival.hash_ids:
+            node = known.setdefault((node, hash_id), len(known) + 1)
+            num_shared += node <= num_before
+        lengths.append(max(1, arrival.num_prompt_tokens - num_shared * workload.hash_block))
+    lengths.sort()
+    return lengths[int(percentile / 100 * (len(lengths) - 1))]
+
+
+def _prefill_time(fleet: Fleet, num_tokens: int) -> float:
+    """Seconds for a prompt that has a replica to itself."""
+    config, step_time = fleet.replica.scheduler, fleet.replica.step_time
+    budget = config.max_num_batched_tokens
+    chunks = [min(budget, num_tokens - k * budget) for k in range(ceil(num_tokens / budget))]
+    return sum(
+        step_time(BatchShape((RequestShape(size, k * budget, int(k == len(chunks) - 1)),)))
+        for k, size in enumerate(chunks)
+    )
+
+
+# --- all cores -------------------------------------------------------------------------------
+
+_problem: Problem  # of a worker process; written once, when it starts
+
+
+def _start_worker(problem: Problem) -> None:
+    global _problem
+    _problem = problem
+
+
+def _judge_here(layout: Layout) -> Verdict:
+    return judge(_problem, layout)
+
+
+@contextmanager
+def _workers(problem: Problem, num_processes: int | None, num_tasks: int) -> Iterator[Executor]:
+    """A process for each core that may be used, and no more than there is work for."""
+    count = num_processes or len(sched_getaffinity(0))
+    with ProcessPoolExecutor(
+        max(1, min(count, num_tasks)),
+        mp_context=get_context("spawn"),  # a fork would copy threads' locks
+        initializer=_start_worker,
+        initargs=(problem,),
+    ) as pool:
+        yield pool

@@ -1,0 +1,161 @@
+"""`duetto fit` and `serve --dry-run`: what fits is told before a weight is read, and is right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duetto.build import EngineArgs, build
+from duetto.cli.fit import examine
+from duetto.core.errors import CheckpointError
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = EngineArgs(backend="reference", kv_cache_memory_bytes=2**20)
+
+
+def duetto(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "duetto", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_is_told_is_what_is_allocated(tiny_model: Path) -> None:
+    report, built = examine(str(tiny_model), SMALL), build(tiny_model, SMALL)
+    assert report["num_blocks"] == built.scheduler_config.num_blocks
+    assert report["kv_bytes"] == built.model.kv_memory_bytes
+    assert report["weight_bytes"] == built.model.weight_bytes
+    assert report["max_model_len"] == built.scheduler_config.max_model_len
+    assert report["num_tokens"] == report["num_blocks"] * 32
+
+
+def test_auto_is_the_length_that_fits() -> None:
+    tight = EngineArgs(backend="reference", max_model_len="auto", kv_cache_memory_bytes=2**19)
+    assert tight.max_model_len is None
+    report = examine("tiny", tight)
+    assert report["max_model_len"] == report["num_tokens"] == 1024  # 512 bytes a token
+    asked = EngineArgs(backend="reference", max_model_len=2048, kv_cache_memory_bytes=2**19)
+    refused = examine("tiny", asked)
+    assert not refused["fits"] and "--max-model-len 2048" in refused["notes"][-1]
+
+
+def test_a_shorter_request_has_more_room_and_knobs_change_what_they_say() -> None:
+    report = examine("tiny", SMALL, length=512)
+    assert report["num_requests"] == 2**20 // 512 // 512
+    knobs = {knob["change"]: knob for knob in report["knobs"]}
+    int8 = knobs["--kv-cache-dtype int8"]
+    assert int8["num_tokens"] == 2**20 // (2 * 2 * 2 * (16 + 4)) // 32 * 32
+    assert int8["num_requests"] > 2 * report["num_requests"]
+
+
+def test_elsewhere() -> None:
+    report = examine("llama-3-8b", EngineArgs(), "h100")
+    assert report["fits"] and report["weight_bytes"] == 2 * report["parameters"]
+    assert report["block_bytes"] == 32 * 128 * 1024
+    assert report["num_requests"] == report["num_tokens"] // 8192
+    quantized = examine("llama-3-8b", EngineArgs(quantization="int8"), "h100")
+    assert quantized["weight_bytes"] == report["parameters"]
+    large = examine("llama-3-70b", EngineArgs(), "h100")
+    assert not large["fits"] and large["left_bytes"] < 0
+    fitting = [k for k in large["knobs"] if k["change"].startswith("--tp")]
+    assert [k["change"] for k in fitting] == ["--tp 2"] and fitting[0]["num_requests"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("nope",), "the named shapes are"),
+        (("tiny", "--hardware", "nope"), "accepted: a100"),
+        (("tiny", "--hardware", "h100", "--backend", "reference"), "--backend: is for"),
+        (("tiny", "--hardware", "h100:1", "--tp", "2"), "needs 2 devices, and there are 1"),
+        (("tiny", "--tp", "2"), "name other --hardware"),
+        (("tiny", "--length", "0"), "--length: must be from 1 to 2048"),
+        (("tiny", "--max-model-len", "4096"), "--max-model-len: must be from 1 to 2048"),
+        (("tiny", "--hardware", "h100", "--gpu-memory-utilization", "0"), "above 0 and at most 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words: tuple[str, ...], expected: str) -> None:
+    done = duetto("fit", *words)
+    assert done.returncode == 1 and expected in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("duetto: ")
+
+
+def test_headers_that_do_not_fit_the_config_are_told(tiny_model: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    (tmp_path / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="shape"):
+        examine(str(tmp_path), SMALL)
+
+
+def test_a_dry_run_serves_nothing(tiny_model: Path) -> None:
+    words = ("--dry-run", "--backend", "reference", "--max-model-len", "auto")
+    done = duetto("serve", str(tiny_model), *words)
+    assert done.returncode == 0, done.stderr
+    assert "fits" in done.stdout and "what would change" in done.stdout
+    refused = duetto("serve", "llama-2-70b", "--dry-run", "--max-model-len", "auto")
+    assert refused.returncode == 1 and "does not fit into this machine's memory" in refused.stderr
+
+
+def test_json_and_exit_status() -> None:
+    done = duetto("fit", "tiny", "--hardware", "l4", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["fits"] is True
+    done = duetto("fit", "llama-3-70b", "--hardware", "l4", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["fits"] is False
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 120000,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "torch_dtype": "bfloat16",
+}
+MODELS = [
+    ("bfloat16", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+    (
+        "float32",
+        {
+            "model_type": "qwen3",
+            "architectures": ["Qwen3ForCausalLM"],
+            "num_hidden_layers": 8,
+            "num_key_value_heads": 16,
+            "tie_word_embeddings": False,
+        },
+    ),
+    (
+        "float32",
+        {
+            "model_type": "mistral",
+            "architectures": ["MistralForCausalLM"],
+            "hidden_size": 128,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "sliding_window": None,
+        },
+    ),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("kv_dtype", "shape"), MODELS, ids=lambda m: str(m)[:28])
+def test_predicted_memory_is_what_a_running_engine_holds(
+    kv_dtype: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | shape))
+    made = duetto("make-model", str(tmp_path / "config.json"), str(tmp_path / "model"))
+    assert made.returncode == 0, made.stderr
+    words = ["--backend", "reference", "--kv-cache-dtype", kv_dtype]
+    words += ["--kv-cache-memory-bytes", str(2**26), "--max-num-batched-tokens", "256"]
+    script = [sys.executable, str(ROOT / "benchmarks" / "fit.py"), str(tmp_path / "model")]
+    done = subprocess.run([*script, *words], check=True, capture_output=True, text=True)
+    (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert row["predicted"] > 130 * 2**20
+    assert abs(row["error"]) <= 0.05, row

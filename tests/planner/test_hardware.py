@@ -1,0 +1,147 @@
+"""The hardware table, its names, and files that say what the table does not."""
+
+import json
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from duetto.core.errors import ConfigError
+from duetto.planner.hardware import (
+    GPU_EFFICIENCIES,
+    HARDWARE,
+    KINDS,
+    Efficiencies,
+    HardwareSpec,
+    KernelEfficiency,
+    calibration_file,
+    find_hardware,
+    read_hardware,
+    rounded,
+    write_hardware,
+)
+
+A_FILE = {
+    "name": "mine",
+    "peaks": {"bfloat16": 1e14},
+    "memory_bandwidth": 1e12,
+    "memory_bytes": 2**34,
+}
+
+
+def test_the_table_has_what_is_asked_for_with_date_and_source():
+    assert {"a100-80g", "h100", "h200", "l4", "l40s", "rtx4090", "mi300x"} <= set(HARDWARE)
+    for spec in HARDWARE.values():
+        assert spec.source
+        assert date.fromisoformat(spec.date)
+        assert spec.peaks["bfloat16"] == spec.peaks["float16"] > spec.peaks["float32"]
+        assert spec.link_bandwidth > 0
+        assert spec.efficiencies == GPU_EFFICIENCIES
+
+
+def test_efficiencies_are_fractions_one_for_each_kind():
+    for kind in KINDS:
+        reached = GPU_EFFICIENCIES.of(kind)
+        assert 0 < reached.compute <= 1
+        assert 0 < reached.memory <= 1
+
+
+@pytest.mark.parametrize("name", ["compute", "memory"])
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.01, float("nan")])
+def test_a_fraction_is_above_0_and_at_most_1(name, value):
+    with pytest.raises(ValueError, match=name):
+        KernelEfficiency(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["launch_s", "chunk_launch_s", "step_s", "logit_row_s"])
+def test_overheads_are_not_negative(name):
+    with pytest.raises(ValueError, match=name):
+        Efficiencies(**{name: -1e-9})
+
+
+def test_names_aliases_and_counts():
+    assert find_hardware("A100") is HARDWARE["a100-80g"]
+    assert find_hardware("h100").num_devices is None
+    assert find_hardware("h100:8") == replace(HARDWARE["h100"], num_devices=8)
+    with pytest.raises(ConfigError, match="at least 1"):
+        find_hardware("h100:0")
+
+
+def test_unknown_hardware_is_refused_with_the_list_and_how_to_add_one():
+    with pytest.raises(ConfigError) as caught:
+        find_hardware("b300")
+    for words in (*HARDWARE, "calibrate", ".json", "memory_bandwidth"):
+        assert words in str(caught.value)
+
+
+def test_a_file_names_hardware_and_takes_the_fitted_efficiencies(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(A_FILE))
+    spec = find_hardware(f"{file}:2")
+    assert (spec.name, spec.num_devices) == ("mine", 2)
+    assert spec.efficiencies == GPU_EFFICIENCIES
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    own = Efficiencies(linear=KernelEfficiency(compute=0.5), step_s=1e-3)
+    spec = replace(HARDWARE["l4"], efficiencies=own, efficiencies_of={"int8": GPU_EFFICIENCIES})
+    write_hardware(spec, tmp_path / "deep" / "l4.json")
+    assert read_hardware(tmp_path / "deep" / "l4.json") == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"memory_bandwith": 1}, "memory_bandwith: is not known"),
+        ({"peaks": {}}, "peaks must hold"),
+        ({"peaks": {"bfloat16": "fast"}}, r"\$.peaks"),
+        ({"memory_bytes": 0}, "memory_bytes must be above 0"),
+        ({"host_speed": 0}, "host_speed must be above 0"),
+        ({"efficiencies": {"linear": {"compute": 2}}}, "compute must be above 0 and at most 1"),
+        ({"efficiencies": {"linear": {"speed": 1}}}, "efficiencies.linear.speed: is not known"),
+        ({"efficiencies": {"matrix": {}}}, "efficiencies.matrix: is not known"),
+        ({"efficiencies_of": {"int8": {"x": 1}}}, "efficiencies_of.int8.x: is not known"),
+        ({"efficiencies_of": 3}, "efficiencies_of"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_by_file_and_key(tmp_path, change, words):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(A_FILE | change))
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_hardware(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
+def test_a_file_that_is_no_object_is_refused(tmp_path, text):
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.json"):
+        read_hardware(file)
+
+
+def test_a_missing_file_and_a_missing_calibration(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="is missing"):
+        find_hardware(str(tmp_path / "none.json"))
+    with pytest.raises(ConfigError, match="run: duetto calibrate"):
+        find_hardware("host")
+    write_hardware(replace(HARDWARE["l4"], name="host"), calibration_file())
+    assert find_hardware("host").name == "host"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # to be ignored, says the specification
+    assert calibration_file().is_absolute()
+
+
+def test_balance_and_ideal():
+    assert find_hardware("a100").balance("bfloat16") == pytest.approx(153.0, abs=0.1)
+    assert find_hardware("a100").ideal().efficiencies == Efficiencies()
+
+
+def test_rounded_keeps_three_digits():
+    found = rounded(Efficiencies(linear=KernelEfficiency(compute=0.123456), step_s=0.00123456))
+    assert (found.linear.compute, found.step_s) == (0.123, 0.00123)
+
+
+def test_a_spec_is_checked_when_it_is_made():
+    with pytest.raises(ValueError, match="memory_bandwidth"):
+        HardwareSpec(name="x", peaks={"float32": 1.0}, memory_bandwidth=0.0, memory_bytes=1)
