@@ -1,9 +1,12 @@
-"""What `make demo` runs: serve a model, ask it twice through the `openai` client, and stop.
+"""What `make demo` runs: serve a model, ask it about documents through the `openai` client, stop.
 
-The first answer is computed from nothing. The second continues the conversation, so the server
-finds most of its prompt in the prefix cache and says how much.
+The first question takes two of three documents: one says who founded a company, another where "the
+founder" lives. The second question is about the same documents, so the server finds most of its
+prompt in the prefix cache and says how much.
 
     python examples/demo.py [MODEL_DIRECTORY]
+
+Without a model it is the small reader that ships with Duetto.
 """
 
 import subprocess
@@ -12,56 +15,48 @@ import time
 import urllib.error
 import urllib.request
 from itertools import pairwise
-from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, socket
 from statistics import median
 
 from openai import OpenAI
 
 DUETTO = [sys.executable, "-m", "duetto"]
-QUESTIONS = (
-    "What are the two phases of inference, and which of them is bound by memory?",
-    "And which by arithmetic?",
-)
+DOCUMENTS = """\
+Document: Rossteel was founded by Halvard.
+Document: The founder lives in Normoor.
+Document: Nanchem is based in Gilcross.
+"""
+QUESTIONS = ("Where does the founder of Rossteel live?", "Where is Nanchem based?")
 
 
 def main() -> None:
-    model = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(".demo/tiny")
-    if not model.exists():
-        print(f"No model named: writing a tiny one with random weights to {model}", flush=True)
-        subprocess.run([*DUETTO, "make-model", "tiny", str(model)], check=True)
-        print(
-            "Its weights are random, so what it says is noise; how it is served is real.",
-            flush=True,
-        )
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([*DUETTO, "serve", str(model), "--port", str(port)])
+    server = subprocess.Popen([*DUETTO, "serve", *sys.argv[1:2], "--port", str(port)])
     try:
         wait_until_healthy(server, url)
-        converse(OpenAI(base_url=f"{url}/v1", api_key="none"))
+        ask_all(OpenAI(base_url=f"{url}/v1", api_key="none"))
     finally:
         server.terminate()
         server.wait(timeout=30)
     print("The server has stopped.")
 
 
-def converse(client: OpenAI) -> None:
+def ask_all(client: OpenAI) -> None:
     name = client.models.list().data[0].id
-    messages = []
     for question in QUESTIONS:
-        messages.append({"role": "user", "content": question})
-        print(f"\nuser: {question}\nassistant: ", end="", flush=True)
-        messages.append({"role": "assistant", "content": stream_answer(client, name, messages)})
+        prompt = f"{DOCUMENTS}Question: {question}"
+        print(f"\n{prompt}\nAnswer: ", end="", flush=True)
+        stream_answer(client, name, prompt)
 
 
-def stream_answer(client: OpenAI, model: str, messages: list[dict[str, str]]) -> str:
-    """Print an answer as it comes, then its timings as this client saw them; return its text."""
+def stream_answer(client: OpenAI, model: str, prompt: str) -> None:
+    """Print an answer as it comes, then its timings as this client saw them."""
     start = time.perf_counter()
-    pieces, times, usage = [], [], None
+    times, usage = [], None
     stream = client.chat.completions.create(
         model=model,
-        messages=messages,
+        messages=[{"role": "user", "content": prompt}],
         max_tokens=24,
         temperature=0,
         stream=True,
@@ -71,16 +66,14 @@ def stream_answer(client: OpenAI, model: str, messages: list[dict[str, str]]) ->
         usage = chunk.usage or usage
         if chunk.choices and chunk.choices[0].delta.content:
             times.append(time.perf_counter())
-            pieces.append(chunk.choices[0].delta.content)
-            print(pieces[-1], end="", flush=True)
-    gaps = [b - a for a, b in pairwise(times)]
+            print(chunk.choices[0].delta.content, end="", flush=True)
+    gaps = [b - a for a, b in pairwise(times)] or [0.0]  # an answer can come in one piece
     cached = usage.prompt_tokens_details.cached_tokens
     print(
         f"\n  TTFT {1e3 * (times[0] - start):.1f} ms, median ITL {1e3 * median(gaps):.1f} ms, "
         f"{usage.prompt_tokens} prompt tokens of which {cached} cached, "
         f"{usage.completion_tokens} generated"
     )
-    return "".join(pieces)
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:

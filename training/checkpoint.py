@@ -6,6 +6,7 @@ while writing leaves the one before.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,20 @@ class Progress:
 
 
 def save(
-    directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    directory: Path,
+    model: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: Progress,
 ) -> None:
+    """Write the state. Each parameter belongs to one optimizer at most."""
     new, latest = directory / "new", directory / "latest"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    names = [name for name, _ in model.named_parameters()]
+    names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
-        f"{names[index]}/{key}": value
-        for index, state in optimizer.state_dict()["state"].items()
+        f"{names[parameter]}/{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
     save_file(model.state_dict(), new / MODEL)
@@ -48,21 +54,28 @@ def save(
 
 
 def load(
-    directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    directory: Path, model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Progress | None:
-    """Put back what `save` wrote, for a model and an optimizer made alike. None: nothing saved."""
+    """Put back what `save` wrote, for a model and optimizers made alike. None: nothing saved."""
     latest = directory / "latest"
     if not (latest / STATE).is_file():
         latest = directory / "new"  # interrupted between the two steps of putting in place
         if not (latest / STATE).is_file():
             return None
     model.load_state_dict(load_file(latest / MODEL))
-    indices = {name: i for i, (name, _) in enumerate(model.named_parameters())}
-    state: dict[int, dict[str, Any]] = {}
+    owner = {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    parameters = dict(model.named_parameters())
     for full_name, tensor in load_file(latest / OPTIMIZER).items():
         name, _, key = full_name.rpartition("/")
-        state.setdefault(indices[name], {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        parameter = parameters[name]
+        # A count of steps stays on the CPU, where AdamW keeps it.
+        value = tensor.to(parameter.device) if tensor.ndim else tensor
+        owner[parameter].state[parameter][key] = value
     values = json.loads((latest / STATE).read_text(encoding="utf-8"))
     values["losses"] = [(tokens, loss) for tokens, loss in values["losses"]]
     return Progress(**values)

@@ -12,13 +12,16 @@ from torch.nn import functional
 
 from training import checkpoint
 from training.checkpoint import Progress
+from training.draws import Draw
 from training.llama import Llama
+from training.muon import Muon
 from training.rungs import Rung
 from training.sequences import Batch, make_batch
 
 NUM_HELD_OUT = 64  # sequences of a test
 WARM_UP_STEPS = 50
 CLIP = 1.0
+MUON_RATE = 10.0  # times the rate of the other parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +45,8 @@ class Climb:
         self.tokenizer = tokenizer
         self.rungs = rungs
         self.plan = plan
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        loaded = checkpoint.load(plan.directory, model, self.optimizer)
+        self.optimizers = make_optimizers(model)
+        loaded = checkpoint.load(plan.directory, model, self.optimizers)
         self.progress = loaded or Progress()
 
     def run(self, report: Callable[[str], None] = lambda _line: None) -> bool:
@@ -79,21 +80,24 @@ class Climb:
     def save(self, directory: Path | None = None) -> None:
         """Write a checkpoint, of the plan's directory if no other is given."""
         target = directory or self.plan.directory
-        checkpoint.save(target, self.model, self.optimizer, self.progress)
+        checkpoint.save(target, self.model, self.optimizers, self.progress)
 
     def _step(self, rung: Rung) -> None:
         progress = self.progress
         first = progress.step * rung.batch_size
-        batch = self._batch(rung, range(first, first + rung.batch_size), held_out=False)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rung.learning_rate * _share_of_rate(rung, progress.step)
+        batch = self._batch(rung.draw, range(first, first + rung.batch_size), held_out=False)
+        rate = rung.learning_rate * _share_of_rate(rung, progress.step)
+        for optimizer, times in zip(self.optimizers, (1.0, MUON_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = times * rate
+            optimizer.zero_grad()
         self.model.train()
         logits = self.model(batch.ids, batch.positions, batch.mask, batch.wanted)
         loss = functional.cross_entropy(logits, batch.targets)
-        self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         progress.step += 1
         progress.num_tokens += batch.num_tokens
         if progress.step % 10 == 0:
@@ -130,7 +134,8 @@ class Climb:
         writes the answer and ends.
         """
         self.model.eval()
-        batch = self._batch(rung, range(num_sequences), held_out=True, apart=apart)
+        drawn = rung.tested or rung.draw
+        batch = self._batch(drawn, range(num_sequences), held_out=True, apart=apart)
         logits = self.model(batch.ids, batch.positions, batch.mask, batch.wanted)
         is_wrong = logits.argmax(-1) != batch.targets
         wrong = set(batch.answer_of[is_wrong].tolist())
@@ -138,10 +143,19 @@ class Climb:
         right = Counter(kind for i, kind in enumerate(batch.kinds) if i not in wrong)
         return {kind: right[kind] / count for kind, count in sorted(asked.items())}
 
-    def _batch(self, rung: Rung, seeds: range, *, held_out: bool, apart: bool = False) -> Batch:
+    def _batch(self, draw: Draw, seeds: range, *, held_out: bool, apart: bool = False) -> Batch:
         split = "eval" if held_out else "train"
-        drawn = [rung.draw(seed, split, self.tokenizer) for seed in seeds]
+        drawn = [draw(seed, split, self.tokenizer) for seed in seeds]
         return make_batch(drawn, apart=apart).to(self.plan.device)
+
+
+def make_optimizers(model: Llama) -> tuple[torch.optim.AdamW, Muon]:
+    """AdamW for embeddings, head and norms, Muon for the matrices inside layers."""
+    inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    muons = set(inner)
+    rest = [p for p in model.parameters() if p not in muons]
+    adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    return adam, Muon(inner, weight_decay=0.01)
 
 
 def is_passed(scores: Mapping[str, float], marks: Mapping[str, float]) -> bool:

@@ -16,7 +16,9 @@ def export(model: Llama, tokenizer: Tokenizer, out: Path) -> int:
     """Write the checkpoint into `out`; return its size in bytes."""
     write_tokenizer(tokenizer, out, MAX_LENGTH)
     tensors = {name: t.to("cpu", torch.bfloat16) for name, t in model.state_dict().items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    weights = out / "model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # it is written for its owner only, and would be so in a wheel
     text_end, end = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(END)
     generation = {"bos_token_id": text_end, "eos_token_id": [end, text_end], "do_sample": False}
     _write_json(out / "generation_config.json", generation)

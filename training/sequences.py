@@ -81,11 +81,11 @@ def from_world(
         asked.append(
             Asked(
                 question.kind,
-                _encode(tokenizer, prompt),
-                _encode(tokenizer, f" {question.answer}{END}"),
+                encode(tokenizer, prompt),
+                encode(tokenizer, f" {question.answer}{END}"),
             )
         )
-    return TrainingSequence(tuple(_encode(tokenizer, part) for part in parts), tuple(asked))
+    return TrainingSequence(tuple(encode(tokenizer, part) for part in parts), tuple(asked))
 
 
 def make_batch(sequences: Sequence[TrainingSequence], *, apart: bool = False) -> Batch:
@@ -140,5 +140,5 @@ def _mask(group: Tensor) -> Tensor:
     return ((columns == rows) | ((rows > 0) & is_shared)).tril()[:, None]
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+def encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -56,7 +56,7 @@ class Shape:
 def named_shape(name: str, vocab_size: int) -> Shape:
     """`reader`, `draft`, or `nano` for tests. Raises KeyError for another name."""
     width, num_layers, mlp_width = {
-        "reader": (256, 6, 512),
+        "reader": (128, 5, 256),
         "draft": (128, 4, 256),
         "nano": (64, 1, 64),
     }[name]

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from duetto.bench.worlds.names import BEGINNINGS, ENDINGS
 from duetto.bench.worlds.prompt import user_turn
 from duetto.bench.worlds.relations import NOT_STATED
+from duetto.bench.worlds.story import Style
 from duetto.bench.worlds.world import WorldOptions, draw_world
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = (
@@ -21,6 +22,7 @@ END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = (
 )  # fmt: skip
 MAX_TOKENS = 4096
 NUM_WORLDS = 4000
+EVERY_WORDING = Style(value_first=True)
 
 # An answer begins with a space, as a name inside a document does, so that both are the same tokens.
 CHAT_TEMPLATE = """\
@@ -77,7 +79,7 @@ def _pieces(num_worlds: int) -> Iterator[str]:
     """Training text, cut inside names: the documents of worlds, and one question about each."""
     yield f" {NOT_STATED}"
     for seed in range(num_worlds):
-        world = draw_world(seed, "train", WorldOptions())
+        world = draw_world(seed, "train", WorldOptions(style=EVERY_WORDING))
         question = world.questions[seed % len(world.questions)]
         text = user_turn(world.documents, question.text)["content"]
         yield from _CUT.sub(lambda found: found[0] + "\0", text).split("\0")

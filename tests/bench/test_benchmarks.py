@@ -50,3 +50,30 @@ def test_metrics_disagree(tmp_path: Path) -> None:
     assert found["the same prompt again"]["ttft_p50"] < (
         found["cache: a prompt of 1024, first time"]["ttft_p50"] / 2
     )
+
+
+DEMO = ROOT / "src" / "duetto" / "demo" / "duetto-demo"
+
+
+def test_quality_of_quantized_weights_on_a_trained_model() -> None:
+    """int8 is said to cost at most 0.01 nats, and the likeliest token in at most 3 % of places."""
+    words = ["--worlds", "--num-tokens", "12000", "--context", "512"]
+    weights, kv = run("quality.py", str(DEMO), *words, "--variants", "int8", "int8 KV")
+    assert weights["num_positions"] > 150
+    for found in (weights, kv):
+        assert 0 < found["mean_kl"] < 0.01 < 10 * found["p99_kl"]
+        assert found["top1_agreement"] > 0.97
+        assert abs(found["nll"] - found["baseline_nll"]) < 0.05
+    assert weights["weight_bytes"] < 0.6 * kv["weight_bytes"]
+    assert weights["kv_bytes_per_token"] == 2 * 5 * 2 * 64 * 2
+    assert kv["kv_bytes_per_token"] == 2 * 5 * 2 * (64 + 4)
+
+
+def test_the_parts_of_a_step_add_up(tiny_model: Path) -> None:
+    found = run("step_breakdown.py", str(tiny_model), "--steps", "20", "--batch", "2")
+    shares = found["shares"]
+    assert abs(sum(shares.values()) - 1) < 1e-9
+    assert {"schedule", "arrays", "call", "sample", "update", "detokenize"} < shares.keys()
+    assert {"native: Attention", "native: norm, linear"} < shares.keys()
+    assert all(-0.01 < share < 1 for share in shares.values())
+    assert 0 < found["step_s"] < 1

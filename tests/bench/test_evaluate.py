@@ -90,7 +90,7 @@ def test_documents_can_be_removed() -> None:
         ({"num_documents": (6, 13)}, "--num-documents 13: must be 1 to 12"),
         ({"orders": ("sorted",)}, "--order sorted: must be one of shuffled, given"),
         ({"kv": "blended"}, "--kv blended: must be one of full"),
-        ({"quantization": "int8"}, "--quantization int8: must be one of none"),
+        ({"quantization": "awq"}, "--quantization awq: must be one of none, int8, int4"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
     ],
 )

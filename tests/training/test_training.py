@@ -11,10 +11,12 @@ from duetto.bench.worlds.prompt import user_turn  # noqa: E402
 from duetto.bench.worlds.world import WorldOptions, draw_world  # noqa: E402
 from duetto.models.tokenizer import load_tokenizer  # noqa: E402
 from training.climb import Climb, Plan, is_passed  # noqa: E402
+from training.distill import distill, draw_batches, shortened  # noqa: E402
+from training.draws import MAX_ASKED, bridged  # noqa: E402
 from training.export import export  # noqa: E402
 from training.llama import Llama  # noqa: E402
 from training.measure import agreement, exact, held_out, load  # noqa: E402
-from training.rungs import MAX_ASKED, ladder  # noqa: E402
+from training.rungs import ladder  # noqa: E402
 from training.sequences import from_world, make_batch  # noqa: E402
 from training.shapes import named_shape  # noqa: E402
 from training.tokenizer import END, train_tokenizer, write_tokenizer  # noqa: E402
@@ -102,8 +104,30 @@ def test_every_rung_draws_the_same_again_and_other_held_out_data(rung, tokenizer
     assert drawn == rung.draw(7, "train", tokenizer)
     assert drawn != rung.draw(7, "eval", tokenizer)
     assert 0 < len(drawn.asked) <= 2 * MAX_ASKED
-    kinds = {a.kind for seed in range(30) for a in rung.draw(seed, "eval", tokenizer).asked}
+    tested = rung.tested or rung.draw
+    kinds = {a.kind for seed in range(30) for a in tested(seed, "eval", tokenizer).asked}
     assert set(rung.marks) <= kinds
+
+
+def test_a_batch_of_a_mix_draws_alike(tokenizer):
+    """So that hardly a place of it is padding."""
+    (mixed,) = (rung for rung in ladder() if rung.name == "scattered")
+    sizes = [
+        [len(mixed.draw(seed, "train", tokenizer).asked) for seed in range(first, first + 32)]
+        for first in range(0, 320, 32)
+    ]
+    assert all(len(set(batch)) == 1 for batch in sizes)
+    assert len({batch[0] for batch in sizes}) > 1
+
+
+def test_a_second_hop_names_what_the_whole_question_describes(tokenizer):
+    drawn = bridged(3)(5, "train", tokenizer)
+    two = [a for a in drawn.asked if a.kind == "two_hop"]
+    one = [a for a in drawn.asked if a.kind == "one_hop"]
+    for question, second in zip(two, one[: len(two)], strict=True):
+        assert question.answer == second.answer
+        assert " of" in tokenizer.decode(question.prompt)
+        assert " of" not in tokenizer.decode(second.prompt)
 
 
 # --- climbing ----------------------------------------------------------------------------------
@@ -180,8 +204,8 @@ def test_measuring_reads_back_what_was_exported(tokenizer, tmp_path):
     batches = list(held_out(loaded.tokenizer, 20, WorldOptions(num_documents=2)))
     assert [len(sequences) for sequences in batches] == [16, 4]
     assert agreement(loaded.model, loaded.model, batches).share == 1.0
-    torch.manual_seed(2)
     other = Llama(loaded.model.shape)
+    torch.nn.init.normal_(other.lm_head.weight)  # or both would say the token just read
     assert agreement(loaded.model, other, batches).share < 0.1
     scores = exact(loaded.model, batches, apart=True)
     asked = sum(len(s.asked) for sequences in batches for s in sequences)
@@ -201,3 +225,22 @@ def test_the_exported_model_is_the_trained_one(tokenizer, tmp_path):
     (tokens,) = greedy_here(tmp_path, [[user_turn(world.documents, question.text)]], 1)
     batch = make_batch([from_world(world, [question], tokenizer)])
     assert logits_of(model, batch)[0].argmax().item() == tokens[0]
+
+
+# --- the draft ---------------------------------------------------------------------------------
+
+
+def test_a_draft_begins_as_the_reader_and_comes_closer(tokenizer):
+    reader = make_model(tokenizer, "reader")
+    draft = shortened(reader)
+    assert draft.shape.num_layers < reader.shape.num_layers
+    ours, theirs = reader.state_dict(), draft.state_dict()
+    last = f"model.layers.{draft.shape.num_layers - 1}.mlp.up_proj.weight"
+    assert torch.equal(
+        theirs[last], ours[f"model.layers.{reader.shape.num_layers - 1}.mlp.up_proj.weight"]
+    )
+    assert torch.equal(theirs["lm_head.weight"], ours["lm_head.weight"])
+    torch.nn.init.normal_(draft.lm_head.weight, std=0.05)  # untrained, both say nearly the same
+    batches = draw_batches(replace(ladder()[0], batch_size=4), tokenizer, torch.device("cpu"))
+    losses = list(distill(reader, draft, batches, 30))
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])

@@ -31,7 +31,7 @@ from duetto.bench.worlds.world import (
 from duetto.core.errors import ConfigError
 
 KV_MODES: tuple[str, ...] = ("full",)  # how the KV of documents came about
-QUANTIZATIONS: tuple[str, ...] = ("none",)
+QUANTIZATIONS: tuple[str, ...] = ("none", "int8", "int4")
 
 MAX_ANSWER_TOKENS = 16
 MAX_CONCURRENCY = 32  # requests in flight to a server

@@ -232,6 +232,51 @@ def test_plain_style_has_one_wording_and_one_sentence() -> None:
         assert not any(q.kind == "two_hop" for q in world.questions)
 
 
+def told_by(document: str) -> set[str]:
+    """The names of the relations whose first wording the document is."""
+    patterns = {r.name: re.escape(r.sentences[0]) for r in RELATIONS}
+    return {
+        name
+        for name, pattern in patterns.items()
+        if re.fullmatch(re.sub(r"\\\{[sv]\\\}", r"\\w+", pattern), document)
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_documents_tell_as_few_relations_as_wanted(count) -> None:
+    plain = Style(wordings=1, second_sentence=0.0)
+    seen = set()
+    for world in worlds(style=plain, num_pairs=0, num_relations=count, sizes=(8,)):
+        told = {name for document in world.documents for name in told_by(document)}
+        assert 1 <= len(told) <= count
+        seen |= told
+    assert len(seen) > 5
+
+
+def test_pairs_are_all_alike_where_that_is_wanted() -> None:
+    for seed in range(50):
+        options = WorldOptions(
+            num_documents=8, num_pairs=4, has_pairs_alike=True, style=Style(wordings=1)
+        )
+        two = [q.text for q in draw_world(seed, "train", options).questions if q.kind == "two_hop"]
+        assert len(two) == 4
+        assert len({re.sub(r"[A-Z]\w+(?=[ ?])", "X", text[1:]) for text in two}) == 1
+
+
+def test_subjects_come_first_unless_wanted_otherwise() -> None:
+    """In "Gormund founded Fenlux" a name is told before it is known what of."""
+    first_words = {False: set(), True: set()}
+    for value_first, seen in first_words.items():
+        for world in worlds(style=Style(value_first=value_first), sizes=(6,)):
+            for question in world.questions:
+                if question.kind == "one_hop" and question.text.startswith("Who founded "):
+                    subject = question.text.removeprefix("Who founded ").removesuffix("?")
+                    text = world.documents[question.support[0]]
+                    if subject in text and question.answer in text:
+                        seen.add(text.index(subject) < text.index(question.answer))
+    assert first_words == {False: {True}, True: {True, False}}
+
+
 def test_every_bridge_can_be_continued_in_all_wordings() -> None:
     for bridge in BRIDGES:
         assert continuations(bridge)
@@ -250,6 +295,7 @@ def test_every_bridge_can_be_continued_in_all_wordings() -> None:
         {"num_documents": MAX_DOCUMENTS + 1},
         {"num_documents": 3, "num_pairs": 2},
         {"num_pairs": -1},
+        {"num_relations": 0},
     ],
 )
 def test_impossible_worlds_are_refused(options) -> None:

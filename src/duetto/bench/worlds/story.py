@@ -67,6 +67,7 @@ class Style:
 
     wordings: int | None = None  # the first so many of each relation; None: all
     second_sentence: float = 0.5  # how often a document tells a second fact
+    value_first: bool = False  # also "Gormund founded Fenlux", where the value comes first
 
 
 VARIED = Style()
@@ -138,6 +139,8 @@ class Writer:
     def _sentence(self, fact: Fact, call: str | None) -> str:
         wordings = fact.relation.sentences
         if call is None:
+            if not self.style.value_first:
+                wordings = tuple(w for w in wordings if w.index("{s}") < w.index("{v}"))
             text = self.rng.choice(wordings[: self.style.wordings])
             return text.format(s=fact.subject, v=fact.value)
         leading = [w.removeprefix("The ") for w in wordings]

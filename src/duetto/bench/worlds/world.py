@@ -55,10 +55,16 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldOptions:
-    """What worlds to draw. `num_pairs` None: about a third of the documents begin a pair."""
+    """What worlds to draw. `num_pairs` None: about a third of the documents begin a pair.
+
+    `num_relations`: documents outside of pairs tell at most so many different first relations.
+    `has_pairs_alike`: all pairs have the same two relations, not only the first two.
+    """
 
     num_documents: int = 6
     num_pairs: int | None = None
+    num_relations: int | None = None
+    has_pairs_alike: bool = False
     order: Order = "shuffled"
     style: Style = VARIED
 
@@ -70,14 +76,17 @@ class WorldOptions:
                 f"num_pairs {self.num_pairs}: must be 0 to {self.num_documents // 2} "
                 f"for {self.num_documents} documents"
             )
+        if self.num_relations is not None and self.num_relations < 1:
+            raise ValueError(f"num_relations {self.num_relations}: must be 1 or more")
 
 
 def draw_world(seed: int, split: Split, options: WorldOptions) -> World:
     """The world of this seed. Worlds of different splits share no name and no document."""
     rng = Random(f"{split}/{seed}/{options.num_documents}/{options.order}")
     writer = Writer(rng, split, options.style)
-    pairs = _draw_pairs(writer, _num_pairs(rng, options))
-    others = _draw_others(writer, pairs, options.num_documents - 2 * len(pairs))
+    pairs = _draw_pairs(writer, _num_pairs(rng, options), options.has_pairs_alike)
+    num_others = options.num_documents - 2 * len(pairs)
+    others = _draw_others(writer, pairs, num_others, options.num_relations)
     documents = _ordered(rng, pairs, others, options.order)
     questions = _Questions(writer, pairs, documents)
     return World(tuple(d.text for d in documents), tuple(questions.all()))
@@ -90,13 +99,13 @@ def _num_pairs(rng: Random, options: WorldOptions) -> int:
     return most if most < 2 else rng.randint(2, min(most, 3))
 
 
-def _draw_pairs(writer: Writer, count: int) -> list[Pair]:
-    """Pairs that go on about things of one kind, the first two of them in the same way."""
+def _draw_pairs(writer: Writer, count: int, all_alike: bool) -> list[Pair]:
+    """Pairs that go on about things of one kind, the first two (or all) in the same way."""
     if count == 0:
         return []
     first = writer.rng.choice(BRIDGES)
     continued = writer.rng.choice(continuations(first))
-    pairs = [writer.pair(first, continued) for _ in range(min(count, 2))]
+    pairs = [writer.pair(first, continued) for _ in range(count if all_alike else min(count, 2))]
     alike = [bridge for bridge in BRIDGES if bridge.value == first.value]
     for _ in range(count - len(pairs)):
         bridge = writer.rng.choice([first, *alike])
@@ -104,17 +113,21 @@ def _draw_pairs(writer: Writer, count: int) -> list[Pair]:
     return pairs
 
 
-def _draw_others(writer: Writer, pairs: list[Pair], count: int) -> list[Document]:
+def _draw_others(
+    writer: Writer, pairs: list[Pair], count: int, num_relations: int | None
+) -> list[Document]:
     """Documents that stand alone and hold nothing that a pair's second document could mean.
 
     They often tell the same relation of other things: where each relation occurs once, the words of
     a question find its document, and a model learns to leave the names unread.
     """
     banned: frozenset[Kind] = frozenset(pair.bridge.value for pair in pairs)
-    told: list[Relation] = []
+    fitting, told = telling(banned), list[Relation]()
+    if num_relations is not None:
+        fitting = writer.rng.sample(fitting, min(num_relations, len(fitting)))
     for _ in range(count):
         repeats = told and writer.rng.random() < REPEATED
-        told.append(writer.rng.choice(told if repeats else telling(banned)))
+        told.append(writer.rng.choice(told if repeats else fitting))
     return [writer.alone(banned, relation) for relation in told]
 
 
