@@ -20,7 +20,7 @@ import numpy as np
 
 from duetto.bench.records import RequestRecord, record_from_timings
 from duetto.bench.workload import Workload, WorkloadRequest
-from duetto.build import Built, EngineArgs, build, scheduler_config
+from duetto.build import Built, EngineArgs, build, make_engine, scheduler_config
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
@@ -57,7 +57,8 @@ class Run:
 
 def new_engine(built: Built, args: EngineArgs) -> Engine:
     """A fresh scheduler (so an empty cache) over the model that is loaded already."""
-    return Engine(Scheduler(scheduler_config(built.model, args)), built.model.runner)
+    config = scheduler_config(built.model, args)
+    return make_engine(built.model, config, built.prices.step_time)
 
 
 def run_workload(engine: Engine, workload: Workload) -> Run:

@@ -74,11 +74,21 @@ def test_chat_goes_on_after_a_message_that_is_too_long(tiny_model):
 
 
 def test_an_answer_that_failed_is_an_error(broken):
-    file = broken / "model.safetensors"
-    tensors = {name: np.full_like(tensor, np.nan) for name, tensor in load_file(file).items()}
-    save_file(tensors, file)
+    fill_weights(broken, 3e38)  # numbers, whose products are none
     check_fails_in_one_line(duetto("complete", broken, "hi"), "not finite")
     check_fails_in_one_line(duetto("chat", broken, "-q", "hi"), "not finite")
+
+
+def test_weights_that_are_no_numbers_are_told_with_their_tensor(broken):
+    fill_weights(broken, np.nan)
+    run = duetto("complete", broken, "hi")
+    check_fails_in_one_line(run, "model.safetensors", "model.embed_tokens.weight holds nan")
+
+
+def fill_weights(model, value):
+    file = model / "model.safetensors"
+    tensors = {name: np.full_like(tensor, value) for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
 
 
 def test_a_terminal_that_knows_only_ascii(tiny_model):
@@ -104,11 +114,21 @@ def test_doctor(tmp_path):
 
 def test_help_names_every_command():
     run = duetto("--help")
-    for command in ("serve", "chat", "complete", "tokenize", "make-model", "bench", "doctor"):
+    for command in (
+        "serve",
+        "chat",
+        "complete",
+        "tokenize",
+        "make-model",
+        "bench",
+        "doctor",
+        "roofline",
+        "fit",
+    ):
         assert command in run.stdout
 
 
-@pytest.mark.parametrize("words", [("serve",), ("complete", "x", "--bogus", "1"), ("nonsense",)])
+@pytest.mark.parametrize("words", [("eval",), ("complete", "x", "--bogus", "1"), ("nonsense",)])
 def test_wrong_usage_is_an_error(words):
     run = duetto(*words)
     assert run.returncode != 0
@@ -181,4 +201,5 @@ def test_a_public_address_without_a_key(tiny_model):
 
 
 def test_a_flag_of_the_engine_that_cannot_be(tiny_model):
-    check_fails_in_one_line(serve(tiny_model, "--backend", "cpu"), "--backend", "reference")
+    both = serve(tiny_model, "--backend", "reference", "--quantization", "int8")
+    check_fails_in_one_line(both, "--quantization int8", "reference", "--backend cpu")

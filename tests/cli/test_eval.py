@@ -53,6 +53,15 @@ def test_a_served_model_is_asked_the_same(
     assert there == here
 
 
+def test_a_quantized_model_is_asked_the_same(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = run_json(capsys, str(tiny_model), quantization="int8")
+    assert (shown["quantization"], shown["num_failed"]) == ("int8", 0)
+    with pytest.raises(ConfigError, match="--quantization int8 and --base-url"):
+        evaluate(quantization="int8", base_url="http://127.0.0.1:1", **FEW)
+
+
 def test_people_get_a_table(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(str(tiny_model), **FEW, documents=False)
     out = capsys.readouterr().out

@@ -21,7 +21,13 @@ app.command("duetto.cli.complete:complete", name="complete", help="Continue a te
 app.command("duetto.cli.tokenize:tokenize", name="tokenize", help="Show how a text splits.")
 app.command("duetto.cli.make_model:make_model", name="make-model", help="Write a random model.")
 app.command("duetto.cli.bench:app", name="bench", help="Measure latency, throughput, serving.")
+app.command("duetto.cli.roofline:roofline", name="roofline", help="What a step takes, and why.")
+app.command("duetto.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
+app.command("duetto.cli.fit:fit", name="fit", help="What fits, before it is loaded.")
+app.command("duetto.cli.explain:explain", name="explain", help="Why a request was slow.")
 app.command("duetto.cli.eval:evaluate", name="eval", help="Exact match on held-out worlds.")
+app.command("duetto.cli.simulate:simulate", name="simulate", help="A load in virtual time.")
+app.command("duetto.cli.plan:plan", name="plan", help="Find the cheapest layout for a load.")
 app.command("duetto.cli.doctor:doctor", name="doctor", help="What this machine offers Duetto.")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from duetto.build import EngineArgs
+from duetto.cli.default_model import model_or_demo
 from duetto.cli.stream import print_answer, stats_line
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.sampling_params import SamplingParams
@@ -15,7 +16,7 @@ HELP = "A line is a message. /clear forgets the conversation, /exit (or end of i
 
 
 def chat(
-    model: str,
+    model: str | None = None,
     *,
     system_prompt: str | None = None,
     quick: Annotated[str | None, Parameter(alias="-q")] = None,
@@ -30,7 +31,8 @@ def chat(
     Parameters
     ----------
     model
-        A checkpoint directory with a chat template, or org/name on the Hugging Face hub.
+        A checkpoint directory with a chat template, or org/name on the Hugging Face hub; by default
+        the small reader that ships with Duetto.
     system_prompt
         What the model is told first.
     quick
@@ -46,7 +48,7 @@ def chat(
     """
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     start = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    with LLM(model, args=args) as llm:
+    with LLM(model_or_demo(model), args=args) as llm:
         if quick is not None:
             _answer(llm, [*start, {"role": "user", "content": quick}], params, stats)
             return

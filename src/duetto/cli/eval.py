@@ -57,7 +57,7 @@ def evaluate(
     kv
         How the KV of documents is computed; full is the only way in this version.
     quantization
-        How weights are quantized; none is the only way in this version.
+        How weights are quantized: none, int8 or int4; what a server has is its own business.
     seed
         Other seeds ask about other worlds.
     base_url
@@ -78,6 +78,8 @@ def evaluate(
     )
     if model is None and base_url is None:
         raise ConfigError("eval needs a model: a checkpoint directory, or --base-url of a server")
+    if base_url is not None and quantization != "none":
+        raise ConfigError(f"--quantization {quantization} and --base-url: serve it so instead")
     items = draw_items(plan)
     if base_url is not None:
         model, answers = _from_server(base_url, model, api_key, plan, items)
@@ -92,7 +94,7 @@ def evaluate(
 
 def _from_model(model: str, plan: EvalPlan, items: list[Item]) -> list[str | None]:
     params = SamplingParams(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
-    with LLM(model) as llm:
+    with LLM(model, quantization=plan.quantization) as llm:
         outputs = llm.chat([item.messages(plan.with_documents) for item in items], params)
     completions = [output.outputs[0] for output in outputs]
     return [None if c.finish_reason == "error" else c.text for c in completions]

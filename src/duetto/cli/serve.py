@@ -9,6 +9,9 @@ from cyclopts import Parameter
 
 from duetto import __version__
 from duetto.build import Built, EngineArgs, build
+from duetto.cli.default_model import model_or_demo
+from duetto.cli.fit import show_fit
+from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
 from duetto.server.serve import listen
 from duetto.server.serve import serve as run
@@ -18,13 +21,14 @@ API_KEY_VARIABLE = "DUETTO_API_KEY"
 
 
 def serve(
-    model: str,
+    model: str | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     served_model_name: str | None = None,
     api_key: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     insecure_no_auth: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     max_num_queued_reqs: int = 256,
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
@@ -36,7 +40,8 @@ def serve(
     Parameters
     ----------
     model
-        A checkpoint directory, or org/name on the Hugging Face hub.
+        A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
+        that ships with Duetto.
     host
         The address to listen on; one that others can reach needs --api-key.
     port
@@ -47,6 +52,8 @@ def serve(
         A key that clients must bring; may be repeated. Also read from DUETTO_API_KEY.
     insecure_no_auth
         Serve without a key, also on a public address or under a foreign host name.
+    dry_run
+        Say what would fit into this machine's memory, as `duetto fit` does, and end.
     max_num_queued_reqs
         Most requests that wait; more are told to come back (503).
     sse_keep_alive_interval
@@ -56,7 +63,10 @@ def serve(
     log_level
         How much is logged.
     """
-    args = args or EngineArgs()
+    model, args = model_or_demo(model), args or EngineArgs()
+    if dry_run:
+        show_fit(model, args)
+        return
     keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
     settings = ServerSettings(
         served_model_name=served_model_name or model,
@@ -69,21 +79,23 @@ def serve(
         shutdown_timeout_s=shutdown_timeout,
     )
     listener = listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth)
-    built = build(model, args)
+    built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
     settings = replace(
         settings,
         served_model_name=served_model_name or built.name,
         default_sampling=built.default_sampling,
         model_root=str(built.root),
         dtype=built.model.dtype,
+        quantization=built.model.quantization,
         kv_cache_dtype=built.model.kv_dtype,
-        backend=built.model.backend,
+        backend=built.model.computed_by,
     )
     app = create_app(
         engine=built.engine,
         codec=built.codec,
         config=built.scheduler_config,
         settings=settings,
+        roof_time=built.prices.roof_time,
     )
     _announce(built, settings.served_model_name, listener.getsockname())
     run(app, settings, listener, log_level=log_level)
@@ -96,10 +108,15 @@ def _announce(built: Built, name: str, address: tuple[str, int]) -> None:
     lines = [
         f"Duetto {__version__} serves {name} at http://{host}:{address[1]}/v1",
         f"  {model.config.model_type}, {model.program.num_parameters / 1e6:.1f} M parameters in "
-        f"{model.dtype}, {model.backend} backend, context {config.max_model_len}",
+        f"{_kept_as(model)} ({model.weight_bytes / 2**20:.0f} MiB), {model.computed_by} backend, "
+        f"context {config.max_model_len}",
         f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "
         f"({model.kv_memory_bytes / 2**20:.0f} MiB, {model.kv_dtype}); "
         f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _kept_as(model: LoadedModel) -> str:
+    return model.dtype if model.quantization == "none" else model.quantization

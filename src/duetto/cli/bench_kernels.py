@@ -1,0 +1,148 @@
+"""`duetto bench kernels`: what each native kernel reaches of what the machine gives."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
+from duetto.bench.kernels import KernelBench, Machine, Measured, Widths
+from duetto.core.errors import ConfigError
+from duetto.models.programs import build_program
+from duetto.planner.model import find_config
+from duetto.program.ops import Attention, GatedAct, Linear
+from duetto.program.program import Program
+from duetto.progress import show_progress
+
+WeightName = Literal["f32", "bf16", "int8", "int4"]
+KvName = Literal["f32", "f16", "bf16", "int8"]
+KernelName = Literal["linear", "attention", "rows"]
+
+
+def kernels(
+    model: str = "llama-3.2-1b",
+    *,
+    kernel: Annotated[tuple[KernelName, ...], Parameter(consume_multiple=True, negative="")] = (
+        "linear",
+        "attention",
+        "rows",
+    ),
+    rows: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (
+        1,
+        4,
+        8,
+        32,
+        512,
+    ),
+    weights: Annotated[tuple[WeightName, ...], Parameter(consume_multiple=True, negative="")] = (
+        "bf16",
+        "int8",
+        "int4",
+    ),
+    kv: Annotated[tuple[KvName, ...], Parameter(consume_multiple=True, negative="")] = (
+        "bf16",
+        "int8",
+    ),
+    threads: int = 0,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Time the native kernels on a model's shapes, beside this machine's own speed.
+
+    Bandwidth and arithmetic peaks are measured in the same run, again and again; the best counts.
+    No weights are read: numbers are random. Takes a minute or two.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, a config.json, or a named shape.
+    kernel
+        Which kinds: linear, attention, rows.
+    rows
+        Tokens in a step; above 32, attention is that of a prompt.
+    weights
+        Formats of weights: f32, bf16, int8 (groups of 128), int4 (groups of 64).
+    kv
+        Formats of keys and values: f32, f16, bf16, int8.
+    threads
+        0: as many as this process may use.
+    as_json
+        Print one JSON document instead.
+    """
+    if (missing := why_unavailable()) is not None:
+        raise ConfigError(f"there are no native kernels: {missing}")
+    if not rows or min(rows) < 1:
+        raise ConfigError("--rows: must be numbers from 1, like 1 8 512")
+    isa, pool = choose_isa(), in_words("--threads", native.Pool, threads)
+    bench = KernelBench(native, pool, isa, widths_of(build_program(find_config(model))))
+
+    def measure() -> Iterator[Measured]:
+        if "linear" in kernel:
+            yield from bench.linears(weights, rows)
+        if "attention" in kernel:
+            yield from bench.attention(kv, rows)
+        if "rows" in kernel:
+            yield from bench.by_rows(rows)
+
+    results = []
+    with show_progress("kernels") as bar:
+        for result in measure():
+            results.append(result)
+            bar.advance()
+    machine = bench.machine
+    if as_json:
+        found = [result.as_json(machine) for result in results]
+        print(msgspec.json.encode({"machine": machine, "kernels": found}).decode())
+    else:
+        _print(machine, results)
+
+
+def widths_of(program: Program) -> Widths:
+    """The widths of one layer of a program; of layers that differ, those of the first."""
+    linears = [op for op in program.ops if isinstance(op, Linear)]
+    attention = next(op for op in program.ops if isinstance(op, Attention))
+    gated = next(op for op in program.ops if isinstance(op, GatedAct))
+    projections: dict[str, tuple[int, int]] = {}
+    for op in linears[:-1]:
+        shape = (op.out.width, op.x.width)
+        if shape not in projections.values():
+            projections[op.weight.removesuffix(".weight").rpartition(".")[2]] = shape
+    return Widths(
+        projections,
+        (linears[-1].out.width, linears[-1].x.width),
+        attention.num_heads,
+        attention.num_kv_heads,
+        attention.head_dim,
+        gated.out.width,
+    )
+
+
+def _print(machine: Machine, results: list[Measured]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in machine.peaks.items())
+    console.print(
+        f"{machine.isa}, {machine.num_threads} threads: reads {machine.read_bandwidth / 1e9:.1f} "
+        f"GB/s, multiplies {peaks} GOPS, barrier {machine.barrier_ns:.0f} ns"
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("kernel", "shape", "format"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("rows", "µs", "GB/s", "GOPS", "of machine"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        limit = result.limit(machine)
+        table.add_row(
+            result.kernel,
+            result.shape,
+            result.format,
+            str(result.rows),
+            f"{result.seconds * 1e6:.1f}",
+            f"{result.num_bytes / result.seconds / 1e9:.1f}",
+            f"{result.num_ops / result.seconds / 1e9:.0f}" if result.num_ops else "",
+            "in cache" if limit is None else f"{limit / result.seconds:.0%}",
+        )
+    console.print(table)
