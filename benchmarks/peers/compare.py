@@ -91,10 +91,15 @@ def _prepare(args: argparse.Namespace) -> list[systems.System | systems.LlamaCpp
 
 def _limits() -> dict[str, float]:
     """What the machine gives, probed now: GB/s read, GFLOPS in fp32, GOPS in int8."""
-    command = [sys.executable, "-m", "duetto", "bench", "kernels", "--probe-only", "--json"]
+    probe = ["bench", "kernels", "tiny", "--kernel", "rows", "--rows", "1", "--json"]
+    command = [sys.executable, "-m", "duetto", *probe]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    limits: dict[str, float] = json.loads(done.stdout.splitlines()[-1])["machine"]
-    return limits
+    machine = json.loads(done.stdout.splitlines()[-1])["machine"]
+    return {
+        "GB/s read": machine["read_bandwidth"] / 1e9,
+        "GFLOPS in fp32": machine["peaks"]["f32"] / 1e9,
+        "GOPS in int8": machine["peaks"]["int8"] / 1e9,
+    }
 
 
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

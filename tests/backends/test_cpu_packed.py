@@ -17,7 +17,7 @@ from oracle.fixture_io import write_checkpoint
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.cpu.cache import PackedCache
 from duetto.backends.cpu.formats import choose_formats
-from duetto.backends.cpu.native import choose_isa
+from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import (
     TILE_ROWS,
     Layout,
@@ -171,15 +171,31 @@ def test_without_a_place_for_the_cache_it_goes_on_and_says_so(tmp_path: Path) ->
 
 def test_the_key_names_all_that_the_bytes_depend_on() -> None:
     keys = [
-        layout_of("gemma2", "bfloat16", "int8").key("fingerprint", "bfloat16"),
-        layout_of("gemma2", "bfloat16", "int8").key("another", "bfloat16"),
-        layout_of("gemma2", "float32", "int8").key("fingerprint", "float32"),
-        layout_of("gemma2", "bfloat16", "int4").key("fingerprint", "bfloat16"),
-        layout_of("gemma2", "bfloat16").key("fingerprint", "bfloat16"),
-        layout_of("phi3", "bfloat16", "int8").key("fingerprint", "bfloat16"),
+        layout_of("gemma2", "bfloat16", "int8").key(pool(1), "fingerprint", "bfloat16"),
+        layout_of("gemma2", "bfloat16", "int8").key(pool(1), "another", "bfloat16"),
+        layout_of("gemma2", "float32", "int8").key(pool(1), "fingerprint", "float32"),
+        layout_of("gemma2", "bfloat16", "int4").key(pool(1), "fingerprint", "bfloat16"),
+        layout_of("gemma2", "bfloat16").key(pool(1), "fingerprint", "bfloat16"),
+        layout_of("phi3", "bfloat16", "int8").key(pool(1), "fingerprint", "bfloat16"),
     ]
     assert len(set(keys)) == len(keys)
-    assert layout_of("gemma2", "bfloat16", "int8").key("fingerprint", "bfloat16") == keys[0]
+    assert (
+        layout_of("gemma2", "bfloat16", "int8").key(pool(1), "fingerprint", "bfloat16") == keys[0]
+    )
+
+
+def test_the_key_sees_another_way_of_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, pack = layout_of("gemma2", "bfloat16", "int4"), native.pack
+    before = layout.key(pool(1), "fingerprint")
+
+    def pack_otherwise(kind: str, group: int, sources: Any, data: Any, *rest: Any) -> Any:
+        result = pack(kind, group, sources, data, *rest)
+        if kind == "int4":
+            data[-1] ^= 1
+        return result
+
+    monkeypatch.setattr(native, "pack", pack_otherwise)
+    assert layout.key(pool(1), "fingerprint") != before
 
 
 def test_progress_is_in_bytes_of_the_arena(tmp_path: Path) -> None:

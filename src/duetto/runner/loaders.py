@@ -145,7 +145,7 @@ class CpuLoader:
                 self._tell_that_it_takes_long()
                 return checkpoint.unchecked_rows(self._dtype, TILE_ROWS)
 
-            key = self._layout.key(checkpoint.fingerprint(), self._dtype)
+            key = self._layout.key(pool, checkpoint.fingerprint(), self._dtype)
             try:
                 packed, notes = load_packed(
                     self._layout, weights, pool, self._cache(), key, on_progress

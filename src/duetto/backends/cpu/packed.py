@@ -1,7 +1,8 @@
 """A model's weights as the kernels read them, packed into one arena of huge pages.
 
-The arena is filled from a stream of weights, so that memory peaks at the arena and one weight; or
-from the cache, whose files hold the same bytes. Knows no checkpoint and no operation.
+The arena is filled from a stream of weights, or of parts of them, so that memory peaks at little
+more than the arena; or from the cache, whose files hold the same bytes. Knows no checkpoint and no
+operation.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 Bytes = NDArray[np.uint8]
 Rows = tuple[str, int, NDArray[Any]]  # a weight's name, the first of some of its rows, the rows
 
-# Part of every cache key: raise it when csrc/pack.cpp writes other bytes for the same weights.
-PACKING_VERSION = 1
 TILE_ROWS = 64  # outputs that are packed together (csrc/kernels.h)
 MIN_CACHED_BYTES = 64 << 20  # less is packed again in no time
 _ALIGNMENT = 64
@@ -69,10 +68,12 @@ class Layout:
     places: Mapping[str, Place]
     num_bytes: int
 
-    def key(self, *contents: str) -> str:
+    def key(self, pool: "Pool", *contents: str) -> str:
         """Names the arena's bytes, if `contents` names the numbers that are packed into it."""
         places = [(name, p.shape, p.format, p.start) for name, p in self.places.items()]
-        return sha256(repr((PACKING_VERSION, contents, places)).encode()).hexdigest()[:40]
+        formats = {place.format for place in self.places.values() if place.format is not None}
+        packing = sorted(_packing_of(each, pool) for each in formats)
+        return sha256(repr((packing, contents, places)).encode()).hexdigest()[:40]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,18 @@ class PackedWeights:
     matrices: Mapping[str, "Weight"]
     vectors: Mapping[str, FloatArray]
     num_bytes: int
+
+
+def _packing_of(chosen: Format, pool: "Pool") -> int:
+    """Tells one way of packing from another, by what it makes of a few numbers: a version number
+    that nobody has to remember to raise."""
+    n, k = TILE_ROWS + 1, 200  # two tiles, and a group that is shorter than the others
+    numbers = np.sin(np.arange(n * k, dtype=np.float32) ** 2).reshape(n, k)
+    data_bytes, scale_bytes = native.packed_bytes(chosen.kind, chosen.group, n, k)
+    packed = _allocate(data_bytes + scale_bytes)
+    data, scales = packed[:data_bytes], packed[data_bytes:] if scale_bytes else None
+    native.pack(chosen.kind, chosen.group, [numbers], data, scales, pool)
+    return native.checksum(packed)
 
 
 def lay_out(program: Program, formats: Mapping[str, Format]) -> Layout:
