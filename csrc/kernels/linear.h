@@ -4,8 +4,8 @@
 // (float formats: one in all), and a group's end is one fused multiply-add; tiles of registers, panels
 // of rows and blocks of K are only ways to go there, so they do not show in the result.
 //
-// For up to kDirectRows rows the packed lines are multiplied as they stream in from memory. For more, a
-// block of K of the tile is unpacked into scratch, and stays in L1 while the rows pass.
+// Packed lines are multiplied as they stream in from memory. If int8 or int4 meet more than kDirectRows
+// rows, a block of K of the tile is first unpacked into scratch, which stays in L1 while they pass.
 #pragma once
 
 #include "kernels/linear_rows.h"
@@ -15,27 +15,29 @@ namespace DUETTO_ISA {
 
 inline constexpr int64_t kLineBytes = kTile * 4;
 inline constexpr int kMaxRows = 6;     // rows of a register tile
+inline constexpr int64_t kDirectRows = 12;  // (measured: unpacking floats never pays)
 inline constexpr int64_t kPanel = 96;  // rows whose sums wait in scratch while K is walked
-#ifndef KA
-#define KA 8192
-#endif
-inline constexpr int64_t kAhead = KA;  // bytes between what is read and what is prefetched
 
-inline constexpr int64_t kDirectRows = 12;
-
-// Vectors of outputs of a register tile, as many as there are registers for: of few rows, and of kMaxRows.
+// Vectors of outputs of a register tile, as many as there are registers for: directly multiplied,
+// and of unpacked words; and how far ahead of what is read directly memory is fetched, in bytes (measured).
 #if defined(__AVX512F__) || defined(DUETTO_EMULATE_512)
 template <int R>
 inline constexpr int kDirectVecs = 4;
+template <int R>
+inline constexpr int64_t kAhead = 4096;
 inline constexpr int kVecs = 4;
 #elif defined(__aarch64__)
 template <int R>
 inline constexpr int kDirectVecs = R == 1 ? 8 : 4;
 inline constexpr int kVecs = 4;
+template <int R>
+inline constexpr int64_t kAhead = 4096;
 #else
 template <int R>
 inline constexpr int kDirectVecs = R == 1 ? 8 : R == 2 ? 4 : 2;
 inline constexpr int kVecs = 2;
+template <int R>
+inline constexpr int64_t kAhead = R <= 2 ? 2048 : 8192;  // more rows pass over a block several times
 #endif
 inline constexpr int64_t kVecBytes = kLanes * 4;
 
@@ -79,7 +81,7 @@ DUETTO_INLINE void multiply_line(typename F::Acc (&acc)[R][V], const uint8_t* w,
                                  int64_t lda) {
     if constexpr (!kUnpacked) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V * kVecBytes; v += 64) prefetch(w + kAhead + v);
+        for (int v = 0; v < V * kVecBytes; v += 64) prefetch(w + kAhead<R> + v);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < F::kWords; i++) {
@@ -152,7 +154,7 @@ DUETTO_INLINE void multiply_paired(vi (&acc)[R][V], const uint8_t* w, const uint
 }
 
 // R rows (from row0 of the block on) times the block, V vectors of outputs at a time.
-template <class F, int R, int V, bool kUnpacked>
+template <class F, int R, int V>
 static __attribute__((noinline)) void tile_float(const Block& b, const uint8_t* w, int64_t row0) {
     const uint8_t* a = b.rows + row0 * b.row_bytes;
     for (int64_t output = 0; output < kTile; output += V * kLanes) {
@@ -163,13 +165,13 @@ static __attribute__((noinline)) void tile_float(const Block& b, const uint8_t* 
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * kTile + v * kLanes);
         }
-        multiply_lines<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines);
+        multiply_lines<F, R, V, false>(acc, w, a, b.row_bytes, b.lines);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) store(sums + r * kTile + v * kLanes, acc[r][v]);
         }
-        w += kUnpacked ? b.lines * kStride<F, V, true> : V * kVecBytes;
+        w += V * kVecBytes;
     }
 }
 
@@ -228,15 +230,6 @@ static __attribute__((noinline)) void tile_int(const Block& b, const uint8_t* w,
     }
 }
 
-template <class F, int R, int V, bool kUnpacked>
-DUETTO_INLINE void multiply_rows(const Block& b, const uint8_t* w, int64_t row0) {
-    if constexpr (kIsQuantized<F>) {
-        tile_int<F, R, V, kUnpacked>(b, w, row0);
-    } else {
-        tile_float<F, R, V, kUnpacked>(b, w, row0);
-    }
-}
-
 // Lines of a tile, unpacked as [64 / (kVecs * kLanes)][words][kVecs]; kPaired: and the sum of the products
 // of each output's pairs of words.
 template <class F>
@@ -265,53 +258,65 @@ static void unpack_lines(const uint8_t* packed, int64_t lines, uint8_t* out, int
 }
 
 template <class F, int R>
-DUETTO_INLINE void multiply_rows_either(const Block& b, const uint8_t* w, bool unpacked,
-                                        int64_t row0) {
-    if (unpacked) {
-        multiply_rows<F, R, kVecs, true>(b, w, row0);
-    } else {
-        multiply_rows<F, R, kDirectVecs<R>, false>(b, w, row0);
+DUETTO_INLINE void multiply_rows(const Block& b, const uint8_t* w, bool unpacked, int64_t row0) {
+    if constexpr (!kIsQuantized<F>) {
+        tile_float<F, R, kDirectVecs<R>>(b, w, row0);
+    } else if (!unpacked) {
+        tile_int<F, R, kDirectVecs<R>, false>(b, w, row0);
+    } else if constexpr (R > 2) {  // fewer are never unpacked
+        tile_int<F, R, kVecs, true>(b, w, row0);
+    }
+}
+
+// While some rows pass an unpacked block: memory for their share of the next block, L1 for the next rows.
+template <class F>
+DUETTO_INLINE void fetch_ahead(const Block& b, const uint8_t* share, int64_t bytes, int64_t row_begin,
+                               int64_t row_end) {
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(share + i);
+    for (int64_t row = row_begin; row < row_end; row++) {
+        const uint8_t* a = b.rows + row * b.row_bytes;
+        for (int64_t i = 0; i < b.lines * F::kWords * 4; i += 64) prefetch(a + i);
+        prefetch(b.row_groups + row * b.row_bytes);
     }
 }
 
 template <class F>
 DUETTO_INLINE void multiply_block(const Block& block, const uint8_t* packed, int64_t rows,
                                   uint8_t* scratch) {
-    const bool unpacked = rows > kDirectRows && !(F::kPlain && kVecs * kLanes == kTile);
     alignas(64) int32_t products[kTile];
     Block b = block;
     b.word_products = products;
-    if (unpacked) unpack_lines<F>(packed, b.lines, scratch, products);
-    const uint8_t* w = unpacked ? scratch : packed;
+    const uint8_t* w = packed;
+    int64_t most = F::kDirectHeight;
+    const bool unpacked = kIsQuantized<F> && rows > kDirectRows;
+    if constexpr (kIsQuantized<F>) {
+        if (unpacked) {
+            unpack_lines<F>(packed, b.lines, scratch, products);
+            w = scratch;
+            most = F::kPaired ? 4 : kMaxRows;
+        }
+    }
     // rows in tiles of nearly the same height: 8 as 4 + 4, not 6 + 2
-    const int64_t most = !unpacked ? F::kDirectHeight : F::kPaired ? 4 : kMaxRows;
     const int64_t tiles = (rows + most - 1) / most, height = rows / tiles;
     const int64_t higher = rows - tiles * height;  // tiles of one row more
-    const uint8_t* next = packed + b.lines * kLineBytes;
-    const int64_t share = (b.lines * kLineBytes / tiles + 63) / 64 * 64;
+    const int64_t block_bytes = b.lines * kLineBytes;
+    const int64_t share = (block_bytes / tiles + 63) / 64 * 64;
     int64_t row0 = 0;
     for (int64_t tile = 0; tile < tiles; tile++) {
-        const int64_t r = height + (tile < higher);
+        const int64_t r = height + (tile < higher), row1 = row0 + r;
         if (unpacked) {
-            // While these rows pass, fetch their share of the next block, and the next rows.
-            for (const uint8_t* end = next + share; next < end; next += 64) prefetch(next);
-            if (tile + 1 < tiles) {
-                for (int64_t row = row0 + r; row < row0 + 2 * r; row++) {
-                    const uint8_t* a = b.rows + row * b.row_bytes;
-                    for (int64_t i = 0; i < b.lines * F::kWords * 4; i += 64) prefetch(a + i);
-                    if constexpr (kIsQuantized<F>) prefetch(b.row_groups + row * b.row_bytes);
-                }
-            }
+            fetch_ahead<F>(b, packed + block_bytes + tile * share, share, row1,
+                           row1 + r < rows ? row1 + r : rows);
         }
         switch (r) {
-            case 6: multiply_rows_either<F, 6>(b, w, unpacked, row0); break;
-            case 5: multiply_rows_either<F, 5>(b, w, unpacked, row0); break;
-            case 4: multiply_rows_either<F, 4>(b, w, unpacked, row0); break;
-            case 3: multiply_rows_either<F, 3>(b, w, unpacked, row0); break;
-            case 2: multiply_rows<F, 2, kDirectVecs<2>, false>(b, packed, row0); break;
-            default: multiply_rows<F, 1, kDirectVecs<1>, false>(b, packed, row0); break;
+            case 6: multiply_rows<F, 6>(b, w, unpacked, row0); break;
+            case 5: multiply_rows<F, 5>(b, w, unpacked, row0); break;
+            case 4: multiply_rows<F, 4>(b, w, unpacked, row0); break;
+            case 3: multiply_rows<F, 3>(b, w, unpacked, row0); break;
+            case 2: multiply_rows<F, 2>(b, w, unpacked, row0); break;
+            default: multiply_rows<F, 1>(b, w, unpacked, row0); break;
         }
-        row0 += r;
+        row0 = row1;
     }
 }
 

@@ -11,7 +11,7 @@
 //               bytes out of 16-bit lanes gives
 //   Row::s8     4 k
 //
-// Up to kDirectHeight rows are multiplied at once with lines that are unpacked on the way.
+// kDirectHeight rows at once are multiplied with lines that are unpacked on the way.
 // A format that stores w + kOffset leaves kOffset * (sum of the row's group) too much: accumulators
 // start at minus that.
 //
@@ -97,23 +97,19 @@ DUETTO_INLINE vi dot_paired(vi acc, vi w0, vi w1, vi a0, vi a1) {
 
 struct F32 {
     typedef vf Acc;
-    static constexpr bool kPaired = false;
     static constexpr Row kRow = Row::f32;
     static constexpr int kLineK = 1, kWords = 1, kDirectHeight = 6;
-    static constexpr bool kPlain = true;  // lines are words as they are
     DUETTO_INLINE vi word(vi line, int) { return line; }
     DUETTO_INLINE vf dot(vf acc, vi w, vi a) { return dot_f32(acc, (vf)w, (vf)a); }
 };
 
 struct Bf16 {
     typedef vf Acc;
-    static constexpr bool kPaired = false;
     static constexpr int kLineK = 2;
     static constexpr int kDirectHeight = kLanes == 16 ? 6 : 5;  // unpacking takes registers
 #if defined(__AVX512BF16__) || DUETTO_EMULATE_512 == 2
     static constexpr Row kRow = Row::bf16;
     static constexpr int kWords = 1;
-    static constexpr bool kPlain = true;
     DUETTO_INLINE vi word(vi line, int) { return line; }
     DUETTO_INLINE vf dot(vf acc, vi w, vi a) {
 #if defined(DUETTO_EMULATE_512)
@@ -127,7 +123,6 @@ struct Bf16 {
 #else
     static constexpr Row kRow = Row::f32;
     static constexpr int kWords = 2;
-    static constexpr bool kPlain = false;
     DUETTO_INLINE vi word(vi line, int i) { return i == 0 ? line << 16 : line & -65536; }
     DUETTO_INLINE vf dot(vf acc, vi w, vi a) { return dot_f32(acc, (vf)w, (vf)a); }
 #endif
@@ -135,7 +130,6 @@ struct Bf16 {
 
 struct Int8 {
     typedef vi Acc;
-    static constexpr bool kPlain = false;
     static constexpr int kLineK = 4, kDirectHeight = 6;
 #if defined(DUETTO_PAIRED)
     static constexpr bool kPaired = true;
@@ -165,7 +159,6 @@ struct Int8 {
 
 struct Int4 {
     typedef vi Acc;
-    static constexpr bool kPlain = false;
     static constexpr int kLineK = 8, kOffset = 8, kDirectHeight = 6;
     static constexpr bool kPaired = false;
 #if defined(DUETTO_DOT_U8) || defined(DUETTO_DOT_S8) || defined(__AVX2__)
