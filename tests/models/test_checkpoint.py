@@ -282,7 +282,8 @@ def test_the_largest_numbers_of_a_dtype_are_numbers(tmp_path: Path, dtype: Any) 
     largest = ml_dtypes.finfo(dtype).max
     contents["lm_head.weight"][:, 0] = largest
     contents["lm_head.weight"][:, 1] = -largest
-    load(write(tmp_path, contents), dtype)
+    loaded = load(write(tmp_path, contents), dtype)["lm_head.weight"]
+    assert (loaded[:, 0] == largest).all() and (loaded[:, 1] == -largest).all()
 
 
 def test_a_number_that_is_too_large_for_the_dtype_is_told_and_not_made_infinite(

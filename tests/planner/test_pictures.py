@@ -10,7 +10,7 @@ import pytest
 from planner.loads import fleet, mixed_load, replica
 
 from duetto.core.errors import ConfigError
-from duetto.planner import gantt
+from duetto.planner import gantt, pyplot
 from duetto.planner.disaggregation import Disaggregation, KVLink
 from duetto.planner.perfetto import write_trace
 from duetto.planner.simulation import Simulation, simulate
@@ -82,6 +82,6 @@ def test_matplotlib_may_be_missing(
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(gantt, "import_module", missing)
+    monkeypatch.setattr(pyplot, "import_module", missing)
     with pytest.raises(ConfigError, match="needs matplotlib"):
         gantt.draw_gantt(run, tmp_path / "a.svg")

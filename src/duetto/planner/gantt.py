@@ -3,12 +3,11 @@
 Needs matplotlib, which is loaded only here. The same simulation gives the same picture.
 """
 
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from duetto.core.errors import ConfigError
+from duetto.planner.pyplot import no_date, pyplot_for
 from duetto.planner.replica import StepLog
 from duetto.planner.simulation import Served, Simulation
 
@@ -21,9 +20,7 @@ def draw_gantt(simulation: Simulation, file: Path, *, num_requests: int = 60) ->
 
     PNG or SVG by the file's name. Raises ConfigError for another kind, or without matplotlib.
     """
-    if file.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--gantt {file}: accepted: a name that ends in .png or .svg")
-    plt = _pyplot()
+    plt = pyplot_for("--gantt", file)
     shown = [s for s in simulation.served if s.refusal is None][:num_requests]
     end = max(s.timings.token_times[-1] for s in shown)
     logs = (*simulation.prefill_steps, *simulation.steps)
@@ -45,7 +42,7 @@ def draw_gantt(simulation: Simulation, file: Path, *, num_requests: int = 60) ->
         _draw_steps(axes[number + 1], log, end)
         axes[number + 1].set_ylabel("prefill\ntokens" if is_prefill else "tokens", fontsize=8)
     axes[-1].set(xlabel="s", xlim=(0, end))
-    figure.savefig(file, dpi=110, metadata=_no_date(file))
+    figure.savefig(file, dpi=110, metadata=no_date(file))
     plt.close(figure)
 
 
@@ -74,17 +71,3 @@ def _draw_steps(axis: Any, log: StepLog, end: float) -> None:
         totals += (0, num_tokens, num_tokens, 0)
     axis.fill_between(times, totals, color=COLOURS["prompt"], linewidth=0)
     axis.fill_between(times, nexts, color=COLOURS["decode"], linewidth=0)
-
-
-def _pyplot() -> Any:
-    try:
-        import_module("matplotlib").use("Agg")
-        plt = import_module("matplotlib.pyplot")
-    except ImportError:
-        raise ConfigError("--gantt needs matplotlib: pip install 'duetto[plot]'") from None
-    plt.rcParams["svg.hashsalt"] = "duetto"  # names within an SVG would differ from run to run
-    return plt
-
-
-def _no_date(file: Path) -> dict[str, None]:
-    return {"Date": None} if file.suffix == ".svg" else {}

@@ -181,6 +181,13 @@ def _gpu(**values: Any) -> HardwareSpec:
 
 
 _MIB = 2**20
+_HOPPER_PEAKS = {  # of the SXM5 module, without sparsity; H200 differs in its memory only
+    "float32": 66.9e12,
+    "bfloat16": 989.4e12,
+    "float16": 989.4e12,
+    "float8": 1978.9e12,
+    "int8": 1978.9e12,
+}
 HARDWARE: dict[str, HardwareSpec] = {
     spec.name: spec
     for spec in (
@@ -196,13 +203,7 @@ HARDWARE: dict[str, HardwareSpec] = {
         _gpu(
             name="h100",
             host_speed=_HOST_OF_2023,
-            peaks={
-                "float32": 66.9e12,
-                "bfloat16": 989.4e12,
-                "float16": 989.4e12,
-                "float8": 1978.9e12,
-                "int8": 1978.9e12,
-            },
+            peaks=_HOPPER_PEAKS,
             memory_bandwidth=3.35e12,
             memory_bytes=81559 * _MIB,
             link_bandwidth=450e9,  # 18 NVLink 4
@@ -212,13 +213,7 @@ HARDWARE: dict[str, HardwareSpec] = {
         _gpu(
             name="h200",
             host_speed=_HOST_OF_2023,
-            peaks={
-                "float32": 66.9e12,
-                "bfloat16": 989.4e12,
-                "float16": 989.4e12,
-                "float8": 1978.9e12,
-                "int8": 1978.9e12,
-            },
+            peaks=_HOPPER_PEAKS,
             memory_bandwidth=4.8e12,
             memory_bytes=143771 * _MIB,
             link_bandwidth=450e9,

@@ -3,13 +3,12 @@
 Needs matplotlib, which is loaded only here. The same prices give the same picture.
 """
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from duetto.core.errors import ConfigError
 from duetto.planner.cost_model import OpPrice
 from duetto.planner.hardware import HardwareSpec
+from duetto.planner.pyplot import no_date, pyplot_for
 from duetto.planner.roofline import Roofline
 
 _LABELLED = 0.04  # of a step's time
@@ -22,9 +21,7 @@ def draw_roofline(found: Roofline, hardware: HardwareSpec, arithmetic: str, file
     The larger the mark, the larger its share of its step. PNG or SVG by the file's name. Raises
     ConfigError for another kind, and without matplotlib.
     """
-    if file.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--picture {file}: accepted: a name that ends in .png or .svg")
-    plt = _pyplot()
+    plt = pyplot_for("--picture", file)
     figure, axis = plt.subplots(figsize=(10, 6.5), layout="constrained")
     shown = {
         name: [op for op in step.operations if op.flops and op.bytes_moved]
@@ -61,7 +58,7 @@ def draw_roofline(found: Roofline, hardware: HardwareSpec, arithmetic: str, file
     )
     axis.grid(which="major", lw=0.3)
     axis.legend(loc="lower right", markerscale=0.8)
-    figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
+    figure.savefig(file, dpi=120, metadata=no_date(file))
     plt.close(figure)
 
 
@@ -90,13 +87,3 @@ def _draw_step(axis: Any, name: str, ops: list[OpPrice], time_s: float) -> None:
             label = "matrix products" if kind == "linear" else op.name
             place = (op.intensity, op.flops / op.time_s)
             axis.annotate(label, place, (4, -16), color=colour, **_OFFSET)
-
-
-def _pyplot() -> Any:
-    try:
-        import_module("matplotlib").use("Agg")
-        plt = import_module("matplotlib.pyplot")
-    except ImportError:
-        raise ConfigError("--picture needs matplotlib: pip install 'duetto[plot]'") from None
-    plt.rcParams["svg.hashsalt"] = "duetto"
-    return plt

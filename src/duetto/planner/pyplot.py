@@ -1,0 +1,29 @@
+"""matplotlib for pictures without a screen, loaded only when one is drawn."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from duetto.core.errors import ConfigError
+
+
+def pyplot_for(flag: str, file: Path) -> Any:
+    """matplotlib.pyplot, set up so that the same figure gives the same file.
+
+    Raises ConfigError, naming the flag, for a file that is neither PNG nor SVG, and without
+    matplotlib.
+    """
+    if file.suffix not in (".png", ".svg"):
+        raise ConfigError(f"{flag} {file}: accepted: a name that ends in .png or .svg")
+    try:
+        import_module("matplotlib").use("Agg")
+        plt = import_module("matplotlib.pyplot")
+    except ImportError:
+        raise ConfigError(f"{flag} needs matplotlib: pip install 'duetto[plot]'") from None
+    plt.rcParams["svg.hashsalt"] = "duetto"  # names within an SVG would differ from run to run
+    return plt
+
+
+def no_date(file: Path) -> dict[str, None]:
+    """Metadata for savefig: an SVG is not to hold the time at which it was drawn."""
+    return {"Date": None} if file.suffix == ".svg" else {}
