@@ -172,7 +172,7 @@ def _questions(options: argparse.Namespace) -> Iterator[Tokens]:
     for item in draw_items(EvalPlan(num_questions=1000)):
         text = codec.render_chat(item.messages(with_documents=True), add_generation_prompt=True)
         prompt = list(codec.encode(text, add_special_tokens=False))
-        answer = list(codec.encode(f" {item.question.answer}", add_special_tokens=False))
+        answer = list(codec.encode(f" {item.question.full_answer}", add_special_tokens=False))
         if len(prompt) + len(answer) > options.context:
             continue
         yield Tokens(prompt + answer, len(prompt))

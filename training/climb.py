@@ -19,6 +19,7 @@ from training.rungs import Rung
 from training.sequences import Batch, make_batch
 
 NUM_HELD_OUT = 64  # sequences of a test
+PART_SIZE = 8  # sequences that are computed at once
 WARM_UP_STEPS = 50
 CLIP = 1.0
 MUON_RATE = 10.0  # times the rate of the other parameters
@@ -50,9 +51,10 @@ class Climb:
         self.progress = loaded or Progress()
 
     def run(self, report: Callable[[str], None] = lambda _line: None) -> bool:
-        """Climb. True at the top; False if time ran out or a rung was not passed in its steps.
+        """Climb. True at the top; False if time ran out.
 
-        `report` is told of each test, in a line.
+        A rung that is not passed in its steps is left behind all the same: the next ones go on with
+        what it draws. `report` is told of each test, in a line.
         """
         started, saved, before = time.monotonic(), time.monotonic(), self.progress.seconds
         while self.progress.rung < len(self.rungs):
@@ -64,11 +66,9 @@ class Climb:
             is_last = self.progress.step >= rung.max_steps
             if self.progress.step % self.plan.test_every == 0 or is_last:
                 is_passed = self._test(rung, report)
-                if is_passed:
+                if is_passed or is_last:
                     self.progress.rung, self.progress.step = self.progress.rung + 1, 0
                     self.save(self.plan.directory / rung.name)  # to go back to by hand
-                elif is_last:
-                    is_late = True
             if is_late or time.monotonic() - saved > self.plan.save_every_s:
                 self.save()
                 saved = time.monotonic()
@@ -85,23 +85,27 @@ class Climb:
     def _step(self, rung: Rung) -> None:
         progress = self.progress
         first = progress.step * rung.batch_size
-        batch = self._batch(rung.draw, range(first, first + rung.batch_size), held_out=False)
+        parts = self._parts(rung, range(first, first + rung.batch_size))
+        num_targets = sum(len(part.targets) for part in parts)
         rate = rung.learning_rate * _share_of_rate(rung, progress.step)
         for optimizer, times in zip(self.optimizers, (1.0, MUON_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = times * rate
             optimizer.zero_grad()
         self.model.train()
-        logits = self.model(batch.ids, batch.positions, batch.mask, batch.wanted)
-        loss = functional.cross_entropy(logits, batch.targets)
-        loss.backward()
+        whole = 0.0
+        for part in parts:
+            logits = self.model(part.ids, part.positions, part.mask, part.wanted)
+            loss = functional.cross_entropy(logits, part.targets, reduction="sum") / num_targets
+            loss.backward()
+            whole += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         for optimizer in self.optimizers:
             optimizer.step()
         progress.step += 1
-        progress.num_tokens += batch.num_tokens
+        progress.num_tokens += sum(part.num_tokens for part in parts)
         if progress.step % 10 == 0:
-            progress.losses.append((progress.num_tokens, round(loss.item(), 4)))
+            progress.losses.append((progress.num_tokens, round(whole, 4)))
 
     def _test(self, rung: Rung, report: Callable[[str], None]) -> bool:
         progress = self.progress
@@ -122,9 +126,7 @@ class Climb:
             f"{progress.seconds / 60:.1f} min, loss {progress.losses[-1][1]:.3f}: {shown}"
         )
         report(line)
-        if rung.decays:
-            return progress.step >= rung.max_steps
-        return is_passed(scores, rung.marks)
+        return not rung.decays and is_passed(scores, rung.marks)
 
     @torch.no_grad()
     def score(self, rung: Rung, num_sequences: int, *, apart: bool = False) -> dict[str, float]:
@@ -142,6 +144,15 @@ class Climb:
         asked = Counter(batch.kinds)
         right = Counter(kind for i, kind in enumerate(batch.kinds) if i not in wrong)
         return {kind: right[kind] / count for kind, count in sorted(asked.items())}
+
+    def _parts(self, rung: Rung, seeds: range) -> list[Batch]:
+        """A step's sequences in batches of like lengths: a third of one batch would be padding."""
+        drawn = [rung.draw(seed, "train", self.tokenizer) for seed in seeds]
+        drawn.sort(key=lambda sequence: sequence.num_tokens)
+        return [
+            make_batch(drawn[first : first + PART_SIZE]).to(self.plan.device)
+            for first in range(0, len(drawn), PART_SIZE)
+        ]
 
     def _batch(self, draw: Draw, seeds: range, *, held_out: bool, apart: bool = False) -> Batch:
         split = "eval" if held_out else "train"

@@ -5,19 +5,21 @@ Each `draw` here returns such a function. Held-out sequences hold names that tra
 
 import re
 from collections.abc import Callable
+from itertools import permutations
 from random import Random
 
 from tokenizers import Tokenizer
 
 from duetto.bench.worlds.names import BEGINNINGS, ENDINGS, KINDS, NameSource, Split
-from duetto.bench.worlds.relations import BRIDGES, RELATIONS, YEARS
-from duetto.bench.worlds.story import Style
+from duetto.bench.worlds.relations import BRIDGES, COMPARISONS, NOT_STATED, RELATIONS, YEARS
+from duetto.bench.worlds.story import Style, Writer
 from duetto.bench.worlds.world import (
     Order,
     Question,
     QuestionKind,
     World,
     WorldOptions,
+    compare,
     draw_world,
 )
 from training.sequences import Asked, TrainingSequence, encode, from_world
@@ -77,10 +79,12 @@ def pairs(count: int) -> Draw:
     return draw
 
 
-def scattered(count: int, most: int, *, whole: bool) -> Draw:
+def scattered(count: int, most: int, *, whole: bool, absent: int = 0) -> Draw:
     """Names with names, and up to `most` words after each of them, also in the question.
 
-    `whole`: names of two tokens; else only their beginnings.
+    `whole`: names of two tokens; else only their beginnings. `absent`: so many questions are about
+    names that nothing is told of. To find that nothing fits is learned here, where sequences are
+    short, and as soon as what fits is found.
     """
 
     def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
@@ -97,9 +101,11 @@ def scattered(count: int, most: int, *, whole: bool) -> Draw:
 
         told = [(name(), name()) for _ in range(count)]
         shared = tuple(t for key, value in told for t in key + words() + value + words())
-        asked = rng.sample(told, min(count, MAX_ASKED))
+        missing = encode(tokenizer, f" {NOT_STATED}")
+        asked = [("recall", *pair) for pair in rng.sample(told, min(count, MAX_ASKED - absent))]
+        asked += [("not_stated", name(), missing) for _ in range(absent)]
         return TrainingSequence(
-            (shared,), tuple(Asked("recall", words() + key + words(), v) for key, v in asked)
+            (shared,), tuple(Asked(kind, words() + key + words(), v) for kind, key, v in asked)
         )
 
     return draw
@@ -197,6 +203,39 @@ def worlds(
         others = common + rng.sample(missing, min(len(missing), most_not_stated))
         chosen = (rare + rng.sample(others, len(others)))[:MAX_ASKED]
         return from_world(world, chosen, tokenizer)
+
+    return draw
+
+
+def compared(count: int, style: Style = PLAIN) -> Draw:
+    """Documents that tell the years of so many things of a kind, and which of two is the older."""
+
+    def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
+        rng = Random(f"compared/{split}/{seed}")
+        writer = Writer(rng, split, style)
+        relation, wordings = rng.choice(COMPARISONS)
+        documents = [writer.alone(frozenset(), relation) for _ in range(count)]
+        facts = list(enumerate(document.facts[0] for document in documents))
+        couples = list(permutations(facts, 2))
+        questions = [
+            compare(a, b, writer.ask(wordings), (i, j))
+            for (i, a), (j, b) in rng.sample(couples, min(len(couples), MAX_ASKED))
+            if a.value != b.value
+        ]
+        world = World(tuple(document.text for document in documents), tuple(questions))
+        return from_world(world, questions, tokenizer)
+
+    return draw
+
+
+def without_documents() -> Draw:
+    """Questions of all kinds with nothing to read: not stated."""
+
+    def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
+        world = draw_world(seed, split, WorldOptions())
+        asked = Random(seed).sample(world.questions, min(len(world.questions), MAX_ASKED))
+        nothing = [Question("not_stated", q.text, NOT_STATED, ()) for q in asked]
+        return from_world(World((), tuple(nothing)), nothing, tokenizer)
 
     return draw
 

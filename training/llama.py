@@ -33,9 +33,10 @@ class Llama(nn.Module):
         """
         hidden = self.model.embed_tokens(ids)
         rotation = _rotation(positions)
-        for layer in self.model.layers:
+        *first, last = self.model.layers
+        for layer in first:
             hidden = layer(hidden, rotation, mask)
-        chosen = hidden.flatten(0, 1)[wanted]
+        chosen = last(hidden, rotation, mask, wanted)
         logits: Tensor = self.lm_head(self.model.norm(chosen))
         return logits
 
@@ -66,8 +67,17 @@ class _Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(shape.width, eps=NORM_EPS)
         self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=NORM_EPS)
 
-    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """`wanted`: only these places of the flattened batch go on, as nobody reads the others."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotation, mask)
+        if wanted is not None:
+            hidden = hidden.flatten(0, 1)[wanted]
         result: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return result
 

@@ -82,7 +82,7 @@ def from_world(
             Asked(
                 question.kind,
                 encode(tokenizer, prompt),
-                encode(tokenizer, f" {question.answer}{END}"),
+                encode(tokenizer, f" {question.full_answer}{END}"),
             )
         )
     return TrainingSequence(tuple(encode(tokenizer, part) for part in parts), tuple(asked))

@@ -56,8 +56,8 @@ class Shape:
 def named_shape(name: str, vocab_size: int) -> Shape:
     """`reader`, `draft`, or `nano` for tests. Raises KeyError for another name."""
     width, num_layers, mlp_width = {
-        "reader": (128, 5, 256),
-        "draft": (128, 4, 256),
+        "reader": (192, 6, 256),
+        "draft": (192, 3, 256),
         "nano": (64, 1, 64),
     }[name]
     return Shape(width, num_layers, mlp_width, vocab_size)

@@ -16,6 +16,7 @@ from duetto.progress import show_progress
 from training.climb import Climb, Plan
 from training.export import export
 from training.llama import Llama
+from training.record import write_record
 from training.rungs import ladder
 from training.shapes import named_shape
 from training.tokenizer import train_tokenizer
@@ -55,9 +56,11 @@ def main() -> None:
         from training.curve import draw_curve  # noqa: PLC0415
 
         draw_curve(climb.progress, args.curve, f"Training of duetto-demo ({args.shape})")
-        print(f"wrote {args.curve}")
+        record = args.curve.with_suffix(".json")
+        write_record(climb.progress, shape, args.seed, device.type, record)
+        print(f"wrote {args.curve} and {record}")
     if not is_done:
-        print(f"stopped on rung {rungs[climb.progress.rung].name}; the same command goes on")
+        print(f"out of time on rung {rungs[climb.progress.rung].name}; the same command goes on")
         sys.exit(3)
 
 
@@ -66,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("shape", choices=("reader", "draft", "nano"))
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
     parser.add_argument("--out", type=Path, required=True, help="the Hugging Face checkpoint")
-    parser.add_argument("--curve", type=Path, help="write the loss curve to this PNG")
+    parser.add_argument("--curve", type=Path, help="write the loss to this PNG, and a JSON beside")
     parser.add_argument("--minutes", type=float, help="stop after so long, to go on later")
     parser.add_argument("--rate", type=float, default=1.0, help="times every learning rate")
     parser.add_argument("--threads", type=int, help="of the CPU; all by default")

@@ -112,6 +112,9 @@ def test_what_cannot_be_asked_is_refused(change: dict[str, Any], message: str) -
         ("balford", False),
         ("Balford, I think", False),
         ("In Balford", False),
+        ("Tovard: Balford", True),
+        ("Tovard: Rusford", False),
+        ("Balford: Tovard", False),
         ("", False),
     ],
 )

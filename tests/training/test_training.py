@@ -58,7 +58,7 @@ def test_a_question_is_the_chat_template_s_tokens(tokenizer, sequence, tmp_path)
         prompt = tuple(token for part in drawn.parts for token in part) + asked.prompt
         rendered = loaded.render_chat(turns)
         assert list(prompt) == loaded.encode(rendered, add_special_tokens=False)
-        whole = f"{rendered} {question.answer}{END}"
+        whole = f"{rendered} {question.full_answer}{END}"
         assert list(prompt + asked.answer) == loaded.encode(whole, add_special_tokens=False)
 
 
@@ -125,7 +125,7 @@ def test_a_second_hop_names_what_the_whole_question_describes(tokenizer):
     two = [a for a in drawn.asked if a.kind == "two_hop"]
     one = [a for a in drawn.asked if a.kind == "one_hop"]
     for question, second in zip(two, one[: len(two)], strict=True):
-        assert question.answer == second.answer
+        assert question.answer[-len(second.answer) :] == second.answer
         assert " of" in tokenizer.decode(question.prompt)
         assert " of" not in tokenizer.decode(second.prompt)
 
@@ -141,7 +141,9 @@ def test_marks_are_for_all_kinds():
 def test_the_loss_falls(tokenizer, tmp_path):
     climb = Climb(make_model(tokenizer), tokenizer, [EASY], Plan(directory=tmp_path))
     lines = []
-    assert not climb.run(lines.append)  # its few steps are not enough to pass
+    assert climb.run(lines.append)  # its few steps are not enough to pass, and it goes on
+    assert climb.progress.rung == 1
+    assert not is_passed(climb.progress.scores[-1]["exact"], EASY.marks)
     losses = [loss for _, loss in climb.progress.losses]
     assert losses[-1] < losses[0]
 
@@ -149,12 +151,13 @@ def test_the_loss_falls(tokenizer, tmp_path):
 def test_an_interrupted_climb_ends_like_a_whole_one(tokenizer, tmp_path):
     whole = Climb(make_model(tokenizer), tokenizer, [EASY], Plan(directory=tmp_path / "whole"))
     whole.run()
-    stopped = replace(EASY, max_steps=10)
-    plan = Plan(directory=tmp_path / "parts", test_every=10)
-    Climb(make_model(tokenizer), tokenizer, [stopped], plan).run()
+    plan = Plan(directory=tmp_path / "parts")
+    for _ in range(3):  # each is out of time after a step
+        model = make_model(tokenizer)
+        assert not Climb(model, tokenizer, [EASY], replace(plan, time_limit_s=0.0)).run()
     resumed = Climb(make_model(tokenizer), tokenizer, [EASY], plan)
-    assert resumed.progress.step == 10
-    resumed.run()
+    assert resumed.progress.step == 3
+    assert resumed.run()
     assert resumed.progress.num_tokens == whole.progress.num_tokens
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)

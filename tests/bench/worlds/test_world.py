@@ -79,7 +79,7 @@ def test_the_splits_share_no_name_and_no_document() -> None:
         documents[split] = {d for world in drawn for d in world.documents}
         for document in documents[split]:
             assert names_in(document), "a document without a name could occur in both"
-        spoken = {q.text + " " + q.answer for world in drawn for q in world.questions}
+        spoken = {q.text + " " + q.full_answer for world in drawn for q in world.questions}
         assert not words(" ".join(documents[split] | spoken)) & NAMES[other]
     assert not documents["train"] & documents["eval"]
 
@@ -196,7 +196,9 @@ def test_comparisons_name_the_older() -> None:
                 (name,) = names_in(question.text) & names_in(text)
                 (years[name],) = (int(y) for y in re.findall(r"\b19\d\d\b", text))
             assert question.answer == min(years, key=years.__getitem__)
+            in_order = sorted(years, key=question.text.index)
             assert len(set(years.values())) == 2
+            assert question.reason == ", ".join(f"{name} {years[name]}" for name in in_order)
             seen += 1
     assert seen > 20
 

@@ -10,6 +10,7 @@ from random import Random
 from typing import Literal, get_args
 
 from duetto.bench.worlds.names import Kind, Split
+from duetto.bench.worlds.prompt import REASON
 from duetto.bench.worlds.relations import (
     BRIDGES,
     COMPARISONS,
@@ -41,10 +42,21 @@ HOPS: dict[QuestionKind, int] = {"one_hop": 1, "two_hop": 2, "comparison": 2, "n
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """A question and what is to be said to it.
+
+    `reason` is what the answer follows from, said before it: of two hops where the first leads, of
+    a comparison both years. A small model that says it needs one lookup at a time.
+    """
+
     kind: QuestionKind
     text: str
     answer: str
     support: tuple[int, ...]  # places of the documents that it takes; none if not stated
+    reason: str = ""
+
+    @property
+    def full_answer(self) -> str:
+        return f"{self.reason}{REASON}{self.answer}" if self.reason else self.answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +180,8 @@ class _Questions:
     def _two_hop(self) -> Iterator[Question]:
         for pair in self._ambiguous():
             support = (self._place(pair.opening), self._place(pair.sequel))
-            yield self._question("two_hop", pair.sequel.facts[0], self._description(pair), support)
+            fact, description = pair.sequel.facts[0], self._description(pair)
+            yield self._question("two_hop", fact, description, support, pair.fact.answer)
 
     def _comparisons(self) -> Iterator[Question]:
         for relation, wordings in COMPARISONS:
@@ -179,11 +192,8 @@ class _Questions:
                 if fact.relation is relation
             ]
             for (a, place_a), (b, place_b) in pairwise(told):
-                if a.value == b.value:
-                    continue
-                text = self.writer.ask(wordings).format(a=a.subject, b=b.subject)
-                older = a if int(a.answer) < int(b.answer) else b
-                yield Question("comparison", text, str(older.subject), (place_a, place_b))
+                if a.value != b.value:
+                    yield compare(a, b, self.writer.ask(wordings), (place_a, place_b))
 
     def _not_stated(self) -> Iterator[Question]:
         """Of what is named: what no document tells. Of what is not: anything."""
@@ -196,7 +206,7 @@ class _Questions:
             for relation in continuations(pair.bridge):
                 value = pair.fact.value
                 if (value, relation.name) not in told:
-                    yield self._unanswered(relation, self._description(pair))
+                    yield self._unanswered(relation, self._description(pair), str(value))
         stranger = self.writer.thing(self.writer.rng.choice(list(things)).kind)
         yield from self._missing(stranger, told)
 
@@ -218,17 +228,30 @@ class _Questions:
         return self.writer.ask(pair.bridge.descriptions).format(s=pair.fact.subject)
 
     def _question(
-        self, kind: QuestionKind, fact: Fact, subject: Thing | str, support: tuple[int, ...]
+        self,
+        kind: QuestionKind,
+        fact: Fact,
+        subject: Thing | str,
+        support: tuple[int, ...],
+        reason: str = "",
     ) -> Question:
-        wording = self.writer.ask(fact.relation.questions)
-        return Question(kind, _filled(wording, str(subject)), fact.answer, tuple(sorted(support)))
+        text = _filled(self.writer.ask(fact.relation.questions), str(subject))
+        return Question(kind, text, fact.answer, tuple(sorted(support)), reason)
 
-    def _unanswered(self, relation: Relation, subject: str) -> Question:
+    def _unanswered(self, relation: Relation, subject: str, reason: str = "") -> Question:
         text = _filled(self.writer.ask(relation.questions), subject)
-        return Question("not_stated", text, NOT_STATED, ())
+        return Question("not_stated", text, NOT_STATED, (), reason)
 
     def _place(self, document: Document) -> int:
         return next(i for i, d in enumerate(self.documents) if d is document)
+
+
+def compare(a: Fact, b: Fact, wording: str, support: tuple[int, ...]) -> Question:
+    """Which of two facts of one year-telling relation is the older one."""
+    text = wording.format(a=a.subject, b=b.subject)
+    older = a if int(a.answer) < int(b.answer) else b
+    reason = f"{a.subject} {a.answer}, {b.subject} {b.answer}"
+    return Question("comparison", text, str(older.subject), support, reason)
 
 
 def _filled(wording: str, subject: str) -> str:
