@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -c "from duetto.backends.cpu.native import why_unavailable; why = why_unavailable(); why and print(why)"
 	@touch $@
 
 # Never `torch` without its version: the newest build brings gigabytes of CUDA packages.

@@ -126,9 +126,10 @@ private:
     std::optional<ReadOnlyBytes> scales_;
 };
 
-SourceRows source_rows(nb::handle item, int64_t k) {
+// `k` is set if it is negative.
+SourceRows source_rows(nb::handle item, int64_t& k) {
     nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu> array;
-    if (!nb::try_cast(item, array)) refuse("pack: a source is not a two-dimensional array");
+    if (!nb::try_cast(item, array)) throw nb::type_error("pack: a source is not a two-dimensional array");
     SourceType type;
     if (array.dtype() == nb::dtype<float>())
         type = SourceType::f32;
@@ -138,8 +139,9 @@ SourceRows source_rows(nb::handle item, int64_t k) {
              array.dtype().bits == 16)
         type = SourceType::f16;
     else
-        refuse("pack: a source must be float32, float16, or uint16 (the bits of bf16)");
+        throw nb::type_error("pack: a source must be float32, float16, or uint16 (the bits of bf16)");
     const auto rows = static_cast<int64_t>(array.shape(0)), columns = static_cast<int64_t>(array.shape(1));
+    if (k < 0) k = columns;
     if (columns != k || rows < 1 || array.stride(1) != 1)
         refuse("pack: a source is " + to_string(rows) + " by " + to_string(columns) +
                ": must have " + to_string(k) + " columns without gaps between them");
@@ -150,11 +152,8 @@ std::optional<int64_t> pack_weight(const std::string& format, int64_t group, nb:
                                    Bytes data, std::optional<Bytes> scales, Pool& pool) {
     const WeightFormat f = weight_format(format);
     if (nb::len(sources) == 0) refuse("pack: no sources");
-    nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu> first;
-    if (!nb::try_cast(sources[0], first)) refuse("pack: a source is not a two-dimensional array");
-    const auto k = static_cast<int64_t>(first.shape(1));
     std::vector<SourceRows> rows;
-    int64_t n = 0;
+    int64_t n = 0, k = -1;  // the first source says how many columns
     for (nb::handle item : sources) n += rows.emplace_back(source_rows(item, k)).rows;
     const PackedBytes bytes = checked_bytes(f, group, n, k);
     check_packed("data", data, bytes.data);
@@ -297,8 +296,7 @@ std::vector<std::string> missing_features(const std::string& isa) {
 
 int64_t block_bytes(const std::string& format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim,
                     const std::string& isa) {
-    const KvArena one(choose_kernels(isa), kv_format(format), 1, block_size, {{num_kv_heads, head_dim}});
-    return one.layers()[0].block_bytes;
+    return kv_block_bytes(choose_kernels(isa), kv_format(format), block_size, num_kv_heads, head_dim);
 }
 
 // -- the module -----------------------------------------------------------------------------------------

@@ -2,25 +2,43 @@
 
 #include <limits>
 #include <new>
-#include <stdexcept>
+#include <string>
+
+#include "refuse.h"
 
 namespace duetto {
+
+namespace {
+
+constexpr int64_t kMostSlots = int64_t{1} << 31;  // a slot is an int32
+constexpr int64_t kMost = 1 << 16;                // heads, and numbers of one
+
+}  // namespace
+
+int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size, int64_t num_kv_heads,
+                       int64_t head_dim) {
+    using std::to_string;
+    if (block_size < 1 || block_size >= kMostSlots)
+        refuse("blocks of " + to_string(block_size) + " tokens: must be 1 to 2^31 - 1");
+    if (num_kv_heads < 1 || num_kv_heads > kMost || head_dim < 1 || head_dim > kMost ||
+        num_kv_heads * head_dim > kMost * 256)  // what no product of these overflows with
+        refuse("KV of " + to_string(num_kv_heads) + " heads of " + to_string(head_dim) +
+               " numbers: both must be 1 to 65536, and 2^24 numbers together at most");
+    return kernels.kv_block_bytes(format, static_cast<int32_t>(block_size),
+                                  static_cast<int32_t>(num_kv_heads), static_cast<int32_t>(head_dim));
+}
 
 KvArena::KvArena(const Kernels& kernels, KvFormat format, int64_t num_blocks, int64_t block_size,
                  const std::vector<std::pair<int64_t, int64_t>>& layers)
     : kernels_(kernels), format_(format), num_blocks_(num_blocks), block_size_(block_size) {
-    if (num_blocks < 1 || block_size < 1 ||
-        num_blocks > std::numeric_limits<int32_t>::max() / block_size)  // a slot is an int32
-        throw std::invalid_argument("a KV arena of " + std::to_string(num_blocks) + " blocks of " +
-                                    std::to_string(block_size) + " slots: needs 1 to 2^31 - 1 slots");
+    if (num_blocks < 1 || block_size < 1 || num_blocks > kMostSlots / block_size)
+        refuse("a KV arena of " + std::to_string(num_blocks) + " blocks of " + std::to_string(block_size) +
+               " slots: must have 1 to 2^31 slots");
     int64_t total = 0;
     for (const auto& [heads, dim] : layers) {
-        if (heads < 1 || dim < 1 || heads > 1 << 16 || dim > 1 << 16)
-            throw std::invalid_argument("KV of " + std::to_string(heads) + " heads of " +
-                                        std::to_string(dim) + " numbers: both must be 1 to 65536");
+        const int64_t block_bytes = kv_block_bytes(kernels, format, block_size, heads, dim);
         const auto size = static_cast<int32_t>(block_size), h = static_cast<int32_t>(heads),
                    d = static_cast<int32_t>(dim);
-        const int64_t block_bytes = kernels.kv_block_bytes(format, size, h, d);
         if (block_bytes > (std::numeric_limits<int64_t>::max() / 2 - total) / num_blocks)
             throw std::bad_alloc();
         layers_.push_back({nullptr, format, size, h, d, block_bytes});

@@ -11,6 +11,10 @@
 
 namespace duetto {
 
+// Bytes of one block of one layer. Throws std::invalid_argument for what no kernel takes.
+int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size, int64_t num_kv_heads,
+                       int64_t head_dim);
+
 class KvArena {
 public:
     // layers: (num_kv_heads, head_dim) of each. Throws std::invalid_argument, std::bad_alloc.

@@ -1,9 +1,11 @@
 """The native backend over weights that a test has at hand: packed anew, no checkpoint, no cache."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.cpu.backend import CpuBackend
@@ -27,9 +29,21 @@ def pack(
     return load_packed(layout, lambda: whole(weights), pool(2), None, "")[0]
 
 
-def whole(weights: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, int, NDArray[Any]]]:
-    """Weights as load_packed takes them."""
-    return ((name, 0, weight) for name, weight in weights.items())
+@dataclass(frozen=True)
+class Whole:
+    """A weight at hand, as load_packed takes it."""
+
+    name: str
+    weight: NDArray[Any]
+    first_row: int = 0
+    num_bytes: int = 0
+
+    def read(self, scratch: NDArray[np.uint8]) -> NDArray[Any]:
+        return self.weight
+
+
+def whole(weights: Mapping[str, NDArray[Any]]) -> Iterator[Whole]:
+    return (Whole(name, weight) for name, weight in weights.items())
 
 
 def cpu_backend(

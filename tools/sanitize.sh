@@ -1,27 +1,38 @@
 #!/usr/bin/env bash
-# Builds csrc/tests with sanitizers and runs them: kernels with ASan and UBSan once per instruction set
-# that this machine can run, and whatever has threads with TSan as well.
+# Builds csrc/tests with sanitizers and runs them: everything with ASan and UBSan, the kernels once
+# per instruction set that this machine can run; whatever has threads with TSan as well. Needs a C++
+# compiler, nothing else. Says what ran, shows every report, and exits with 0 if there was none.
+#
+#   CXX=g++   the compiler
+#   JOBS=2    how many tests are built and run at a time
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=build/sanitize
-CXX=${CXX:-g++}
-FLAGS=(-std=gnu++20 -O1 -g -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc -pthread)
-MEMORY=(-fsanitize=address,undefined -fno-sanitize-recover=undefined)
-THREADS=(-fsanitize=thread)
-export TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=0  # a debugger's rights, in containers
-mkdir -p "$OUT"
+JOBS=${JOBS:-2}
+export CXX=${CXX:-g++}
+export TSAN_OPTIONS=halt_on_error=1
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1  # leaks: need a debugger's rights
 
-case $(uname -m) in
-  x86_64) SETS=(baseline avx2 avx512_vnni avx512_bf16) ;;
-  aarch64 | arm64) SETS=(baseline neon_dotprod) ;;
-  *) SETS=(baseline) ;;
-esac
+PLAN="csrc/tests/test_plan.cpp csrc/arena.cpp csrc/attention_order.cpp csrc/attention_plan.cpp
+  csrc/kv_arena.cpp csrc/pack.cpp csrc/plan.cpp csrc/plan_check.cpp csrc/pool.cpp csrc/walk.cpp
+  csrc/kernels/isa.cpp"
+
+sources_of() {
+  case $1 in
+    plan) echo "$PLAN" ;;
+    pool | pack) echo "csrc/tests/test_$1.cpp csrc/$1.cpp" ;;
+    *) echo "csrc/tests/test_$1.cpp csrc/pack.cpp csrc/attention_plan.cpp" ;;
+  esac
+}
 
 flags_of() {
   local avx2="-mavx2 -mfma -mf16c"
   local vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
   case $1 in
-    baseline) ;;
+    memory)  # (what is left out costs much, and ASan sees it too)
+      echo "-fsanitize=address,undefined -fno-sanitize=null,object-size -fno-sanitize-recover=all"
+      ;;
+    threads) echo "-fsanitize=thread" ;;
     avx2) echo "$avx2" ;;
     avx512_vnni) echo "$vnni" ;;
     avx512_bf16) echo "$vnni -mavx512bf16" ;;
@@ -30,48 +41,60 @@ flags_of() {
 }
 
 can_run() {
-  local words
+  local words wanted
   words=" $(grep -m1 -E '^(flags|Features)' /proc/cpuinfo) "
   case $1 in
-    baseline) true ;;
-    avx2) [[ $words == *" avx2 "* && $words == *" fma "* && $words == *" f16c "* ]] ;;
-    avx512_vnni) [[ $words == *" avx512_vnni "* ]] ;;
-    avx512_bf16) [[ $words == *" avx512_bf16 "* ]] ;;
-    neon_dotprod) [[ $words == *" asimddp "* ]] ;;
+    baseline) wanted="" ;;
+    avx2) wanted="avx2 fma f16c" ;;
+    neon_dotprod) wanted=asimddp ;;
+    *) wanted=$1 ;;
   esac
+  for word in $wanted; do [[ $words == *" $word "* ]] || return 1; done
 }
 
-# TSan of older compilers does not know the layouts of newer kernels.
-RUN=()
-if setarch -R true 2>/dev/null; then RUN=(setarch -R); fi
-
-kernel_test() {  # name, set
+build() {  # test, sanitizer, set, program
   # shellcheck disable=SC2046
-  "$CXX" "${FLAGS[@]}" "${MEMORY[@]}" $(flags_of "$2") -DDUETTO_ISA="$2" "csrc/tests/test_$1.cpp" \
-    csrc/pack.cpp csrc/attention_plan.cpp -o "$OUT/$1_$2"
-  echo "-- $1, $2"
-  "$OUT/$1_$2"
+  "$CXX" -std=gnu++20 -O1 -g1 -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc \
+    -pthread $(flags_of "$2") $(flags_of "$3") -DDUETTO_ISA="$3" $(sources_of "$1") -o "$4"
 }
 
-threads_test() {  # name, sources...
-  local name=$1
-  shift
-  for kind in MEMORY THREADS; do
-    local -n sanitizers=$kind
-    "$CXX" "${FLAGS[@]}" "${sanitizers[@]}" -DDUETTO_ISA=baseline "csrc/tests/test_$name.cpp" "$@" \
-      -o "$OUT/${name}_$kind"
-    echo "-- $name, ${sanitizers[0]#-fsanitize=}"
-    "${RUN[@]}" "$OUT/${name}_$kind"
-  done
-}
-
-threads_test pool csrc/pool.cpp
-threads_test plan csrc/{arena,attention_order,attention_plan,kv_arena,pack,plan,plan_check,pool,walk}.cpp \
-  csrc/kernels/isa.cpp
-for set in "${SETS[@]}"; do
-  if can_run "$set"; then
-    for name in rows attention linear; do kernel_test $name "$set"; done
+one() {  # "test sanitizer set": builds and runs it; says so in a line, or all that it said
+  local name sanitizer set program seconds run=() TIMEFORMAT=%U
+  read -r name sanitizer set <<<"$1"
+  program=$OUT/${name}_${sanitizer}_$set
+  # TSan of older compilers does not know the layouts of newer kernels.
+  if [[ $sanitizer == threads ]] && setarch -R true 2>/dev/null; then run=(setarch -R); fi
+  if seconds=$({ time { build "$name" "$sanitizer" "$set" "$program" && "${run[@]}" "$program"; } \
+    >"$program.log" 2>&1; } 2>&1); then
+    echo "ok      $name, $sanitizer, $set: $seconds s of processor time"
   else
-    echo "-- $set: not on this machine"
+    printf 'FAILED  %s, %s, %s:\n%s\n' "$name" "$sanitizer" "$set" "$(tail -n 60 "$program.log")"
+    return 1
   fi
-done
+}
+
+tests() {  # those that take longest come first
+  local set sets
+  case $(uname -m) in
+    x86_64) sets="avx2 baseline avx512_vnni avx512_bf16" ;;
+    aarch64 | arm64) sets="neon_dotprod baseline" ;;
+    *) sets=baseline ;;
+  esac
+  echo "plan memory baseline"
+  echo "plan threads baseline"
+  for set in $sets; do
+    if can_run "$set"; then
+      printf '%s memory %s\n' linear "$set" attention "$set" rows "$set"
+    else
+      echo "no      $set: not on this machine" >&2
+    fi
+  done
+  echo "pack memory baseline"
+  echo "pool memory baseline"
+  echo "pool threads baseline"
+}
+
+mkdir -p "$OUT"
+export OUT PLAN
+export -f one build sources_of flags_of
+tests | xargs -P "$JOBS" -I '{}' bash -c 'one "$1"' _ '{}'

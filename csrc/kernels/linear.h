@@ -46,6 +46,7 @@ inline constexpr int64_t kMaxWords = 128;  // of one block: unpacked, they take 
 // A run of lines within one group of K, and the sums that it adds to.
 struct Block {
     int64_t lines;
+    bool passed_again;  // by more rows than a register tile has
     const uint8_t* rows;  // the first row's words for these lines
     int64_t row_bytes;
     float* sums;         // [rows][64]
@@ -78,10 +79,10 @@ DUETTO_INLINE void multiply_word(typename F::Acc (&acc)[R][V], const vi (&word)[
 // One line: packed as in memory, or unpacked as [kWords][V].
 template <class F, int R, int V, bool kUnpacked>
 DUETTO_INLINE void multiply_line(typename F::Acc (&acc)[R][V], const uint8_t* w, const uint8_t* a,
-                                 int64_t lda) {
+                                 int64_t lda, int64_t ahead) {
     if constexpr (!kUnpacked) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V * kVecBytes; v += 64) prefetch(w + kAhead<R> + v);
+        for (int v = 0; v < V * kVecBytes; v += 64) prefetch(w + ahead + v);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < F::kWords; i++) {
@@ -100,10 +101,10 @@ inline constexpr int64_t kStride = kUnpacked ? F::kWords * V * kVecBytes : kLine
 
 template <class F, int R, int V, bool kUnpacked>
 DUETTO_INLINE void multiply_lines(typename F::Acc (&acc)[R][V], const uint8_t* w, const uint8_t* a,
-                                  int64_t lda, int64_t lines) {
+                                  int64_t lda, int64_t lines, int64_t ahead) {
 #pragma GCC unroll 1
     for (int64_t line = 0; line < lines; line++) {
-        multiply_line<F, R, V, kUnpacked>(acc, w, a, lda);
+        multiply_line<F, R, V, kUnpacked>(acc, w, a, lda, ahead);
         w += kStride<F, V, kUnpacked>;
         a += F::kWords * 4;
     }
@@ -112,11 +113,12 @@ DUETTO_INLINE void multiply_lines(typename F::Acc (&acc)[R][V], const uint8_t* w
 // The same for a format whose sums must be widened now and then.
 template <class F, int R, int V, bool kUnpacked>
 DUETTO_INLINE void multiply_narrow(vi (&acc)[R][V], const uint8_t* w, const uint8_t* a, int64_t lda,
-                                   int64_t lines) {
+                                   int64_t lines, int64_t ahead) {
     constexpr int step = F::kNarrowWords / F::kWords;
     while (lines > 0) {
         vi narrow[R][V] = {};
-        multiply_lines<F, R, V, kUnpacked>(narrow, w, a, lda, lines < step ? lines : step);
+        multiply_lines<F, R, V, kUnpacked>(narrow, w, a, lda, lines < step ? lines : step,
+                                             ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -153,10 +155,19 @@ DUETTO_INLINE void multiply_paired(vi (&acc)[R][V], const uint8_t* w, const uint
 #endif
 }
 
+// A block that rows pass several times leaves time to fetch all of the next one (measured: bf16 at 8
+// rows 13 % faster, int8 the same).
+template <int R>
+DUETTO_INLINE int64_t fetched_ahead(const Block& b) {
+    const int64_t block_bytes = b.lines * kLineBytes;
+    return b.passed_again && block_bytes > kAhead<R> ? block_bytes : kAhead<R>;
+}
+
 // R rows (from row0 of the block on) times the block, V vectors of outputs at a time.
 template <class F, int R, int V>
 static __attribute__((noinline)) void tile_float(const Block& b, const uint8_t* w, int64_t row0) {
     const uint8_t* a = b.rows + row0 * b.row_bytes;
+    const int64_t ahead = fetched_ahead<R>(b);
     for (int64_t output = 0; output < kTile; output += V * kLanes) {
         float* sums = b.sums + row0 * kTile + output;
         vf acc[R][V];
@@ -165,7 +176,7 @@ static __attribute__((noinline)) void tile_float(const Block& b, const uint8_t* 
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * kTile + v * kLanes);
         }
-        multiply_lines<F, R, V, false>(acc, w, a, b.row_bytes, b.lines);
+        multiply_lines<F, R, V, false>(acc, w, a, b.row_bytes, b.lines, ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -179,6 +190,7 @@ template <class F, int R, int V, bool kUnpacked>
 static __attribute__((noinline)) void tile_int(const Block& b, const uint8_t* w, int64_t row0) {
     const uint8_t* a = b.rows + row0 * b.row_bytes;
     const uint8_t* row_group = b.row_groups + row0 * b.row_bytes;
+    const int64_t ahead = fetched_ahead<R>(b);
     for (int64_t output = 0; output < kTile; output += V * kLanes) {
         int32_t* unfinished = b.unfinished + row0 * kTile + output;
         vi acc[R][V];
@@ -199,9 +211,9 @@ static __attribute__((noinline)) void tile_int(const Block& b, const uint8_t* w,
         if constexpr (F::kPaired && kUnpacked) {
             multiply_paired<F, R, V>(acc, w, a, b.row_bytes, b.lines);
         } else if constexpr (F::kNarrow) {
-            multiply_narrow<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines);
+            multiply_narrow<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines, ahead);
         } else {
-            multiply_lines<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines);
+            multiply_lines<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines, ahead);
         }
         w += kUnpacked ? b.lines * kStride<F, V, true> : V * kVecBytes;
         if (!b.last) {
@@ -299,6 +311,7 @@ DUETTO_INLINE void multiply_block(const Block& block, const uint8_t* packed, int
     // rows in tiles of nearly the same height: 8 as 4 + 4, not 6 + 2
     const int64_t tiles = (rows + most - 1) / most, height = rows / tiles;
     const int64_t higher = rows - tiles * height;  // tiles of one row more
+    b.passed_again = tiles > 1;
     const int64_t block_bytes = b.lines * kLineBytes;
     const int64_t share = (block_bytes / tiles + 63) / 64 * 64;
     int64_t row0 = 0;

@@ -3,6 +3,13 @@
 
 #include <cstdio>
 
+// Sanitized code is many times slower: tests then repeat less, and leave out no kind of case.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 inline int failures = 0;
 
 // CHECK(condition) or CHECK(condition, "format", ...), where the format tells the case.

@@ -164,12 +164,15 @@ void test_bf16() {
     for (int h = 0; h < 65536; h++) {
         if ((h & 0x7f80) != 0x7f80) halves.push_back((uint16_t)h);
     }
-    const int64_t k = 510, n = (int64_t)halves.size() / k;
-    const Packed p =
-        Packed(WeightFormat::bf16, n, k, 0).pack({{halves.data(), SourceType::bf16, n, k}});
-    for (int64_t i = 0; i < n * k; i++) {
-        const float x = p.number(i / k, i % k), wanted = from_bf16(halves[(size_t)i]);
-        CHECK(std::memcmp(&x, &wanted, 4) == 0);
+    for (const int64_t k : {510, 480}) {  // the second in whole lines, which are only moved
+        const int64_t n = (int64_t)halves.size() / k;
+        const Packed p =
+            Packed(WeightFormat::bf16, n, k, 0).pack({{halves.data(), SourceType::bf16, n, k}});
+        CHECK(p.refused == -1);
+        for (int64_t i = 0; i < n * k; i++) {
+            const float x = p.number(i / k, i % k), wanted = from_bf16(halves[(size_t)i]);
+            CHECK(std::memcmp(&x, &wanted, 4) == 0);
+        }
     }
     const float ties[] = {1.00390625f, 1.01171875f, -1.00390625f, 1.0039064f};
     const Packed t = Packed(WeightFormat::bf16, 1, 4, 0).pack({{ties, SourceType::f32, 1, 4}});
@@ -179,8 +182,8 @@ void test_bf16() {
 
 // Sources on top of each other, with leading dimensions, give the bytes of the one weight they are;
 // and so do tiles packed one by one.
-void test_sources_and_tiles() {
-    const int64_t k = 99, ld = 105;
+void test_sources_and_tiles(int64_t k) {
+    const int64_t ld = k + 6;
     std::vector<uint16_t> halves(150 * ld);
     for (size_t i = 0; i < halves.size(); i++) halves[i] = (uint16_t)(0x3c00 + i * 7919 % 1000);
     std::vector<float> w(150 * k);
@@ -223,6 +226,16 @@ void test_refused() {
         w[70 * 300] = 3.4e38f;  // infinite only in bf16
         CHECK(refused() == (format == WeightFormat::bf16 ? 70 : -1));
     }
+    std::vector<uint16_t> bits(150 * 320, 0x7f7f);  // the largest number
+    const auto refused_bits = [&](WeightFormat format) {
+        return Packed(format, 150, 320, 64).pack({{bits.data(), SourceType::bf16, 150, 320}}).refused;
+    };
+    CHECK(refused_bits(WeightFormat::bf16) == -1);
+    bits[100 * 320] = 0x7f80;
+    bits[90 * 320 + 319] = 0xff81;  // an earlier row, though later numbers
+    CHECK(refused_bits(WeightFormat::bf16) == 90 && refused_bits(WeightFormat::int8) == 90);
+    bits[319] = 0xff80;
+    CHECK(refused_bits(WeightFormat::bf16) == 0 && refused_bits(WeightFormat::int8) == 0);
     const uint16_t halves[] = {0x3c00, 0x7c01};
     CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{halves, SourceType::f16, 1, 2}}).refused == 0);
     CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{halves, SourceType::bf16, 1, 2}}).refused == -1);
@@ -254,7 +267,8 @@ int main() {
     test_int4_error();
     test_all_f16();
     test_bf16();
-    test_sources_and_tiles();
+    test_sources_and_tiles(99);
+    test_sources_and_tiles(96);
     test_refused();
     test_zeros_and_extremes();
     return report("pack");

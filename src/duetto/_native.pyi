@@ -1,8 +1,9 @@
 """Types of the native module (csrc/bindings.cpp). See docs/design/native-cpu.md.
 
-Arrays are C-contiguous numpy arrays. bf16 travels as uint16, its bits. Whatever is wrong with an
-argument is a ValueError that says what would be accepted, and nothing has been changed.
-Everything that takes long releases the GIL.
+Arrays are C-contiguous numpy arrays. bf16 travels as uint16, its bits. An argument of another type
+(so an array of another dtype, another number of dimensions, or with gaps) is a TypeError; a size or
+a number that cannot be is a ValueError that says what would be accepted. Nothing has been changed
+then. Everything that takes long releases the GIL.
 """
 
 from collections.abc import Sequence

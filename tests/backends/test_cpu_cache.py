@@ -83,6 +83,14 @@ def test_a_foreign_file_is_seen(packed: PackedCache) -> None:
     assert "damaged" in unusable(packed) or "cannot be read" in unusable(packed)
 
 
+@pytest.mark.parametrize("text", [b"[]", b"{}", b'{"key": "k"}', b"7", b"\xff"])
+def test_a_header_of_another_version_is_seen(packed: PackedCache, text: bytes) -> None:
+    packed.write("k", arena(0))
+    head = cache._HEAD.pack(cache._MAGIC, len(text), cache._checksum(text))
+    packed.file("k").write_bytes(head + text + bytes(5000))
+    assert "is damaged" in unusable(packed)
+
+
 def test_a_file_that_may_not_be_read(packed: PackedCache, monkeypatch: pytest.MonkeyPatch) -> None:
     packed.write("k", arena(0))
 

@@ -1,5 +1,6 @@
 """The arena of packed weights: where they lie, what is in it, and that a cached one is the same."""
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native import pool, whole
+from native import Whole, pool, whole
 from numpy.typing import NDArray
 from oracle.cases import CASES_BY_NAME, prompts
 from oracle.feed import Feed
@@ -117,7 +118,7 @@ def test_parts_of_weights_make_the_same_arena(
             kept = PackedCache(tmp_path / str(part_bytes))
 
             def weights() -> Any:
-                return checkpoint.unchecked_rows(dtype, TILE_ROWS)
+                return checkpoint.parts(dtype, TILE_ROWS)
 
             load_packed(layout, weights, pool(2), kept, "k")
         arenas.append(np.empty(layout.num_bytes, np.uint8))
@@ -136,6 +137,32 @@ def test_a_number_that_is_none_is_told_with_its_rows() -> None:
             with pytest.raises(NotFinite) as caught:
                 load_packed(layout, lambda: whole(broken), pool(2), None, "")  # noqa: B023
             assert caught.value.rows[:2] == (name, 0)
+
+
+def test_of_several_threads_the_first_part_that_is_wrong_is_told() -> None:
+    """Though a later one is found before, and memory that parts are read into is used again."""
+    weights = {key: array.copy() for key, array in loaded("phi3", "float32")[1].items()}
+    first, *others = (key for key, array in weights.items() if array.ndim == 2)
+    later_is_read = threading.Event()
+
+    class InScratch(Whole):
+        def read(self, scratch: NDArray[np.uint8]) -> NDArray[Any]:
+            if self.name == first:
+                assert later_is_read.wait(10)
+            rows = scratch[: self.num_bytes].view(np.float32).reshape(self.weight.shape)
+            rows[:] = self.weight
+            if self.name == others[-1]:
+                later_is_read.set()
+            return rows
+
+    for bad, key in ((1.0, first), (2.0, others[0])):
+        weights[key][0, :2] = np.nan, bad
+    layout = layout_of("phi3", "float32", "int8")
+    parts = [InScratch(k, w, num_bytes=w.nbytes) for k, w in weights.items()]
+    with pytest.raises(NotFinite) as caught:
+        load_packed(layout, lambda: parts, pool(2), None, "")
+    name, _, rows = caught.value.rows
+    assert (name, rows[0, 1]) == (first, 1.0)
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut"])

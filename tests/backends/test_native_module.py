@@ -3,6 +3,7 @@
 import ast
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,20 @@ def test_available_threads_respect_affinity() -> None:
     assert 1 <= native.available_threads() <= len(os.sched_getaffinity(0))
     with pytest.raises(ValueError, match="1 to 4096 threads"):
         native.Pool(-1)
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="builds bring their own CMake")
+def test_without_a_compiler_the_build_says_so_and_ends_well(tmp_path: Path) -> None:
+    def configure(compiler: str) -> subprocess.CompletedProcess[str]:
+        command = ["cmake", "-S", str(Path(__file__).parents[2]), "-B", str(tmp_path)]
+        environment = os.environ | {"CXX": compiler}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    found = configure(str(tmp_path / "no-compiler"))
+    assert found.returncode == 0, found.stderr
+    assert "There is no C++ compiler" in found.stderr
+    if compiler := shutil.which("c++"):  # is found though there was none before
+        assert "There is no C++ compiler" not in configure(compiler).stderr
 
 
 def test_probes_measure_something() -> None:

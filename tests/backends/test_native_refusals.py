@@ -124,3 +124,32 @@ def test_bad_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="must have 16 columns"):
         sources = [numbers(4, 16), numbers(4, 8)]
         native.pack("f32", 0, sources, data, None, native.Pool(1))
+
+
+def bad_types() -> dict[str, Any]:
+    data = native.Arena(native.packed_bytes("f32", 0, 4, 16)[0]).array
+    pool, ones = native.Pool(1), np.ones(16, np.float32)
+    return {
+        "a source of doubles": lambda p: native.pack(
+            "f32", 0, [np.ones((4, 16))], data, None, pool
+        ),
+        "a source of one dimension": lambda p: native.pack("f32", 0, [ones], data, None, pool),
+        "no array": lambda p: native.pack("f32", 0, ["weights"], data, None, pool),
+        "data of words": lambda p: native.Weight("f32", 0, 4, 16, data.view(np.float32)),
+        "data with gaps": lambda p: native.Weight("f32", 0, 4, 16, data[::2]),
+        "a norm of doubles": lambda p: p.rms_norm((0, 0, 16), (1, 0, 16), np.ones(16), 1e-6, 16),
+        "a width that is no integer": lambda p: p.buffer(16.5),
+        "token ids of 64 bits": lambda p: run(
+            p, one_request(3, token_ids=np.zeros(3, np.int64)), (0, 0, 16)
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", bad_types())
+def test_another_type_is_a_type_error(what: str) -> None:
+    plan = native.Plan(native.Pool(1), ISAS[0])
+    for _ in range(2):
+        plan.buffer(16)
+    with pytest.raises(TypeError):
+        bad_types()[what](plan)
+    assert plan.num_ops == 0

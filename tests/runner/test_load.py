@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from duetto.backends.cpu.backend import CpuBackend
+from duetto.backends.cpu.native import native
 from duetto.backends.reference import ReferenceBackend
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.errors import CheckpointError, ConfigError
@@ -267,6 +268,16 @@ def test_memory_that_the_system_refuses_is_one_line(checkpoint, monkeypatch, nam
         load_model(checkpoint, backend=name)
 
 
+def test_more_memory_for_kv_than_slots_can_be_counted_is_refused_or_taken(checkpoint):
+    """2^31 slots take more memory than this machine may promise; either is an answer."""
+    try:
+        model = load_model(checkpoint, backend="cpu", kv_cache_memory_bytes=10**15)
+    except ConfigError as error:
+        assert "the system refuses" in str(error)
+    else:
+        assert model.num_blocks * model.block_size == 2**31
+
+
 def test_without_the_native_module_the_reference_runs_and_says_so(checkpoint, monkeypatch):
     missing = "the native module cannot be loaded (no compiler)"
     monkeypatch.setattr(load_module, "why_unavailable", lambda: missing)
@@ -285,15 +296,32 @@ def test_instruction_sets_and_threads_from_the_environment(checkpoint, monkeypat
     model = load_model(checkpoint)
     assert model.computed_by == "cpu/baseline"
     assert "baseline kernels" in model.notes[0]
-    monkeypatch.setenv("DUETTO_ISA", "sse9")
-    with pytest.raises(ConfigError, match=r"DUETTO_ISA: .*sse9"):
-        load_model(checkpoint)
+    for wrong in ("sse9", "AVX2", *set(native.built_isas()) - set(native.isas())):
+        monkeypatch.setenv("DUETTO_ISA", wrong)
+        with pytest.raises(ConfigError, match=f"^DUETTO_ISA: [^:]*{wrong}.*"):
+            load_model(checkpoint)
     monkeypatch.delenv("DUETTO_ISA")
     for wrong in ("0", "two", "-1", "1e3", "99999"):
         monkeypatch.setenv("DUETTO_NUM_THREADS", wrong)
         with pytest.raises(ConfigError, match=r"DUETTO_NUM_THREADS: must be from 1 to "):
             load_model(checkpoint)
     assert load_model(checkpoint, threads=1).backend == "cpu"  # the flag is stronger
+
+
+def test_more_threads_than_processors_run_and_that_is_told(checkpoint):
+    threads = native.available_threads() + 1
+    (note,) = load_model(checkpoint, threads=threads).notes
+    assert note.startswith(f"{threads} threads share {threads - 1} processors")
+    assert load_model(checkpoint, threads=threads - 1).notes == ()
+
+
+def test_threads_that_the_system_refuses_are_one_line(checkpoint, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(native, "Pool", refuse)
+    with pytest.raises(ConfigError, match=r"--threads: the system refuses to start 2 \(Resource"):
+        load_model(checkpoint, threads=2)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +335,8 @@ def test_instruction_sets_and_threads_from_the_environment(checkpoint, monkeypat
         ),
         ({"threads": 2, "backend": "reference"}, r"--threads 2 and the reference backend"),
         ({"threads": 0}, r"--threads: must be 1 or more"),
+        ({"threads": 1025}, r"--threads: must be from 1 to 1024, not 1025"),
+        ({"packed_cache": ""}, r"--packed-cache: must be a directory, auto or off"),
         ({"quantization_skip": ["*"]}, r"--quantization-skip \*: there is no --quantization"),
         (
             {"quantization": "int4", "quantization_skip": ["model.layers.9.*"]},
@@ -323,6 +353,8 @@ def test_instruction_sets_and_threads_from_the_environment(checkpoint, monkeypat
         ({"block_size": 0}, r"--block-size: must be 1 or more"),
         ({"max_num_seqs": 0}, r"--max-num-seqs: must be 1 or more"),
         ({"kv_cache_memory_bytes": -1}, r"--kv-cache-memory-bytes: must be 1 or more"),
+        ({"block_size": 10**9}, r"--max-model-len 128: .* left beside the weights"),
+        ({"block_size": 2**31}, r"--backend cpu: blocks of 2147483648 tokens: must be 1 to "),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_a_weight_is_read(checkpoint, argument, message):

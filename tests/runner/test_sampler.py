@@ -238,6 +238,71 @@ class TestExtremes:
         assert can_be_drawn(row(0.0, -INF, 0.0, -INF), temperature=100.0) == {0, 2}
 
 
+class TestDrawingInFp32:
+    """Where only a temperature is asked for: never another token than float64 gives."""
+
+    SIZE = 3001  # not a multiple of a block
+
+    def rows(self):
+        rng = np.random.default_rng(12)
+        for spread in (0.0, 0.3, 1.0, 3.0, 10.0, 60.0):
+            logits = rng.normal(size=self.SIZE).astype(np.float32) * np.float32(spread)
+            yield logits
+            peaked = logits + np.float32(40.0)  # far from 0, where fp32 is coarse
+            peaked[[0, 256, 1700, self.SIZE - 1]] += np.float32(3 * spread + 5)
+            peaked[rng.integers(self.SIZE, size=300)] = -INF
+            yield peaked
+
+    def twin(self, logits, temperature):
+        """Upper bounds of the tokens in [0, 1], and the slow draw."""
+        ids, weights = sampler._candidates(logits, SamplingParams(temperature=temperature))
+        sums = np.cumsum(weights)
+        return sums / sums[-1], lambda point: sampler._draw(ids, weights, point)
+
+    def points(self, bounds):
+        """Some anywhere, and some just beside the bounds, where doubts are."""
+        rng = np.random.default_rng(13)
+        near = rng.choice(bounds, 12) + rng.choice([-1e-5, -1e-7, -1e-12, 0.0, 1e-9, 3e-6], 12)
+        ends = [0.0, 1e-9, 1 - 2.0**-53]
+        return [*rng.random(12), *near.clip(0.0, 1 - 2.0**-53), *ends]
+
+    def draws(self):
+        """Each row and point: the token in fp32, or None, and the slow twin's."""
+        for logits in self.rows():
+            for temperature in (0.02, 0.7, 1.0, 1.3, 50.0):
+                bounds, slow = self.twin(logits, temperature)
+                params = SamplingParams(temperature=temperature)
+                for point in map(float, self.points(bounds)):
+                    yield sampler._draw_in_fp32(logits, params, point), slow(point)
+
+    def test_is_float64s_token_or_none(self):
+        fast, slow = zip(*self.draws(), strict=True)
+        assert all(a in (None, b) for a, b in zip(fast, slow, strict=True))
+        assert sum(token is not None for token in fast) > len(fast) / 5
+
+    def test_the_margin_is_needed(self, monkeypatch):
+        monkeypatch.setattr(sampler, "_DOUBT", -1.0)
+        assert any(a not in (None, b) for a, b in self.draws())
+
+    def test_is_what_a_request_gets(self, monkeypatch):
+        logits = np.random.default_rng(14).normal(size=self.SIZE).astype(np.float32) * 4
+        arguments = [{"temperature": 0.8, "num_output_tokens": i} for i in range(50)]
+        found = [chosen(logits, **each) for each in arguments]
+        monkeypatch.setattr(sampler, "_draw_in_fp32", lambda *_: None)
+        assert found == [chosen(logits, **each) for each in arguments]
+        assert len(set(found)) > 5
+
+    @pytest.mark.parametrize(
+        "params", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e-9}]
+    )
+    def test_is_for_a_temperature_alone(self, params):
+        logits = np.zeros(self.SIZE, np.float32)
+        asked = SamplingParams(**({"temperature": 1.0} | params))
+        assert sampler._draw_in_fp32(logits, asked, 0.5) is None
+        alone = SamplingParams(temperature=1.0)
+        assert sampler._draw_in_fp32(logits, alone, 0.5001) is not None
+
+
 class TestRandomStream:
     @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1, -1, -(2**63)])
     @pytest.mark.parametrize("position", [0, 1, 4095, 2**31])

@@ -7,7 +7,6 @@ import re
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,8 +60,8 @@ def examine() -> dict[str, Any]:
 
 
 def _cpu_features() -> list[str] | None:
-    """None if the native module was not built: everything else still runs."""
-    if find_spec("duetto._native") is None:
+    """None if the native module is not there or cannot be loaded: everything else still runs."""
+    if why_unavailable():
         return None
     native = import_module("duetto._native")
     return list(native.cpu_features())

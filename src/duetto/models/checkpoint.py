@@ -40,7 +40,7 @@ _EXPONENT_BITS: dict[Dtype, int] = {
     "bfloat16": 0x7F80,
 }
 _SAMPLE_BYTES = 4096
-_PART_BYTES = 32 << 20  # of a weight that is read in parts
+_PART_BYTES = 2 << 20  # of a weight that is read in parts: they stay in a cache until they are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +93,23 @@ class Checkpoint:
         self._check_copied_head()
         for name, spec in self._program.weights.items():
             weight = np.empty(spec.shape, dtype)
-            self._read_rows(spec, 0, weight)
+            self.read_rows(name, 0, weight)
             self.check_finite(name, 0, weight)
             yield name, weight
 
-    def unchecked_rows(
-        self, dtype: Dtype, multiple: int = 1
-    ) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """As weights(), in parts of some rows, for who looks at every number anyway.
+    def parts(self, dtype: Dtype, multiple: int = 1) -> Iterator["Part"]:
+        """As weights(), in parts of some rows that are yet to be read, in any order and by any
+        thread, by who looks at every number anyway: they are not known to be finite.
 
-        Gives the name, the first row and the rows, as many as a `multiple` except at the end. They
-        are not known to be finite, and are overwritten when the next are asked for: memory that is
-        used again is not cleared again.
+        A part has as many rows as a `multiple`, except at the end of a weight.
         """
         self._check_copied_head()
-        scratch = np.empty(_PART_BYTES // np.dtype(dtype).itemsize, dtype)
         for name, spec in self._program.weights.items():
-            row_size = prod(spec.shape[1:])
-            most = max(1, scratch.size // (row_size * multiple)) * multiple
-            if most * row_size > scratch.size:
-                scratch = np.empty(most * row_size, dtype)
+            row_bytes = prod(spec.shape[1:]) * np.dtype(dtype).itemsize
+            most = max(1, _PART_BYTES // (row_bytes * multiple)) * multiple
             for start in range(0, spec.shape[0], most):
-                num_rows = min(most, spec.shape[0] - start)
-                rows = scratch[: num_rows * row_size].reshape(num_rows, *spec.shape[1:])
-                self._read_rows(spec, start, rows)
-                yield name, start, rows
+                shape = (min(most, spec.shape[0] - start), *spec.shape[1:])
+                yield Part(name, start, shape, dtype, self)
 
     def check_finite(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
         """Raise CheckpointError, with the tensor and the place, for a NaN or an infinity."""
@@ -144,9 +136,12 @@ class Checkpoint:
                 digest.update(os.pread(self._files[tensor.file], size, tensor.start + offset))
         return digest.hexdigest()
 
-    def _read_rows(self, spec: WeightSpec, first_row: int, out: NDArray[Any]) -> None:
-        """Fill `out` with some rows of a weight, converted to its dtype."""
-        for source, source_row, part in _by_source(spec, first_row, out):
+    def read_rows(self, name: str, first_row: int, out: NDArray[Any]) -> None:
+        """Fill `out`, which is contiguous, with some rows of a weight, converted to its dtype.
+
+        Looks at no number.
+        """
+        for source, source_row, part in _by_source(self._program.weights[name], first_row, out):
             tensor = self._tensors[source]
             stored = part
             if _DTYPE_OF[tensor.dtype] != part.dtype.name:
@@ -183,6 +178,27 @@ class Checkpoint:
                 f"tensor {LM_HEAD} differs from {EMBEDDING}, but config.json says "
                 f"tie_word_embeddings: true",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a weight, yet to be read from a checkpoint that is open."""
+
+    name: str
+    first_row: int
+    shape: tuple[int, ...]
+    dtype: Dtype
+    checkpoint: Checkpoint
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def read(self, scratch: NDArray[np.uint8]) -> NDArray[Any]:
+        """The rows, at the beginning of `scratch`, which is contiguous and num_bytes or longer."""
+        rows = scratch[: self.num_bytes].view(self.dtype).reshape(self.shape)
+        self.checkpoint.read_rows(self.name, self.first_row, rows)
+        return rows
 
 
 def load_weights(

@@ -272,6 +272,8 @@ def _resolve_quantization(name: str | None, skip: Sequence[str]) -> Quantization
 
 
 def _resolve_cache(name: str) -> Path | None:
+    if not name:
+        raise ConfigError("--packed-cache: must be a directory, auto or off, not ''")
     if name == "off":
         return None
     return default_cache_dir() if name == DEFAULT_CACHE else Path(name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.backend import CpuBackend, kv_block_bytes
@@ -20,7 +20,7 @@ from duetto.backends.cpu.packed import (
     TILE_ROWS,
     Layout,
     NotFinite,
-    Rows,
+    Part,
     lay_out,
     load_packed,
 )
@@ -31,6 +31,9 @@ from duetto.models.checkpoint import Checkpoint, load_weights
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program
+
+if TYPE_CHECKING:  # the module may not have been built
+    from duetto._native import Pool
 
 _MAX_THREADS = 1024
 
@@ -121,6 +124,11 @@ class CpuLoader:
         self.auto_kv_dtype: KVDtype = dtype
         self.weight_bytes = self._layout.num_bytes
         self.notes: list[str] = []
+        if self._threads > (processors := native.available_threads()):
+            self.notes.append(
+                f"{self._threads} threads share {processors} processors, and wait for each other; "
+                f"--threads {processors} is faster"
+            )
         if self._isa == "baseline":
             missing = " ".join(native.missing_features("avx2")) or "nothing: DUETTO_ISA asks for it"
             self.notes.append(f"the baseline kernels run, which are slow; for avx2, {missing}")
@@ -138,23 +146,31 @@ class CpuLoader:
         return 0
 
     def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend:
-        pool = native.Pool(self._threads)
+        pool, cache = self._start_threads(), self._cache()
         with Checkpoint(model_dir, program) as checkpoint:
 
-            def weights() -> Iterator[Rows]:
+            def weights() -> Iterator[Part]:
                 self._tell_that_it_takes_long()
-                return checkpoint.unchecked_rows(self._dtype, TILE_ROWS)
+                return checkpoint.parts(self._dtype, TILE_ROWS)
 
-            key = self._layout.key(pool, checkpoint.fingerprint(), self._dtype)
+            key = ""
+            if cache is not None:
+                key = self._layout.key(pool, checkpoint.fingerprint(), self._dtype)
             try:
-                packed, notes = load_packed(
-                    self._layout, weights, pool, self._cache(), key, on_progress
-                )
+                packed, notes = load_packed(self._layout, weights, pool, cache, key, on_progress)
             except NotFinite as error:
                 checkpoint.check_finite(*error.rows)  # raises, with the place
                 raise
         self.notes += notes
         return CpuBackend(program, packed, pool, self._isa)
+
+    def _start_threads(self) -> "Pool":
+        try:
+            return native.Pool(self._threads)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--threads: the system refuses to start {self._threads} ({error}); ask for fewer"
+            ) from None
 
     def _tell_that_it_takes_long(self) -> None:
         if self._on_status is not None and self._layout.num_bytes >= MIN_CACHED_BYTES:
@@ -163,10 +179,13 @@ class CpuLoader:
             self._on_status(f"{how}: {self._layout.num_bytes / 2**20:.0f} MiB{kept}")
 
     def _cache(self) -> PackedCache | None:
-        """Only what takes time is kept; bf16 does not take enough (docs/design/native-cpu.md)."""
+        """Only what takes time is kept: unquantized weights are packed at the speed at which a file
+        could be read back."""
         if self._quantization is None or self._layout.num_bytes < MIN_CACHED_BYTES:
             return None
-        return None if self._cache_dir is None else PackedCache(self._cache_dir)
+        if self._cache_dir is None:
+            return None
+        return PackedCache(self._cache_dir, self._threads or native.available_threads())
 
 
 def default_cache_dir() -> Path | None:
@@ -183,6 +202,8 @@ def default_cache_dir() -> Path | None:
 def _num_threads(threads: int | None) -> int:
     """0 is all that this process may use."""
     if threads is not None:
+        if threads > _MAX_THREADS:
+            raise ConfigError(f"--threads: must be from 1 to {_MAX_THREADS}, not {threads}")
         return threads
     text = environ.get("DUETTO_NUM_THREADS", "")
     if text and not (text.isdecimal() and 1 <= int(text) <= _MAX_THREADS):

@@ -1,7 +1,7 @@
 """From one row of logits to one token. Knows no batch, no request and no model.
 
 Every function looks at one row, so a request's token and log-probabilities are bit-identical in
-any company. A row is fp32; arithmetic on it is in float64.
+any company. A row is fp32; arithmetic on it is in float64, or gives the token that float64 gives.
 
 The order of steps is vLLM's (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample/sampler/):
 
@@ -33,6 +33,12 @@ from duetto.core.sampling_params import SamplingParams
 Row = NDArray[np.float32] | NDArray[np.float64]  # [vocabulary]
 Ids = NDArray[np.intp]
 
+# Drawing in fp32, see _draw_in_fp32.
+_LEAST_SIZE = 2048  # of a vocabulary that it pays for
+_TEMPERATURES = (0.01, 100.0)  # between which nothing in it overflows that counts
+_BLOCK = 128
+_DOUBT = 2e-5  # of the sum of all weights: nearer to a token's bounds, float64 decides
+
 _FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at eight times as many
 
 
@@ -53,8 +59,9 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
             "together forbid the whole vocabulary"
         )
     if not params.is_greedy:
-        ids, weights = _candidates(logits, params)
-        token_id = _draw(ids, weights, uniform(sampling.seed, sampling.num_output_tokens))
+        point = uniform(sampling.seed, sampling.num_output_tokens)
+        drawn = _draw_in_fp32(logits, params, point)
+        token_id = _draw(*_candidates(logits, params), point) if drawn is None else drawn
     if params.logprobs is None:
         return SampledToken(token_id)
     return SampledToken(token_id, _logprob(row, token_id, params.logprobs))
@@ -192,6 +199,42 @@ def _draw(ids: Ids, weights: NDArray[np.float64], point: float) -> int:
     """
     cumulative = np.cumsum(weights)
     return int(ids[np.searchsorted(cumulative, point * cumulative[-1], side="right")])
+
+
+def _draw_in_fp32(logits: Row, params: SamplingParams, point: float) -> int | None:
+    """The token that _draw gives where nothing but a temperature is asked for, many times faster;
+    None where fp32 leaves a doubt.
+
+    With V tokens, d = (max - logit) / temperature and p a token's probability: a weight exp(-d) has
+    a relative error below d 2^-22 + 2^-21 (three roundings of d; numpy's exp is right to 2.5 ulp).
+    Over all, as the mean of d is at most ln V, that is 4e-6 of their sum for a million tokens. The
+    sum of a block adds _BLOCK 2^-24 = 8e-6 at most. So the bounds of each token, and the point
+    between them, are known to 1.2e-5 of the sum, which is less than _DOUBT; what float64 does
+    differs from exact by V 2^-53.
+    """
+    plain = params.top_k <= 0 and params.min_p <= 0.0 and params.top_p >= 1.0
+    least, most = _TEMPERATURES
+    if not plain or logits.dtype != np.float32 or len(logits) < _LEAST_SIZE:
+        return None
+    if not least <= params.temperature <= most:
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        weights = logits - logits.max()
+        weights /= np.float32(params.temperature)
+        np.exp(weights, out=weights)
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
+    ends = np.cumsum(sums, dtype=np.float64)
+    target, doubt = point * float(ends[-1]), _DOUBT * float(ends[-1])
+    block = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
+    start = block * _BLOCK
+    bounds = np.zeros(len(weights[start : start + _BLOCK]) + 1)
+    np.cumsum(weights[start : start + _BLOCK], dtype=np.float64, out=bounds[1:])
+    bounds += ends[block - 1] if block else 0.0
+    place = int(np.searchsorted(bounds, target, side="right"))  # of the token's upper bound
+    if place == 0 or place == len(bounds):
+        return None
+    is_sure = bounds[place - 1] + doubt < target < bounds[place] - doubt
+    return start + place - 1 if is_sure else None
 
 
 def _largest(values: Row, count: int) -> Ids:

@@ -170,6 +170,8 @@ def _read_header(descriptor: int, key: str, num_bytes: int) -> tuple[int, list[i
     if _checksum(text) != checksum:
         raise ValueError("its header's checksum is wrong")
     header = json.loads(text)
+    if not isinstance(header, dict) or not header.keys() >= {"key", "num_bytes", "checksums"}:
+        raise ValueError("its header is of another version")
     start = (_HEAD.size + length + _PAGE - 1) // _PAGE * _PAGE
     if (header["key"], header["num_bytes"]) != (key, num_bytes):
         raise ValueError("it holds other weights")

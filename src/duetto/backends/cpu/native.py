@@ -33,7 +33,10 @@ def why_unavailable() -> str | None:
 
 def choose_isa(name: str | None = None) -> str:
     """The instruction set to use; see _native.choose_isa. Raises ConfigError if it cannot be."""
-    return in_words("DUETTO_ISA", native.choose_isa, name)
+    try:
+        return native.choose_isa(name)
+    except ValueError as error:  # says itself whether the environment asked
+        raise ConfigError(str(error)) from None
 
 
 def in_words(subject: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

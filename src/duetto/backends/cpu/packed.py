@@ -1,14 +1,16 @@
 """A model's weights as the kernels read them, packed into one arena of huge pages.
 
-The arena is filled from a stream of weights, or of parts of them, so that memory peaks at little
-more than the arena; or from the cache, whose files hold the same bytes. Knows no checkpoint and no
-operation.
+The arena is filled from parts of weights, each read and packed by one of several threads, so that
+memory peaks at little more than the arena; or from the cache, whose files hold the same bytes.
+Knows no checkpoint and no operation.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,22 @@ Rows = tuple[str, int, NDArray[Any]]  # a weight's name, the first of some of it
 TILE_ROWS = 64  # outputs that are packed together (csrc/kernels.h)
 MIN_CACHED_BYTES = 64 << 20  # less is packed again in no time
 _ALIGNMENT = 64
+
+
+class Part(Protocol):
+    """Some rows of one weight, yet to be read: as many as TILE_ROWS or a multiple of it, except at
+    the weight's end."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def first_row(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+    def read(self, scratch: Bytes) -> NDArray[Any]:
+        """The rows, which may lie in `scratch`, num_bytes or longer."""
+        ...
 
 
 class NotFinite(Exception):
@@ -115,7 +133,7 @@ def lay_out(program: Program, formats: Mapping[str, Format]) -> Layout:
 
 def load_packed(
     layout: Layout,
-    weights: Callable[[], Iterable[Rows]],
+    weights: Callable[[], Iterable[Part]],
     pool: "Pool",
     cache: PackedCache | None,
     key: str,
@@ -123,10 +141,10 @@ def load_packed(
 ) -> tuple[PackedWeights, list[str]]:
     """The weights of `layout`, and what is to be said about the cache.
 
-    `weights` is called if they must be packed. It gives each weight of the layout once, whole or in
-    parts of TILE_ROWS rows or a multiple of it, which are looked at before the next are asked for.
-    What is packed is then kept in the cache. `on_progress(done, total)` is in bytes of the arena.
-    Raises NotFinite for a NaN or an infinity.
+    `weights` is called if they must be packed, by as many threads as `pool` has; it gives all rows
+    of the layout's weights once. What is packed is then kept in the cache. `on_progress(done,
+    total)` is in bytes of the arena. Raises NotFinite for a NaN or an infinity, with the first part
+    that has one.
     """
     notes: list[str] = []
     arena = _allocate(layout.num_bytes)
@@ -139,7 +157,7 @@ def load_packed(
         except CacheUnusable as error:
             notes.append(f"packed weights: {error}; they are packed again")
             arena[:] = 0  # padding must be zeros
-    _pack_all(layout, arena, weights(), pool, on_progress)
+    _pack_all(layout, arena, weights(), pool.num_threads, on_progress)
     if cache is not None:
         try:
             cache.write(key, arena)
@@ -158,35 +176,54 @@ def _allocate(num_bytes: int) -> Bytes:
         ) from None
 
 
+class _OfThread(threading.local):
+    """What a thread that packs has for itself."""
+
+    def __init__(self) -> None:
+        self.pool = native.Pool(1)
+        self.scratch: Bytes = np.empty(0, np.uint8)
+
+    def room(self, num_bytes: int) -> Bytes:
+        if len(self.scratch) < num_bytes:
+            self.scratch = np.empty(num_bytes, np.uint8)
+        return self.scratch
+
+
 def _pack_all(
     layout: Layout,
     arena: Bytes,
-    weights: Iterable[Rows],
-    pool: "Pool",
+    weights: Iterable[Part],
+    num_threads: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    for name, first_row, rows in weights:
-        place = layout.places[name]
+    """Each part is read and packed by one thread, while it is in that thread's cache."""
+    own = _OfThread()
+
+    def pack(part: Part) -> int:
+        place, numbers = layout.places[part.name], part.read(own.room(part.num_bytes))
+        rows = part.name, part.first_row, numbers
         if place.format is None:
-            end = _copy_vector(place, arena, (name, first_row, rows))
-        else:
-            end = _pack_rows(place, place.format, arena, (name, first_row, rows), pool)
-        if on_progress is not None:
-            on_progress(end, layout.num_bytes)
+            return _copy_vector(place, arena, rows)
+        return _pack_rows(place, place.format, arena, rows, own.pool)
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        for end in threads.map(pack, weights):  # in order, errors too
+            if on_progress is not None:
+                on_progress(end, layout.num_bytes)
 
 
 def _copy_vector(place: Place, arena: Bytes, rows: Rows) -> int:
-    _, first_row, numbers = rows
+    name, first_row, numbers = rows
     vector = place.data(arena).view(np.float32)[first_row : first_row + len(numbers)]
     vector[:] = numbers
     if not np.isfinite(vector).all():
-        raise NotFinite(rows)
+        raise NotFinite((name, first_row, numbers.copy()))
     return place.end
 
 
 def _pack_rows(place: Place, chosen: Format, arena: Bytes, rows: Rows, pool: "Pool") -> int:
     """Pack some rows; returns the place in the arena up to which numbers now are."""
-    _, first_row, numbers = rows
+    name, first_row, numbers = rows
     kind, group, k = chosen.kind, chosen.group, place.shape[1]
     # Tiles stand one after the other, in the data as in the scales.
     sizes = native.packed_bytes(kind, group, len(numbers), k)
@@ -198,7 +235,7 @@ def _pack_rows(place: Place, chosen: Format, arena: Bytes, rows: Rows, pool: "Po
         scales = scales[scale_start : scale_start + sizes[1]]
     bits = numbers.view(np.uint16) if numbers.dtype.name == "bfloat16" else numbers
     if native.pack(kind, group, [bits], data, scales, pool) is not None:
-        raise NotFinite(rows)
+        raise NotFinite((name, first_row, numbers.copy()))  # scratch is used again
     is_whole = first_row + len(numbers) == place.shape[0]
     return place.end if is_whole else place.start + data_end
 
