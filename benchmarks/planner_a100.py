@@ -356,8 +356,11 @@ Medians of the repetitions, answers of 128 tokens, held-out configurations only.
 
 ## What is not explained
 
-- Prompts of several requests at once (batch 8 and more) took up to twice as long as one prompt of
-  as many tokens; nothing in a step's operations says why, and the prediction is too low by that.
+- From eight prompts of 512 tokens at once on, a token took up to twice as long as in fewer or in
+  one long prompt, on four and eight devices but not on two; and 16 prompts cost more for each token
+  than 8, 32 or 64 do (Llama-2-70B on eight devices: 96, 130, 110 and 118 ms for 512 tokens).
+  Whatever it was, it does not follow from a step's operations, whose price only grows, so it is not
+  fitted, and the prediction is too low by that.
 - Llama-2-70B on two devices with 64 requests took 0.8 s for 32,768 tokens, which is nine times
   the devices' peak: a row that was not measured as the others were.
 - The host's part is that of an engine of 2023 which launches every kernel from Python: a next

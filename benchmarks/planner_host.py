@@ -2,38 +2,57 @@
 
     python benchmarks/planner_host.py --model DIR --model DIR --trace azure.csv
 
-For each model: the time of a step is measured on requests that are not of the trace, and a price of
-six terms is fitted to it (one step, tokens, logit rows, query-key pairs, KV tokens read, requests).
-Then 200 requests of the trace are served by the wall clock at three loads, parts of what the model
-can do on this host; and simulated, by the same scheduler, with the fitted price. The schedule is
-compared too: with the real steps' times, the simulator must give the same batches. Writes a page
-of Markdown with a picture; the last line of stdout is one JSON document.
+First the machine is measured as `duetto calibrate` does. Then, for each model, 200 requests of the
+trace are served by the wall clock at three loads, parts of what the model can do on this host, and
+simulated by the same scheduler with two prices of a step:
+
+- fitted: a sum of a dozen amounts whose prices are fitted to steps of this model, right before, on
+  requests that are not of the trace;
+- calibrated: what `duetto simulate --hardware host` takes, which has never seen the model.
+
+The schedule is compared too: with the real steps' times, the simulator must give the same batches.
+Lengths are scaled so that a model takes about `--seconds`. Writes a page of Markdown with a
+picture; the last line of stdout is one JSON document.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib
-import numpy as np
-from in_process import loaded_model, machine, markdown_table, today
-from numpy.typing import NDArray
+from in_process import loaded_model, machine, today
+from planner_page import (
+    MEAN_LIMIT,
+    METRICS,
+    PRICES,
+    TAIL_LIMIT,
+    Pair,
+    Row,
+    StepRow,
+    draw,
+    medians,
+    page,
+)
+from step_price import Price, fit_price
 
 from duetto.bench.metrics import Report, summarize
 from duetto.bench.records import record_from_timings
 from duetto.bench.traces import Fit
 from duetto.bench.workload import Lengths
 from duetto.build import Built, EngineArgs
+from duetto.cli.measure_host import measure_host
 from duetto.core.batch import ScheduledBatch, StepOutput
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
 from duetto.engine.engine import Engine, Executor
+from duetto.planner.hardware import calibration_file, write_hardware
 from duetto.planner.replica import ReplicaSpec
 from duetto.planner.report import sum_up
 from duetto.planner.simulated import SimulatedExecutor, StepTime, replayed
@@ -44,17 +63,20 @@ from duetto.progress import show_progress
 from duetto.scheduler.scheduler import Scheduler
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "planner.md"
-LOADS = (0.4, 0.7, 0.9)  # of the model's own rate when all requests are there at once
-METRICS = ("ttft", "itl", "e2e")
-TERMS = ("step", "token", "logit row", "pair", "KV token", "request")
-MEAN_LIMIT, TAIL_LIMIT = 0.10, 0.20  # median absolute error of means, and of p99s
+LOADS = (0.3, 0.6, 0.85)  # of the model's own rate when all requests are there at once
+LONGEST = (4096, 512)  # prompt and answer of a trace, before they are scaled
+SCALES = (1 / 64, 1 / 4)
+NUM_PROBES = 40  # requests whose time says how long the others will take
+LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)  # requests at a time, to measure steps of all sizes
+PAUSE_S = 0.03  # between requests at level 1: steps after a pause are slower
 
 
 @dataclass(slots=True)
 class Seen:
-    """What one run of the loop left."""
+    """What one run of the loop left. Seconds after its start."""
 
-    polls: list[float]  # seconds after the start, each time the loop came round and had work
+    polls: list[float]  # each time the loop came round and had work
+    seconds: list[float]  # that each step took, with all that the loop does beside it
     shapes: list[BatchShape]
     batches: list[list[tuple[str, int, int]]]  # per step: request, tokens before, tokens
     report: Report
@@ -81,6 +103,7 @@ def serve(built: Built, load: Workload) -> Seen:
     )
     requests = [real_request(built, load, index) for index in range(len(load.arrivals))]
     polls: list[float] = []
+    seconds: list[float] = []
     arrived = 0
     start = time.monotonic()
     while arrived < len(requests) or engine.has_work:
@@ -91,10 +114,12 @@ def serve(built: Built, load: Workload) -> Seen:
         if engine.has_work:
             polls.append(now)
             engine.step()
-        else:
+            seconds.append(time.monotonic() - start - now)
+        else:  # the wait is no part of a step
             time.sleep(max(0.0, requests[arrived].arrival_time - now))
     return Seen(
         polls,
+        seconds,
         [batch.shape for batch in executor.batches],
         [plain(batch) for batch in executor.batches],
         report_of(requests, time.monotonic() - start),
@@ -126,125 +151,62 @@ def report_of(requests: Sequence[Request], duration_s: float) -> Report:
     return summarize(records, duration_s)
 
 
-# --- the price of a step -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Seconds of a step as a sum of amounts, each times a price that is not negative."""
-
-    terms: tuple[float, ...]
-
-    def __call__(self, shape: BatchShape) -> float:
-        return sum(a * b for a, b in zip(self.terms, amounts(shape), strict=True))
-
-
-def amounts(shape: BatchShape) -> tuple[float, ...]:
-    requests = shape.requests
-    return (
-        1.0,
-        sum(r.num_new for r in requests),
-        sum(r.num_logit_rows for r in requests),
-        sum(r.attended_pairs(None) for r in requests),
-        sum(r.read_tokens(None) for r in requests),
-        len(requests),
-    )
-
-
-def fit_price(shapes: Sequence[BatchShape], seconds: Sequence[float]) -> Price:
-    """Non-negative least squares (Lawson and Hanson, 1974, ch. 23) of errors relative to the price:
-    relative to what was measured, it would be too low, as slow steps would count less. A step that
-    took more than five times its price was made long by something else, and is left out."""
-    rows, times = np.array([amounts(shape) for shape in shapes]), np.array(seconds)
-    prices = times
-    for _ in range(5):
-        usual = times <= 5 * prices
-        scaled = rows[usual] / prices[usual, None]
-        terms = non_negative(scaled, times[usual] / prices[usual])
-        prices = rows @ terms
-    return Price(tuple(terms.tolist()))
-
-
-def non_negative(rows: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The x of 0 or more that brings rows @ x nearest to `right`, by coordinate descent."""
-    largest = rows.max(axis=0)
-    unit = rows / largest
-    matrix, product = unit.T @ unit, unit.T @ right
-    found = np.zeros(unit.shape[1])
-    for _ in range(5_000):
-        for i in range(len(found)):
-            rest = product[i] - matrix[i] @ found + matrix[i, i] * found[i]
-            found[i] = max(0.0, rest / matrix[i, i])
-    return found / largest
-
-
-def calibrate(built: Built, num_requests: int, most_prompt: int) -> Price:
-    """The price of steps.
-
-    On synthetic requests: alone, few, and many at a time, with short and long prompts.
-    """
+def fitted_price(built: Built, load: Workload) -> Price:
+    """The price of steps, from requests of which so many run at a time, and the next begins when
+    one ends: no time is lost with waiting, and steps of all sizes are seen."""
     shapes: list[BatchShape] = []
     seconds: list[float] = []
-    for rate, mean in ((4.0, most_prompt), (float("inf"), most_prompt // 4), (20.0, 16)):
-        load = synthetic(
-            num_requests,
-            rate,
-            input_lengths=Lengths(mean, "lognormal", 0.8, most_prompt),
-            output_lengths=Lengths(24, "lognormal", 0.8, 100),
-            seed=1234,
-        )
-        seen = serve(built, load)
-        gaps = [b - a for a, b in pairwise(seen.polls)]
-        # What lies between two steps while nobody is there is no part of a step.
-        busiest = statistics.median(gaps) * 50
-        for shape, gap in zip(seen.shapes, gaps, strict=False):
-            if gap < busiest:
-                shapes.append(shape)
-                seconds.append(gap)
+    for level in LEVELS:
+        executor = Watched(built.model.runner)
+        engine = Engine(Scheduler(built.scheduler_config), executor)
+        waiting = [real_request(built, load, i) for i in range(min(8 + level, len(load.arrivals)))]
+        while waiting or engine.has_work:
+            while waiting and len(engine.scheduler.running) + len(engine.scheduler.waiting) < level:
+                engine.add(waiting.pop())
+                time.sleep(PAUSE_S if level == 1 else 0.0)
+            start = time.monotonic()
+            engine.step()
+            seconds.append(time.monotonic() - start)
+        shapes += [batch.shape for batch in executor.batches]
     return fit_price(shapes, seconds)
 
 
-# --- the comparison ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One model at one load. Latencies in milliseconds: (measured, predicted)."""
-
-    model: str
-    load: float
-    requests_per_s: float
-    same_batches: bool  # with the real steps' times
-    num_steps: int
-    mean: dict[str, tuple[float, float]]
-    p99: dict[str, tuple[float, float]]
-
-    def errors(self, which: str) -> dict[str, float]:
-        values: dict[str, tuple[float, float]] = getattr(self, which)
-        return {name: abs(said / real - 1) for name, (real, said) in values.items()}
-
-
-def compare(built: Built, load: Workload, price: StepTime, part: float) -> Row:
+def compare(
+    built: Built, load: Workload, prices: dict[str, StepTime], part: float, scale: float
+) -> tuple[Row, Seen]:
     seen = serve(built, load)
-    spec = ReplicaSpec(scheduler=built.scheduler_config, step_time=price)
-    predicted = sum_up(simulate(load, Fleet(replica=spec)), 1).report
+    said = {
+        name: sum_up(simulate(load, Fleet(replica=_replica(built, price))), 1).report
+        for name, price in prices.items()
+    }
 
-    def both(value: Any) -> dict[str, tuple[float, float]]:
-        reports = (seen.report, predicted)
+    def both(value: Callable[[Any], float | None]) -> dict[str, dict[str, Pair]]:
         return {
-            name: tuple(1000 * value(getattr(report, name)) for report in reports)
-            for name in METRICS
+            price: {
+                name: (
+                    1000 * (value(getattr(seen.report, name)) or 0.0),
+                    1000 * (value(getattr(report, name)) or 0.0),
+                )
+                for name in METRICS
+            }
+            for price, report in said.items()
         }
 
-    return Row(
+    row = Row(
         model=built.name,
         load=part,
         requests_per_s=load.requests_per_s,
+        length_scale=scale,
         same_batches=replay(built, load, seen.polls) == seen.batches,
         num_steps=len(seen.polls),
-        mean=both(lambda d: d.mean or 0.0),
-        p99=both(lambda d: d.percentiles[99.0] or 0.0),
+        mean=both(lambda d: d.mean),
+        p99=both(lambda d: d.percentiles[99.0]),
     )
+    return row, seen
+
+
+def _replica(built: Built, price: StepTime) -> ReplicaSpec:
+    return ReplicaSpec(scheduler=built.scheduler_config, step_time=price)
 
 
 def replay(built: Built, load: Workload, polls: Sequence[float]) -> list[Any]:
@@ -262,149 +224,143 @@ def replay(built: Built, load: Workload, polls: Sequence[float]) -> list[Any]:
     return [plain(batch) for batch in executor.batches]
 
 
-def measure(options: argparse.Namespace) -> tuple[list[Row], dict[str, Price]]:
+def step_rows(name: str, seen: Sequence[Seen], prices: dict[str, StepTime]) -> Iterator[StepRow]:
+    """Step by step, by what a step does: where a price is wrong, this says for which steps."""
+    kinds: dict[str, list[tuple[float, BatchShape]]] = {}
+    for run in seen:
+        for shape, seconds in zip(run.shapes, run.seconds, strict=True):
+            kinds.setdefault(_kind(shape), []).append((seconds, shape))
+    for kind, steps in sorted(kinds.items()):
+        ratios = {
+            price: statistics.median(price_of(shape) / seconds for seconds, shape in steps)
+            for price, price_of in prices.items()
+        }
+        measured = 1000 * statistics.median(seconds for seconds, _ in steps)
+        yield StepRow(name, kind, len(steps), measured, ratios)
+
+
+def _kind(shape: BatchShape) -> str:
+    tokens, count = shape.num_tokens, len(shape.requests)
+    if tokens == count:
+        low = 1 << (count - 1).bit_length() >> 1
+        return f"next tokens of {count if count < 3 else f'{low + 1} to {2 * low}'}"
+    return f"with prompts, {'at most' if tokens <= 64 else 'more than'} 64 tokens"
+
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], list[StepRow]]:
     rows: list[Row] = []
-    prices: dict[str, Price] = {}
+    steps: list[StepRow] = []
     models = options.model or [None]
     args = EngineArgs(
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.budget,
         backend=options.backend,
     )
-    with show_progress("runs", total=len(models) * (len(options.loads) + 2)) as bar:
+    with show_progress("runs", total=1 + len(models) * (len(options.loads) + 2)) as bar:
+        write_hardware(measure_host(options.backend), calibration_file())
+        bar.advance()
         for path in models:
             with loaded_model(path, args) as built:
-                trace = the_trace(options)
-                price = calibrate(built, options.calibration, options.max_input_len)
-                prices[built.name] = price
+                scale, trace = trace_for(built, options)
                 bar.advance()
-                all_at_once = trace.at([0.0] * len(trace.arrivals))
-                most = len(trace.arrivals) / serve(built, all_at_once).report.duration_s
+                price = fitted_price(built, synthetic_load(options.calibration, scale, seed=1234))
+                prices: dict[str, StepTime] = {
+                    "fitted": price,
+                    "calibrated": built.prices.step_time,
+                }
+                most = len(trace.arrivals) / burst_s(built, trace)
                 bar.advance()
+                runs = []
                 for part in options.loads:
                     num_requests = len(trace.arrivals)
                     times = timed(num_requests, part * most, burstiness=1.0, seed=options.seed)
-                    rows.append(compare(built, trace.at(times), price, part))
+                    row, seen = compare(built, trace.at(times), prices, part, scale)
+                    rows.append(row)
+                    runs.append(seen)
                     bar.advance()
-    return rows, prices
+                steps += step_rows(built.name, runs, prices)
+    return rows, steps
 
 
-def the_trace(options: argparse.Namespace) -> Workload:
+def burst_s(built: Built, load: Workload) -> float:
+    """Seconds for a load whose requests are all there at once."""
+    return serve(built, load.at([0.0] * len(load.arrivals))).report.duration_s
+
+
+def trace_for(built: Built, options: argparse.Namespace) -> tuple[float, Workload]:
+    """The trace, with lengths for which all runs together take about `--seconds`."""
+    scale = SCALES[0]
+    trace = the_trace(options, scale)
+    burst_s(built, trace.first(4))  # caches, page faults
+    probes = trace.first(NUM_PROBES)
+    whole = burst_s(built, probes) * len(trace.arrivals) / len(probes.arrivals)
+    expected = whole * (1 + sum(1 / part for part in options.loads))
+    longest = built.scheduler_config.max_model_len / sum(LONGEST)
+    found = min(max(scale, scale * options.seconds / expected), SCALES[1], longest)
+    return found, the_trace(options, found)
+
+
+def the_trace(options: argparse.Namespace, scale: float) -> Workload:
     """Lengths of the trace, made to fit a small model on a small host."""
     if options.trace is None:
-        return synthetic(
-            options.num_requests,
-            1.0,
-            input_lengths=Lengths(128, "lognormal", 0.8, options.max_input_len),
-            output_lengths=Lengths(32, "lognormal", 0.8, options.max_output_len),
-            seed=options.seed,
-        )
-    fit = Fit(options.length_scale, options.max_input_len, options.max_output_len)
-    return read_trace(options.trace, num_requests=options.num_requests, fit=fit)
+        return synthetic_load(options.num_requests, scale, seed=options.seed)
+    longest = (max(1, round(scale * length)) for length in LONGEST)
+    return read_trace(options.trace, num_requests=options.num_requests, fit=Fit(scale, *longest))
 
 
-# --- the page ----------------------------------------------------------------------------------
+def synthetic_load(num_requests: int, scale: float, *, seed: int) -> Workload:
+    """Lengths like those of conversations, scaled: as long on average as Azure's, and as spread."""
+    most_input, most_output = (max(2, round(scale * length)) for length in LONGEST)
+    return synthetic(
+        num_requests,
+        1.0,
+        input_lengths=Lengths(max(1, most_input // 4), "lognormal", 0.8, most_input),
+        output_lengths=Lengths(max(1, most_output // 2), "lognormal", 0.8, most_output),
+        seed=seed,
+    )
 
 
-def medians(rows: Sequence[Row], which: str) -> dict[str, float]:
-    return {name: statistics.median(row.errors(which)[name] for row in rows) for name in METRICS}
-
-
-def draw(rows: Sequence[Row], file: Path) -> None:
-    """Predicted over measured, for means and p99s; within the band is within the limit."""
-    matplotlib.use("Agg")
-    plt = __import__("matplotlib.pyplot", fromlist=["pyplot"])
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained")
-    for panel, which, limit in zip(axes, ("mean", "p99"), (MEAN_LIMIT, TAIL_LIMIT), strict=True):
-        points = [v for row in rows for v in getattr(row, which).values()]
-        ends = np.array([min(min(v) for v in points) * 0.7, max(max(v) for v in points) * 1.4])
-        panel.fill_between(ends, ends * (1 - limit), ends * (1 + limit), alpha=0.2, color="grey")
-        panel.plot(ends, ends, color="grey", lw=0.8)
-        for marker, name in zip("os^", METRICS, strict=True):
-            for colour, model in enumerate(dict.fromkeys(row.model for row in rows)):
-                own = [getattr(row, which)[name] for row in rows if row.model == model]
-                label = f"{name.upper()}, {model}"
-                panel.plot(*zip(*own, strict=True), marker, color=f"C{colour}", label=label)
-        panel.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted, ms")
-        panel.set_title(f"{which}; band: {limit:.0%}")
-    axes[0].legend(fontsize=7)
-    plt.rcParams["svg.hashsalt"] = "duetto"
-    figure.savefig(file, metadata={"Date": None})
-
-
-def page(rows: Sequence[Row], prices: dict[str, Price], about: str, picture: str) -> str:
-    def cells(row: Row, which: str) -> list[str]:
-        return [f"{real:.1f} / {said:.1f}" for real, said in getattr(row, which).values()]
-
-    compared = [
-        [
-            f"{row.model}, {row.load:.0%} load",
-            f"{row.requests_per_s:.2f}",
-            *cells(row, "mean"),
-            *cells(row, "p99"),
-            f"{'same' if row.same_batches else 'DIFFERENT'} ({row.num_steps})",
-        ]
-        for row in rows
-    ]
-    heads = [f"{name.upper()} {which}" for which in ("mean", "p99") for name in METRICS]
-    limits = {"mean": MEAN_LIMIT, "p99": TAIL_LIMIT}
-    errors = [
-        [which, *(f"{value:.1%}" for value in medians(rows, which).values()), f"{limit:.0%}"]
-        for which, limit in limits.items()
-    ]
-    terms = [
-        [name, *(f"{1e6 * value:.3f}" for value in price.terms)] for name, price in prices.items()
-    ]
-    return f"""# The simulator, against this host
-
-Written by `benchmarks/planner_host.py` on {today()}; do not edit.
-{about}
-
-Measured / predicted, in milliseconds. The load is a part of the rate at which the model answers the
-requests when all are there at once. *Batches*: whether the simulator, with the real steps' times,
-gave the real schedule, batch by batch (steps).
-
-{markdown_table(["", "requests/s", *heads, "batches"], compared)}
-
-![Predicted over measured]({picture})
-
-Median absolute error over models and loads:
-
-{markdown_table(["", *(name.upper() for name in METRICS), "limit"], errors)}
-
-The fitted prices, in microseconds; measured on synthetic requests before the trace was served:
-
-{markdown_table(["", *TERMS], terms)}
-
-How to read it. ITL follows from the price of a step. TTFT is a queue's: near saturation it
-multiplies whatever a step is mispriced by, so look at the highest load. What the price cannot know
-is what else the machine does: a long gap that another process caused is in the measured p99 only.
-"""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, action="append", help="may be given again")
     parser.add_argument("--trace", type=Path, help="Azure's CSV or Mooncake's JSON lines")
     parser.add_argument("--num-requests", type=int, default=200)
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
-    parser.add_argument("--length-scale", type=float, default=0.125)
-    parser.add_argument("--max-input-len", type=int, default=512)
-    parser.add_argument("--max-output-len", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=240.0, help="for all loads of a model")
     parser.add_argument("--max-num-seqs", type=int, default=16)
     parser.add_argument("--budget", type=int, default=128, help="tokens a step")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--calibration", type=int, default=60, help="requests, three times")
+    parser.add_argument("--calibration", type=int, default=24, help="requests to measure steps on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=PAGE)
-    options = parser.parse_args()
-    about = f"Machine: {machine()}."
-    rows, prices = measure(options)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options, where = parse_options(), machine()
+    with TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache  # the user's own calibration stays as it is
+        rows, steps = measure(options)
     picture = options.output.with_name(f"{options.output.stem}-host.svg")
     draw(rows, picture)
-    options.output.write_text(page(rows, prices, about, picture.name))
-    found = {which: medians(rows, which) for which in ("mean", "p99")}
-    print(json.dumps({"errors": found, "rows": [asdict(row) for row in rows]}))
+    options.output.write_text(page(rows, steps, f"Machine: {where}.", picture.name))
+    errors = {
+        price: {which: medians(rows, price, which) for which in ("mean", "p99")} for price in PRICES
+    }
+    document = {
+        "benchmark": "planner_host",
+        "date": today(),
+        "machine": where,
+        "errors": errors,
+        "same_batches": all(row.same_batches for row in rows),
+        "limits": {"mean": MEAN_LIMIT, "p99": TAIL_LIMIT},
+        "rows": [asdict(row) for row in rows],
+        "steps": [asdict(each) for each in steps],
+    }
+    print(f"wrote {options.output.name}")
+    print(json.dumps(document))
 
 
 if __name__ == "__main__":

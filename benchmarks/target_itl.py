@@ -6,8 +6,8 @@ First the prompt runs alone, and the streams without it. Then, for a fixed numbe
 and for a target ITL, the streams run, the prompt arrives, and the gaps between the streams' tokens
 are taken from its arrival to its first token. The target is a multiple of a step of the streams
 alone. `cold` is the first prompt that a new engine meets, for which it has no measured price of a
-chunk; before the others it has met one. Writes a page of Markdown; the last line of stdout is one
-JSON document.
+chunk; before the others it has met one. The prompt is repeated as often as `--seconds` allow.
+Writes a page of Markdown; the last line of stdout is one JSON document.
 """
 
 import argparse
@@ -55,6 +55,7 @@ class Row:
 class Measured:
     alone: float  # TTFT of the prompt, seconds
     decode_step: float
+    repetitions: int
     fixed: Sequence[Row]
     timed: Sequence[tuple[float, Row]]  # with their targets
 
@@ -117,7 +118,9 @@ class Bench:
         return Request(
             request_id=str(self._num_requests),
             prompt_token_ids=tuple(self._random.randrange(size) for _ in range(num_tokens)),
-            sampling=SamplingParams(temperature=0.0, max_tokens=min(max_tokens, most)),
+            sampling=SamplingParams(
+                temperature=0.0, max_tokens=min(max_tokens, most), ignore_eos=True
+            ),
             max_tokens=min(max_tokens, most),
             seed=0,
             arrival_time=time.monotonic(),
@@ -146,14 +149,15 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 def measure(built: Built, args: EngineArgs, options: argparse.Namespace) -> Measured:
-    bench, count = Bench(built, options), options.repetitions
+    bench = Bench(built, options)
     bench.arrivals(args, 1, 0)  # warm-up: caches, page faults
     alone = statistics.median(a.ttft for a in bench.arrivals(args, 3, 0))
     decode_step = bench.decode_step(args, options.num_streams)
+    count = repetitions(alone, options)
     rows = []
     for tokens in options.fixed:
         fixed = replace(args, max_num_batched_tokens=tokens)
-        found = bench.arrivals(fixed, 3, options.num_streams)
+        found = bench.arrivals(fixed, 2, options.num_streams)
         rows.append(row(f"{tokens} tokens a step", found, alone, decode_step))
     targets = []
     for factor in options.factors:
@@ -163,7 +167,15 @@ def measure(built: Built, args: EngineArgs, options: argparse.Namespace) -> Meas
         for name, found in (("cold", [cold]), ("learned", learned)):
             title = f"target {target * 1000:.1f} ms, {name}"
             targets.append((target, row(title, found, alone, decode_step)))
-    return Measured(alone, decode_step, rows, targets)
+    return Measured(alone, decode_step, count, rows, targets)
+
+
+def repetitions(alone: float, options: argparse.Namespace) -> int:
+    """How often the prompt may arrive at each target, beside the first time."""
+    # With a target of f steps, the prompt has 1 - 1/f of the time.
+    once = alone * sum(factor / (factor - 1) for factor in options.factors)
+    others = alone * (4 + 3 * len(options.fixed))
+    return min(max(int((options.seconds - others) / once) - 1, 2), 12)
 
 
 def table(measured: Measured) -> str:
@@ -188,7 +200,7 @@ Model: {built.name}, {built.model.program.num_parameters:,} parameters, {built.m
 {built.model.backend} backend.
 
 {options.num_streams} streams decode; a prompt of {options.prompt_len} tokens arrives
-({options.repetitions} times). Alone its TTFT is {alone * 1000:.0f} ms; a step of the streams alone
+({measured.repetitions} times). Alone its TTFT is {alone * 1000:.0f} ms; a step of the streams alone
 takes {step * 1000:.1f} ms (medians). Gaps between the streams' tokens are those that end between
 the prompt's arrival and its first token; times are in milliseconds.
 
@@ -215,12 +227,15 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--num-streams", type=int, default=8)
     parser.add_argument("--prompt-len", type=int, default=2048)
     parser.add_argument("--lead-in", type=int, default=24, help="steps before the prompt arrives")
-    parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=480.0, help="for all, about")
     parser.add_argument("--factors", type=float, nargs="+", default=[1.5, 2.0, 4.0])
     parser.add_argument("--fixed", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=PAGE)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.factors) <= 1:
+        parser.error("--factors: must be above 1; at 1 there is no time for a prompt")
+    return options
 
 
 def main() -> None:
@@ -231,6 +246,12 @@ def main() -> None:
         backend=options.backend,
     )
     with loaded_model(options.model, args) as built:
+        longest = built.scheduler_config.max_model_len
+        if options.prompt_len >= longest:
+            raise SystemExit(
+                f"--prompt-len {options.prompt_len}: {built.name} takes {longest} tokens, prompt "
+                f"and answer; accepted: at most {longest - 1}"
+            )
         measured = measure(built, args, options)
         options.output.write_text(page(measured, built, options, where), encoding="utf-8")
     learned = [(target, each) for target, each in measured.timed if each.name.endswith("learned")]
@@ -240,6 +261,7 @@ def main() -> None:
         "machine": where,
         "alone_ttft_s": measured.alone,
         "decode_step_s": measured.decode_step,
+        "repetitions": measured.repetitions,
         "targets": [{"target_s": target, **asdict(each)} for target, each in measured.timed],
         "worst_p99_over_target": max(each.itl_p99 / target for target, each in learned),
         "worst_ttft_over_bound": max(each.ttft_bound for _, each in learned),

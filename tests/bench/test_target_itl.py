@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "target_itl.py"
 
 def test_target_itl(tiny_model: Path, tmp_path: Path) -> None:
     page = tmp_path / "target.md"
-    words = "--prompt-len 600 --repetitions 2 --factors 4 --fixed 512 --num-streams 4"
+    words = "--prompt-len 600 --seconds 2 --factors 4 --fixed 512 --num-streams 4"
     command = [sys.executable, str(SCRIPT), "--model", str(tiny_model), "--backend", "reference"]
     command += [*words.split(), "--output", str(page)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

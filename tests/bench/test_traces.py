@@ -59,7 +59,7 @@ GOOD_ROW = "2023-11-16 18:15:46.6805900,374,44\n"
     [
         ("", "1: no column TIMESTAMP", "accepted: a CSV"),
         ("TIMESTAMP,ContextTokens\n", "1: no column GeneratedTokens", "accepted: a CSV"),
-        (HEADER, "no requests in it", ""),
+        (HEADER, "1: no requests in it", ""),
         (HEADER + GOOD_ROW + "yesterday,1,1\n", "3: TIMESTAMP 'yesterday'", "accepted: 2023-"),
         (HEADER + GOOD_ROW.replace("374", "-1"), "2: ContextTokens is '-1'", "1 or more"),
         (HEADER + GOOD_ROW.replace(",44", ",4.5"), "2: GeneratedTokens is '4.5'", "1 or more"),

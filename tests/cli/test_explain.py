@@ -4,9 +4,10 @@ import json
 import urllib.request
 
 import pytest
+from rich.console import Console
 from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
 
-from duetto.cli.explain import explain
+from duetto.cli.explain import explain, show
 from duetto.core.errors import ConfigError
 
 KEY = "sk-mine"
@@ -49,6 +50,21 @@ def test_one_request_is_explained_by_its_id(server, capsys):
     explain(fast["id"], url=url, json_output=True)
     (choice,) = json.loads(capsys.readouterr().out)["choices"]
     assert choice["prompt_tokens"] == 1 and choice["cache_miss"]["reason"] == "too_short"
+
+
+def test_a_request_that_runs_is_shown(capsys):
+    show(
+        {
+            "id": "r",
+            "finish_reason": None,
+            "prompt_tokens": 8,
+            "why": "it is still running, for 4.00 s: it waits in the queue.",
+            "segments": [{"kind": "wait", "start_ms": 0.0, "ms": 4000.0}],
+        },
+        Console(highlight=False),
+    )
+    shown = capsys.readouterr().out
+    assert "r: 8 prompt tokens" in shown and "still running" in shown and "waited" in shown
 
 
 def test_the_steps_are_written_for_perfetto(server, tmp_path):

@@ -103,8 +103,8 @@ def test_plan_for_people() -> None:
 def test_plan_says_what_limits_when_nothing_will_do() -> None:
     done = duetto(*PLAN, "--slo", "ttft=0.002")
     assert done.returncode == 0, done.stderr
-    assert "nothing" in done.stdout
-    assert "ttft" in done.stdout
+    assert "nothing meets the limits" in done.stdout
+    assert "nearest: " in done.stdout and "ttft limits it" in done.stdout
 
 
 def test_plan_of_a_rate_alone() -> None:

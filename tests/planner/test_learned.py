@@ -64,6 +64,22 @@ def test_one_step_corrects_the_scale_of_what_was_never_measured() -> None:
     assert model.step_time(chunk) == pytest.approx(true_time(chunk), rel=0.3)
 
 
+def test_what_was_never_measured_does_not_bend_what_was() -> None:
+    """The start is right about the steps that come, and too low about all others."""
+
+    def start(shape: BatchShape) -> float:
+        return true_time(shape) * (1.0 if 8 <= shape.num_tokens < 32 else 0.6)
+
+    model, found = LearnedStepTime(start), []
+    rng = random.Random(5)
+    for index in range(120):
+        chunk = RequestShape(8, 9 * index, 0)
+        shape = BatchShape((*streams(8, 1200 + index), chunk))
+        found.append(model.step_time(shape) / true_time(shape))
+        model.observe(shape, true_time(shape) * rng.lognormvariate(0, 0.04))
+    assert sum(found[60:]) / 60 == pytest.approx(1, abs=0.03)
+
+
 def test_thousands_of_next_tokens_do_not_make_it_forget_chunks() -> None:
     model = LearnedStepTime()
     errors(model)

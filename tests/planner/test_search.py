@@ -7,6 +7,7 @@ import pytest
 from duetto.bench.metrics import SLO
 from duetto.bench.workload import Lengths
 from duetto.core.errors import ConfigError
+from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.hardware import HARDWARE, HardwareSpec
 from duetto.planner.layout import Layout, make_fleet
 from duetto.planner.model import find_program
@@ -116,14 +117,26 @@ def test_limits_that_nothing_meets() -> None:
     assert nearest.ratio == min(v.ratio for v in found.simulated) > 1
 
 
+def test_limits_that_nothing_meets_even_alone() -> None:
+    """The best that exists is known all the same, and it is the best of those that fit."""
+    wanted, candidates = problem(ttft=1e-6), few(2)
+    assert all(why_not(wanted, layout) for layout in candidates)
+    found = search(wanted, candidates, num_processes=1)
+    assert found.best is None and len(found.verdicts) == len(candidates)
+    nearest = found.simulated[0]
+    assert nearest == found.verdicts[0] and nearest.binding == "ttft"
+    assert nearest.ratio == min(judge(wanted, layout).ratio for layout in candidates) > 1
+
+
 def test_a_model_that_does_not_fit_is_told_with_what_would() -> None:
     tight = replace(problem(), hardware=hardware(2, memory_gib=2.5))
-    reason = why_not(tight, BASE)
-    assert reason is not None
-    assert "2.3 GiB of weights" in reason and "it fits with --tp 2" in reason
+    refused = why_not(tight, BASE)
+    assert refused is not None
+    assert "2.3 GiB of weights" in refused.reason and "it fits with --tp 2" in refused.reason
     assert why_not(tight, replace(BASE, tp=2)) is None
     alone = why_not(replace(tight, hardware=hardware(1, memory_gib=2.5)), BASE)
-    assert alone is not None and "it fits with --dtype int8" in alone  # an A100 has no float8
+    assert alone is not None  # an A100 has no float8
+    assert "it fits with --dtype int8" in alone.reason
     found = search(tight, few(2), num_processes=1)
     assert all(v.layout.tp * v.layout.pp > 1 for v in found.simulated)
 
@@ -142,10 +155,23 @@ def test_layouts_that_cannot_be(layout: Layout, message: str) -> None:
         make_fleet(PROGRAM, hardware(64 if layout.pp > 1 else 4), layout)
 
 
-@pytest.mark.parametrize("name", ["tp", "pp", "replicas", "max_num_seqs"])
+@pytest.mark.parametrize(
+    "name", ["tp", "pp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size"]
+)
 def test_layouts_count_from_one(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: must be 1 or more"):
         Layout(**{name: 0})
+
+
+def test_graphs_leave_out_the_launches_of_next_tokens() -> None:
+    """A next token of a small model on a fast device waits for the host's launches."""
+
+    def next_token_s(layout: Layout) -> float:
+        step_time = make_fleet(PROGRAM, HARDWARE["h100"], layout).replica.step_time
+        return step_time(BatchShape((RequestShape(1, 500),)))
+
+    launches = HARDWARE["h100"].efficiencies.launch_s
+    assert next_token_s(BASE) - next_token_s(replace(BASE, graphs=True)) > 10 * launches
 
 
 def test_the_highest_rate_is_met_and_a_little_more_is_not() -> None:
@@ -184,6 +210,13 @@ def test_a_queue_between_the_first_token_and_the_second_is_seen() -> None:
     layout = replace(BASE, prefill_replicas=3, max_num_seqs=2)
     verdict = judge(wanted, layout)
     assert not verdict.is_met
+
+
+def test_a_layout_that_can_serve_nothing_does_not_end_the_search() -> None:
+    wanted = problem(rate=1.0, ttft=60.0)
+    found = search(wanted, [replace(BASE, max_model_len=32), BASE], num_processes=1)
+    assert found.best is not None and found.best.layout == BASE
+    assert any("no request can be served" in v.reason for v in found.verdicts)
 
 
 def test_an_objective_has_limits_and_a_percentile() -> None:

@@ -36,7 +36,7 @@ def test_azure_with_seven_fractional_digits(tmp_path: Path) -> None:
     ("text", "where"),
     [
         ("", "1: the file is empty"),
-        (HEADER, "no requests in it"),
+        (HEADER, "1: no requests in it"),
         ("TIMESTAMP,ContextTokens\n", "1: no column GeneratedTokens"),
         (HEADER + ROW + ROW.replace("374", "-374"), "3: ContextTokens is '-374'"),
         (HEADER + ROW + ROW.replace(":46", ":45"), "3: its time is 1 s before the row above"),

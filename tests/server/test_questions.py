@@ -1,6 +1,7 @@
 """Where a request's time went, asked over HTTP."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.request import FinishReason
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.core.timings import Part
-from duetto.server.explain import cache_miss, timeline
+from duetto.server.explain import cache_miss, so_far, timeline
 from duetto.server.history import Ended, History
 from duetto.server.timeline import segments, trace
 
@@ -91,6 +92,40 @@ def test_an_unknown_request_is_404(client):
     for name in ("cmpl-", "nope", "%20", "a" * 32):
         reply = client.get(f"/v1/requests/{name}/timeline")
         assert reply.status_code == 404 and "error" in reply.json()
+
+
+def test_a_request_that_runs_tells_what_it_did_so_far():
+    app, _ = make_app(SpeakingExecutor(TEXT, step_s=0.1))
+    with TestClient(app) as client, ThreadPoolExecutor(1) as pool:
+        history = app.state.relay.history
+        reply = pool.submit(post, client, "/v1/completions", COMPLETION)
+        wait_until(lambda: len(history.steps()) == 2)
+        (running,) = history.running(b"")
+        got = client.get(f"/v1/requests/{running.request_id}/timeline")
+        (choice,) = got.json()["choices"]
+        assert got.status_code == 200 and choice["finish_reason"] is None
+        assert choice["completion_tokens"] >= 2 and "still running" in choice["why"]
+        assert [s["kind"] for s in choice["segments"]] == ["wait", "prompt", "decode"]
+        assert choice["segments_are_whole"] and choice["total_ms"] > 200
+        assert history.running(b"another tenant") == []
+        body = reply.result(10)
+        assert history.running(b"") == []
+        ended = client.get(f"/v1/requests/{body['id']}/timeline").json()["choices"]
+        assert [one["finish_reason"] for one in ended] == ["stop"]
+
+
+def test_a_request_in_the_queue_waits_and_says_so():
+    history = History(max_steps=3)
+    history.record_arrival(make_request("w", range(8)))
+    for start in (1.0, 2.0, 3.0):
+        history.record_step(step(start, {"a": (1, 8)}))
+    (running,) = history.running(b"")
+    told = so_far(running, history.steps(), None, 4.0, is_whole=history.remembers_since(0.0))
+    assert told["segments"] == [{"kind": "wait", "start_ms": 0.0, "ms": 4000.0}]
+    assert "waits in the queue" in told["why"] and told["segments_are_whole"]
+    history.record_step(step(4.0, {"w": (8, 0)}, prompt_tokens=8))
+    told = so_far(running, history.steps(), None, 5.0, is_whole=history.remembers_since(0.0))
+    assert "prompt is being computed" in told["why"] and not told["segments_are_whole"]
 
 
 def test_a_tenant_sees_its_own_requests_only():

@@ -99,7 +99,7 @@ def azure_rows(file: Path, num_requests: int | None = None) -> list[TraceRow]:
             )
             for line, row in enumerate(islice(reader, num_requests), start=2)
         ]
-    _check_not_empty(file, timed)
+    _check_not_empty(file, timed, line=1)
     start = timed[0][0]
     rows = [TraceRow((t - start) / timedelta(seconds=1), n, m) for t, n, m in timed]
     _check_order(file, range(2, len(rows) + 2), rows)
@@ -150,7 +150,7 @@ def mooncake_rows(file: Path, num_requests: int | None = None) -> list[TraceRow]
     with _opened(file) as lines:
         numbered = ((n, text) for n, text in enumerate(lines, start=1) if text.strip())
         read = [(n, _mooncake_row(file, n, text)) for n, text in islice(numbered, num_requests)]
-    _check_not_empty(file, read)
+    _check_not_empty(file, read, line=1)
     rows = [
         TraceRow(r.timestamp / 1000, r.input_length, r.output_length, tuple(r.hash_ids))
         for _, r in read
@@ -327,6 +327,6 @@ def _cut(lengths: list[int], limit: int | None) -> list[int]:
     return lengths if limit is None else [min(length, limit) for length in lengths]
 
 
-def _check_not_empty(file: Path, rows: list[Any]) -> None:
+def _check_not_empty(file: Path, rows: list[Any], line: int | None = None) -> None:
     if not rows:
-        raise TraceError(file, None, "no requests in it")
+        raise TraceError(file, line, "no requests in it")

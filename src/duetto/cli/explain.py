@@ -95,6 +95,11 @@ def show(choice: dict[str, Any], console: Console) -> None:
     """One request's timeline, for people. In the last table `others'` are prompt tokens of other
     requests in the same steps, `expected` what the steps should have taken together, and `longest`
     the longest of them, in milliseconds."""
+    if choice["finish_reason"] is None:
+        console.print(f"[bold]{choice['id']}[/]: {choice['prompt_tokens']} prompt tokens")
+        console.print(f"  {choice['why']}")
+        console.print(_segments(choice))
+        return
     console.print(
         f"[bold]{choice['id']}[/]: {choice['prompt_tokens']} prompt tokens "
         f"({choice['cached_tokens']} cached), {choice['completion_tokens']} generated, ended by "

@@ -192,7 +192,8 @@ def _conclusion(found: Plan) -> list[str]:
 
 def _nothing(found: Plan) -> list[str]:
     if not found.simulated:
-        return ["nothing can meet the limits:", *(f"  {v.reason}" for v in found.verdicts[:5])]
+        reasons = list(dict.fromkeys(v.reason for v in found.verdicts))
+        return ["no layout can be:", *(f"  {reason}" for reason in reasons[:5])]
     nearest = found.simulated[0]
     return [
         "nothing meets the limits",
@@ -234,11 +235,17 @@ def _plan_json(found: Plan, rate: Rate | None) -> dict[str, JsonValue]:
     return {
         "best": None if found.best is None else _verdict_json(found.best),
         "runner_up": None if found.runner_up is None else _verdict_json(found.runner_up),
+        "nearest": _verdict_json(found.simulated[0]) if _is_missed(found) else None,
         "rate": _rate_json(rate),
         "num_layouts": len(found.verdicts),
         "num_simulated": len(found.simulated),
         "layouts": [_verdict_json(verdict) for verdict in found.verdicts],
     }
+
+
+def _is_missed(found: Plan) -> bool:
+    """Nothing meets the limits, but something comes nearest."""
+    return found.best is None and bool(found.simulated)
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, JsonValue]:

@@ -79,9 +79,13 @@ def roofline(
     if datasheet:
         spec = spec.ideal()
     layout = Layout(
-        tp=tp, pp=pp, dtype=dtype or config.dtype or "bfloat16", kv_cache_dtype=kv_dtype
+        tp=tp,
+        pp=pp,
+        dtype=dtype or config.dtype or "bfloat16",
+        kv_cache_dtype=kv_dtype,
+        graphs=graphs,
     )
-    asked = replace(layout.deployment, micro_batches=micro_batches, graphs=graphs)
+    asked = replace(layout.deployment, micro_batches=micro_batches)
     deployment = computable(asked, spec)
     found = price(program, spec, deployment, batch=batch, context=context, chunk=chunk)
     if picture is not None:

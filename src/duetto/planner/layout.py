@@ -39,6 +39,7 @@ _KV_BYTES: Mapping[KVName, float] = {
     "float8": 1.0,
     "int8": 1.0,
 }
+_POSITIVE = ("tp", "pp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ class Layout:
     """Longest prompt and answer together; by default the model's own, or what fits."""
     block_size: int = 32
     """Tokens in a KV block."""
+    graphs: bool = False
+    """Steps of next tokens are replayed by the device (CUDA graphs), so nothing is launched."""
     enable_chunked_prefill: bool = True
     """Compute long prompts in parts that share steps with other requests."""
     enable_prefix_caching: bool = True
@@ -82,7 +85,7 @@ class Layout:
     """Part of the memory that may be used."""
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "replicas", "max_num_seqs"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
         if self.prefill_replicas < 0:
@@ -111,6 +114,7 @@ class Layout:
             pipeline_parallel=self.pp,
             precision=Precision(_WEIGHT_BYTES[self.dtype], activations, kv_bytes),
             arithmetic="bfloat16" if self.dtype in ("int8", "int4") else self.dtype,
+            graphs=self.graphs,
         )
 
     def describe(self) -> str:

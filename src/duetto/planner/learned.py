@@ -18,6 +18,7 @@ MEMORY = 24  # steps of one size after which an old one counts a third
 NUM_TO_SCALE = 32  # first steps, which say how fast this machine is beside what the start says
 SWEEPS = 4  # of coordinate descent at a time; what is left is done the next time
 SOLVE_EVERY = 4  # steps, once the first have been learned from
+GUESS_WEIGHT = 0.05  # of what the start says of a size that was not measured, beside a step
 MAX_RATIO = 8.0  # a step may count as this many times slower than predicted, not more
 Row = list[float]
 
@@ -41,10 +42,11 @@ class _Equations:
             self.matrix[i] = [keep * m + scale * a for m, a in zip(row, amounts, strict=True)]
             self.right[i] = keep * self.right[i] + scale * seconds
 
-    def slower(self, factor: float) -> "_Equations":
-        """As if every step had taken `factor` times as long."""
+    def slower(self, factor: float, weight: float) -> "_Equations":
+        """As if every step had taken `factor` times as long, and counted `weight` times."""
         return _Equations(
-            [[m / factor**2 for m in row] for row in self.matrix], [r / factor for r in self.right]
+            [[weight * m / factor**2 for m in row] for row in self.matrix],
+            [weight * r / factor for r in self.right],
         )
 
 
@@ -100,7 +102,7 @@ class LearnedStepTime:
         """Minimise the squared relative errors over prices >= 0, one price after the other."""
         known = [*self._measured.values()]
         known += [
-            equations.slower(self._slowness)
+            equations.slower(self._slowness, GUESS_WEIGHT)
             for size, equations in self._started.items()
             if size not in self._measured
         ]

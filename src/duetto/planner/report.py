@@ -17,6 +17,7 @@ from duetto.bench.metrics import (
     Report,
     distribution,
 )
+from duetto.core.errors import ConfigError
 from duetto.core.timings import Part
 from duetto.planner.replica import StepLog
 from duetto.planner.simulation import Served, Simulation
@@ -82,9 +83,12 @@ def sum_up(
     percentiles: Sequence[float] = DEFAULT_PERCENTILES,
     price_per_hour: float | None = None,
 ) -> Outcome:
-    """Raises ValueError if no request came through."""
+    """Raises ConfigError if every request was refused, with the first refusal."""
     duration = simulation.duration_s
     done = [s for s in simulation.served if s.refusal is None]
+    if not done:
+        refusal = simulation.served[0].refusal if simulation.served else "there is none"
+        raise ConfigError(f"no request can be served: {refusal}")
     pools = {"serve": _use(simulation.steps, duration, simulation.num_blocks)}
     if simulation.prefill_steps:
         pools = {
@@ -109,8 +113,8 @@ def _report(
     simulation: Simulation, duration: float, slo: SLO | None, percentiles: Sequence[float]
 ) -> Report:
     done = [s for s in simulation.served if s.refusal is None]
-    if not done or not duration > 0:
-        raise ValueError("a report needs at least one answer and a duration above 0")
+    if not duration > 0:
+        raise ValueError("a report needs a duration above 0")
     times = [np.array(s.timings.token_times) for s in done]
     gaps = [np.diff(t) for t in times]
     ttft = np.array([t[0] - s.timings.arrival_time for s, t in zip(done, times, strict=True)])

@@ -37,6 +37,9 @@ class Problem:
     price_per_hour: float | None = None  # of one device
 
 
+NUM_NEAREST = 4  # layouts to simulate where all are refused, so that the best of them is known
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One layout, judged. Without an outcome it was not simulated, and `reason` says why."""
@@ -44,7 +47,7 @@ class Verdict:
     layout: Layout
     reached: dict[str, float] | None = None  # seconds, at the objective's percentile
     binding: str = ""  # the latency nearest to, or farthest beyond, its limit ...
-    ratio: float = float("inf")  # ... and how many times the limit it is
+    ratio: float = float("inf")  # ... and how many times the limit it is, or is at least
     throughput: float = 0.0  # output tokens/s
     cost_per_million: float | None = None
     reason: str = ""
@@ -127,18 +130,15 @@ def search(
     on_judged: Callable[[int], None] = lambda _count: None,
 ) -> Plan:
     """Judge layouts, those with the fewest devices first, until a number of devices has met the
-    objective; what would take more is dearer and left alone. Uses all cores.
+    objective; what would take more is dearer and left alone. Where all are refused without a
+    simulation, those nearest to the limits are simulated. Uses all cores.
 
     `on_judged` is called with how many more have been judged. Raises ConfigError without layouts.
     """
     if not candidates:
         raise ConfigError("there is no layout to try: fewer devices than one replica needs")
     verdicts: list[Verdict] = []
-    worth: list[Verdict] = []
-    hopeless: list[Verdict] = []
-    for layout in candidates:
-        reason = why_not(problem, layout)
-        (hopeless if reason else worth).append(Verdict(layout, reason=reason or ""))
+    worth, hopeless = _sifted(problem, candidates)
     on_judged(len(hopeless))
     worth.sort(key=lambda v: v.layout.num_devices)
     with _workers(problem, num_processes, len(worth)) as pool:
@@ -155,23 +155,39 @@ def search(
     return Plan((*sorted(verdicts, key=lambda v: v.place), *hopeless))
 
 
-def why_not(problem: Problem, layout: Layout) -> str | None:
+def _sifted(problem: Problem, candidates: Sequence[Layout]) -> tuple[list[Verdict], list[Verdict]]:
+    """Which to simulate, and which not."""
+    worth: list[Verdict] = []
+    hopeless: list[Verdict] = []
+    for layout in candidates:
+        refused = why_not(problem, layout)
+        (worth if refused is None else hopeless).append(refused or Verdict(layout))
+    if worth:
+        return worth, hopeless
+    hopeless.sort(key=lambda v: v.ratio)
+    count = sum(v.ratio < float("inf") for v in hopeless[:NUM_NEAREST])
+    return hopeless[:count], hopeless[count:]
+
+
+def why_not(problem: Problem, layout: Layout) -> Verdict | None:
     """Why a layout cannot be, or cannot meet the objective whatever the load; None if it may."""
     try:
         fleet = make_fleet(problem.program, problem.hardware, layout)
     except ConfigError as error:
-        return str(error)
+        return Verdict(layout, reason=str(error))
     limits, percentile = problem.objective.limits, problem.objective.percentile
     step_time = fleet.replica.step_time
     if "itl" in limits:
         alone = step_time(BatchShape((RequestShape(1, _shortest(problem.workload)),)))
         if alone > limits["itl"]:
-            return f"itl: {alone * 1000:.1f} ms even for one request alone"
+            reason = f"itl: {alone * 1000:.1f} ms even for one request alone"
+            return Verdict(layout, binding="itl", ratio=alone / limits["itl"], reason=reason)
     if "ttft" in limits:
         prompt = _prompt_to_compute(problem.workload, percentile)
         alone = _prefill_time(fleet, prompt)
         if alone > limits["ttft"]:
-            return f"ttft: {alone:.2f} s for a prompt of {prompt} tokens alone"
+            reason = f"ttft: {alone:.2f} s for a prompt of {prompt} tokens alone"
+            return Verdict(layout, binding="ttft", ratio=alone / limits["ttft"], reason=reason)
     return None
 
 
@@ -304,7 +320,10 @@ def _start_worker(problem: Problem) -> None:
 
 
 def _judge_here(layout: Layout) -> Verdict:
-    return judge(_problem, layout)
+    try:
+        return judge(_problem, layout)
+    except ConfigError as error:  # no request of the load has room, say
+        return Verdict(layout, reason=str(error))
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 from duetto.core.batch import StepRecord
 from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.timings import Part
-from duetto.server.history import Ended
-from duetto.server.timeline import RoofTime, ms, segments
+from duetto.server.history import Ended, Running
+from duetto.server.timeline import RoofTime, ms, segments, segments_until
 
 Json = dict[str, Any]
 
@@ -99,6 +99,38 @@ def timeline(
         "segments": [segment.shown(origin) for segment in found],
         "segments_are_whole": is_whole,  # or the first steps are no longer remembered
         "why": why(ended, miss),
+    }
+
+
+def so_far(
+    running: Running,
+    steps: Sequence[StepRecord],
+    roof_time: RoofTime | None,
+    now: float,
+    *,
+    is_whole: bool,
+) -> Json:
+    """What is known of a request that has not ended. How its time divides into parts, what the
+    cache had, and why, is told when it has."""
+    found, num_tokens = segments_until(running, steps, roof_time, now)
+    total_s, origin = now - running.arrival_time, running.arrival_time
+    state = (
+        f"{running.num_output_tokens} tokens are generated so far"
+        if running.num_output_tokens
+        else "its prompt is being computed"
+        if num_tokens
+        else "it waits in the queue"
+    )
+    return {
+        "id": running.request_id,
+        "finish_reason": None,
+        "prompt_tokens": running.num_prompt_tokens,
+        "completion_tokens": running.num_output_tokens,
+        "total_ms": ms(total_s),
+        "parts_ms": {},
+        "segments": [segment.shown(origin) for segment in found],
+        "segments_are_whole": is_whole,
+        "why": f"it is still running, for {_seconds(total_s)}: {state}.",
     }
 
 

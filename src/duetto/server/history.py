@@ -1,4 +1,4 @@
-"""What is remembered of steps and of requests that have ended, so that one can ask why.
+"""What is remembered of steps and of requests, so that one can ask why.
 
 Bounded: the oldest are forgotten. Lives on the event loop; knows no HTTP and no words.
 """
@@ -46,6 +46,17 @@ class Ended:
         return self.finish_time - self.arrival_time + self.reader_s
 
 
+@dataclass(slots=True)
+class Running:
+    """One engine request that has not ended, as far as its updates have told."""
+
+    request_id: str
+    owner: bytes
+    num_prompt_tokens: int
+    arrival_time: float
+    num_output_tokens: int = 0
+
+
 class History:
     def __init__(self, max_steps: int = MAX_STEPS, max_requests: int = MAX_REQUESTS) -> None:
         self._steps: deque[StepRecord] = deque()
@@ -53,17 +64,35 @@ class History:
         self._max_steps = max_steps
         self._max_requests = max_requests
         self._ended: OrderedDict[str, Ended] = OrderedDict()
+        self._running: dict[str, Running] = {}
+        self._has_forgotten = False  # steps
 
     def record_step(self, record: StepRecord) -> None:
         self._steps.append(record)
         self._num_rows += len(record.request_ids)
         while len(self._steps) > self._max_steps or self._num_rows > MAX_ROWS:
             self._num_rows -= len(self._steps.popleft().request_ids)
+            self._has_forgotten = True
+
+    def record_arrival(self, request: Request) -> None:
+        """The engine is about to be given a request."""
+        self._running[request.request_id] = Running(
+            request.request_id,
+            request.cache_salt,
+            request.num_prompt_tokens,
+            request.arrival_time,
+        )
 
     def record_update(self, request: Request, update: RequestUpdate) -> None:
-        """Take in a final update; what is not final says nothing here."""
+        """Take in an update; all that is told of a request comes with its final one."""
+        if update.finish_reason is None:
+            running = self._running.get(request.request_id)
+            if running is not None:
+                running.num_output_tokens += len(update.tokens)
+            return
+        self._running.pop(request.request_id, None)
         times = update.timings
-        if update.finish_reason is None or times is None or times.finish_time is None:
+        if times is None or times.finish_time is None:
             return
         gap_s, gap_end = max(zip(times.itl_s, times.token_times[1:], strict=True), default=(0, 0))
         tokens = times.token_times
@@ -99,6 +128,14 @@ class History:
     def steps(self) -> list[StepRecord]:
         """Oldest first."""
         return list(self._steps)
+
+    def remembers_since(self, time: float) -> bool:
+        """Whether no step that began after `time` has been forgotten."""
+        return not self._has_forgotten or self._steps[0].start_time <= time
+
+    def running(self, tenant: bytes) -> list[Running]:
+        """The requests of a tenant that have not ended, the oldest first."""
+        return [r for r in self._running.values() if r.owner.startswith(tenant)]
 
     def ended(self, tenant: bytes) -> list[Ended]:
         """The requests of a tenant, the one that ended last first."""

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from duetto.server.errors import ApiError, json_response
-from duetto.server.explain import listed, timeline
-from duetto.server.history import Ended
+from duetto.server.explain import listed, so_far, timeline
+from duetto.server.history import Ended, Running
 from duetto.server.relay import Relay
 from duetto.server.settings import ServerSettings
 from duetto.server.timeline import RoofTime, trace
@@ -27,6 +27,7 @@ class Questions:
         self, relay: Relay, settings: ServerSettings, roof_time: RoofTime | None = None
     ) -> None:
         self._history = relay.history
+        self._clock = relay.clock
         self._settings = settings
         self._roof_time = roof_time
 
@@ -43,18 +44,22 @@ class Questions:
         return json_response({"object": "list", "data": [listed(ended) for ended in mine]})
 
     async def timeline(self, request: Request) -> Response:
-        """Every choice of a reply, by the reply's id; or one, by its own."""
+        """Every choice of a reply, by the reply's id; or one, by its own. Of one that is still
+        running, what it did so far."""
         asked = request.path_params["id"]
         name = next((asked.removeprefix(p) for p in _PREFIXES if asked.startswith(p)), asked)
-        mine = [e for e in self._history.ended(_tenant(request)) if _is_of(e, name)]
-        if not mine:
+        history, tenant = self._history, _tenant(request)
+        mine = [e for e in history.ended(tenant) if _is_of(e, name)]
+        running = [r for r in history.running(tenant) if _is_of(r, name)]
+        if not mine and not running:
             raise ApiError(
                 404,
-                "no request of this id has ended of late; /v1/requests lists those that have",
+                "no request of this id runs or has ended of late; /v1/requests lists those that "
+                "have",
                 param="id",
                 code="request_not_found",
             )
-        steps = self._history.steps()
+        steps, now = history.steps(), self._clock()
         choices = [
             timeline(
                 ended,
@@ -62,8 +67,19 @@ class Questions:
                 self._roof_time,
                 tells_other_salts=self._settings.only_local_hosts,
             )
-            for ended in sorted(mine, key=lambda ended: ended.request_id)
+            for ended in mine
         ]
+        choices += [
+            so_far(
+                each,
+                steps,
+                self._roof_time,
+                now,
+                is_whole=history.remembers_since(each.arrival_time),
+            )
+            for each in running
+        ]
+        choices.sort(key=lambda choice: str(choice["id"]))
         return json_response({"id": asked, "object": "timeline", "choices": choices})
 
     async def steps(self, request: Request) -> Response:
@@ -75,8 +91,8 @@ class Questions:
         return await asyncio.to_thread(lambda: json_response(trace(steps, own, self._roof_time)))
 
 
-def _is_of(ended: Ended, name: str) -> bool:
-    return ended.request_id == name or ended.request_id.startswith(f"{name}-")
+def _is_of(one: Ended | Running, name: str) -> bool:
+    return one.request_id == name or one.request_id.startswith(f"{name}-")
 
 
 def _tenant(request: Request) -> bytes:

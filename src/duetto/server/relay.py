@@ -105,6 +105,7 @@ class Relay:
         thread = self._running_thread()
         for request in requests:
             self._live[request.request_id] = _Live(request, answer)
+            self.history.record_arrival(request)
             thread.add(request)
         return answer
 

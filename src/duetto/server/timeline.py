@@ -9,7 +9,7 @@ from typing import Any
 
 from duetto.core.batch import StepRecord
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.server.history import Ended
+from duetto.server.history import Ended, Running
 
 Json = dict[str, Any]
 RoofTime = Callable[[BatchShape], float]  # seconds a step would take if it reached its roof
@@ -65,15 +65,23 @@ def segments(
     ended: Ended, steps: Sequence[StepRecord], roof_time: RoofTime | None
 ) -> tuple[list[Segment], bool]:
     """What a request did, in order; and whether all of its steps are still remembered."""
-    found = [Segment("wait", ended.arrival_time, ended.arrival_time)]
+    found, num_tokens = segments_until(ended, steps, roof_time, ended.finish_time)
+    return found, _is_whole(ended, num_tokens)
+
+
+def segments_until(
+    request: Ended | Running, steps: Sequence[StepRecord], roof_time: RoofTime | None, until: float
+) -> tuple[list[Segment], int]:
+    """What a request did up to an instant, in order; and how many tokens were computed for it."""
+    found = [Segment("wait", request.arrival_time, request.arrival_time)]
     reached, num_tokens = 0, 0  # the most that it ever had computed, and tokens in all
     at = 0  # what it had computed after the step before
-    for step, own in _steps_of(ended, steps):
+    for step, own in _steps_of(request.request_id, steps, until):
         if not num_tokens:
             found[0].end = step.start_time
         if own.num_past + own.num_new <= reached:
             kind, own_prompt = "recompute", own.num_new
-        elif own.num_past < ended.num_prompt_tokens:
+        elif own.num_past < request.num_prompt_tokens:
             kind, own_prompt = "prompt", own.num_new
         else:
             kind, own_prompt = "decode", 0
@@ -89,8 +97,8 @@ def segments(
         reached = max(reached, at)
         num_tokens += own.num_new
     if not num_tokens:
-        found[0].end = ended.finish_time
-    return found, _is_whole(ended, num_tokens)
+        found[0].end = until
+    return found, num_tokens
 
 
 def trace(steps: Sequence[StepRecord], own: Sequence[Ended], roof_time: RoofTime | None) -> Json:
@@ -132,11 +140,11 @@ def _step_events(step: StepRecord, roof_time: RoofTime | None) -> list[Json]:
 
 
 def _steps_of(
-    ended: Ended, steps: Sequence[StepRecord]
+    request_id: str, steps: Sequence[StepRecord], until: float
 ) -> Iterator[tuple[StepRecord, RequestShape]]:
     for step in steps:
-        if step.start_time <= ended.finish_time and ended.request_id in step.request_ids:
-            yield step, step.shape.requests[step.request_ids.index(ended.request_id)]
+        if step.start_time <= until and request_id in step.request_ids:
+            yield step, step.shape.requests[step.request_ids.index(request_id)]
 
 
 def _is_whole(ended: Ended, num_tokens: int) -> bool:
