@@ -16,10 +16,9 @@ from training.draws import Draw
 from training.llama import Llama
 from training.muon import Muon
 from training.rungs import Rung
-from training.sequences import Batch, make_batch
+from training.sequences import Batch, make_batch, make_parts
 
 NUM_HELD_OUT = 64  # sequences of a test
-PART_SIZE = 8  # sequences that are computed at once
 WARM_UP_STEPS = 50
 CLIP = 1.0
 MUON_RATE = 10.0  # times the rate of the other parameters
@@ -85,7 +84,9 @@ class Climb:
     def _step(self, rung: Rung) -> None:
         progress = self.progress
         first = progress.step * rung.batch_size
-        parts = self._parts(rung, range(first, first + rung.batch_size))
+        seeds = range(first, first + rung.batch_size)
+        drawn = [rung.draw(seed, "train", self.tokenizer) for seed in seeds]
+        parts = [part.to(self.plan.device) for part in make_parts(drawn)]
         num_targets = sum(len(part.targets) for part in parts)
         rate = rung.learning_rate * _share_of_rate(rung, progress.step)
         for optimizer, times in zip(self.optimizers, (1.0, MUON_RATE), strict=True):
@@ -144,15 +145,6 @@ class Climb:
         asked = Counter(batch.kinds)
         right = Counter(kind for i, kind in enumerate(batch.kinds) if i not in wrong)
         return {kind: right[kind] / count for kind, count in sorted(asked.items())}
-
-    def _parts(self, rung: Rung, seeds: range) -> list[Batch]:
-        """A step's sequences in batches of like lengths: a third of one batch would be padding."""
-        drawn = [rung.draw(seed, "train", self.tokenizer) for seed in seeds]
-        drawn.sort(key=lambda sequence: sequence.num_tokens)
-        return [
-            make_batch(drawn[first : first + PART_SIZE]).to(self.plan.device)
-            for first in range(0, len(drawn), PART_SIZE)
-        ]
 
     def _batch(self, draw: Draw, seeds: range, *, held_out: bool, apart: bool = False) -> Batch:
         split = "eval" if held_out else "train"

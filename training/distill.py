@@ -22,7 +22,7 @@ from training.export import export
 from training.llama import Llama
 from training.measure import load
 from training.rungs import Rung, ladder
-from training.sequences import Batch, make_batch
+from training.sequences import Batch, make_parts
 from training.shapes import named_shape
 
 
@@ -39,35 +39,42 @@ def shortened(reader: Llama) -> Llama:
 
 
 def distill(
-    reader: Llama, draft: Llama, batches: Iterator[Batch], num_steps: int
+    reader: Llama, draft: Llama, steps: Iterator[list[Batch]], num_steps: int
 ) -> Iterator[float]:
     """Train the draft; the loss of each step, in nats per token. The rate falls to zero."""
     rate = ladder()[-1].learning_rate
     optimizers = make_optimizers(draft)
     for step in range(num_steps):
-        batch = next(batches)
-        with torch.no_grad():
-            wanted = reader(batch.ids, batch.positions, batch.mask, batch.wanted).log_softmax(-1)
-        said = draft(batch.ids, batch.positions, batch.mask, batch.wanted).log_softmax(-1)
-        loss = functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
+        parts = next(steps)
         for optimizer, times in zip(optimizers, (1.0, MUON_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = times * rate * (1 - step / num_steps)
             optimizer.zero_grad()
-        loss.backward()
+        num_targets = sum(len(part.targets) for part in parts)
+        loss = sum(_learn(reader, draft, part, num_targets) for part in parts)
         torch.nn.utils.clip_grad_norm_(draft.parameters(), CLIP)
         for optimizer in optimizers:
             optimizer.step()
-        yield loss.item()
+        yield loss
 
 
-def draw_batches(rung: Rung, tokenizer: Tokenizer, device: torch.device) -> Iterator[Batch]:
-    """The rung's training data, batch after batch."""
+def _learn(reader: Llama, draft: Llama, part: Batch, num_targets: int) -> float:
+    """Add the gradients of a part of a step; its share of the step's loss."""
+    with torch.no_grad():
+        wanted = reader(part.ids, part.positions, part.mask, part.wanted).log_softmax(-1)
+    said = draft(part.ids, part.positions, part.mask, part.wanted).log_softmax(-1)
+    loss = functional.kl_div(said, wanted, reduction="sum", log_target=True) / num_targets
+    loss.backward()
+    return loss.item()
+
+
+def draw_steps(rung: Rung, tokenizer: Tokenizer, device: torch.device) -> Iterator[list[Batch]]:
+    """The rung's training data, step after step."""
     first = 0
     while True:
         seeds = range(first, first + rung.batch_size)
         drawn = [rung.draw(seed, "train", tokenizer) for seed in seeds]
-        yield make_batch(drawn).to(device)
+        yield [part.to(device) for part in make_parts(drawn)]
         first += rung.batch_size
 
 
@@ -75,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="training.distill", description=__doc__)
     parser.add_argument("reader", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400, help="0: only shorten")
+    parser.add_argument("--steps", type=int, default=300, help="0: only shorten")
     parser.add_argument("--threads", type=int, help="of the CPU; all by default")
     args = parser.parse_args()
     if args.threads:
@@ -85,9 +92,9 @@ def main() -> None:
     loaded = load(args.reader)
     reader = loaded.model.to(device)
     draft = shortened(reader).to(device)
-    batches = draw_batches(ladder()[-1], loaded.tokenizer, device)
+    steps = draw_steps(ladder()[-1], loaded.tokenizer, device)
     with show_progress("distilling", total=args.steps) as bar:
-        for step, loss in enumerate(distill(reader, draft, batches, args.steps), start=1):
+        for step, loss in enumerate(distill(reader, draft, steps, args.steps), start=1):
             bar.advance()
             if step % 50 == 0:
                 print(f"step {step}: {loss:.3f} nats a token", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from random import Random
 from tokenizers import Tokenizer
 
 from duetto.bench.worlds.names import BEGINNINGS, ENDINGS, KINDS, NameSource, Split
+from duetto.bench.worlds.prompt import QUESTION
 from duetto.bench.worlds.relations import BRIDGES, COMPARISONS, NOT_STATED, RELATIONS, YEARS
 from duetto.bench.worlds.story import Style, Writer
 from duetto.bench.worlds.world import (
@@ -23,6 +24,7 @@ from duetto.bench.worlds.world import (
     draw_world,
 )
 from training.sequences import Asked, TrainingSequence, encode, from_world
+from training.tokenizer import ASSISTANT, END, USER
 
 Draw = Callable[[int, Split, Tokenizer], TrainingSequence]
 
@@ -224,6 +226,30 @@ def compared(count: int, style: Style = PLAIN) -> Draw:
         ]
         world = World(tuple(document.text for document in documents), tuple(questions))
         return from_world(world, questions, tokenizer)
+
+    return draw
+
+
+def in_order() -> Draw:
+    """Both years are said already, in the beginning of the answer: which thing is the older?
+
+    In `compared` this one token is a tenth of an answer, and stayed at guessing.
+    """
+
+    def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
+        rng = Random(f"in order/{split}/{seed}")
+        writer = Writer(rng, split, PLAIN)
+        relation, wordings = rng.choice(COMPARISONS)
+        facts = [writer.alone(frozenset(), relation).facts[0] for _ in range(2 * MAX_ASKED)]
+        asked = []
+        for a, b in zip(facts[::2], facts[1::2], strict=True):
+            if a.value == b.value:
+                continue
+            question = compare(a, b, rng.choice(wordings), ())
+            said = f"{QUESTION}{question.text}{END}\n{ASSISTANT} {question.reason}:"
+            answer = encode(tokenizer, f" {question.answer}{END}")
+            asked.append(Asked("order", encode(tokenizer, said), answer))
+        return TrainingSequence((encode(tokenizer, f"{USER}\n"),), tuple(asked))
 
     return draw
 

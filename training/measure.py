@@ -11,7 +11,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -81,13 +81,17 @@ def exact(model: Llama, batches: list[list[TrainingSequence]], *, apart: bool) -
     return {kind: Score(right[kind], asked[kind]) for kind in sorted(asked)}
 
 
-def agreement(reader: Llama, draft: Llama, batches: list[list[TrainingSequence]]) -> Score:
-    """How often the draft's next token is the reader's, along the reader's own answers.
+def agreement(
+    reader: Llama, draft: Llama, batches: list[list[TrainingSequence]]
+) -> dict[str, Score]:
+    """How often the draft's next token is the reader's, along the reader's own answers, by kind of
+    question.
 
     The reader's answer is followed as far as it is the gold one, and to its first other token:
     after that the two would have read different texts.
     """
-    equal = total = 0
+    equal: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for sequences in batches:
         batch = make_batch(sequences)
         ours, theirs = likeliest(reader, batch), likeliest(draft, batch)
@@ -95,11 +99,12 @@ def agreement(reader: Llama, draft: Llama, batches: list[list[TrainingSequence]]
         for place, answer in enumerate(batch.answer_of.tolist()):
             if answer in strayed:
                 continue
-            total += 1
-            equal += bool(ours[place] == theirs[place])
+            kind = batch.kinds[answer]
+            total[kind] += 1
+            equal[kind] += bool(ours[place] == theirs[place])
             if ours[place] != batch.targets[place]:
                 strayed.add(answer)
-    return Score(equal, total)
+    return {kind: Score(equal[kind], total[kind]) for kind in sorted(total)}
 
 
 def main() -> None:
@@ -122,9 +127,11 @@ def main() -> None:
     for kind, score in together.items():
         print(f"{kind:<12} {score.share:>9.1%} {apart[kind].share:>9.1%} {score.num_asked:>7}")
     if args.draft is not None:
-        score = agreement(reader.model, load(args.draft).model, batches)
-        low, high = score.interval
-        print(f"draft agrees on {score.share:.1%} ({low:.1%} to {high:.1%}) of answer tokens")
+        agreed = agreement(reader.model, load(args.draft).model, batches)
+        whole = Score(*(sum(column) for column in zip(*map(astuple, agreed.values()), strict=True)))
+        low, high = whole.interval
+        print(f"draft agrees on {whole.share:.1%} ({low:.1%} to {high:.1%}) of answer tokens:")
+        print(", ".join(f"{kind} {score.share:.1%}" for kind, score in agreed.items()))
 
 
 if __name__ == "__main__":

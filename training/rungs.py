@@ -15,6 +15,7 @@ from training.draws import (
     alike,
     bridged,
     compared,
+    in_order,
     mix,
     pairs,
     retold,
@@ -26,7 +27,7 @@ from training.draws import (
 STATED: tuple[QuestionKind, ...] = ("one_hop", "two_hop")
 ONE_HOP: tuple[QuestionKind, ...] = ("one_hop", "not_stated")
 TOLD: tuple[QuestionKind, ...] = ("one_hop", "two_hop", "not_stated")
-LAST_STEPS = 2400
+LAST_STEPS = 1600
 RECALL_RATE = 2e-3
 WORDED = Style(second_sentence=0.0)
 SECOND = Style(wordings=1)
@@ -169,6 +170,8 @@ def _whole_mix() -> Draw:
         worlds((6,), ONE_HOP, VARIED, 0),
         bridged(3, 1, "shuffled", style=VARIED),
         bridged(3, 2, "shuffled", style=VARIED),
+        in_order(),
+        in_order(),
         compared(3, VARIED),
         compared(4, VARIED),
         without_documents(),

@@ -16,6 +16,7 @@ from duetto.bench.worlds.world import Question, World
 from training.tokenizer import ASSISTANT, END, USER
 
 NOTHING = -1000  # the group of padding
+PART_SIZE = 8  # sequences of a step that are computed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,15 @@ def from_world(
             )
         )
     return TrainingSequence(tuple(encode(tokenizer, part) for part in parts), tuple(asked))
+
+
+def make_parts(sequences: Sequence[TrainingSequence]) -> list[Batch]:
+    """A step's sequences in batches of like lengths: of one batch, a third would be padding."""
+    in_order = sorted(sequences, key=lambda sequence: sequence.num_tokens)
+    return [
+        make_batch(in_order[first : first + PART_SIZE])
+        for first in range(0, len(in_order), PART_SIZE)
+    ]
 
 
 def make_batch(sequences: Sequence[TrainingSequence], *, apart: bool = False) -> Batch:
