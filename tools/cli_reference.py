@@ -17,6 +17,13 @@ COMMANDS = (
     ("bench", "latency"),
     ("bench", "throughput"),
     ("bench", "serve"),
+    ("bench", "kernels"),
+    ("roofline",),
+    ("fit",),
+    ("simulate",),
+    ("plan",),
+    ("calibrate",),
+    ("explain",),
     ("eval",),
     ("doctor",),
 )
