@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import install, systems
 from peers.report import write_page
+from peers.roofs import roofs
 from peers.workload import CELLS
 
 PRECISIONS = ("bf16", "int8", "int4")
@@ -43,12 +45,18 @@ def main() -> None:
             print(
                 "  " + ", ".join(f"{cell} {rate:.1f}" for cell, rate in found.items()), flush=True
             )
+    machine = _machine()
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "model": args.model.name,
         "threads": args.threads,
         "rounds": args.rounds,
-        "limits": _limits(),
+        "limits": {
+            "GB/s read": machine["read_bandwidth"] / 1e9,
+            "GFLOPS in fp32": machine["peaks"]["f32"] / 1e9,
+            "GOPS in int8": machine["peaks"]["int8"] / 1e9,
+        },
+        "roofs": roofs(args.model, machine),
         "medians": {
             label: {cell: statistics.median(values) for cell, values in by_cell.items()}
             for label, by_cell in rates.items()
@@ -89,17 +97,13 @@ def _prepare(args: argparse.Namespace) -> list[systems.System | systems.LlamaCpp
     return [system for group in by_precision.values() for system in group]
 
 
-def _limits() -> dict[str, float]:
-    """What the machine gives, probed now: GB/s read, GFLOPS in fp32, GOPS in int8."""
+def _machine() -> dict[str, Any]:
+    """What the machine gives, probed now: bytes/s read, operations/s by precision."""
     probe = ["bench", "kernels", "tiny", "--kernel", "rows", "--rows", "1", "--json"]
     command = [sys.executable, "-m", "duetto", *probe]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    machine = json.loads(done.stdout.splitlines()[-1])["machine"]
-    return {
-        "GB/s read": machine["read_bandwidth"] / 1e9,
-        "GFLOPS in fp32": machine["peaks"]["f32"] / 1e9,
-        "GOPS in int8": machine["peaks"]["int8"] / 1e9,
-    }
+    machine: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["machine"]
+    return machine
 
 
 def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

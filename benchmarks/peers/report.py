@@ -44,6 +44,22 @@ def page(result: Mapping[str, Any]) -> str:
     for precision, targets in TARGETS.items():
         ratios = [_ratio(medians, precision, cell, targets[cell]) for cell in CELLS]
         lines.append(f"| {precision} | " + " | ".join(ratios) + " |")
+    lines += [
+        "",
+        "## Duetto by the roofline",
+        "",
+        "The rate that the machine allows: each operation at the limits above, whichever binds it, "
+        "and nothing else (`duetto roofline --datasheet`).",
+        "",
+        "| | " + " | ".join(CELLS) + " |",
+        "|---" * (len(CELLS) + 1) + "|",
+    ]
+    for precision, roofs in result["roofs"].items():
+        ours = medians.get(f"Duetto {precision}", {})
+        shares = [
+            f"{ours[c] / roofs[c]:.0%} of {roofs[c]:.0f}" if c in ours else "–" for c in CELLS
+        ]
+        lines.append(f"| {precision} | " + " | ".join(shares) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -62,6 +78,10 @@ def _ratio(
     return (
         f"{'**' if ratio >= target else ''}{ratio:.2f}{'**' if ratio >= target else ''} ({target})"
     )
+
+
+def _share(ours: float | None, roof: float) -> str:
+    return "–" if ours is None else f"{ours / roof:.0%} of {roof:.0f}"
 
 
 def _number(value: float | None) -> str:
