@@ -136,3 +136,15 @@ def test_what_says_nothing_is_not_learned_from() -> None:
     model.observe(BatchShape(streams(1, 1)), 0.0)
     model.observe(BatchShape(streams(1, 1)), float("nan"))
     assert model.prices == before and model.num_observed == 0
+
+
+def test_of_many_steps_alike_in_a_row_few_are_learned_from() -> None:
+    model = LearnedStepTime()
+    alike = BatchShape(streams(4, 100))
+    for _ in range(1000):
+        model.observe(alike, 1e-3)
+    few = model.num_observed
+    assert 64 < few < 250
+    assert model.step_time(alike) == pytest.approx(1e-3, rel=0.01)
+    model.observe(BatchShape(streams(5, 100)), 1e-3)  # another size, at once
+    assert model.num_observed == few + 1

@@ -18,6 +18,8 @@ MEMORY = 24  # steps of one size after which an old one counts a third
 NUM_TO_SCALE = 32  # first steps, which say how fast this machine is beside what the start says
 SWEEPS = 4  # of coordinate descent at a time; what is left is done the next time
 SOLVE_EVERY = 4  # steps, once the first have been learned from
+NUM_ALIKE = 64  # steps of as many tokens in a row, after which one in ONE_IN is learned from:
+ONE_IN = 8  # they tell nothing new, and to learn takes as long as all else that decides a step
 GUESS_WEIGHT = 0.05  # of what the start says of a size that was not measured, beside a step
 MAX_RATIO = 8.0  # a step may count as this many times slower than predicted, not more
 Row = list[float]
@@ -61,6 +63,7 @@ class LearnedStepTime:
         self._measured: dict[int, _Equations] = {}
         self._slowness = 1.0  # measured over started, geometric mean
         self._prices: Row = [0.0] * NUM_AMOUNTS
+        self._last_tokens = self._num_alike = 0  # in a row
         self.num_observed = 0
         if start is not None:
             for shape in _PROBES:
@@ -79,7 +82,7 @@ class LearnedStepTime:
 
     def observe(self, shape: BatchShape, seconds: float) -> None:
         """A step of this shape has taken so long."""
-        if not shape.requests or not seconds > 0:
+        if not shape.requests or not seconds > 0 or self._is_nothing_new(shape.num_tokens):
             return
         amounts = _amounts(shape)
         predicted = sum(map(float.__mul__, self._prices, amounts)) or seconds
@@ -94,6 +97,11 @@ class LearnedStepTime:
         self.num_observed += 1
         if self.num_observed <= NUM_TO_SCALE or self.num_observed % SOLVE_EVERY == 0:
             self._solve(SWEEPS)
+
+    def _is_nothing_new(self, num_tokens: int) -> bool:
+        self._num_alike = self._num_alike + 1 if num_tokens == self._last_tokens else 0
+        self._last_tokens = num_tokens
+        return self._num_alike > NUM_ALIKE and self._num_alike % ONE_IN != 0
 
     def _at(self, table: dict[int, _Equations], shape: BatchShape) -> _Equations:
         return table.setdefault(shape.num_tokens.bit_length(), _Equations())
