@@ -59,12 +59,13 @@ def test_quality_of_quantized_weights_on_a_trained_model() -> None:
     weights, kv = run("quality.py", str(DEMO), *words, "--variants", "int8", "int8 KV")
     assert weights["num_positions"] > 150
     for found in (weights, kv):
-        assert 0 < found["mean_kl"] < 0.01 < 10 * found["p99_kl"]
+        assert 0 < found["mean_kl"] < 0.01
+        assert found["mean_kl"] < found["p99_kl"]
         assert found["top1_agreement"] > 0.97
         assert abs(found["nll"] - found["baseline_nll"]) < 0.05
     assert weights["weight_bytes"] < 0.6 * kv["weight_bytes"]
-    assert weights["kv_bytes_per_token"] == 2 * 5 * 2 * 64 * 2
-    assert kv["kv_bytes_per_token"] == 2 * 5 * 2 * (64 + 4)
+    assert weights["kv_bytes_per_token"] == 2 * 6 * 3 * 64 * 2
+    assert kv["kv_bytes_per_token"] == 2 * 6 * 3 * (64 + 4)
 
 
 def test_the_parts_of_a_step_add_up(tiny_model: Path) -> None:
