@@ -142,15 +142,20 @@ def check_same_answers(runs: Sequence[Run]) -> None:
             raise RuntimeError("two configurations gave different answers to one workload")
 
 
+def processor() -> str:
+    """Its name, or what kind it is where the system does not tell."""
+    kind = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return kind
+    lines = cpuinfo.read_text().splitlines()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), kind)
+
+
 def machine() -> str:
     """In words, with what else runs on it now: call it before measuring."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
     return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()}, Python "
+        f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python "
         f"{platform.python_version()}, numpy {np.__version__}, load average before "
         f"{os.getloadavg()[0]:.1f}"
     )

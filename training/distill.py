@@ -2,7 +2,7 @@
 
     python -m training.distill READER --out DRAFT
 
-The draft starts as the reader without the layers before its last one, and learns the reader's
+The draft starts as the reader's first layers and its last one, and learns the reader's
 distribution at every place of an answer (Hinton et al., "Distilling the knowledge in a neural
 network", 2015), so it foresees the reader's mistakes too.
 """

@@ -11,7 +11,7 @@ from random import Random
 from tokenizers import Tokenizer
 
 from duetto.bench.worlds.names import BEGINNINGS, ENDINGS, KINDS, NameSource, Split
-from duetto.bench.worlds.prompt import QUESTION
+from duetto.bench.worlds.prompt import REASON
 from duetto.bench.worlds.relations import BRIDGES, COMPARISONS, NOT_STATED, RELATIONS, YEARS
 from duetto.bench.worlds.story import Style, Writer
 from duetto.bench.worlds.world import (
@@ -23,8 +23,8 @@ from duetto.bench.worlds.world import (
     compare,
     draw_world,
 )
-from training.sequences import Asked, TrainingSequence, encode, from_world
-from training.tokenizer import ASSISTANT, END, USER
+from training.sequences import Asked, TrainingSequence, asking, encode, from_world
+from training.tokenizer import END, USER
 
 Draw = Callable[[int, Split, Tokenizer], TrainingSequence]
 
@@ -85,8 +85,7 @@ def scattered(count: int, most: int, *, whole: bool, absent: int = 0) -> Draw:
     """Names with names, and up to `most` words after each of them, also in the question.
 
     `whole`: names of two tokens; else only their beginnings. `absent`: so many questions are about
-    names that nothing is told of. To find that nothing fits is learned here, where sequences are
-    short, and as soon as what fits is found.
+    names that nothing is told of.
     """
 
     def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
@@ -246,7 +245,7 @@ def in_order() -> Draw:
             if a.value == b.value:
                 continue
             question = compare(a, b, rng.choice(wordings), ())
-            said = f"{QUESTION}{question.text}{END}\n{ASSISTANT} {question.reason}:"
+            said = f"{asking(question)} {question.reason}{REASON.rstrip()}"
             answer = encode(tokenizer, f" {question.answer}{END}")
             asked.append(Asked("order", encode(tokenizer, said), answer))
         return TrainingSequence((encode(tokenizer, f"{USER}\n"),), tuple(asked))

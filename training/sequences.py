@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from duetto.bench.worlds.prompt import user_turn
+from duetto.bench.worlds.prompt import QUESTION, user_turn
 from duetto.bench.worlds.world import Question, World
 from training.tokenizer import ASSISTANT, END, USER
 
@@ -74,19 +74,18 @@ def from_world(
     world: World, questions: Sequence[Question], tokenizer: Tokenizer
 ) -> TrainingSequence:
     """A world as a conversation's tokens, exactly as the chat template writes them."""
-    *documents, opening = user_turn(world.documents, "")["content"].split("\n")
+    *documents, _ = user_turn(world.documents, "")["content"].split("\n")
     parts = [f"{USER}\n", *(f"{document}\n" for document in documents)]
     asked = []
     for question in questions:
-        prompt = f"{opening}{question.text}{END}\n{ASSISTANT}"
-        asked.append(
-            Asked(
-                question.kind,
-                encode(tokenizer, prompt),
-                encode(tokenizer, f" {question.full_answer}{END}"),
-            )
-        )
+        answer = encode(tokenizer, f" {question.full_answer}{END}")
+        asked.append(Asked(question.kind, encode(tokenizer, asking(question)), answer))
     return TrainingSequence(tuple(encode(tokenizer, part) for part in parts), tuple(asked))
+
+
+def asking(question: Question) -> str:
+    """From where the documents end to where the answer begins."""
+    return f"{QUESTION}{question.text}{END}\n{ASSISTANT}"
 
 
 def make_parts(sequences: Sequence[TrainingSequence]) -> list[Batch]:

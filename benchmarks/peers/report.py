@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from in_process import processor
+
 from peers.workload import CELLS
 
 # What the project set out to reach: Duetto's rate by the best peer's of the same precision.
@@ -27,7 +29,7 @@ def page(result: Mapping[str, Any]) -> str:
         "# On a CPU, beside its peers",
         "",
         f"`{result['model']}`, {result['threads']} threads, {platform.machine()} "
-        f"({_cpu_name()}), {result['date']}, medians of {result['rounds']} rounds in which the "
+        f"({processor()}), {result['date']}, {_rounds(result['rounds'])} in which the "
         "systems took turns; tokens per second. "
         "pp N: a prompt of N tokens. tg B: tokens after the first of B requests with prompts of "
         "128. Written by `benchmarks/peers/compare.py`.",
@@ -80,16 +82,13 @@ def _ratio(
     )
 
 
+def _rounds(count: int) -> str:
+    return "one round" if count == 1 else f"medians of {count} rounds"
+
+
 def _share(ours: float | None, roof: float) -> str:
     return "–" if ours is None else f"{ours / roof:.0%} of {roof:.0f}"
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown processor"
