@@ -1,7 +1,6 @@
 """Which row of logits goes to whom, with a backend whose logits are a table."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,11 +122,11 @@ def test_a_request_gets_the_same_bits_alone_and_in_any_company():
 def test_siblings_differ_by_their_seeds_only():
     outputs = {}
     for seed in range(12):
-        item = replace(SEEDED, sampling=sampling(seed=seed, temperature=3.0))
+        item = SEEDED._replace(sampling=sampling(seed=seed, temperature=3.0))
         outputs[seed] = execute(item).sampled["seeded"]
     assert len(set(outputs.values())) > 3
     assert (
-        execute(replace(SEEDED, sampling=sampling(seed=5, temperature=3.0))).sampled["seeded"]
+        execute(SEEDED._replace(sampling=sampling(seed=5, temperature=3.0))).sampled["seeded"]
         == (outputs[5])
     )
 
@@ -139,7 +138,7 @@ def test_siblings_differ_by_their_seeds_only():
         request("bad", [NAN_TOKEN, 1], 0, 60, sampling(), [1]),  # while its prompt is scored
         request("bad", [NAN_TOKEN, 1], 0, 60, None, [1, 2]),  # ... in a chunk that samples nothing
         request(
-            "bad", [1], 0, 60, replace(sampling(allowed_token_ids=(2,)), forbidden_token_ids=(2,))
+            "bad", [1], 0, 60, sampling(allowed_token_ids=(2,))._replace(forbidden_token_ids=(2,))
         ),
     ],
 )
@@ -173,7 +172,7 @@ def test_the_arena_is_allocated_once_and_nothing_else_is_kept():
 
 def test_a_block_outside_the_arena_is_never_passed_on():
     with pytest.raises(AssertionError, match="outside the arena"):
-        execute(replace(GREEDY, block_table=(0, 1, NUM_BLOCKS)))
+        execute(GREEDY._replace(block_table=(0, 1, NUM_BLOCKS)))
 
 
 def test_what_the_backend_raises_concerns_the_whole_step():

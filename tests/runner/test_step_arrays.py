@@ -1,7 +1,5 @@
 """A batch as arrays: every array against a loop, and the broken promises that must not pass."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -63,12 +61,12 @@ def test_a_batch_that_wants_no_logits_has_no_rows():
     [
         ((), "empty batch"),
         ((DECODE, DECODE), "a request twice"),
-        ((replace(DECODE, num_computed_tokens=12),), "too short"),
+        ((DECODE._replace(num_computed_tokens=12),), "too short"),
         # Beyond its own blocks, where the widest table of the batch is padded with block 0:
-        ((DECODE, replace(LAST_CHUNK, num_computed_tokens=3)), "too short"),
-        ((replace(DECODE, token_ids=()),), "nothing to compute"),
-        ((replace(LAST_CHUNK, prompt_logprob_targets=(21, 22, 23)),), "more logit rows"),
-        ((LAST_CHUNK, replace(DECODE, num_computed_tokens=1, block_table=(1,))), "one slot"),
+        ((DECODE, LAST_CHUNK._replace(num_computed_tokens=3)), "too short"),
+        ((DECODE._replace(token_ids=()),), "nothing to compute"),
+        ((LAST_CHUNK._replace(prompt_logprob_targets=(21, 22, 23)),), "more logit rows"),
+        ((LAST_CHUNK, DECODE._replace(num_computed_tokens=1, block_table=(1,))), "one slot"),
     ],
 )
 def test_a_broken_promise_of_the_scheduler_never_becomes_an_array(requests, message):

@@ -1,5 +1,6 @@
 """`duetto serve`: a model over HTTP, with the OpenAI API."""
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -98,6 +99,7 @@ def serve(
         roof_time=built.prices.roof_time,
     )
     _announce(built, settings.served_model_name, listener.getsockname())
+    gc.freeze()  # what is there now stays: no collection looks at it between two tokens
     run(app, settings, listener, log_level=log_level)
 
 

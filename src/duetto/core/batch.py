@@ -1,11 +1,13 @@
 """What crosses between deciding and computing in one step, and what a step changes for callers.
 
 Frozen and made of ints: no text, no arrays, no Request. An executor gets a ScheduledBatch and
-returns a StepOutput; it keeps no state per request besides the KV in the blocks.
+returns a StepOutput; it keeps no state per request besides the KV in the blocks. What every step
+makes anew for each request is a named tuple, which takes a third of the time of a frozen dataclass.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
@@ -13,8 +15,7 @@ from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import RequestTimings
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingInput:
+class SamplingInput(NamedTuple):
     """All that the sampler needs beside the logits; whole, so that the executor stays stateless."""
 
     params: SamplingParams
@@ -25,8 +26,7 @@ class SamplingInput:
     output_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(NamedTuple):
     """What one request computes in one step."""
 
     request_id: str
@@ -74,8 +74,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), likeliest first
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     token_id: int
     logprob: TokenLogprob | None = None  # only if asked for
 
@@ -89,8 +88,7 @@ class StepOutput:
     failed: Mapping[str, str] = field(default_factory=dict)  # request id -> what may be shown
 
 
-@dataclass(frozen=True, slots=True)
-class RequestUpdate:
+class RequestUpdate(NamedTuple):
     """What one step changed for one caller. Exactly one update per request is final."""
 
     request_id: str
@@ -104,8 +102,7 @@ class RequestUpdate:
     timings: RequestTimings | None = None  # with the final update
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """One step as numbers: for metrics, traces and benchmarks."""
 
     start_time: float

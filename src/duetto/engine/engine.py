@@ -5,7 +5,7 @@ Knows no arrays and no HTTP. One Engine belongs to one thread; engine/thread.py 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
@@ -94,7 +94,7 @@ class Engine:
 
     def step(self) -> StepReport:
         """Run one step. An executor that raises ends the requests of that step, not the engine."""
-        start, before = self._clock(), replace(self.scheduler.counts)
+        start, before = self._clock(), self.scheduler.counts.copy()
         batch = self.scheduler.schedule(start)
         if not batch.requests:
             return StepReport(())
@@ -145,8 +145,8 @@ class Engine:
             hide_last=is_stop_token and not text.shows_stop_token,
         )
         if delta.stop is None:
-            return replace(update, text=delta.text)
-        update = replace(update, text=delta.text, tokens=update.tokens[: delta.num_tokens])
+            return update._replace(text=delta.text) if delta.text else update
+        update = update._replace(text=delta.text, tokens=update.tokens[: delta.num_tokens])
         return self._ended(update, FinishReason.STOP, stop_reason=delta.stop)
 
     def _ended(
@@ -159,8 +159,7 @@ class Engine:
     ) -> RequestUpdate:
         """The update as the final one, for a reason that only its text shows."""
         final = self.scheduler.end(update.request_id, reason, self._clock(), error=error)
-        return replace(
-            update,
+        return update._replace(
             finish_reason=reason,
             stop_reason=stop_reason,
             error=error,

@@ -7,7 +7,7 @@ step. Knows no event loop, no HTTP and no scheduling; whoever listens brings `de
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import monotonic
@@ -195,7 +195,7 @@ class EngineThread:
     def _abort(self, request_id: str, error: str | None) -> None:
         update = self._engine.abort(request_id)
         if update is not None:
-            self._deliver(StepReport((replace(update, error=update.error or error),)))
+            self._deliver(StepReport((update._replace(error=update.error or error),)))
 
     def _refuse_calls(self) -> None:
         while True:

@@ -52,12 +52,7 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
     token_id = _finite_argmax(row)
     logits = _adjusted(row, sampling)
     if logits is not row:
-        token_id = int(logits.argmax())  # the first of equals
-    if logits[token_id] == -np.inf:
-        raise EngineError(
-            "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
-            "together forbid the whole vocabulary"
-        )
+        token_id = _argmax_of_allowed(logits)
     if not params.is_greedy:
         point = uniform(sampling.seed, sampling.num_output_tokens)
         drawn = _draw_in_fp32(logits, params, point)
@@ -108,6 +103,17 @@ def _finite_argmax(row: Row) -> int:
     token_id = int(row.argmax())
     if not math.isfinite(row[token_id]):
         raise EngineError("the model's output for this request is not finite")
+    return token_id
+
+
+def _argmax_of_allowed(logits: Row) -> int:
+    """The largest, the first of equals, where masks may have left nothing."""
+    token_id = int(logits.argmax())
+    if logits[token_id] == -np.inf:
+        raise EngineError(
+            "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
+            "together forbid the whole vocabulary"
+        )
     return token_id
 
 

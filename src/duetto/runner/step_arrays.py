@@ -69,7 +69,8 @@ def _context_len(request: ScheduledRequest, block_size: int) -> int:
 
 def _block_tables(requests: Sequence[ScheduledRequest]) -> IntArray:
     """[R, most blocks of any], padded with 0."""
-    most = max(len(r.block_table) for r in requests)
-    padding = (0,) * most
-    rows = [r.block_table + padding[len(r.block_table) :] for r in requests]
-    return np.array(rows, np.int32).reshape(len(rows), most)
+    tables = [r.block_table for r in requests]
+    if len(tables) > 1:
+        most = max(map(len, tables))
+        tables = [table + (0,) * (most - len(table)) for table in tables]
+    return np.array(tables, np.int32)

@@ -37,6 +37,9 @@ class SchedulerCounts:
     num_queried_tokens: int = 0  # tokens of requests at their first admission ...
     num_hit_tokens: int = 0  # ... and those of them that the prefix cache held
 
+    def copy(self) -> "SchedulerCounts":
+        return SchedulerCounts(self.num_preemptions, self.num_queried_tokens, self.num_hit_tokens)
+
 
 class Scheduler:
     """One step is `schedule`, an executor's work, and `update` (or `fail`)."""
@@ -211,6 +214,8 @@ class Scheduler:
 
         Returns whether it is blocks that the next in order lacks.
         """
+        if not self.waiting:
+            return False
         most = self.config.max_num_seqs
         self._chosen = self._policy.choose(self._chosen, self.waiting, len(self.running), most)
         computing = self._hashes_being_computed()
