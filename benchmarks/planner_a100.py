@@ -183,9 +183,15 @@ class Steps:
 
 # The device's own part of a call is some microseconds; what is longer is the host's.
 _CALL = (1e-7, 3e-5)
+# These rows cannot tell what attention reaches: any fraction of the arithmetic from 0.12 to 0.6 and
+# of the bandwidth from 0.3 to 0.8 has the same error within half a percent. So it is bounded by
+# what kernels are known to reach on an A100: FlashAttention-2 50 to 73 % (Dao, 2023, abstract), and
+# 0.85 of the bandwidth in LMDeploy's next tokens of Llama-2-7B at 192 and at 2,112 tokens.
+_ATTENTION_COMPUTE = (0.5, 0.73)
+_ATTENTION_MEMORY = (0.6, 0.85)
 STEP_START: dict[str, tuple[float, tuple[float, float]]] = {
-    "attention.compute": (0.3, FRACTION),
-    "attention.memory": (0.5, FRACTION),
+    "attention.compute": (0.6, _ATTENTION_COMPUTE),
+    "attention.memory": (0.7, _ATTENTION_MEMORY),
     "attention.call_s": (1e-5, _CALL),
     "collective.memory": (0.7, FRACTION),
     "collective.call_s": (1e-5, _CALL),
@@ -334,7 +340,13 @@ percentile.
 
 One set of numbers for each kind of operation, and four for the host. First the kernels, each kind
 from calls of its own (Vidur), then what only whole steps show (Splitwise). They are the defaults of
-all GPUs in `duetto/planner/hardware.py`.
+all GPUs in `duetto/planner/hardware.py`; [another page](planner-published.md) has them beside what
+others published of other devices and of engines of later years.
+
+Whole steps cannot tell what attention reaches: any fraction of the arithmetic from 0.12 to 0.6 and
+of the bandwidth from 0.3 to 0.8 has the same error within half a percent. So its fit is bounded by
+what kernels are known to reach on this device: 50 to 73 % of the arithmetic (FlashAttention-2, Dao,
+2023), and 60 to 85 % of the bandwidth (LMDeploy's next tokens of Llama-2-7B have the latter).
 
 ```python
 {code}

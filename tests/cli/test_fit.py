@@ -62,6 +62,15 @@ def test_elsewhere() -> None:
     assert [k["change"] for k in fitting] == ["--tp 2"] and fitting[0]["num_requests"] > 0
 
 
+def test_what_is_too_large_for_a_machine_is_told_what_would_do() -> None:
+    done = duetto("fit", "llama-3-70b", "--hardware", "l4:1", "--json")
+    assert done.returncode == 1
+    changes = [knob["change"] for knob in json.loads(done.stdout)["knobs"]]
+    assert "--tp 8 (8 devices; there is 1)" in changes
+    done = duetto("fit", "llama-3-8b", "--hardware", "l4:1", "--json")
+    assert not any("devices" in k["change"] for k in json.loads(done.stdout)["knobs"])
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -43,6 +43,11 @@ def test_the_json_has_what_a_reader_asks_for(capsys):
         )
     assert found["prefill"]["totals"]["num_tokens"] == 4 * 512
     assert found["decode"]["totals"]["num_tokens"] == 4
+    for step in ("prefill", "decode"):
+        totals = found[step]["totals"]
+        by_rule = totals["flops_by_rule_of_thumb"]
+        assert by_rule == 2 * totals["num_tokens"] * 68_976_648_192
+        assert by_rule == pytest.approx(totals["flops"], rel=0.02)
     assert found["sanity"]["parameters"] == 68_976_648_192
 
 
@@ -62,6 +67,14 @@ def test_datasheet_alone_and_graphs_take_less(capsys):
     assert times == sorted(times)
     assert times[0] < times[1] < times[2]
     assert bare["decode_step_time_s"] == whole["decode"]["datasheet_time_s"]
+
+
+def test_whose_host_it_is_is_said_where_its_time_counts(capsys):
+    flags = {"hardware": "h100", "context": 512}
+    words = "vLLM of 2023"
+    assert any(words in note for note in run(capsys, "llama-3-8b", **flags)["notes"])
+    assert not run(capsys, "llama-3-8b", graphs=True, **flags)["notes"]
+    assert not run(capsys, "llama-3-8b", datasheet=True, **flags)["notes"]
 
 
 def test_dtypes_change_bytes(capsys):
@@ -92,7 +105,7 @@ def test_a_model_is_a_directory_a_file_or_a_name(capsys, tmp_path):
 
 def test_notes_say_what_is_odd(capsys):
     found = run(capsys, "llama-2-70b", hardware="l4", context=8192)
-    beyond, too_large = found["notes"]
+    beyond, too_large, _host = found["notes"]
     assert "beyond the model's own 4096" in beyond
     assert "do not fit" in too_large
 

@@ -137,6 +137,11 @@ def test_a_model_that_does_not_fit_is_told_with_what_would() -> None:
     alone = why_not(replace(tight, hardware=hardware(1, memory_gib=2.5)), BASE)
     assert alone is not None  # an A100 has no float8
     assert "it fits with --dtype int8" in alone.reason
+    tiny = replace(tight, hardware=hardware(1, memory_gib=0.8))
+    beyond = why_not(tiny, BASE)
+    assert beyond is not None
+    assert "nothing that this machine offers would do, but with more devices" in beyond.reason
+    assert "it fits with --tp 4" in beyond.reason
     found = search(tight, few(2), num_processes=1)
     assert all(v.layout.tp * v.layout.pp > 1 for v in found.simulated)
 

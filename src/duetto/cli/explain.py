@@ -127,7 +127,7 @@ def show(choice: dict[str, Any], console: Console) -> None:
 
 
 def _segments(choice: dict[str, Any]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("at ms", justify="right")
     table.add_column("ms", justify="right")
     table.add_column("it", no_wrap=True)

@@ -272,15 +272,19 @@ def _device_knobs(
         *_next_degree(program, hardware, layout),
         (f"--pp {2 * layout.pp}", replace(layout, pp=2 * layout.pp)),
     ]
+    fit, longest, _ = _on_devices(program, hardware, layout)
     for words, changed in changes:
         try:
-            if changed != layout:
-                _check_devices(hardware, changed)
-                fit, longest, _ = _on_devices(program, hardware, changed)
-                yield _knob(words, fit, length or longest)
-        except ConfigError:  # degrees that this model or this machine does not have
+            other, its_longest, _ = _on_devices(program, hardware, changed)
+        except ConfigError:  # degrees that this model does not have
             continue
-    fit, longest, _ = _on_devices(program, hardware, layout)
+        need, have = changed.devices_per_replica, hardware.num_devices
+        if have is not None and need > have:
+            if fit.num_blocks or not other.num_blocks:
+                continue
+            words += f" ({need} devices; there {'is' if have == 1 else 'are'} {have})"
+        if changed != layout:
+            yield _knob(words, other, length or its_longest)
     if longest > 1:
         yield _knob(f"requests of {longest // 2} tokens", fit, longest // 2)
 

@@ -139,8 +139,17 @@ def _print(problem: Problem, found: Plan, rate: Rate | None, rows: int) -> None:
         console.print(_table(problem, found.simulated[:rows]))
     for line in _conclusion(found):
         console.print(line, markup=False, highlight=False)
+    for note in _notes(problem, found):
+        console.print(f"note: {note}", markup=False, highlight=False)
     if found.best is not None:
         console.print(_rate_words(problem, found.best.layout, rate), markup=False, highlight=False)
+
+
+def _notes(problem: Problem, found: Plan) -> tuple[str, ...]:
+    if not found.simulated:
+        return ()
+    layout = found.simulated[0].layout
+    return problem.hardware.notes_on_host(layout.deployment.arithmetic, layout.graphs)
 
 
 def _table(problem: Problem, verdicts: tuple[Verdict, ...]) -> Table:

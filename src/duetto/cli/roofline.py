@@ -16,7 +16,7 @@ from duetto.planner.host import computable
 from duetto.planner.layout import KVName, Layout, PrecisionName
 from duetto.planner.model import find_config
 from duetto.planner.picture import draw_roofline
-from duetto.planner.roofline import Roofline, Sanity, StepPrice
+from duetto.planner.roofline import Roofline, StepPrice
 from duetto.planner.roofline import roofline as price
 
 MIN_SHARE = 0.001  # of a step's time; less is not a row of its own
@@ -66,7 +66,8 @@ def roofline(
     micro_batches
         Parts in which a batch goes through the stages of --pp.
     graphs
-        Leave out what the host takes to launch the operations of a decode step.
+        Leave out what the host takes: steps are replayed as graphs and prepared ahead, as in
+        engines of today. Without it, the host takes what it did in vLLM of 2023.
     datasheet
         Take the vendor's peaks for what is reached, and leave out all overhead.
     picture
@@ -116,7 +117,7 @@ def _print(
     )
     for name, step in found.steps.items():
         console.print(_table(name, step))
-    console.print(_sanity(found.sanity))
+    console.print(_sanity(found))
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     if picture is not None:
@@ -160,6 +161,11 @@ def _table(name: str, step: StepPrice) -> Table:
     return table
 
 
+def _rule(step: StepPrice) -> str:
+    by_rule, counted = step.flops_by_rule_of_thumb / 1e12, step.cost.flops / 1e12
+    return f"{by_rule:.4g} TFLOP; {counted:.4g} counted"
+
+
 def _short(number: float) -> str:
     """Three digits at least; nothing for nothing."""
     if not number:
@@ -167,13 +173,15 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _sanity(sanity: Sanity) -> Table:
+def _sanity(found: Roofline) -> Table:
+    sanity = found.sanity
     table = Table(title="\nto check by hand", title_justify="left", show_header=False, box=None)
     weights = ", ".join(f"{name} {size / 1e9:.4g}" for name, size in sanity.weight_bytes.items())
     turning = sanity.decode_turns_compute_bound_at
     for name, value in (
         ("parameters", f"{sanity.parameters:,} ({sanity.matrix_parameters:,} in products)"),
         ("2 · parameters", f"{sanity.flops_per_token / 1e9:.4g} GFLOP per token"),
+        *((f"2 · n · parameters, {name}", _rule(step)) for name, step in found.steps.items()),
         ("KV", f"{sanity.kv_bytes_per_token:,} bytes per token"),
         ("weights, GB", weights),
         ("balance", f"{sanity.balance_flops_per_byte:.4g} FLOP per byte"),

@@ -1,5 +1,6 @@
 """`duetto simulate`: the real scheduler on a load, in virtual time, on any hardware."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,8 @@ def simulate(
     wanted = parse_percentiles(metric_percentiles)
     layout, load = layout or Layout(), load or LoadOptions()
     itl_s = None if target_itl is None else target_itl / 1000
-    fleet = make_fleet(find_program(model), find_hardware(hardware), layout, target_itl_s=itl_s)
+    program, spec = find_program(model), find_hardware(hardware)
+    fleet = make_fleet(program, spec, layout, target_itl_s=itl_s)
     workload = load.load(seed)
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
         simulation = run(workload, fleet, on_arrival=bar.advance)
@@ -87,7 +89,8 @@ def simulate(
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
         print(msgspec.json.encode(about | outcome.as_json()).decode(), flush=True)
     else:
-        _print(outcome, layout, hardware)
+        host = spec.notes_on_host(layout.deployment.arithmetic, layout.graphs)
+        _print(replace(outcome, notes=(*outcome.notes, *host)), layout, hardware)
 
 
 def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:

@@ -8,7 +8,7 @@ clock and no scheduler.
 
 from collections import Counter
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from duetto.core.errors import ConfigError
@@ -37,7 +37,7 @@ class Deployment:
     precision: Precision = field(default_factory=Precision)
     arithmetic: str = "bfloat16"  # which of the hardware's peaks matrix products run at
     micro_batches: int = 1
-    graphs: bool = False  # steps of next tokens only are replayed by the device: no launches
+    graphs: bool = False  # steps are replayed as graphs and prepared ahead: no time of the host
 
     @property
     def num_devices(self) -> int:
@@ -106,8 +106,11 @@ class CostModel:
 
     def _set(self, hardware: HardwareSpec) -> None:
         self.hardware = hardware
-        host = self._reached = hardware.reached(self.deployment.arithmetic)
-        launch_s = 0.0 if self.deployment.graphs else host.launch_s / hardware.host_speed
+        host = hardware.reached(self.deployment.arithmetic)
+        if self.deployment.graphs:
+            host = replace(host, launch_s=0.0, chunk_launch_s=0.0, step_s=0.0, logit_row_s=0.0)
+        self._reached = host
+        launch_s = host.launch_s / hardware.host_speed
         chunk_launch_s = (host.launch_s + host.chunk_launch_s) / hardware.host_speed
         self._stages = [
             _Stage(

@@ -146,6 +146,15 @@ class HardwareSpec:
         """What is reached where matrix products are in this precision."""
         return self.efficiencies_of.get(arithmetic, self.efficiencies)
 
+    def notes_on_host(self, arithmetic: str, graphs: bool) -> tuple[str, ...]:
+        """Whose host it is that steps are priced with, where its time counts."""
+        if graphs or self.reached(arithmetic) != GPU_EFFICIENCIES:
+            return ()
+        return (
+            "the host's part of a step is that of vLLM of 2023; --graphs leaves it out, as engines "
+            "of today nearly do",
+        )
+
     def ideal(self) -> "HardwareSpec":
         """The same with datasheet numbers alone."""
         return replace(self, efficiencies=IDEAL, efficiencies_of={})
@@ -153,22 +162,23 @@ class HardwareSpec:
 
 # Fitted by benchmarks/planner_a100.py on half of Vidur's measurements of single operations and half
 # of Splitwise's of whole steps, on A100-80G; docs/benchmarks/planner-a100.md has the errors of the
-# other half. The host is an AMD EPYC 7V12 that launches each kernel from Python, as vLLM did in
-# 2023; Deployment.graphs is without the launches.
+# other half. Attention is at the least that is known of its kernels, as these rows cannot tell. The
+# host is an AMD EPYC 7V12 that launches each kernel from Python, as vLLM did in 2023. Without it
+# (Deployment.graphs), docs/benchmarks/planner-published.md has other devices and later engines.
 GPU_EFFICIENCIES = Efficiencies(
     linear=KernelEfficiency(compute=0.725, memory=0.82, half_rows=71.1, call_s=6.19e-06),
-    attention=KernelEfficiency(compute=0.117, memory=0.319, call_s=3e-05),
+    attention=KernelEfficiency(compute=0.5, memory=0.6, call_s=3e-05),
     norm=KernelEfficiency(memory=0.341, call_s=1.7e-06),
     rope=KernelEfficiency(memory=0.422, call_s=1.05e-06),
     activation=KernelEfficiency(memory=0.497, call_s=1.99e-06),
     add=KernelEfficiency(memory=0.885, call_s=9.51e-07),
     embed=KernelEfficiency(memory=0.145, call_s=2.19e-06),
     copy=KernelEfficiency(memory=0.885, call_s=9.51e-07),
-    collective=KernelEfficiency(memory=0.358, call_s=3e-05),
-    launch_s=3.54e-05,
-    chunk_launch_s=1.89e-05,
-    step_s=0.00749,
-    logit_row_s=0.000258,
+    collective=KernelEfficiency(memory=0.349, call_s=3e-05),
+    launch_s=3.48e-05,
+    chunk_launch_s=1.85e-05,
+    step_s=0.00796,
+    logit_row_s=0.000375,
 )
 # Machines of these GPUs have a Sapphire Rapids or a Genoa instead. From memory, not checked: from a
 # Zen 2 at 3.3 GHz to a Zen 3 at 3.5 GHz, whose single-thread scores Sapphire Rapids has, is 1.26 by

@@ -67,7 +67,8 @@ class Layout:
     block_size: int = 32
     """Tokens in a KV block."""
     graphs: bool = False
-    """Steps of next tokens are replayed by the device (CUDA graphs), so nothing is launched."""
+    """The device never waits for the host, as in engines of today: steps are replayed as graphs
+    and prepared ahead. Without it, launches and scheduling take what they did in vLLM of 2023."""
     enable_chunked_prefill: bool = True
     """Compute long prompts in parts that share steps with other requests."""
     enable_prefix_caching: bool = True
@@ -252,7 +253,10 @@ def _nearest(program: Program, hardware: HardwareSpec, layout: Layout) -> str:
             continue
         if _fit(program, hardware, other).num_tokens >= _least_tokens(other):
             return words
-    return "nothing that this machine offers would do"
+    if hardware.num_devices is None:
+        return "no number of them up to 64 would do"
+    more = _nearest(program, replace(hardware, num_devices=None), layout)
+    return f"nothing that this machine offers would do, but with more devices: {more}"
 
 
 def _gib(num_bytes: int) -> str:

@@ -33,10 +33,16 @@ class StepPrice:
     time_s: float
     datasheet_time_s: float  # with every efficiency 1 and no overhead
     cost: Cost  # of the whole step on all devices, collectives left out
+    parameters: int
 
     @property
     def num_tokens(self) -> int:
         return BatchShape(self.requests).num_tokens
+
+    @property
+    def flops_by_rule_of_thumb(self) -> int:
+        """2 · n · parameters: attention left out, and a product for each row of the embedding."""
+        return 2 * self.num_tokens * self.parameters
 
     def as_json(self) -> dict[str, Any]:
         operations = [
@@ -56,6 +62,7 @@ class StepPrice:
             "totals": {
                 "num_tokens": self.num_tokens,
                 "flops": cost.flops,
+                "flops_by_rule_of_thumb": self.flops_by_rule_of_thumb,
                 "bytes_read": cost.bytes_read,
                 "bytes_written": cost.bytes_written,
                 "intensity": cost.flops / cost.bytes_moved,
@@ -138,6 +145,7 @@ def _price(model: CostModel, requests: tuple[RequestShape, ...]) -> StepPrice:
         model.step_time(shape),
         model.on(model.hardware.ideal()).step_time(shape),
         model.program.cost(shape, model.deployment.precision),
+        model.program.num_parameters,
     )
 
 
@@ -200,4 +208,5 @@ def _notes(model: CostModel, context: int) -> tuple[str, ...]:
             f"{share / 2**30:.1f} GiB of weights per device do not fit into the "
             f"{hardware.memory_bytes / 2**30:.1f} GiB of {hardware.name}; duetto fit says what does"
         )
-    return tuple(found)
+    host = hardware.notes_on_host(model.deployment.arithmetic, model.deployment.graphs)
+    return (*found, *host)
