@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from duetto._native import KvFormat, Plan, Pool, WeightFormat
 
-WORKING_SET = 192 << 20  # bytes: several times the last cache
+WORKING_SET = 1 << 30  # bytes: of 192 MiB, a shared last cache of 32 MiB still held a part
 MAX_COPIES = 1024
 BLOCK_SIZE = 16
 CONTEXT = 1024  # tokens of each request whose attention is measured at decode
@@ -86,6 +86,16 @@ class Measured:
             "ops_per_s": self.num_ops / self.seconds,
             "of_machine": None if limit is None else limit / self.seconds,
         }
+
+
+def most_bytes(widths: Widths, rows: int) -> int:
+    """About what a measurement of so many rows takes beside the weights: the buffers that it reads
+    and writes, and as much again outside the plan, of random numbers and of results."""
+    attended = (widths.num_heads + widths.num_kv_heads) * widths.head_dim
+    shapes = [*widths.projections.values(), (attended, attended), (2 * widths.inner, widths.inner)]
+    if rows <= HEAD_ROWS:
+        shapes.append(widths.head)
+    return 2 * 4 * rows * max(read + written for read, written in shapes)
 
 
 def probe(native: Any, pool: "Pool", isa: str) -> Machine:

@@ -19,6 +19,7 @@ import numpy as np
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.cpu.native import choose_isa, native, why_unavailable
 from duetto.backends.reference import ReferenceBackend
+from duetto.bench.kernels import WORKING_SET
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import ConfigError
 from duetto.core.request import Request
@@ -169,7 +170,7 @@ def _roofs(threads: int | None) -> HardwareSpec:
     pool, isa = native.Pool(threads or 0), choose_isa()
     return _host(
         {"float32": native.fp32_peak(pool, isa), "int8": native.int8_peak(pool, isa)},
-        native.read_bandwidth(pool),
+        native.read_bandwidth(pool, WORKING_SET),
         f"duetto calibrate: {pool.num_threads} threads, {isa}",
     )
 
