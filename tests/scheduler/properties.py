@@ -219,6 +219,17 @@ def says_why_the_cache_had_no_more(make: MakeScheduler = Scheduler) -> None:
     assert off.updates[-1].timings.cache_miss == CacheMiss(MissReason.OFF, 0)  # type: ignore[union-attr]
 
 
+def says_that_others_have_it_before_what_differs(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, num_blocks=9, max_num_seqs=1)
+    for name, prompt, salt in (("theirs", (1, 2, 3, 4, 5), b"a"), ("mine", (1, 2, 0, 0, 0), b"b")):
+        script.add(make_request(name, prompt, 1, cache_salt=salt))
+        script.finish()
+    script.add(make_request("theirs again", (1, 2, 3, 4, 5), 1, cache_salt=b"b"))
+    script.finish()
+    miss = script.updates[-1].timings.cache_miss  # type: ignore[union-attr]
+    assert miss == CacheMiss(MissReason.OTHER_SALT, 0, 2)
+
+
 def cuts_prompts_by_the_price_of_the_step(make: MakeScheduler = Scheduler) -> None:
     """A step costs 2 s and 1 s for each token; the next tokens of two streams so cost 4 s."""
     prices: list[BatchShape] = []
@@ -277,6 +288,7 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     accounts_each_second_to_the_right_part,
     tells_want_of_blocks_from_waiting_for_a_turn,
     says_why_the_cache_had_no_more,
+    says_that_others_have_it_before_what_differs,
     cuts_prompts_by_the_price_of_the_step,
     lets_a_prompt_go_on_beside_streams_that_are_too_slow,
 ]

@@ -46,6 +46,8 @@ def test_a_timeline_adds_up_and_says_why(client):
     assert choice["parts_ms"] == body["timings"]["parts_ms"]
     kinds = [(s["kind"], s.get("tokens")) for s in choice["segments"]]
     assert kinds == [("wait", None), ("prompt", len(PROMPT)), ("decode", len(TEXT))]
+    last = choice["segments"][-1]
+    assert last["start_ms"] + last["ms"] <= choice["total_ms"] + 0.002  # rounded, each
     assert choice["segments_are_whole"] and choice["finish_reason"] == "stop"
     assert choice["cache_miss"] == {"reason": "never_seen", "token": 0, "differs_at": None}
     assert choice["why"].endswith(".") and f"{choice['total_ms']:.1f} ms" in choice["why"]
@@ -80,6 +82,11 @@ def test_that_others_have_the_text_is_told_only_to_who_is_alone():
     miss = CacheMiss(MissReason.OTHER_SALT, 0)
     assert cache_miss(miss, tells_other_salts=True)["reason"] == "other_salt"
     assert cache_miss(miss, tells_other_salts=False)["reason"] == "never_seen"
+    # As it would be without the others, or the difference would tell.
+    miss = CacheMiss(MissReason.OTHER_SALT, 0, 2)
+    alone = {"reason": "differs", "token": 0, "differs_at": 2}
+    assert cache_miss(miss, tells_other_salts=False) == alone
+    assert cache_miss(miss, tells_other_salts=True)["differs_at"] is None
     app, _ = make_app(SpeakingExecutor(TEXT), only_local_hosts=True)
     with TestClient(app, base_url="http://localhost") as client:
         post(client, "/v1/completions", COMPLETION)
@@ -240,7 +247,14 @@ def test_segments_tell_prompt_decode_shared_and_what_was_computed_again():
     ]
     assert found[1].num_other_prompt_tokens == 3
     prompt = found[1].shown(0.0)
-    assert (prompt["steps_ms"], prompt["steps_expected_ms"], prompt["of_roof"]) == (2e3, 1e3, 0.25)
+    assert (prompt["busy_ms"], prompt["steps_expected_ms"], prompt["of_roof"]) == (2e3, 1e3, 0.25)
+
+
+def test_segments_end_with_the_request_not_with_its_last_step():
+    found, _ = segments(ended_like("a", 8, 4, 9.75), STEPS, None)
+    last = found[-1].shown(0.0)
+    assert (last["start_ms"], last["ms"], last["busy_ms"]) == (9000.0, 750.0, 750.0)
+    assert last["longest_step_ms"] == 750.0
 
 
 def test_forgotten_steps_are_told():

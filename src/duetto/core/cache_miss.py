@@ -22,4 +22,6 @@ class CacheMiss:
 
     reason: MissReason
     token: int  # index of the first prompt token that had to be computed
-    differs_at: int | None = None  # for DIFFERS: index of the first token that is another
+    # Index of the first token that is another in the last prompt that began alike: for DIFFERS, and
+    # for OTHER_SALT, where it is what may be told to those who must not know of others.
+    differs_at: int | None = None

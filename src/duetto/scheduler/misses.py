@@ -51,12 +51,13 @@ class MissMemory:
         other = self._next_of.get(parent)
         if was_evicted or other == block:
             return CacheMiss(MissReason.EVICTED, start)
+        differs_at = None
         if other is not None:
-            differs_at = start + _first_difference(_ids(block), _ids(other))
-            if differs_at > 0:  # or nothing is alike
-                return CacheMiss(MissReason.DIFFERS, start, differs_at)
+            differs_at = start + _first_difference(_ids(block), _ids(other)) or None  # 0: unlike
         if index == 0 and self._root_of.get(block, parent) != parent:
-            return CacheMiss(MissReason.OTHER_SALT, start)
+            return CacheMiss(MissReason.OTHER_SALT, start, differs_at)
+        if differs_at is not None:
+            return CacheMiss(MissReason.DIFFERS, start, differs_at)
         return CacheMiss(MissReason.NEVER_SEEN, start)
 
     def _block(self, request: Request, index: int) -> bytes:

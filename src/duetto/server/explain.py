@@ -49,10 +49,13 @@ def cache_miss(miss: CacheMiss | None, *, tells_other_salts: bool) -> Json | Non
     """
     if miss is None:
         return None
-    reason = miss.reason
-    if reason is MissReason.OTHER_SALT and not tells_other_salts:
-        reason = MissReason.NEVER_SEEN
-    return {"reason": reason.value, "token": miss.token, "differs_at": miss.differs_at}
+    reason, differs_at = miss.reason, miss.differs_at
+    if reason is MissReason.OTHER_SALT:
+        if tells_other_salts:
+            differs_at = None
+        else:  # what it would be if nobody else were there
+            reason = MissReason.NEVER_SEEN if differs_at is None else MissReason.DIFFERS
+    return {"reason": reason.value, "token": miss.token, "differs_at": differs_at}
 
 
 def parts_ms(parts: dict[Part, float], reader_s: float) -> Json:
