@@ -163,7 +163,7 @@ def make_engine(
     with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
     times = LearnedStepTime(step_time)
     return Engine(
-        Scheduler(config, times.step_time), loaded.runner, decode=decode, step_times=times
+        Scheduler(config, times.late_time), loaded.runner, decode=decode, step_times=times
     )
 
 

@@ -148,3 +148,19 @@ def test_of_many_steps_alike_in_a_row_few_are_learned_from() -> None:
     assert model.step_time(alike) == pytest.approx(1e-3, rel=0.01)
     model.observe(BatchShape(streams(5, 100)), 1e-3)  # another size, at once
     assert model.num_observed == few + 1
+
+
+def test_all_but_one_in_twenty_steps_with_prompts_end_by_the_late_time() -> None:
+    model, late = LearnedStepTime(true_time), []
+    for shape, seconds in steps(4000, spread=0.05):
+        if shape.num_tokens > len(shape.requests):
+            late.append(seconds > model.late_time(shape))
+        model.observe(shape, seconds)
+    assert 0.03 < sum(late[400:]) / len(late[400:]) < 0.08
+
+
+def test_where_steps_take_what_they_should_none_is_thought_late() -> None:
+    model = LearnedStepTime(true_time)
+    for shape, _ in steps(300):
+        model.observe(shape, true_time(shape))
+        assert model.step_time(shape) <= model.late_time(shape) < 1.03 * model.step_time(shape)

@@ -22,6 +22,9 @@ NUM_ALIKE = 16  # steps of as many tokens in a row, after which one in ONE_IN is
 ONE_IN = 8  # they tell nothing new, and to learn takes as long as all else that decides a step
 GUESS_WEIGHT = 0.05  # of what the start says of a size that was not measured, beside a step
 MAX_RATIO = 8.0  # a step may count as this many times slower than predicted, not more
+ON_TIME = 0.95  # of the steps with prompts: their part that ends by `late_time`
+LATE_GAIN = 0.01  # how much of a price one step with a prompt may change that by
+MAX_LATENESS = 1.25
 Row = list[float]
 
 
@@ -65,6 +68,7 @@ class LearnedStepTime:
         self._prices: Row = [0.0] * NUM_AMOUNTS
         self._last_tokens = self._num_alike = 0  # in a row
         self.num_observed = 0
+        self._lateness = 1.0
         if start is not None:
             for shape in _PROBES:
                 time_s = start(shape)
@@ -80,6 +84,11 @@ class LearnedStepTime:
         """Seconds that a step of this shape should take; more work never takes less."""
         return sum(map(float.__mul__, self._prices, _amounts(shape)))
 
+    def late_time(self, shape: BatchShape) -> float:
+        """Seconds by which all but one in twenty steps with prompts end: `step_time`, and what else
+        runs on this machine. The quantile is followed step by step (Robbins and Monro, 1951)."""
+        return self._lateness * self.step_time(shape)
+
     def observe(self, shape: BatchShape, seconds: float) -> None:
         """A step of this shape has taken so long."""
         if not shape.requests or not seconds > 0 or self._is_nothing_new(shape.num_tokens):
@@ -87,6 +96,8 @@ class LearnedStepTime:
         amounts = _amounts(shape)
         predicted = sum(map(float.__mul__, self._prices, amounts)) or seconds
         if self.num_observed >= NUM_TO_SCALE:
+            if shape.num_tokens > len(shape.requests):
+                self._follow_lateness(seconds > self._lateness * predicted)
             seconds = min(seconds, MAX_RATIO * predicted)  # the machine was asleep, say
         elif self._start is not None:
             ratio = seconds / self._start(shape)
@@ -97,6 +108,10 @@ class LearnedStepTime:
         self.num_observed += 1
         if self.num_observed <= NUM_TO_SCALE or self.num_observed % SOLVE_EVERY == 0:
             self._solve(SWEEPS)
+
+    def _follow_lateness(self, is_late: bool) -> None:
+        lateness = self._lateness + LATE_GAIN * (ON_TIME - (not is_late))
+        self._lateness = min(max(lateness, 1.0), MAX_LATENESS)
 
     def _is_nothing_new(self, num_tokens: int) -> bool:
         self._num_alike = self._num_alike + 1 if num_tokens == self._last_tokens else 0
