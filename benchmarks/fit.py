@@ -5,8 +5,8 @@
 For each model and precision, `duetto fit` predicts (weights, KV, activations), and a fresh process
 then loads the model, and serves until every KV block has been written and the largest step has run.
 What it holds beyond what it held after the same for a tiny model (interpreter, libraries, threads)
-is the measured peak. Resident memory, from /proc: Linux only. The last line of stdout is one JSON
-document.
+is the measured peak. Resident memory, from /proc: Linux only. Writes docs/benchmarks/fit.md; the
+last line of stdout is one JSON document.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from duetto.cli.fit import examine
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "fit.md"
 PREDICTED = ("weight_bytes", "kv_bytes", "activation_bytes")
 
 
@@ -114,7 +115,32 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
     parser.add_argument("--max-num-seqs", type=int, default=16)
     parser.add_argument("--max-model-len", type=int, default=None)
+    parser.add_argument("--output", type=Path, default=PAGE)
     return parser.parse_args()
+
+
+def page(table: str, options: argparse.Namespace, where: str) -> str:
+    names = " ".join(Path(model).name for model in options.models)
+    return f"""# What fits, predicted and measured
+
+Written by `benchmarks/fit.py` on {today()}; do not edit.
+Machine: {where}.
+
+`duetto fit` reads a model's `config.json` and the headers of its weights. The measured peak is the
+resident memory of a process that has written every KV block and run the largest step
+({options.max_num_batched_tokens} tokens, {options.max_num_seqs} requests), beyond what the same
+process holds with a tiny model.
+
+{table}
+
+## Again
+
+```sh
+python benchmarks/fit.py {names} \\
+  --quantization {" ".join(options.quantization)} \\
+  --kv-cache-memory-bytes {options.kv_cache_memory_bytes}
+```
+"""
 
 
 def main() -> None:
@@ -146,7 +172,9 @@ def main() -> None:
         sizes = (f"{case[key] / 2**20:.1f}" for key in (*PREDICTED, "predicted", "measured"))
         rows.append([name, *sizes, f"{case['error']:+.1%}"])
     header = ["MiB", "weights", "KV", "activations", "predicted", "measured", "error"]
-    print(markdown_table(header, rows))
+    table = markdown_table(header, rows)
+    print(table)
+    options.output.write_text(page(table, options, machine()), encoding="utf-8")
     print(json.dumps({"benchmark": "fit", "date": today(), "machine": machine(), "rows": found}))
 
 

@@ -3,7 +3,8 @@
     python benchmarks/peers/compare.py --work DIR --model DIR [--rounds 3] [--systems duetto,llama]
 
 `--work` is where environments, builds and converted models are kept (about 25 GB); the model is one
-that `duetto make-model llama-3.2-1b` wrote. Nothing else should run meanwhile.
+that `duetto make-model llama-3.2-1b` wrote. Nothing else should run meanwhile. What neighbours leave
+of a machine changes within an hour: with `--add-to FILE`, rounds of several runs make one page.
 """
 
 import argparse
@@ -31,8 +32,8 @@ def main() -> None:
     args = _arguments()
     chosen = _prepare(args)
     cells = args.cells.split(",") if args.cells else list(CELLS)
-    rates: dict[str, dict[str, list[float]]] = {}
-    probes: list[dict[str, Any]] = []  # neighbours change what memory gives, minute by minute
+    # Neighbours change what memory gives, minute by minute, so the machine is probed in each round.
+    rates, probes = _earlier(args.add_to, [system.label for system in chosen])
     for number in range(args.rounds):
         for system in chosen:
             print(f"round {number + 1}: {system.label}", flush=True)
@@ -44,16 +45,18 @@ def main() -> None:
             if system.name == "Duetto":
                 probes.append(_machine())
             for cell, rate in found.items():
-                rates.setdefault(system.label, {}).setdefault(cell, []).append(rate)
+                rates[system.label].setdefault(cell, []).append(rate)
             print(
                 "  " + ", ".join(f"{cell} {rate:.1f}" for cell, rate in found.items()), flush=True
             )
-    machine = _median(probes or [_machine()])
+    probes = probes or [_machine()]
+    if args.add_to:
+        args.add_to.write_text(json.dumps({"all": rates, "probes": probes}), encoding="utf-8")
+    machine = _median(probes)
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "model": args.model.name,
         "threads": args.threads,
-        "rounds": args.rounds,
         "limits": {
             "GB/s read": machine["read_bandwidth"] / 1e9,
             "GFLOPS in fp32": machine["peaks"]["f32"] / 1e9,
@@ -63,12 +66,25 @@ def main() -> None:
         "medians": {
             label: {cell: statistics.median(values) for cell, values in by_cell.items()}
             for label, by_cell in rates.items()
+            if by_cell
         },
         "all": rates,
     }
     if args.out:
         write_page(args.out, result)
     print(json.dumps(result))
+
+
+def _earlier(
+    file: Path | None, labels: Sequence[str]
+) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, Any]]]:
+    """Rates by system and cell, in the page's order, and probes of the machine, so far."""
+    found = {"all": {}, "probes": []}
+    if file is not None and file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+    return found["all"] | {label: {} for label in labels if label not in found["all"]}, found[
+        "probes"
+    ]
 
 
 def _prepare(args: argparse.Namespace) -> list[systems.System | systems.LlamaCpp]:
@@ -126,6 +142,7 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--systems", default="duetto,llama,openvino,vllm")
     parser.add_argument("--cells", help=f"some of: {', '.join(CELLS)}")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--add-to", type=Path, help="keep rounds here, and count those kept")
     parser.add_argument("--repeats", type=int, default=1, help="of each cell in a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/cpu.md"))

@@ -1,7 +1,7 @@
 """The page of a comparison: every cell, and the ratio to the best peer."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,14 @@ TARGETS: Mapping[str, Mapping[str, float]] = {
 }
 
 
+BY_HAND = "<!-- written by hand from here on -->\n"
+
+
 def write_page(file: Path, result: Mapping[str, Any]) -> None:
+    """What stands in the file by hand stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page(result), encoding="utf-8")
+    _, mark, rest = file.read_text("utf-8").partition(BY_HAND) if file.exists() else ("", "", "")
+    file.write_text(page(result) + (f"\n{mark}{rest}" if mark else ""), encoding="utf-8")
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -29,7 +34,7 @@ def page(result: Mapping[str, Any]) -> str:
         "# On a CPU, beside its peers",
         "",
         f"`{result['model']}`, {result['threads']} threads, {platform.machine()} "
-        f"({processor()}), {result['date']}, {_rounds(result['rounds'])} in which the "
+        f"({processor()}), {result['date']}, {_rounds(result['all'])} in which the "
         "systems took turns; tokens per second. "
         "pp N: a prompt of N tokens. tg B: tokens after the first of B requests with prompts of "
         "128. Written by `benchmarks/peers/compare.py`.",
@@ -82,12 +87,12 @@ def _ratio(
     )
 
 
-def _rounds(count: int) -> str:
-    return "one round" if count == 1 else f"medians of {count} rounds"
-
-
-def _share(ours: float | None, roof: float) -> str:
-    return "–" if ours is None else f"{ours / roof:.0%} of {roof:.0f}"
+def _rounds(rates: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    counts = {len(values) for cells in rates.values() for values in cells.values()}
+    fewest, most = min(counts, default=1), max(counts, default=1)
+    if most == 1:
+        return "one round"
+    return f"medians of {most if fewest == most else f'{fewest} to {most}'} rounds"
 
 
 def _number(value: float | None) -> str:
