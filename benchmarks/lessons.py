@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
 
-import matplotlib
+from lessons_pictures import draw, draw_splits
 
 from duetto.bench.metrics import SLO
 from duetto.bench.workload import Lengths
@@ -27,9 +28,7 @@ from duetto.planner.model import find_program
 from duetto.planner.report import Outcome, sum_up
 from duetto.planner.simulation import simulate
 from duetto.planner.workload import Workload, synthetic
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from duetto.program.kv_size import bytes_per_block
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "lessons.md"
 MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
@@ -68,14 +67,19 @@ class Point:
 
 
 def simulated(point: Point) -> Numbers:
-    fleet = make_fleet(find_program(MODEL), find_hardware(HARDWARE), point.layout)
-    outcome = sum_up(simulate(point.load.workload(), fleet), fleet.num_devices, slo=LIMITS)
-    return numbers(outcome)
+    layout = replace(point.layout, graphs=True)  # an engine of today: the host is out of the way
+    fleet = make_fleet(find_program(MODEL), find_hardware(HARDWARE), layout)
+    workload = point.load.workload()
+    outcome = sum_up(simulate(workload, fleet), fleet.num_devices, slo=LIMITS)
+    return numbers(outcome, workload.arrivals[-1].arrival_s)
 
 
-def numbers(outcome: Outcome) -> Numbers:
-    """Milliseconds, and per device."""
+def numbers(outcome: Outcome, last_arrival_s: float) -> Numbers:
+    """Milliseconds, and per device. `offered` are the output tokens of the requests by the time in
+    which they arrive; the throughput counts until the last answer has ended, `drain_s` later."""
     report = outcome.report
+    num_devices = outcome.num_devices
+    offered = report.num_output_tokens / num_devices / (last_arrival_s or inf)  # 0: all at once
 
     def ms(value: float | None) -> float:
         return 1000 * (value or 0.0)
@@ -87,7 +91,9 @@ def numbers(outcome: Outcome) -> Numbers:
         "itl_p99": ms(report.itl.percentiles[99.0]),
         "tpot_p50": ms(report.tpot.median),
         "e2e_p50": ms(report.e2e.median),
-        "throughput": report.per_second(report.num_output_tokens) / outcome.num_devices,
+        "throughput": report.per_second(report.num_output_tokens) / num_devices,
+        "offered": offered,
+        "drain_s": report.duration_s - last_arrival_s,
         "attainment": (report.num_good or 0) / report.num_requests,
         "transfer": ms(float(outcome.transfer.mean()) if len(outcome.transfer) else 0.0),
     }
@@ -99,7 +105,7 @@ def numbers(outcome: Outcome) -> Numbers:
 def chunk_sizes(seconds: float) -> list[Point]:
     """Budgets of a step, and whole prompts, at two rates."""
     points = []
-    for rate in (1.0, 3.0):
+    for rate in (1.0, 4.0):
         load = Load(rate, 2000, 200, count(rate, seconds))
         for budget in (128, 256, 512, 1024, 2048, 4096, 8192):
             layout = Layout(max_num_batched_tokens=budget)
@@ -128,7 +134,7 @@ def batchings(seconds: float) -> list[Point]:
     for policy in ("static", "fcfs"):
         layout = Layout(scheduling_policy=policy, max_num_seqs=64, max_num_batched_tokens=1024)
         name = "static" if policy == "static" else "continuous"
-        for rate in (0.25, 0.5, 1, 2, 4, 6, 8):
+        for rate in (0.25, 0.5, 1, 2, 4, 8, 12):
             load = Load(rate, 512, 200, count(rate, 4 * seconds), 0.8)
             points.append(Point(name, rate, layout, load))
     return points
@@ -142,17 +148,18 @@ FOUR = {
     "2 prefill + 2 decode": Layout(replicas=2, prefill_replicas=2, router="least-loaded"),
     "3 prefill + 1 decode": Layout(replicas=1, prefill_replicas=3, router="least-loaded"),
 }
-SLOW_LINK = replace(FOUR["2 prefill + 2 decode"], kv_bandwidth=1.25)  # 10 Gbit/s
+SLOW_NAME = "2 + 2 over 10 Gbit/s"
+SLOW_LINK = replace(FOUR["2 prefill + 2 decode"], kv_bandwidth=1.25)
 
 
 def splits(seconds: float) -> list[Point]:
     """Four devices, chunked and disaggregated, for three shapes of requests at rising rates."""
     points = []
-    layouts = {**FOUR, "2 + 2 over 10 Gbit/s": SLOW_LINK}
+    layouts = {**FOUR, SLOW_NAME: SLOW_LINK}
     rates = {
         "long prompts": (1, 2, 3, 4, 5, 6, 8, 10),
-        "balanced": (4, 6, 8, 10, 12, 14, 16, 20),
-        "long answers": (4, 6, 8, 10, 12, 14, 16, 20),
+        "balanced": (4, 8, 12, 16, 20, 24, 28, 32),
+        "long answers": (4, 8, 12, 16, 20, 24, 28, 32),
     }
     for shape, (prompt, answer) in SHAPES.items():
         for name, layout in layouts.items():
@@ -162,8 +169,6 @@ def splits(seconds: float) -> list[Point]:
     return points
 
 
-# --- pictures ----------------------------------------------------------------------------------
-
 Results = dict[str, list[tuple[float, Numbers]]]  # by line
 
 
@@ -172,49 +177,6 @@ def gathered(points: Sequence[Point], found: Sequence[Numbers]) -> Results:
     for point, values in zip(points, found, strict=True):
         lines.setdefault(point.line, []).append((point.x, values))
     return lines
-
-
-def draw(
-    lines: Results, panels: Sequence[tuple[str, str]], x_label: str, file: Path, **axis: Any
-) -> None:
-    """A panel for each (key, label), a curve for each line."""
-    width = 3.9 * len(panels)
-    figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.3), layout="constrained")
-    for panel, (key, label) in zip(axes, panels, strict=True):
-        for name, curve in lines.items():
-            panel.plot([x for x, _ in curve], [v[key] for _, v in curve], "o-", ms=3, label=name)
-        panel.set(xlabel=x_label, ylabel=label, **axis)
-        panel.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    save(figure, file)
-
-
-def draw_splits(lines: Results, file: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained", sharex="col")
-    for column, shape in enumerate(SHAPES):
-        prompt, answer = SHAPES[shape]
-        for row, (key, label) in enumerate(
-            (("attainment", "requests within limits"), ("itl_p99", "ITL p99, ms"))
-        ):
-            panel = axes[row][column]
-            for name, curve in lines.items():
-                if name.startswith(f"{shape}:"):
-                    style = "o--" if "over" in name else "o-"
-                    values = [v[key] for _, v in curve]
-                    label_of = name.split(": ")[1]
-                    panel.plot([x for x, _ in curve], values, style, ms=3, label=label_of)
-            panel.grid(alpha=0.3)
-            panel.set_ylabel(label if column == 0 else "")
-        axes[1][column].set(yscale="log", xlabel="requests/s")
-        axes[0][column].set_title(f"{shape}: {prompt} + {answer} tokens", fontsize=10)
-    axes[0][0].legend(fontsize=7)
-    save(figure, file)
-
-
-def save(figure: Any, file: Path) -> None:
-    plt.rcParams["svg.hashsalt"] = "duetto"
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
 
 
 # --- the page ----------------------------------------------------------------------------------
@@ -268,19 +230,91 @@ POLICY_COLUMNS = {
     "ttft_p50": "TTFT p50",
     "ttft_p99": "TTFT p99",
     "tpot_p50": "TPOT p50",
+    "offered": "offered tok/s",
     "throughput": "output tok/s",
+    "drain_s": "end, s",
 }
+
+
+# --- sentences that depend on what was found ---------------------------------------------------
+
+
+def of_streams_in_company(policies: Results) -> str:
+    """At which rates the streams of continuous batching are clearly the slower ones."""
+    pairs = zip(policies["static"], policies["continuous"], strict=True)
+    slower = [f"{x:g}" for (x, a), (_, b) in pairs if b["tpot_p50"] > 1.1 * a["tpot_p50"]]
+    where = f"at {_listed(slower)} requests/s" if slower else "at none of these rates"
+    return (
+        f"Its streams share steps with prompts and with more company: {where} that makes its TPOT "
+        f"longer by more than a tenth."
+    )
+
+
+def against_four(split: Results, shape: str) -> str:
+    """What the best split of a shape sustains beside the better of the equal four."""
+    rates = {name: rate_sustained(split[f"{shape}: {name}"]) for name in FOUR}
+    apart = max((n for n in FOUR if "chunked" not in n), key=lambda name: rates[name])
+    alike = max((n for n in FOUR if "chunked" in n), key=lambda name: rates[name])
+    return (
+        f"With {shape} {apart} sustains {rates[apart]:g} requests/s within the limits, four equal "
+        f"replicas {rates[alike]:g}."
+    )
+
+
+def of_the_link(split: Results) -> str:
+    """What two links of prefill replicas carry, and where that is seen."""
+    bytes_per_token = bytes_per_block(find_program(MODEL), 1, "bfloat16")
+    num_bytes_per_s = 2e9 * (SLOW_LINK.kv_bandwidth or 0.0)
+    most = [f"{num_bytes_per_s / (prompt * bytes_per_token):.1f}" for prompt, _ in SHAPES.values()]
+    pairs = [(split[f"{s}: 2 prefill + 2 decode"], split[f"{s}: {SLOW_NAME}"]) for s in SHAPES]
+    worse = [
+        shape
+        for shape, (fast, slow) in zip(SHAPES, pairs, strict=True)
+        if rate_sustained(slow) < rate_sustained(fast)
+    ]
+    (rate, fast), (_, slow) = (curve[0] for curve in pairs[0])
+    return (
+        f"The first gap of every answer shows it, and the ITL's p99 where answers are short: at "
+        f"{rate:g} requests/s with {next(iter(SHAPES))} {slow['itl_p99']:.0f} ms rather than "
+        f"{fast['itl_p99']:.0f}. Limits on TTFT, and on a mean over all of an answer's gaps, "
+        f"hardly see it until the links are full, which for the three shapes is at "
+        f"{_listed(most)} requests/s. Of the rates tried, the slow link sustains fewer with "
+        f"{_listed(worse) if worse else 'none of the shapes'}."
+    )
+
+
+def of_the_baseline(split: Results) -> str:
+    """How much longer the tails of chunked replicas are than a split's, where all keep up."""
+    names = ("2 prefill + 2 decode", "4 chunked (512)", "4 chunked (2048)")
+    curves = [split[f"long prompts: {name}"] for name in names]
+    best = min(rate_sustained(curve) for curve in curves) or curves[0][0][0]
+    apart, small, large = (dict(curve)[best] for curve in curves)
+    return (
+        f"At {best:g} requests/s with long prompts the ITL's p99 of four equal replicas is "
+        f"{small['itl_p99'] / apart['itl_p99']:.1f} times that of 2 prefill + 2 decode with chunks "
+        f"of 512, and {large['itl_p99'] / apart['itl_p99']:.1f} times with chunks of 2,048."
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def filled(text: str, indent: str = "") -> str:
+    """In lines of up to 100 columns, to stand behind an indent."""
+    lines = wrap(text, 100 - len(indent), break_on_hyphens=False)
+    return f"\n{indent}".join(lines)
 
 
 def page(chunks: Results, batches: Results, policies: Results, split: Results) -> str:
     return f"""# Lessons, simulated
 
 Written by `benchmarks/lessons.py`; do not edit. The real scheduler in virtual time; the prices of
-steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/hardware.py`. No number
-here was measured: they are about schedules, and as good as those prices
-([planner-a100.md](planner-a100.md) compares them with measurements). Lengths are lognormal,
-arrivals are a Poisson process; [metrics.md](../metrics.md) defines the metrics. Limits, where there
-are any: TTFT {LIMITS.ttft:g} s and TPOT {1000 * (LIMITS.tpot or 0):g} ms, together.
+steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/hardware.py`, with `--graphs`.
+No number here was measured: they are about schedules, and as good as those prices
+([planner-published.md](planner-published.md) has them beside others' measurements). Lengths are
+lognormal, arrivals are a Poisson process; [metrics.md](../metrics.md) defines the metrics. Limits,
+where there are any: TTFT {LIMITS.ttft:g} s and TPOT {1000 * (LIMITS.tpot or 0):g} ms, together.
 
 ## The size of a chunk trades TTFT for ITL
 
@@ -290,10 +324,10 @@ are any: TTFT {LIMITS.ttft:g} s and TPOT {1000 * (LIMITS.tpot or 0):g} ms, toget
 
 Prompts of 2,000 tokens and answers of 200. A step that computes part of a prompt makes every
 stream wait for it: the ITL's tail grows with the chunk, in proportion once the step is bound by
-arithmetic. Small chunks read the weights, and the KV of the chunks before, more often, and leave
-the arithmetic units idle: the prompt takes longer, and at a rate near saturation the queue grows
-without end. So chunked prefill does not improve TTFT; it buys steady streams with it
-(Sarathi-Serve, Agrawal et al., OSDI 2024).
+arithmetic, until a chunk holds all the prompts that wait. Small chunks read the weights, and the KV
+of the chunks before, more often, and leave the arithmetic units idle: the prompt takes longer, and
+at a rate near saturation the queue grows without end. So chunked prefill does not improve TTFT; it
+buys steady streams with it (Sarathi-Serve, Agrawal et al., OSDI 2024).
 
 ## A larger batch shares the weights
 
@@ -313,8 +347,13 @@ is read for it alone, and so are the prompts computed: there the curve bends soo
 
 At most 64 requests run. A static batch ends with its longest answer, and nobody joins it until
 then: even at low rates a request waits for a batch that it is not part of. Continuous batching
-(Orca, Yu et al., OSDI 2022) admits at every step. Its streams share steps with prompts and with
-more company, so at high rates its TPOT is not the lower one.
+(Orca, Yu et al., OSDI 2022) admits at every step.
+{filled(of_streams_in_company(policies))}
+
+Offered are the output tokens of the requests that were drawn, by the time in which they arrive. The
+output per second counts until the last answer has ended, and long answers are still under way when
+the last request comes: so it falls short of what is offered by that end (its seconds are in the
+last column) also where the server keeps up.
 
 ## Disaggregation: where it wins, and where it loses
 
@@ -326,27 +365,30 @@ Four devices either way. A replica that only decodes has no steps with prompts: 
 room on it, its ITL has hardly a tail. But the split is fixed, and the load is not:
 
 - **It wins where prompts are long and streams must be steady.** Chunks small enough for that cost
-  arithmetic, chunks that are not cost the streams: look at the ITL of the chunked replicas at low
-  rates. The right split then sustains more within the limits.
+  arithmetic, chunks that are not cost the streams: look at the ITL of the chunked replicas.
+  {filled(against_four(split, "long prompts"), indent="  ")}
 - **It loses where the split does not match the load.** With long answers a prefill replica idles
   while those that decode are full, each with a larger batch than four equal ones would have; with
   long prompts a single prefill replica is the bottleneck, and TTFT the price. Four equal replicas
   have no split to get wrong.
-- **It loses over a link that is slower than computing.** A prompt of 4,000 tokens has half a
-  gigabyte of KV. Sent layer by layer while the next layers compute, all but the last layer is
-  hidden, until sending takes longer than computing. At 10 Gbit/s it does, and transfers wait for
-  each other too: the first gap of every answer shows it, in the tail of ITL; TPOT averages it away.
-- **The baseline decides.** Its lead in ITL over chunks of 2,048 is about twice that over chunks of
-  512. The 7.4x of DistServe (Zhong et al., OSDI 2024) had no baseline with Sarathi's chunks.
+  {filled(against_four(split, "long answers"), indent="  ")}
+- **A link that is slower than computing costs the first gap, then the rate.** A prompt of 4,000
+  tokens has half a gigabyte of KV. Sent layer by layer while the next layers compute, all but the
+  last layer is hidden, until sending takes longer than computing. At 10 Gbit/s it does, and
+  transfers wait for each other too.
+  {filled(of_the_link(split), indent="  ")}
+- **The baseline decides.**
+  {filled(of_the_baseline(split), indent="  ")}
+  The 7.4x of DistServe (Zhong et al., OSDI 2024) had no baseline with Sarathi's chunks.
 
 ## Again
 
 ```sh
 python benchmarks/lessons.py
-duetto simulate {MODEL} --hardware {HARDWARE} --random-input-len 2000 \\
+duetto simulate {MODEL} --hardware {HARDWARE} --graphs --random-input-len 2000 \\
     --random-output-len 200 --max-num-batched-tokens 512 --slo ttft=1,tpot=50ms
 duetto simulate {MODEL} --hardware {HARDWARE}:4 --replicas 2 --prefill-replicas 2 \\
-    --request-rate 8 --gantt split.svg
+    --graphs --request-rate 8 --gantt split.svg
 ```
 """
 
@@ -369,7 +411,7 @@ def main() -> None:
     draw(batches, panels, "requests at one time", folder / "lessons-batch.svg", **log)
     panels = [("ttft_p50", "TTFT p50, ms"), ("tpot_p50", "TPOT p50, ms")]
     draw(policies, panels, "requests/s", folder / "lessons-batching.svg", yscale="log")
-    draw_splits(split, folder / "lessons-splits.svg")
+    draw_splits(split, SHAPES, folder / "lessons-splits.svg")
     options.output.write_text(page(*found))
     names = ("chunks", "batches", "batchings", "splits")
     print(json.dumps(dict(zip(names, found, strict=True))))

@@ -1,5 +1,6 @@
 """Documents are executed: README's commands parse, its Python runs, its links exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from duetto.cli.app import app
+from duetto.demo import demo_model_dir
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -52,6 +54,13 @@ def test_the_readme_commands_run(words, tiny_model):
     command = [sys.executable, "-m", "duetto", *given]
     run = subprocess.run(command, cwd=ROOT, input="", capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_readme_asks_for_the_model_that_it_has_just_served():
+    serve, *_ = (words for words in commands(README) if words[:2] == ["duetto", "serve"])
+    assert len(serve) == 2  # no model named, so the reader, under the name of its directory
+    (curl,) = (words for words in commands(README) if words[0] == "curl")
+    assert json.loads(curl[-1])["model"] == demo_model_dir().name
 
 
 def test_the_readme_names_every_make_target():

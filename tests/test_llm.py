@@ -135,6 +135,30 @@ def test_refusals_name_the_field_and_compute_nothing(llm, prompts, params, field
     assert not llm.engine.has_work
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda llm: llm.generate(None), "prompt: must be a text or a mapping of .*, not None"),
+        (lambda llm: llm.stream(5), "prompt: must be a text or a mapping of .*, not 5"),
+        (lambda llm: llm.generate("x", 5), "sampling_params: must be SamplingParams, .*not 5"),
+        (lambda llm: llm.generate("x", priority=1), "priority: must be .*, not 1"),
+        (lambda llm: llm.chat(5), "messages: must be a list of messages, not 5"),
+        (lambda llm: llm.chat([]), "messages: must be a list of messages"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_in_words(llm, call, message):
+    with pytest.raises(InvalidRequest, match=message):
+        call(llm)
+
+
+def test_what_was_chosen_on_the_callers_behalf_is_logged(tiny_model, caplog, monkeypatch):
+    monkeypatch.setenv("DUETTO_ISA", "baseline")
+    with LLM(tiny_model):
+        pass
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "baseline kernels" in record.message
+
+
 def test_one_refused_prompt_refuses_the_call_before_any_runs(llm):
     with pytest.raises(RequestTooLong, match="leave no room"):
         llm.generate(["fine", {"prompt_token_ids": [1] * 5000}], GREEDY)
@@ -155,6 +179,18 @@ def test_a_closed_llm_says_so(tiny_model):
         ({"quantization": "awq"}, "--quantization"),
         ({"quantization": "int8", "quantization_skip": "*.0.*"}, "--quantization-skip"),
         ({"threads": 1.5}, "--threads"),
+        ({"enable_prefix_caching": "no"}, "--enable-prefix-caching: must be True or False"),
+        ({"enable_chunked_prefill": 0}, "--enable-chunked-prefill: must be True or False"),
+        ({"quantization": "int8", "quantization_skip": [5]}, "--quantization-skip: must be"),
+        ({"quantization": "int8", "quantization_skip": None}, "--quantization-skip: must be"),
+        ({"packed_cache": 5}, "--packed-cache: must be"),
+        ({"packed_cache": None}, "--packed-cache: must be"),
+        ({"dtype": None}, "--dtype"),
+        ({"backend": 5}, "--backend"),
+        ({"kv_cache_dtype": []}, "--kv-cache-dtype"),
+        ({"max_model_len": "long"}, "--max-model-len"),
+        ({"seed": "1"}, "--seed"),
+        ({"target_itl": "1"}, "--target-itl"),
         ({"dtype": "int8"}, "--dtype"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype"),
         ({"max_model_len": 10**9}, "--max-model-len"),

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from training.checkpoint import Progress
 
 SMOOTHING = 0.95  # share of the mean so far in the drawn line
+NAME_GAP = 0.025  # of the width: the least between two rungs' names
 
 
 def draw_curve(progress: Progress, file: Path, title: str) -> None:
@@ -19,15 +20,25 @@ def draw_curve(progress: Progress, file: Path, title: str) -> None:
     axes.plot(millions, [loss for _, loss in progress.losses], color="0.8", linewidth=0.7)
     axes.plot(millions, _smooth([loss for _, loss in progress.losses]), color="C0")
     last = {score["rung"]: score["num_tokens"] / 1e6 for score in progress.scores}
-    for rung, place in last.items():
+    gap = NAME_GAP * max([*millions, *last.values()], default=0.0)
+    for (rung, place), at in zip(last.items(), _apart(list(last.values()), gap), strict=True):
         axes.axvline(place, color="0.6", linewidth=0.6, linestyle=":")
-        axes.text(place, 1.0, f" {rung}", rotation=90, fontsize=7, va="top", ha="right",
+        axes.text(at, 1.01, rung, rotation=45, fontsize=7, va="bottom", ha="left",
                   transform=axes.get_xaxis_transform())  # fmt: skip
-    axes.set(title=title, xlabel="tokens, millions", ylabel="loss on answers")
+    axes.set_title(title, pad=40)
+    axes.set(xlabel="tokens, millions", ylabel="loss on answers")
     if progress.losses:
         axes.set_yscale("log")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
+
+
+def _apart(places: list[float], gap: float) -> list[float]:
+    """Rising places, moved up where they are nearer than `gap` to the one before."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    return moved
 
 
 def _smooth(losses: list[float]) -> list[float]:

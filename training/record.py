@@ -8,13 +8,15 @@ import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.checkpoint import Progress
 from training.shapes import Shape
 
+if TYPE_CHECKING:  # it brings torch, which whoever reads a record may not have
+    from training.checkpoint import Progress
 
-def write_record(progress: Progress, shape: Shape, seed: int, device: str, file: Path) -> None:
+
+def write_record(progress: "Progress", shape: Shape, seed: int, device: str, file: Path) -> None:
     """Write the climb's rungs, each with its own steps, tokens, seconds and last scores."""
     rungs: list[dict[str, Any]] = []
     num_tokens, seconds = 0, 0.0

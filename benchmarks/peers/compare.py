@@ -2,9 +2,9 @@
 
     python benchmarks/peers/compare.py --work DIR --model DIR [--rounds 3] [--systems duetto,llama]
 
-`--work` is where environments, builds and converted models are kept (about 25 GB); the model is one
-that `duetto make-model llama-3.2-1b` wrote. Nothing else should run meanwhile. What neighbours leave
-of a machine changes within an hour: with `--add-to FILE`, rounds of several runs make one page.
+`--work` is where environments, builds and converted models are kept (25 GB); the model is one that
+`duetto make-model llama-3.2-1b` wrote. Nothing else should run meanwhile. What neighbours leave of
+a machine changes within an hour: with `--add-to FILE`, rounds of several runs make one page.
 """
 
 import argparse

@@ -87,10 +87,24 @@ class EngineArgs:
         if target is not None and (type(target) not in (int, float) or not 0 < target <= DAY_MS):
             raise ConfigError(f"--target-itl: must be a number of milliseconds, not {target!r}")
         check_policy(self.scheduling_policy)
-        if isinstance(self.quantization_skip, str):  # or each of its letters would be a pattern
-            raise ConfigError("--quantization-skip: must be several patterns, not a text")
+        self._check_others()
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
+
+    def _check_others(self) -> None:
+        """What Python's callers get wrong: the command line reads these as what they are to be."""
+        for name in ("enable_prefix_caching", "enable_chunked_prefill"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag}: must be True or False, not {value!r:.80}")
+        skip = self.quantization_skip  # of a text each letter would be a pattern
+        if not isinstance(skip, list | tuple) or not all(isinstance(each, str) for each in skip):
+            raise ConfigError(f"--quantization-skip: must be a list of patterns, not {skip!r:.80}")
+        if not isinstance(self.packed_cache, str | Path):
+            raise ConfigError(
+                f"--packed-cache: must be a directory, auto or off, not {self.packed_cache!r:.80}"
+            )
 
     @property
     def asked_len(self) -> int | None:
@@ -148,7 +162,7 @@ def build(
         model=loaded,
         name=root.resolve().name if Path(model).exists() else str(model),
         root=root,
-        notes=(*loaded.notes, *notes),
+        notes=(*loaded.notes, *notes, *prices.notes),
         prices=prices,
     )
 

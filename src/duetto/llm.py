@@ -3,12 +3,13 @@
 Names and result shapes are vLLM's. Knows no arrays: everything it runs, it runs through Engine.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from duetto.build import Built, EngineArgs, build
 from duetto.core.batch import RequestUpdate, TokenLogprob
@@ -22,9 +23,13 @@ from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
 from duetto.progress import show_progress
 
+logger = logging.getLogger(__name__)
+
 Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
 PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
+_A_PROMPT = f"a text or a mapping of {', '.join(sorted(PROMPT_KEYS))}"
+T = TypeVar("T")
 
 
 class LLM:
@@ -36,7 +41,8 @@ class LLM:
 
     Keyword arguments are the fields of EngineArgs (build.py); or give `args` whole. Raises
     ConfigError or CheckpointError, in one line, if the model cannot be served as asked. One LLM
-    belongs to one thread, on which several streams may be open at a time.
+    belongs to one thread, on which several streams may be open at a time. What was chosen on the
+    caller's behalf is logged as a warning.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class LLM:
     ) -> None:
         args = replace(args or EngineArgs(), **engine_args)
         self._open: Built | None = build(model, args)
+        for note in self._open.notes:
+            logger.warning("note: %s", note)
         self._seed = 0 if args.seed is None else args.seed
         self._num_prompts = 0
         self._running: dict[str, _Answer] = {}  # by the id of each request that has not ended
@@ -171,9 +179,14 @@ class LLM:
         priority: Sequence[int] | None,
     ) -> list["_Answer"]:
         """All or nothing: a call that is refused changes no later one's seeds."""
-        each = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        if isinstance(prompts, str | Mapping):
+            prompts = [prompts]
+        each = _listed("prompt", prompts, f"{_A_PROMPT}, or several")
         params = self._params_for(each, sampling_params)
-        priorities = [0] * len(each) if priority is None else list(priority)
+        if priority is None:
+            priorities = [0] * len(each)
+        else:
+            priorities = _listed("priority", priority, "whole numbers, one for each prompt")
         if len(priorities) != len(each):
             raise InvalidRequest("priority", f"{len(priorities)} numbers for {len(each)} prompts")
         answers = [
@@ -206,8 +219,7 @@ class LLM:
         if isinstance(prompt, str):
             return prompt, self._built.codec.encode(prompt), ""
         if not isinstance(prompt, Mapping) or not prompt.keys() <= PROMPT_KEYS:
-            accepted = ", ".join(sorted(PROMPT_KEYS))
-            raise InvalidRequest("prompt", f"must be a text or a mapping of {accepted}")
+            raise InvalidRequest("prompt", f"must be {_A_PROMPT}, not {prompt!r:.80}")
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
         if token_ids is None and isinstance(text, str):
             token_ids = self._built.codec.encode(text)
@@ -225,7 +237,10 @@ class LLM:
     ) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
-        each = [given] * len(prompts) if isinstance(given, SamplingParams) else list(given)
+        if isinstance(given, SamplingParams):
+            each = [given] * len(prompts)
+        else:
+            each = _listed("sampling_params", given, "SamplingParams, or several")
         if len(each) != len(prompts):
             raise InvalidRequest("sampling_params", f"{len(each)} for {len(prompts)} prompts")
         for params in each:
@@ -338,11 +353,18 @@ def _empty_completion(index: int, sampling: SamplingParams) -> CompletionOutput:
     return CompletionOutput(index=index, logprobs=None if sampling.logprobs is None else [])
 
 
+def _listed(field: str, given: Iterable[T], accepted: str) -> list[T]:
+    """What callers give several of; `accepted` is for people."""
+    if not isinstance(given, Iterable):
+        raise InvalidRequest(field, f"must be {accepted}, not {given!r:.80}")
+    return list(given)
+
+
 def _as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Sequence[Message]]:
-    if not messages:
-        raise InvalidRequest("messages", "must hold at least one message")
+    if not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequest("messages", f"must be a list of messages, not {messages!r:.80}")
     if isinstance(messages[0], Mapping):
         return [messages]  # type: ignore[list-item]  # told apart by the first element
     return list(messages)  # type: ignore[arg-type]

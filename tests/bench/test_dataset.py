@@ -59,6 +59,7 @@ def test_sharegpt_counts_with_the_tokenizer_it_is_given() -> None:
         ({"num_prompts": 0}, "--num-prompts 0"),
         ({"dataset_name": "azure", "num_prompts": 0}, "--num-prompts 0"),
         ({"dataset_name": "azure"}, "needs a file: --dataset-path"),
+        ({"random_lengths": "fixed", "random_range_ratio": 0.5}, "--random-range-ratio 0.5 with"),
         ({"dataset_path": Path("x.csv")}, "--dataset-path with --dataset-name random"),
     ],
 )

@@ -103,3 +103,9 @@ def test_what_is_wrong_is_named() -> None:
         run("no-such-model")
     with pytest.raises(ConfigError, match="--rows"):
         run("tiny", "--rows", "0")
+
+
+def test_rows_that_memory_does_not_hold_are_refused_with_the_numbers() -> None:
+    pytest.importorskip("duetto._native")
+    with pytest.raises(ConfigError, match=r"--rows 1000000000: takes about .* GiB .* available"):
+        run("llama-3-70b", "--rows", "1", "1000000000", "--kernel", "rows")

@@ -103,10 +103,17 @@ def test_questions_to_the_server(server: FakeServer) -> None:
 
 
 def test_nobody_listens() -> None:
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1/v1/models: .*--model"):
+    with pytest.raises(ConfigError, match=r"nothing answers at http://127\.0\.0\.1:1 "):
         find_model("http://127.0.0.1:1", None)
-    with pytest.raises(ConfigError, match=r"/tokenize: .*sharegpt"):
+    with pytest.raises(ConfigError, match=r"nothing answers at http://127\.0\.0\.1:1 "):
         token_counter("http://127.0.0.1:1", None, "m")("a")
+
+
+def test_nobody_listens_to_chats() -> None:
+    dead = Target(base_url="http://127.0.0.1:1", model="m", is_chat=True)
+    ids = Workload((WorkloadRequest(prompt_token_ids=(1,), num_output_tokens=1),))
+    with pytest.raises(ConfigError, match=r"nothing answers at http://127\.0\.0\.1:1 "):
+        asyncio.run(run_serve(dead, ids, Load()))
 
 
 @pytest.mark.parametrize(

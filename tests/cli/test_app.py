@@ -65,6 +65,27 @@ def test_chat_keeps_the_conversation(tiny_model):
     assert run.stderr.count("generated") == 2
 
 
+def test_chat_takes_no_mistyped_command_for_a_message(tiny_model):
+    run = duetto("chat", tiny_model, "--max-tokens", 4, stdin="/quit\n/usr/bin or /bin?\n/exit\n")
+    assert run.returncode == 0
+    assert "there is no /quit. A line is a message. /clear forgets" in run.stderr
+    assert run.stderr.count("generated") == 1
+
+
+def test_without_a_model_the_reader_continues(tiny_model):
+    run = duetto("complete", "--max-tokens", 2, "--ignore-eos", stdin="the")
+    assert run.returncode == 0, run.stderr
+    assert "No model named" in run.stderr and "2 generated" in run.stderr
+
+
+def test_what_was_chosen_on_the_users_behalf_is_told(tiny_model):
+    note = "note: the baseline kernels run, which are slow"
+    for words in (("complete", tiny_model, "def f"), ("chat", tiny_model, "-q", "hi")):
+        run = duetto(*words, "--max-tokens", 2, DUETTO_ISA="baseline")
+        assert run.returncode == 0
+        assert run.stderr.startswith(note) and run.stderr.count("note: ") == 1
+
+
 def test_chat_goes_on_after_a_message_that_is_too_long(tiny_model):
     long = "long " * 3000
     run = duetto("chat", tiny_model, "--max-tokens", 4, stdin=f"{long}\nshort\n")
@@ -112,6 +133,19 @@ def test_doctor(tmp_path):
     assert report["installed_bytes"] <= 200e6  # the promise of the README
 
 
+@pytest.mark.parametrize("variable", ["DUETTO_ISA", "DUETTO_NUM_THREADS"])
+def test_doctor_says_no_where_serve_refuses(tiny_model, variable):
+    asked = {variable: "[foo]"}
+    refused = duetto("serve", tiny_model, "--port", "0", **asked)
+    check_fails_in_one_line(refused, variable)
+    run = duetto("doctor", **asked)
+    assert run.returncode == 1
+    (verdict,) = (line for line in run.stdout.splitlines() if "ready to serve" in line)
+    assert verdict.split()[3] == "no:" and variable in verdict and "[foo]" in verdict
+    report = json.loads(duetto("doctor", "--json", **asked).stdout)
+    assert report["ready"] is False and report["refusal"] in refused.stderr
+
+
 def test_help_names_every_command():
     run = duetto("--help")
     for command in (
@@ -128,7 +162,7 @@ def test_help_names_every_command():
         assert command in run.stdout
 
 
-@pytest.mark.parametrize("words", [("eval",), ("complete", "x", "--bogus", "1"), ("nonsense",)])
+@pytest.mark.parametrize("words", [("fit",), ("complete", "x", "--bogus", "1"), ("nonsense",)])
 def test_wrong_usage_is_an_error(words):
     run = duetto(*words)
     assert run.returncode != 0

@@ -12,6 +12,7 @@ from duetto.cli.bench import app
 from duetto.core.errors import ConfigError
 
 FIXTURES = Path(__file__).parent.parent / "bench" / "fixtures"
+AZURE = str(FIXTURES / "azure_conv_5.csv")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,14 @@ def test_a_rate_is_a_number_or_inf_or_trace() -> None:
         (["--request-rate", "trace"], "--request-rate trace: this dataset has no times"),
         (["--request-rate", "0"], "--request-rate 0"),
         (["--max-concurrency", "0"], "--max-concurrency 0"),
+        (["--timeout", "0"], "--timeout 0: must be above 0 seconds"),
+        (["--timeout", "nan"], "--timeout nan: must be above 0 seconds"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--seed", "-1", "--request-rate", "2"], "--seed -1: must be 0 or more"),
+        (
+            ["--seed", "-1", "--dataset-name", "azure", "--dataset-path", AZURE],
+            "--seed -1: must be 0 or more",
+        ),
         (["--dataset-name", "azure"], "--dataset-name azure needs a file"),
     ],
 )
@@ -100,8 +109,16 @@ def test_bad_flags_are_one_line(server: FakeServer, words: list[str], message: s
 
 
 def test_no_server_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1/v1/models"):
+    with pytest.raises(ConfigError) as caught:
         run("serve", "--base-url", "http://127.0.0.1:1")
+    assert "nothing answers at http://127.0.0.1:1" in str(caught.value)
+    assert "--model" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_seed_below_0_is_refused_here_too(tiny_model: Path) -> None:
+    for words in (["latency"], ["throughput"]):
+        with pytest.raises(ConfigError, match="--seed -1: must be 0 or more"):
+            run(*words, str(tiny_model), "--seed", "-1")
 
 
 # --- serve -------------------------------------------------------------------------------------
@@ -169,6 +186,16 @@ def test_latency(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["completed"] == 4
     assert shown["total_output_tokens"] == 12
     assert shown["total_cached_tokens"] == 0
+
+
+def test_without_a_model_the_reader_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--num-prompts 1 --random-input-len 4 --random-output-len 2 --json"
+    run("throughput", *words.split())
+    words = "--input-len 4 --output-len 2 --batch-size 1 --num-iters 1 --num-iters-warmup 0 --json"
+    run("latency", *words.split())
+    captured = capsys.readouterr()
+    assert [json.loads(line)["completed"] for line in captured.out.splitlines()] == [1, 1]
+    assert captured.err.count("No model named") == 2
 
 
 def test_throughput(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

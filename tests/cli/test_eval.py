@@ -69,12 +69,18 @@ def test_people_get_a_table(tiny_model: Path, capsys: pytest.CaptureFixture[str]
     assert re.search(r"removed +shuffled +one_hop +1 +0\.0% +0\.0% to", out)
 
 
+def test_without_a_model_the_reader_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(num_questions=3, num_documents=(1,), as_json=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["model"].endswith("duetto-demo")
+    assert captured.err.startswith("No model named")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "eval needs a model"),
         ({"model": "m", "kv": "blended"}, "--kv blended: must be one of full"),
-        ({"base_url": "http://127.0.0.1:1"}, "http://127.0.0.1:1/v1/models"),
+        ({"base_url": "http://127.0.0.1:1"}, "nothing answers at http://127.0.0.1:1"),
     ],
 )
 def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:

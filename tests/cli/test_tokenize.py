@@ -69,9 +69,24 @@ def test_text_from_a_file_or_stdin(
     assert output_of(capsys, model=model, json_output=True) == expected
 
 
+def test_without_a_model_the_reader_splits(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenize("the fox", json_output=True)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["num_tokens"] > 0
+    assert captured.err.startswith("No model named: this is duetto-demo")
+
+
+def test_bytes_that_are_no_text_are_stdins_fault(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for errors in ("strict", "surrogateescape"):  # by the locale
+        stdin = io.TextIOWrapper(io.BytesIO(b"a\xff"), "utf-8", errors)
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(ConfigError, match="stdin: is not text in UTF-8"):
+            tokenize(model=model)
+
+
 def test_mistakes_are_one_line(model: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--model: whose tokenizer"):
-        tokenize(TEXT)
     with pytest.raises(ConfigError, match="--file: give either"):
         tokenize(TEXT, model=model, file=tmp_path)
     with pytest.raises(ConfigError, match="cannot be read as text"):

@@ -235,6 +235,23 @@ def test_a_missing_field_is_named(client, kind):
         assert "required" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("change", "accepted"),
+    [
+        ({"messages": [{"role": "alien", "content": "a"}]}, "system, developer, user, assistant"),
+        ({"messages": [{"role": "user", "content": [{"type": "x", "text": "a"}]}]}, "text"),
+        ({"service_tier": "flex"}, "auto, default"),
+        ({"tool_choice": "auto"}, "none"),
+        ({"response_format": {"type": "json_object"}}, "text"),
+    ],
+)
+def test_a_value_that_is_not_supported_is_answered_with_those_that_are(client, change, accepted):
+    reply = client.post("/v1/chat/completions", json={**CHAT, **change})
+    assert reply.status_code == 400
+    message = reply.json()["error"]["message"]
+    assert message.endswith(f"is not supported in this version; accepted: {accepted}")
+
+
 def test_what_is_not_supported_says_so(client):
     for change in ({"tools": []}, {"chat_template": "x"}, {"response_format": {"type": "x"}}):
         reply = client.post("/v1/chat/completions", json={**CHAT, **change})

@@ -178,11 +178,21 @@ def test_a_full_queue_is_503_before_anything_is_tokenized(executor):
         assert httpx2.post(f"{url}/v1/completions", json={**LONG, "max_tokens": 1}).is_success
 
 
-def test_one_request_of_more_answers_than_the_queue_holds_runs_alone(executor):
-    app, _ = make_app(executor, max_num_queued_reqs=0)
+def test_more_answers_than_may_ever_be_held_are_refused_with_the_numbers(executor):
+    app, _ = make_app(executor, max_num_queued_reqs=4)  # beside the 8 that run
     with running(app) as url:
-        body = {**LONG, "prompt": ["a"] * 20, "max_tokens": 1}
-        assert len(httpx2.post(f"{url}/v1/completions", json=body).json()["choices"]) == 20
+
+        def ask(**more):
+            return httpx2.post(f"{url}/v1/completions", json={**LONG, "max_tokens": 1, **more})
+
+        assert len(ask(prompt=["a"] * 12).json()["choices"]) == 12
+        assert len(ask(prompt=["a"] * 6, n=2).json()["choices"]) == 12
+        for field, more in (("prompt", {"prompt": ["a"] * 13}), ("n", {"n": 13})):
+            reply = ask(**more)
+            error = reply.json()["error"]
+            assert (reply.status_code, error["param"]) == (400, field)
+            assert "13 answers" in error["message"]
+            assert "at most 12: 8 that run and 4 that wait" in error["message"]
 
 
 def test_health_tells_a_stalled_engine(executor):

@@ -6,7 +6,7 @@ pytest.importorskip("matplotlib", reason="the curve needs the train extra")
 pytest.importorskip("torch", reason="training needs the train extra")
 
 from training.checkpoint import Progress
-from training.curve import draw_curve
+from training.curve import _apart, draw_curve
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -18,3 +18,8 @@ def test_a_curve_is_drawn(tmp_path, num_losses):
     file = tmp_path / "deep" / "curve.png"
     draw_curve(Progress(losses=losses, scores=scores), file, "Training")
     assert file.read_bytes().startswith(PNG)
+
+
+def test_names_of_short_rungs_do_not_lie_on_each_other():
+    assert _apart([0.1, 0.2, 1.5, 1.6, 9.0], 0.5) == [0.1, 0.6, 1.5, 2.0, 9.0]
+    assert _apart([], 0.5) == []

@@ -1,6 +1,9 @@
 """The record of a climb says what each rung took, and what all of them took together."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +38,15 @@ def test_each_rung_counts_from_the_one_before(tmp_path):
     assert lines[2].split() == ["pairs-4", "100", "2.00", "2.0", "recall", "96.0%"]
     assert lines[3].split() == ["alike", "50", "3.00", "3.0", "recall", "90.0%"]
     assert lines[4].split() == ["all", "together", "150", "5.00", "5.0"]
+
+
+def test_a_record_is_read_without_torch():
+    root = Path(__file__).parents[2]
+    record = root / "docs" / "benchmarks" / "training-reader.json"
+    code = "import runpy, sys; sys.modules['torch'] = None; "
+    code += "runpy.run_module('training.record', run_name='__main__')"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(record)], cwd=root, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "all together" in run.stdout

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.random import default_rng
 
-from duetto.bench.workload import Workload
+from duetto.bench.workload import Workload, check_seed
 from duetto.core.errors import ConfigError
 
 
@@ -37,6 +37,7 @@ def arrival_times(
         raise ConfigError(f"--request-rate {requests_per_s}: must be above 0, or inf")
     if not 0 < burstiness < math.inf:
         raise ConfigError(f"--burstiness {burstiness}: must be above 0; 1 is a Poisson process")
+    check_seed(seed)
     if math.isinf(requests_per_s):
         return [0.0] * num_requests
     gaps = default_rng(seed).gamma(burstiness, 1 / (requests_per_s * burstiness), num_requests)

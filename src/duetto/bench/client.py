@@ -17,6 +17,7 @@ import msgspec
 
 from duetto.bench.records import Chunk, Outcome, RequestRecord, outcome_of
 from duetto.bench.workload import WorkloadRequest
+from duetto.core.errors import ConfigError
 
 Clock = Callable[[], float]
 Send = Callable[[WorkloadRequest, float], Awaitable[RequestRecord]]
@@ -26,7 +27,7 @@ MAX_ERROR_LENGTH = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Which server, and what every request to it says."""
+    """Which server, and what every request to it says. Raises ConfigError, naming the flag."""
 
     base_url: str  # like http://127.0.0.1:8000
     model: str
@@ -38,6 +39,10 @@ class Target:
     asks_counts: bool = False  # asks for usage with every chunk (vLLM's continuous_usage_stats)
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # wins over all the others
     timeout_s: float = 600.0  # for a whole answer
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise ConfigError(f"--timeout {self.timeout_s:g}: must be above 0 seconds")
 
     @property
     def path(self) -> str:

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from duetto.bench.traces import Fit, read_azure, read_mooncake, read_sharegpt
-from duetto.bench.workload import LengthKind, Lengths, SharedPrefixes, Workload, random_workload
+from duetto.bench.workload import (
+    LengthKind,
+    Lengths,
+    SharedPrefixes,
+    Workload,
+    check_seed,
+    random_workload,
+)
 from duetto.core.errors import ConfigError
 
 DatasetName = Literal["random", "azure", "mooncake", "sharegpt"]
@@ -27,8 +34,8 @@ class DatasetOptions:
     """Mean tokens per prompt, without the shared prefix."""
     random_output_len: int = 64
     """Mean tokens per answer."""
-    random_lengths: LengthKind = "fixed"
-    """How lengths are distributed."""
+    random_lengths: LengthKind | None = None
+    """How lengths are distributed; by default fixed, or uniform with --random-range-ratio."""
     random_range_ratio: float = 0.0
     """uniform: lengths from mean * (1 - ratio) to mean * (1 + ratio); lognormal: the standard
     deviation of the logarithm."""
@@ -59,6 +66,7 @@ class DatasetOptions:
         """
         if self.num_prompts < 1:
             raise ConfigError(f"--num-prompts {self.num_prompts}: must be 1 or more")
+        check_seed(seed)
         if self.dataset_name == "random":
             return self._random(seed)
         if self.dataset_path is None:
@@ -84,9 +92,12 @@ class DatasetOptions:
     def _random(self, seed: int) -> Workload:
         if self.dataset_path is not None:
             raise ConfigError("--dataset-path with --dataset-name random: name the file's kind")
-        kind, spread = self.random_lengths, self.random_range_ratio
+        spread = self.random_range_ratio
+        kind: LengthKind = self.random_lengths or ("uniform" if spread else "fixed")
         if kind == "fixed" and spread:
-            kind = "uniform"  # vLLM's flag alone asks for this
+            raise ConfigError(
+                f"--random-range-ratio {spread} with --random-lengths fixed: leave one of them out"
+            )
         return random_workload(
             self.num_prompts,
             input_lengths=Lengths(self.random_input_len, kind, spread),

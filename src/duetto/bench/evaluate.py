@@ -15,6 +15,7 @@ import httpx2
 
 from duetto.bench.client import Target, open_http
 from duetto.bench.metrics import JsonValue
+from duetto.bench.workload import check_seed
 from duetto.bench.worlds.prompt import Message, is_exact, user_turn
 from duetto.bench.worlds.world import (
     HOPS,
@@ -58,8 +59,7 @@ class EvalPlan:
     def __post_init__(self) -> None:
         if self.num_questions < 1:
             raise ConfigError(f"--num-questions {self.num_questions}: must be 1 or more")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: must be 0 or more")
+        check_seed(self.seed)
         for count in self.num_documents:
             if not 1 <= count <= MAX_DOCUMENTS:
                 raise ConfigError(f"--num-documents {count}: must be 1 to {MAX_DOCUMENTS}")

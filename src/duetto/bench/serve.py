@@ -130,8 +130,16 @@ def _ask(
         )
         reply.raise_for_status()
         return reply.json()
+    except httpx2.ConnectError as error:
+        raise _unreachable(base_url, error) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise ConfigError(f"{base_url}{path}: {error or type(error).__name__}; {why}") from None
+
+
+def _unreachable(base_url: str, error: httpx2.ConnectError) -> ConfigError:
+    return ConfigError(
+        f"nothing answers at {base_url} ({error}); is the server running? --base-url says where"
+    )
 
 
 async def _settle(
@@ -176,6 +184,8 @@ async def _with_texts(http: httpx2.AsyncClient, workload: Workload) -> Workload:
         return workload
     try:
         requests = [await as_text(request) for request in workload.requests]
+    except httpx2.ConnectError as error:
+        raise _unreachable(str(http.base_url).rstrip("/"), error) from None
     except (httpx2.HTTPError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{http.base_url}detokenize: {error}; the chat endpoint takes text, so token ids need "

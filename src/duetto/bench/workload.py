@@ -113,6 +113,7 @@ def random_workload(
     if num_requests < 1:
         raise ConfigError(f"--num-prompts {num_requests}: must be 1 or more")
     check_vocabulary(vocab_size)
+    check_seed(seed)
     of_lengths, of_prefixes, of_tokens = (default_rng(s) for s in SeedSequence(seed).spawn(3))
     inputs = input_lengths.draw(of_lengths, num_requests)
     outputs = output_lengths.draw(of_lengths, num_requests)
@@ -132,6 +133,11 @@ def random_workload(
 def check_vocabulary(vocab_size: int) -> None:
     if vocab_size < 1:
         raise ConfigError(f"--random-vocab-size {vocab_size}: must be 1 or more")
+
+
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: must be 0 or more")
 
 
 def _random_ids(rng: Generator, count: int, vocab_size: int) -> tuple[int, ...]:

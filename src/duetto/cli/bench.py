@@ -19,6 +19,7 @@ from duetto.bench.serve import Load, find_model, run_serve, token_counter
 from duetto.bench.table import print_parts, print_report
 from duetto.bench.throughput import measure_throughput
 from duetto.build import EngineArgs
+from duetto.cli.default_model import model_or_demo
 from duetto.core.errors import ConfigError
 from duetto.llm import LLM
 from duetto.progress import show_progress
@@ -35,7 +36,7 @@ JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 
 @app.command
 def latency(
-    model: str,
+    model: str | None = None,
     *,
     input_len: int = 32,
     output_len: int = 128,
@@ -51,7 +52,8 @@ def latency(
     Parameters
     ----------
     model
-        A checkpoint directory, or org/name on the Hugging Face hub.
+        A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
+        that ships with Duetto.
     input_len
         Tokens per prompt; every prompt is different, so no prefix is cached.
     output_len
@@ -79,7 +81,7 @@ def latency(
     )
     num_batches = num_iters_warmup + num_iters
     with (
-        LLM(model, args=args) as llm,
+        LLM(model_or_demo(model), args=args) as llm,
         show_progress("batches", total=num_batches) as bar,
     ):
         result = measure_latency(llm, plan, advance=bar.advance)
@@ -94,7 +96,7 @@ def latency(
 
 @app.command
 def throughput(
-    model: str,
+    model: str | None = None,
     *,
     slo: SloFlag = (),
     as_json: JsonFlag = False,
@@ -106,7 +108,8 @@ def throughput(
     Parameters
     ----------
     model
-        A checkpoint directory, or org/name on the Hugging Face hub.
+        A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
+        that ships with Duetto.
     slo
         Limits for goodput, like ttft=200,itl=50 in milliseconds; of ttft, itl, tpot, e2e.
     as_json
@@ -114,7 +117,7 @@ def throughput(
     """
     limits = parse_slo(slo) if slo else None
     args = args or EngineArgs()
-    with LLM(model, args=args) as llm:
+    with LLM(model_or_demo(model), args=args) as llm:
         tokenizer = llm.get_tokenizer()
         chosen = dataset or DatasetOptions()
         workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed or 0)

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
-from duetto.bench.kernels import KernelBench, Machine, Measured, Widths
+from duetto.bench.kernels import KernelBench, Machine, Measured, Widths, most_bytes
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
 from duetto.planner.model import find_config
 from duetto.program.ops import Attention, GatedAct, Linear
 from duetto.program.program import Program
 from duetto.progress import show_progress
+from duetto.runner.host_memory import available_memory_bytes
 
 WeightName = Literal["f32", "bf16", "int8", "int4"]
 KvName = Literal["f32", "f16", "bf16", "int8"]
@@ -75,8 +76,15 @@ def kernels(
         raise ConfigError(f"there are no native kernels: {missing}")
     if not rows or min(rows) < 1:
         raise ConfigError("--rows: must be numbers from 1, like 1 8 512")
+    widths = widths_of(build_program(find_config(model)))
+    needed, available = most_bytes(widths, max(rows)), available_memory_bytes()
+    if needed > available:
+        raise ConfigError(
+            f"--rows {max(rows)}: takes about {needed / 2**30:.1f} GiB of memory; "
+            f"{available / 2**30:.1f} GiB are available"
+        )
     isa, pool = choose_isa(), in_words("--threads", native.Pool, threads)
-    bench = KernelBench(native, pool, isa, widths_of(build_program(find_config(model))))
+    bench = KernelBench(native, pool, isa, widths)
 
     def measure() -> Iterator[Measured]:
         if "linear" in kernel:

@@ -1,5 +1,6 @@
 """`duetto chat`: a conversation in the terminal, in this process."""
 
+import re
 import sys
 from typing import Annotated
 
@@ -7,12 +8,14 @@ from cyclopts import Parameter
 
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.stdin import read_line
 from duetto.cli.stream import print_answer, stats_line
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
 HELP = "A line is a message. /clear forgets the conversation, /exit (or end of input) leaves."
+_COMMAND = re.compile(r"/[\w-]+")  # the whole line: "/etc/hosts has what?" is a message
 
 
 def chat(
@@ -60,7 +63,7 @@ def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, sta
     messages = list(start)
     while True:
         try:
-            line = input("> ").strip()
+            line = read_line("> ").strip()
         except EOFError:
             return
         if line == "/exit":
@@ -69,6 +72,9 @@ def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, sta
             messages = list(start)
             continue
         if not line:
+            continue
+        if _COMMAND.fullmatch(line):
+            print(f"duetto: there is no {line}. {HELP}", file=sys.stderr)
             continue
         turn = [*messages, {"role": "user", "content": line}]
         try:

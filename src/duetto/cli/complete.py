@@ -6,13 +6,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from duetto.build import EngineArgs
+from duetto.cli.default_model import model_or_demo
+from duetto.cli.stdin import read_stdin
 from duetto.cli.stream import print_answer, stats_line
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
 
 def complete(
-    model: str,
+    model: str | None = None,
     prompt: str | None = None,
     *,
     max_tokens: int = 64,
@@ -29,7 +31,8 @@ def complete(
     Parameters
     ----------
     model
-        A checkpoint directory, or org/name on the Hugging Face hub.
+        A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
+        that ships with Duetto.
     prompt
         The text to continue; read from stdin if left out.
     max_tokens
@@ -47,7 +50,7 @@ def complete(
     stats
         Print counts and timings to stderr at the end.
     """
-    text = sys.stdin.read() if prompt is None else prompt
+    text = read_stdin() if prompt is None else prompt
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -56,7 +59,7 @@ def complete(
         stop=stop,
         ignore_eos=ignore_eos,
     )
-    with LLM(model, args=args) as llm:
+    with LLM(model_or_demo(model), args=args) as llm:
         output = print_answer(llm, {"prompt": text}, params)
     if stats:
         print(stats_line(output), file=sys.stderr)

@@ -12,14 +12,18 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from duetto import __version__
 from duetto.backends.cpu.native import why_unavailable
+from duetto.core.errors import ConfigError
+from duetto.planner.model import find_program
 from duetto.runner.host_memory import available_memory_bytes
+from duetto.runner.loaders import CpuLoader
 
 RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
-OPTIONAL = ("torch", "transformers", "ray")
+OPTIONAL = ("torch", "transformers")
 
 
 def doctor(*, json_output: Annotated[bool, Parameter(name="--json")] = False) -> None:
@@ -41,7 +45,7 @@ def doctor(*, json_output: Annotated[bool, Parameter(name="--json")] = False) ->
 def examine() -> dict[str, Any]:
     """Facts about this machine and this installation."""
     versions = {name: _version(name) for name in (*RUNTIME, *OPTIONAL)}
-    native = _cpu_features()
+    native, refusal = _cpu_features(), _refusal()
     return {
         "duetto": __version__,
         "python": platform.python_version(),
@@ -55,8 +59,22 @@ def examine() -> dict[str, Any]:
         "cpu_backend_lacks": why_unavailable(),
         "packages": versions,
         "installed_bytes": _installed_bytes(),
-        "ready": native is not None and all(versions[name] for name in RUNTIME),
+        "refusal": refusal,
+        "ready": native is not None and not refusal and all(versions[name] for name in RUNTIME),
     }
+
+
+def _refusal() -> str | None:
+    """Why `duetto serve` would not start on the cpu backend, whatever the model: DUETTO_ISA, say,
+    names what is not there. Asked of what a start asks, about a tiny model of which nothing is
+    loaded."""
+    if why_unavailable():
+        return None  # it would, on the reference
+    try:
+        CpuLoader(find_program("tiny"), "bfloat16", None, (), threads=None, cache_dir=None)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _cpu_features() -> list[str] | None:
@@ -68,15 +86,15 @@ def _cpu_features() -> list[str] | None:
 
 
 def _instruction_sets() -> dict[str, Any]:
-    """Of this build: the one that is used (or why none is), and what each other lacks here."""
+    """Of this build: the one that is used, if any is, and what each other lacks here."""
     if why_unavailable():
         return {"used": None, "missing": {}}
     native = import_module("duetto._native")
     missing = {name: native.missing_features(name) for name in native.built_isas()}
     try:
         return {"used": native.choose_isa(), "missing": missing}
-    except ValueError as error:  # DUETTO_ISA names one that is not there
-        return {"used": None, "missing": missing, "error": str(error)}
+    except ValueError:  # DUETTO_ISA names one that is not there; see _refusal
+        return {"used": None, "missing": missing}
 
 
 def _sets_in_words(sets: dict[str, Any]) -> str:
@@ -85,8 +103,7 @@ def _sets_in_words(sets: dict[str, Any]) -> str:
             return f"[green]{name}[/] (used)"
         return f"[dim]{name} (needs {missing[-1]})[/]" if missing else name
 
-    words = ", ".join(in_words(name, missing) for name, missing in sets["missing"].items())
-    return f"{words} [red]{sets['error']}[/]" if "error" in sets else words or "none"
+    return ", ".join(in_words(name, missing) for name, missing in sets["missing"].items()) or "none"
 
 
 def _version(name: str) -> str | None:
@@ -142,5 +159,6 @@ def _print(report: dict[str, Any]) -> None:
     for name, found in report["packages"].items():
         missing = "[dim]not installed (optional)[/]" if name in OPTIONAL else "[red]missing[/]"
         table.add_row(name, found or missing)
-    table.add_row("ready to serve", mark[report["ready"]])
+    why_not = f": {escape(report['refusal'])}" if report["refusal"] else ""
+    table.add_row("ready to serve", mark[report["ready"]] + why_not)
     console.print(table)

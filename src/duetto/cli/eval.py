@@ -20,6 +20,7 @@ from duetto.bench.evaluate import (
 )
 from duetto.bench.serve import find_model
 from duetto.bench.worlds.world import Order
+from duetto.cli.default_model import model_or_demo
 from duetto.core.errors import ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
@@ -45,7 +46,8 @@ def evaluate(
     Parameters
     ----------
     model
-        A checkpoint directory or org/name; with --base-url, the name that the server knows.
+        A checkpoint directory or org/name, by default the small reader that ships with Duetto;
+        with --base-url, the name that the server knows, by default the first that it names.
     num_questions
         Questions for each number and each order of documents, shared evenly by their kinds.
     num_documents
@@ -76,15 +78,14 @@ def evaluate(
         quantization=quantization,
         seed=seed,
     )
-    if model is None and base_url is None:
-        raise ConfigError("eval needs a model: a checkpoint directory, or --base-url of a server")
     if base_url is not None and quantization != "none":
         raise ConfigError(f"--quantization {quantization} and --base-url: serve it so instead")
     items = draw_items(plan)
     if base_url is not None:
         model, answers = _from_server(base_url, model, api_key, plan, items)
     else:
-        answers = _from_model(str(model), plan, items)
+        model = model_or_demo(model)
+        answers = _from_model(model, plan, items)
     result = count_answers(plan, items, answers)
     if as_json:
         print(msgspec.json.encode({"model": model, **result.as_json()}).decode(), flush=True)

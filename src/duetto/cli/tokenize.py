@@ -1,7 +1,6 @@
 """`duetto tokenize`: how a text splits into tokens, and how such a splitting is learned."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from duetto.build import find_checkpoint
+from duetto.cli.default_model import model_or_demo
+from duetto.cli.stdin import read_stdin
 from duetto.core.errors import ConfigError
 from duetto.models.bpe_trainer import Merge, learn_merges, split_words
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
@@ -39,7 +40,8 @@ def tokenize(
     text
         The text; with --train, the file to learn from. Read from stdin if left out.
     model
-        A checkpoint directory, or org/name on the Hugging Face hub.
+        A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
+        that ships with Duetto.
     file
         A file with the text.
     json_output
@@ -57,9 +59,7 @@ def tokenize(
         path = file if file is not None else None if text is None else Path(text)
         _train(_read(path), merges, json_output)
         return
-    if model is None:
-        raise ConfigError("--model: whose tokenizer? A checkpoint directory, or org/name")
-    tokenizer = load_tokenizer(find_checkpoint(model))
+    tokenizer = load_tokenizer(find_checkpoint(model_or_demo(model)))
     split = _split(tokenizer, _read(file) if text is None else text, special)
     if json_output:
         print(json.dumps(split.as_json()))
@@ -166,7 +166,7 @@ def _train(text: str, num_merges: int, json_output: bool) -> None:
 
 def _read(path: Path | None) -> str:
     if path is None:
-        return sys.stdin.read()
+        return read_stdin()
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

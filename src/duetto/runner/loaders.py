@@ -130,8 +130,9 @@ class CpuLoader:
                 f"--threads {processors} is faster"
             )
         if self._isa == "baseline":
-            missing = " ".join(native.missing_features("avx2")) or "nothing: DUETTO_ISA asks for it"
-            self.notes.append(f"the baseline kernels run, which are slow; for avx2, {missing}")
+            lacks = " ".join(native.missing_features("avx2"))
+            why = f"avx2 needs {lacks}" if lacks else "DUETTO_ISA asks for them"
+            self.notes.append(f"the baseline kernels run, which are slow: {why}")
         if dtype == "float16" and quantization is None:
             self.notes.append(
                 "float16 weights are kept as float32, the same numbers in twice the memory; "
@@ -175,7 +176,7 @@ class CpuLoader:
     def _tell_that_it_takes_long(self) -> None:
         if self._on_status is not None and self._layout.num_bytes >= MIN_CACHED_BYTES:
             how = f"quantizing to {self._quantization}" if self._quantization else "packing"
-            kept = f", kept in {self._cache_dir} for the next start" if self._cache() else ""
+            kept = f", to be kept in {self._cache_dir} for the next start" if self._cache() else ""
             self._on_status(f"{how}: {self._layout.num_bytes / 2**20:.0f} MiB{kept}")
 
     def _cache(self) -> PackedCache | None:

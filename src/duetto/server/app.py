@@ -243,11 +243,19 @@ class Api:
             raise unknown_model(name, self._settings.served_model_name)
 
     def _checked_fan(self, num_prompts: int, sampling: SamplingParams) -> int:
-        most = self._settings.max_answers
-        if num_prompts * sampling.n > most:
-            what = f"{num_prompts} prompts with n={sampling.n} ask for more than {most} answers"
-            raise invalid("n" if sampling.n > 1 else "prompt", what)
-        return num_prompts * sampling.n
+        """How many requests of the engine this is; refused if they could never be held at once."""
+        asked, field = num_prompts * sampling.n, "n" if sampling.n > 1 else "prompt"
+        what = f"{num_prompts} prompts with n={sampling.n} ask for {asked} answers"
+        if asked > self._settings.max_answers:
+            raise invalid(field, f"{what}; a request may for {self._settings.max_answers}")
+        running, queued = self._config.max_num_seqs, self._settings.max_num_queued_reqs
+        if asked > running + queued:
+            raise invalid(
+                field,
+                f"{what}; this server holds at most {running + queued}: {running} that run and "
+                f"{queued} that wait (--max-num-seqs, --max-num-queued-reqs)",
+            )
+        return asked
 
     def _arrival(self, request: Request, num_bytes: int) -> Arrival:
         tenant = request.scope.get("state", {}).get("tenant", b"")

@@ -5,13 +5,15 @@ else is refused by name. Knows no tokens and no engine; ranges are SamplingParam
 """
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
 from duetto.server.errors import ApiError, invalid
 
 T = TypeVar("T")
+Role = Literal["system", "developer", "user", "assistant"]
+ServiceTier = Literal["auto", "default"]
 Scalar = str | int | float | bool | None
 MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
 MAX_DETOKENIZED = 2**20
@@ -89,7 +91,7 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Role
     content: str | Annotated[list[TextPart], msgspec.Meta(max_length=MAX_MESSAGES)]
     name: str | None = None
     # What the openai package writes into an assistant's message that is sent back.
@@ -111,7 +113,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Scalar] | None = None
     store: bool | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: ServiceTier | None = None
     tool_choice: Literal["none"] | None = None
     audio: None = None
     continue_final_message: None = None
@@ -147,6 +149,14 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$|$)", re.DOTALL)
 _VALUE = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+# What is accepted where only some values are, by the name of the field.
+_CHOICES = {
+    "best_of": ("1",),
+    "role": get_args(Role),
+    "service_tier": get_args(ServiceTier),
+    "tool_choice": ("none",),
+    "type": ("text",),
+}
 _PLACE = re.compile(r"\(byte ([0-9]+)\)")
 _NOT_A_NUMBER = re.compile(rb'"(\w+)"\s*:\s*-?(?:nan|infinity)', re.IGNORECASE)
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$|$)", re.DOTALL)
@@ -187,5 +197,7 @@ def _explain(message: str) -> ApiError:
         reason = "is not supported in this version"
     elif named := _VALUE.match(reason):
         reason = f"{named.group(1)[:200]} is not supported in this version"
+        if choices := _CHOICES.get(path.rpartition(".")[2]):
+            reason += f"; accepted: {', '.join(choices)}"
     reason = reason.replace("`", "")
     return invalid(path or None, reason if path else f"the body: {reason}")

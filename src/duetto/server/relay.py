@@ -90,8 +90,7 @@ class Relay:
         if not self._running_thread().is_alive:
             raise unavailable("the engine has stopped", "engine_dead")
         taken = len(self._live) + self._num_reserved
-        # What exceeds the capacity by itself may still run alone; max_answers bounds it.
-        if taken and taken + num_requests > self._capacity:
+        if taken + num_requests > self._capacity:
             raise overloaded(f"{taken} requests are running or waiting; try again later")
         self._num_reserved += num_requests
         try:

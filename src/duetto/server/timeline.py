@@ -31,9 +31,12 @@ class Segment:
     roof_s: float | None = None
     busy_s: float = 0.0  # of its steps, without what lies between them
 
-    def add(self, step: StepRecord, num_tokens: int, others: int, roof_s: float | None) -> None:
-        duration = step.end_time - step.start_time
-        self.end = step.end_time
+    def add(
+        self, step: StepRecord, end: float, num_tokens: int, others: int, roof_s: float | None
+    ) -> None:
+        """One more step, which concerned the request until `end`."""
+        duration = end - step.start_time
+        self.end = end
         self.num_steps += 1
         self.num_tokens += num_tokens
         self.num_other_prompt_tokens += others
@@ -55,7 +58,7 @@ class Segment:
             "others_prompt_tokens": self.num_other_prompt_tokens,
             "max_requests": self.max_requests,
             "longest_step_ms": ms(self.longest_step_s),
-            "steps_ms": ms(self.busy_s),
+            "busy_ms": ms(self.busy_s),
             "steps_expected_ms": ms(self.predicted_s),
             "of_roof": fraction(self.roof_s, self.busy_s),
         }
@@ -89,10 +92,12 @@ def segments_until(
         kind = "shared" if kind == "decode" and others else kind
         if own.num_past < at:  # it has lost its blocks in between
             found.append(Segment("wait", found[-1].end, step.start_time))
+        # A step goes on after a request's last token: others' text is made, and it is recorded.
+        end = min(step.end_time, until)
         if found[-1].kind != kind:
-            found.append(Segment(kind, step.start_time, step.end_time))
+            found.append(Segment(kind, step.start_time, end))
         roof_s = None if roof_time is None else roof_time(step.shape)
-        found[-1].add(step, own.num_new, others, roof_s)
+        found[-1].add(step, end, own.num_new, others, roof_s)
         at = own.num_past + own.num_new
         reached = max(reached, at)
         num_tokens += own.num_new
