@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from duetto.build import EngineArgs, build
 from duetto.cli.fit import examine
-from duetto.core.errors import CheckpointError
+from duetto.core.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = EngineArgs(backend="reference", kv_cache_memory_bytes=2**20)
@@ -71,13 +72,81 @@ def test_what_is_too_large_for_a_machine_is_told_what_would_do() -> None:
     assert not any("devices" in k["change"] for k in json.loads(done.stdout)["knobs"])
 
 
+def test_without_tp_the_fewest_devices_that_do() -> None:
+    report = examine("llama-3-70b", EngineArgs(), "h100:4")
+    assert report["fits"] and report["tp"] == report["devices"] == 2
+    assert not examine("llama-3-70b", EngineArgs(), "h100:4", tp=1)["fits"]
+    beyond = examine("llama-3-70b", EngineArgs(), "l4:4")
+    assert not beyond["fits"] and beyond["tp"] == 4
+    assert examine("llama-3-8b", EngineArgs(), "h100:4")["tp"] == 1
+    long = EngineArgs(max_model_len=131072)  # for which one has no room beside the weights
+    assert examine("llama-3.1-70b", EngineArgs(), "h100:8")["tp"] == 4
+    assert examine("llama-3.1-8b", long, "l4:8")["tp"] == 2
+    done = duetto("fit", "llama-3-70b", "--hardware", "h100:4")
+    assert done.returncode == 0 and "fits with --tp 2" in done.stdout
+
+
+def test_devices_without_a_link_are_not_proposed(tmp_path: Path) -> None:
+    spec = {"name": "host", "peaks": {"float32": 1e11}, "memory_bandwidth": 2e10}
+    (tmp_path / "cal.json").write_text(json.dumps(spec | {"memory_bytes": 2e9}))
+    report = examine("smollm2-135m", EngineArgs(), str(tmp_path / "cal.json"))
+    assert report["fits"] and not any("--tp" in k["change"] for k in report["knobs"])
+    assert not any("--pp" in k["change"] for k in report["knobs"])
+    mine = spec | {"name": "mine", "memory_bytes": 2e9, "num_devices": 4}
+    (tmp_path / "two.json").write_text(json.dumps(mine))
+    with pytest.raises(ConfigError, match="no link"):
+        examine("smollm2-135m", EngineArgs(), str(tmp_path / "two.json"), tp=3)
+
+
+def test_what_fits_has_memory_left(tiny_model: Path) -> None:
+    """More KV than there is memory, and the refusal is that of a start."""
+    for args in (
+        EngineArgs(backend="reference", kv_cache_memory_bytes=2**44),
+        EngineArgs(backend="reference", kv_cache_memory_bytes=2**36, max_num_batched_tokens=2**31),
+    ):
+        report = examine(str(tiny_model), args)
+        assert not report["fits"] and report["left_bytes"] < 0
+        assert "together are" in report["notes"][-1] and "that may be used" in report["notes"][-1]
+        assert report["num_requests"] == 0
+
+
+def test_a_step_holds_no_more_than_there_is_kv_for(tiny_model: Path) -> None:
+    """A budget, or a number of requests, beyond what KV has room for allocates nothing."""
+    plain = examine(str(tiny_model), replace(SMALL, max_num_batched_tokens=2**11))
+    for changes in (
+        {"max_num_batched_tokens": 10**8},
+        {"max_num_batched_tokens": 2**11, "max_num_seqs": 10**9},
+    ):
+        report = examine(str(tiny_model), replace(SMALL, **changes))
+        assert report["fits"]
+        assert report["num_tokens"] == plain["num_tokens"] == 2**11
+        assert report["activation_bytes"] < 40 * plain["activation_bytes"]
+
+
+def test_what_a_start_refuses_does_not_fit(tiny_model: Path) -> None:
+    args = replace(SMALL, enable_chunked_prefill=False, max_num_batched_tokens=8)
+    with pytest.raises(ConfigError, match="--no-enable-chunked-prefill with") as dry:
+        examine(str(tiny_model), args)
+    with pytest.raises(ConfigError) as started:
+        build(tiny_model, args)
+    assert str(dry.value) == str(started.value)
+
+
+def test_requests_are_counted_alike_in_both_tables() -> None:
+    done = duetto("fit", "tiny", "--hardware", "h100", "--max-num-seqs", "3")
+    rows = done.stdout.splitlines()
+    assert "3 " in next(row for row in rows if row.startswith(" requests "))
+    (knob,) = [row.split() for row in rows if "--kv-cache-dtype int8" in row]
+    assert knob[-3] == "3" and int(knob[-2].replace(",", "")) > 1000
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (("nope",), "the named shapes are"),
         (("tiny", "--hardware", "nope"), "accepted: a100"),
         (("tiny", "--hardware", "h100", "--backend", "reference"), "--backend: is for"),
-        (("tiny", "--hardware", "h100:1", "--tp", "2"), "needs 2 devices, and there are 1"),
+        (("tiny", "--hardware", "h100:1", "--tp", "2"), "is 2 devices, and there are 1"),
         (("tiny", "--tp", "2"), "name other --hardware"),
         (("tiny", "--length", "0"), "--length: must be from 1 to 2048"),
         (("tiny", "--max-model-len", "4096"), "--max-model-len: must be from 1 to 2048"),

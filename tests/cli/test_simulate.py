@@ -72,6 +72,14 @@ def test_a_bad_trace_is_one_line_with_file_and_line(tmp_path: Path) -> None:
         (("--hardware", "h100", "--tp", "5"), "the nearest that do"),
         (("--hardware", "h100", "--slo", "speed=1"), "--slo: 'speed=1'"),
         (("--hardware", "h100", "--price", "-1"), "--price -1"),
+        (("--hardware", "h100", "--slo", "itl=50"), "itl=50ms"),
+        (("--hardware", "h100", "--seed", "-1"), "--seed -1"),
+        (("--hardware", "h100", "--metric-percentiles", "101"), "from 0 to 100"),
+        (("--hardware", "h100", "--metric-percentiles", "50,nan"), "from 0 to 100"),
+        (("--hardware", "h100", "--trace-speed", "2"), "--trace-speed: needs --trace"),
+        (("--hardware", "h100", "--kv-bandwidth", "2"), "needs --prefill-replicas"),
+        (("--hardware", "h100", "--max-local-prefill", "-1"), "must be 0 or more"),
+        (("--hardware", "h100", "--max-model-len", "9999999"), "must be from 1 to 131072"),
         (("--hardware", "h100", "--gpu-memory-utilization", "0.01"), "it fits with"),
     ],
 )
@@ -82,7 +90,40 @@ def test_what_cannot_be_is_one_line(words: tuple[str, ...], message: str) -> Non
     assert message in done.stderr
 
 
-PLAN = ("plan", *QUICK, "--hardware", "l4:2", "--budgets", "512", "--processes", "1")
+def test_weights_in_the_engines_own_word() -> None:
+    words = ("simulate", *QUICK, "--hardware", "h100")
+    int8 = document(*words, "--quantization", "int8")
+    assert int8 == document(*words, "--dtype", "int8")
+    assert "int8" in int8["layout"]
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "duetto").mkdir()
+    file = tmp_path / "duetto" / "hardware.json"
+    spec = {"name": "host", "peaks": {"float32": 1e12, "int8": 2e12}, "memory_bandwidth": 1e11}
+    file.write_text(json.dumps(spec | {"memory_bytes": 16e9, "efficiencies": {}}))
+    return file
+
+
+def test_the_host_means_what_was_calibrated(calibrated: Path) -> None:
+    words = ("simulate", "smollm2-135m", *QUICK[1:])
+    found = document(*words, "--hardware", "host")
+    assert found["completed"] == 20 and "bfloat16" in found["layout"]
+    by_file = document(*words, "--hardware", str(calibrated))
+    assert by_file["mean_itl_ms"] == found["mean_itl_ms"]
+    int8 = document(*words, "--hardware", "host", "--quantization", "int8")
+    wide = document(*words, "--hardware", "host", "--dtype", "float32")
+    assert int8["mean_itl_ms"] < found["mean_itl_ms"] < wide["mean_itl_ms"]
+    best = document(
+        "plan", *words[1:], "--hardware", "host", "--slo", "ttft=60", "--budgets", "512"
+    )
+    assert best["best"]["num_devices"] == 1 and best["best"]["layout"]["dtype"] == "bfloat16"
+
+
+LOAD = (*QUICK, "--random-output-len", "16")
+PLAN = ("plan", *LOAD, "--hardware", "l4:2", "--budgets", "512", "--processes", "1")
 
 
 def test_plan_finds_a_layout_and_its_rate() -> None:
@@ -96,20 +137,55 @@ def test_plan_finds_a_layout_and_its_rate() -> None:
 def test_plan_for_people() -> None:
     done = duetto(*PLAN, "--slo", "ttft=1,itl=0.05")
     assert done.returncode == 0, done.stderr
-    for words in ("layouts", "best: 1 device", "binds", "highest rate"):
+    for words in ("layouts", "p99 of ttft 1000 ms, itl 50 ms", "best: 1 device", "highest rate"):
         assert words in done.stdout
 
 
 def test_plan_says_what_limits_when_nothing_will_do() -> None:
     done = duetto(*PLAN, "--slo", "ttft=0.002")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and not done.stderr
     assert "nothing meets the limits" in done.stdout
     assert "nearest: " in done.stdout and "ttft limits it" in done.stdout
 
 
 def test_plan_of_a_rate_alone() -> None:
-    done = duetto(*PLAN, "--slo", "ttft=1", "--only-rate")
+    words = ("plan", *LOAD, "--hardware", "l4:2", "--only-rate", "--slo")
+    done = duetto(*words, "ttft=1")
+    assert done.returncode == 0
     assert "highest rate" in done.stdout and "best" not in done.stdout
+    assert duetto(*words, "ttft=1ms").returncode == 1
+
+
+def test_plan_says_that_no_layout_can_be() -> None:
+    words = ("plan", "llama-3-70b", *QUICK[1:], "--hardware", "l4:1", "--slo", "ttft=1")
+    done = duetto(*words)
+    assert done.returncode == 1 and "no layout can be" in done.stdout
+
+
+def test_plan_tries_the_weights_that_are_asked_for() -> None:
+    found = document(*PLAN, "--slo", "ttft=1", "--dtype", "int8")
+    assert {layout["layout"]["dtype"] for layout in found["layouts"]} == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tp", "2"), "--tp: is searched; it counts with --only-rate only"),
+        (("--prefill-replicas", "1"), "--no-disaggregate leaves it out"),
+        (("--max-num-batched-tokens", "64"), "--budgets says which"),
+        (("--no-disaggregate", "--kv-bandwidth", "3"), "needs --prefill-replicas"),
+        (("--dtypes", "int8", "--dtype", "int4"), "leave one of them out"),
+        (("--only-rate",), "--only-rate with --budgets"),
+        (("--rows", "0"), "--rows 0: must be 1 or more"),
+        (("--processes", "0"), "--processes 0: must be 1 or more"),
+        (("--price", "-1"), "--price -1"),
+        (("--seed", "-1"), "--seed -1"),
+    ],
+)
+def test_what_plan_would_ignore_is_refused(words: tuple[str, ...], message: str) -> None:
+    done = duetto(*PLAN[:-2], "--slo", "ttft=1", *words)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
 def test_plan_needs_a_number_of_devices() -> None:

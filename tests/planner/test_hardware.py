@@ -63,8 +63,9 @@ def test_names_aliases_and_counts():
     assert find_hardware("A100") is HARDWARE["a100-80g"]
     assert find_hardware("h100").num_devices is None
     assert find_hardware("h100:8") == replace(HARDWARE["h100"], num_devices=8)
-    with pytest.raises(ConfigError, match="at least 1"):
-        find_hardware("h100:0")
+    for count in ("0", "4097", "1000000", "9" * 400):
+        with pytest.raises(ConfigError, match="from 1 to 4096 devices"):
+            find_hardware(f"h100:{count}")
 
 
 def test_unknown_hardware_is_refused_with_the_list_and_how_to_add_one():
@@ -95,7 +96,12 @@ def test_what_is_written_is_read_back(tmp_path):
         ({"memory_bandwith": 1}, "memory_bandwith: is not known"),
         ({"peaks": {}}, "peaks must hold"),
         ({"peaks": {"bfloat16": "fast"}}, r"\$.peaks"),
-        ({"memory_bytes": 0}, "memory_bytes must be above 0"),
+        ({"peaks": {"float32": 1e-5}}, "peaks.float32 must be from .* FLOP/s, not 1e-05"),
+        ({"memory_bandwidth": 300}, "memory_bandwidth must be from"),
+        ({"memory_bytes": 0}, "memory_bytes must be from"),
+        ({"memory_bytes": 1.5e10 + 0.5}, "memory_bytes"),
+        ({"link_latency_s": 1e9}, "link_latency_s must be from"),
+        ({"num_devices": 0}, "num_devices must be from"),
         ({"host_speed": 0}, "host_speed must be above 0"),
         ({"efficiencies": {"linear": {"compute": 2}}}, "compute must be above 0 and at most 1"),
         ({"efficiencies": {"linear": {"speed": 1}}}, "efficiencies.linear.speed: is not known"),
@@ -110,6 +116,12 @@ def test_a_file_that_is_wrong_is_refused_by_file_and_key(tmp_path, change, words
     with pytest.raises(ConfigError, match=words) as caught:
         read_hardware(file)
     assert str(file) in str(caught.value)
+
+
+def test_a_whole_number_may_be_written_as_people_do(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(A_FILE).replace(str(2**34), "1.6e10"))
+    assert read_hardware(file).memory_bytes == 16_000_000_000
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "3"])
@@ -127,7 +139,11 @@ def test_a_missing_file_and_a_missing_calibration(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="run: duetto calibrate"):
         find_hardware("host")
     write_hardware(replace(HARDWARE["l4"], name="host"), calibration_file())
-    assert find_hardware("host").name == "host"
+    assert (find_hardware("host").name, find_hardware("host").num_devices) == ("host", 1)
+    assert find_hardware("host:3").num_devices == 3  # machines like this one
+    calibration_file().write_text('{"name": "host"')
+    with pytest.raises(ConfigError, match=r"hardware\.json.*damaged: run duetto calibrate again"):
+        find_hardware("host")
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # to be ignored, says the specification
     assert calibration_file().is_absolute()
 
@@ -144,4 +160,4 @@ def test_rounded_keeps_three_digits():
 
 def test_a_spec_is_checked_when_it_is_made():
     with pytest.raises(ValueError, match="memory_bandwidth"):
-        HardwareSpec(name="x", peaks={"float32": 1.0}, memory_bandwidth=0.0, memory_bytes=1)
+        HardwareSpec(name="x", peaks={"float32": 1e9}, memory_bandwidth=0.0, memory_bytes=1)

@@ -71,6 +71,12 @@ def test_a_gantt_picture(run: Simulation, tmp_path: Path) -> None:
         assert colour in text
 
 
+def test_what_never_happens_is_not_in_the_legend(run: Simulation, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    gantt.draw_gantt(simulate(mixed_load(2), fleet(2)), tmp_path / "a.svg")
+    assert gantt.COLOURS["KV transfer"] not in (tmp_path / "a.svg").read_text()
+
+
 def test_pictures_of_other_kinds_are_refused(run: Simulation, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"accepted: a name that ends in \.png or \.svg"):
         gantt.draw_gantt(run, tmp_path / "picture.bmp")

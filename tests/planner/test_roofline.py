@@ -9,7 +9,8 @@ from planner.prices import A100, decode, model, prefill, program
 
 from duetto.cli.roofline import roofline as command
 from duetto.core.errors import ConfigError
-from duetto.planner.cost_model import Deployment
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.planner.cost_model import CostModel, Deployment
 from duetto.planner.hardware import HardwareSpec
 from duetto.planner.host import computable
 from duetto.planner.picture import draw_roofline
@@ -99,8 +100,9 @@ def test_a_model_is_a_directory_a_file_or_a_name(capsys, tmp_path):
     for place in (tmp_path, tmp_path / "config.json"):
         found = run(capsys, str(place), hardware="l4", context=100)
         assert found["sanity"]["kv_bytes_per_token"] == 2 * 2 * 64 * 2
-    with pytest.raises(ConfigError, match="llama-3-8b"):
-        run(capsys, "llama-9", hardware="l4")
+    for name in ("llama-9", ""):
+        with pytest.raises(ConfigError, match=r"no named shape.*llama-3-8b"):
+            run(capsys, name, hardware="l4")
 
 
 def test_notes_say_what_is_odd(capsys):
@@ -111,9 +113,46 @@ def test_notes_say_what_is_odd(capsys):
 
 
 @pytest.mark.parametrize("flag", ["batch", "context", "chunk"])
-def test_numbers_below_1_are_refused(capsys, flag):
+@pytest.mark.parametrize("value", [0, -3, 10**400])
+def test_numbers_that_no_step_has_are_refused(capsys, flag, value):
     with pytest.raises(ConfigError, match=f"--{flag}"):
-        run(capsys, "tiny", hardware="l4", **{flag: 0})
+        run(capsys, "tiny", hardware="l4", **{flag: value})
+
+
+def test_a_batch_has_no_more_parts_than_requests(capsys):
+    with pytest.raises(ConfigError, match="--micro-batches 5: a batch of 4 has at most 4 parts"):
+        run(capsys, "tiny", hardware="l4:2", pp=2, batch=4, micro_batches=5)
+    with pytest.raises(ConfigError, match="--micro-batches: must be 1 or more"):
+        run(capsys, "tiny", hardware="l4", micro_batches=0)
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "qwen2.5-0.5b"])
+def test_equal_requests_need_not_be_enumerated(name):
+    """The dumb way is to list them all."""
+    own = CostModel(program(name), A100, Deployment())
+    found = roofline(program(name), A100, Deployment(), batch=7, context=900, chunk=300)
+    piece = RequestShape(300, 300, 0)
+    mixed = BatchShape((*decode(7, 900).requests, piece))
+    for step, shape in (
+        (found.prefill, prefill(7, 900)),
+        (found.decode, decode(7, 900)),
+        (found.mixed, mixed),
+    ):
+        assert step.time_s == own.step_time(shape)
+        assert step.operations == own.price(shape)
+        assert step.cost == own.program.cost(shape, own.deployment.precision)
+        assert step.num_tokens == shape.num_tokens
+    most = roofline(program(name), A100, Deployment(), batch=10**9, context=900)
+    assert most.decode.num_tokens == 10**9
+
+
+def test_both_turning_points_have_a_name(capsys):
+    sanity = run(capsys, "llama-3-8b", hardware="h100")["sanity"]
+    ideal = run(capsys, "llama-3-8b", hardware="h100", datasheet=True)["sanity"]
+    by_datasheet = sanity["datasheet_decode_turns_compute_bound_at"]
+    assert by_datasheet == ideal["decode_turns_compute_bound_at"]
+    assert by_datasheet != sanity["decode_turns_compute_bound_at"]
+    assert by_datasheet > sanity["balance_flops_per_byte"]  # 2 FLOP for each weight of 2 bytes
 
 
 def test_the_table_names_operations_and_what_binds_them(capsys):
@@ -150,5 +189,5 @@ def test_a_picture_needs_a_kind_and_matplotlib(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"\.png or \.svg"):
         draw_roofline(found, A100, "bfloat16", Path("a.pdf"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"duetto\[plot\]"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[plot\]'"):
         draw_roofline(found, A100, "bfloat16", tmp_path / "a.png")

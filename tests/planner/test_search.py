@@ -9,10 +9,10 @@ from duetto.bench.workload import Lengths
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.hardware import HARDWARE, HardwareSpec
-from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.layout import Layout, check_apart, make_fleet
 from duetto.planner.model import find_program
 from duetto.planner.objective import Objective
-from duetto.planner.search import Problem, highest_rate, judge, layouts, run, search, why_not
+from duetto.planner.search import Problem, judge, layouts, search, why_not
 from duetto.planner.workload import Arrival, Workload, synthetic
 
 PROGRAM = find_program("llama-3.2-1b", 4096)
@@ -57,6 +57,11 @@ def test_layouts_use_no_more_devices_than_there_are() -> None:
 def test_there_are_hundreds_of_layouts_for_eight_devices() -> None:
     program = find_program("llama-3.1-8b")
     assert len(layouts(program, 8, base=BASE)) >= 200
+
+
+def test_there_is_an_end_to_what_can_be_tried() -> None:
+    with pytest.raises(ConfigError, match="1024 devices can be used in more than 20000 ways"):
+        layouts(PROGRAM, 1024, base=BASE)
 
 
 def few(num_devices: int = 4) -> list[Layout]:
@@ -161,6 +166,27 @@ def test_layouts_that_cannot_be(layout: Layout, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kv_bandwidth", 0.0),
+        ("kv_bandwidth", -1.0),
+        ("kv_bandwidth", float("nan")),
+        ("max_local_prefill", -1),
+    ],
+)
+def test_flags_of_a_split_are_checked_with_or_without_one(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} .*: must be"):
+        Layout(**{name: value})  # type: ignore[arg-type]
+
+
+def test_flags_of_a_split_need_one() -> None:
+    for layout in (Layout(kv_bandwidth=3.0), Layout(max_local_prefill=5)):
+        with pytest.raises(ConfigError, match="needs --prefill-replicas"):
+            check_apart(layout)
+        check_apart(replace(layout, prefill_replicas=1))
+
+
+@pytest.mark.parametrize(
     "name", ["tp", "pp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size"]
 )
 def test_layouts_count_from_one(name: str) -> None:
@@ -177,36 +203,6 @@ def test_graphs_leave_out_the_launches_of_next_tokens() -> None:
 
     launches = HARDWARE["h100"].efficiencies.launch_s
     assert next_token_s(BASE) - next_token_s(replace(BASE, graphs=True)) > 10 * launches
-
-
-def test_the_highest_rate_is_met_and_a_little_more_is_not() -> None:
-    wanted = problem(rate=20.0, ttft=0.1, itl=0.05)
-    fleet = make_fleet(wanted.program, wanted.hardware, BASE)
-    tried: list[tuple[float, bool]] = []
-    rate = highest_rate(
-        wanted, fleet, tolerance=0.05, on_tried=lambda r, good: tried.append((r, good))
-    )
-    assert rate is not None and rate.fails_at is not None
-    assert rate.fails_at / rate.requests_per_s <= 1.05
-    assert (rate.requests_per_s, True) in tried and (rate.fails_at, False) in tried
-    for speed, is_met in ((rate.requests_per_s, True), (rate.fails_at, False)):
-        load = wanted.workload.faster(speed / wanted.workload.requests_per_s)
-        reached = wanted.objective.reached(run(wanted, fleet, load).report)
-        assert (wanted.objective.binding(reached)[1] <= 1) is is_met
-    assert rate.binding in ("ttft", "itl")
-
-
-def test_no_rate_is_low_enough_for_limits_that_cannot_be() -> None:
-    wanted = problem(ttft=1e-6)
-    fleet = make_fleet(wanted.program, wanted.hardware, BASE)
-    assert highest_rate(wanted, fleet) is None
-
-
-def test_a_load_without_times_has_no_rate() -> None:
-    wanted = problem(rate=float("inf"))
-    fleet = make_fleet(wanted.program, wanted.hardware, BASE)
-    with pytest.raises(ConfigError, match="needs a workload with times"):
-        highest_rate(wanted, fleet)
 
 
 def test_a_queue_between_the_first_token_and_the_second_is_seen() -> None:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,53 @@ def test_a_faster_load_has_a_higher_rate() -> None:
     assert load.faster(2).requests_per_s == pytest.approx(2 * load.requests_per_s)
     with pytest.raises(ConfigError, match="--trace-speed"):
         load.faster(0)
+
+
+def test_a_load_repeated_goes_on_at_its_rate_and_shares_nothing_with_before() -> None:
+    load = drawn(prefixes=SharedPrefixes(64, 2))
+    twice = load.repeated(2)
+    count = len(load.arrivals)
+    assert twice.arrivals[:count] == load.arrivals
+    assert lengths(twice) == 2 * lengths(load)
+    assert twice.requests_per_s == pytest.approx(load.requests_per_s)
+    first, second = (
+        {h for a in part for h in a.hash_ids}
+        for part in (twice.arrivals[:count], twice.arrivals[count:])
+    )
+    assert len(first) == len(second) == 2 and not first & second
+
+
+@pytest.mark.parametrize("arrivals", ["poisson", "uniform"])
+@pytest.mark.parametrize("rate", [1e-300, 1e-310])
+def test_rates_under_which_nothing_can_be_said(rate: float, arrivals: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--request-rate .* within 1e\+09 s"):
+        LoadOptions(request_rate=rate, arrivals=arrivals).load(0)
+    with pytest.raises(ConfigError, match="raise --request-rate or --trace-speed"):
+        drawn().faster(1e-9)
+
+
+def test_a_seed_below_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--seed -1: must be 0 or more"):
+        LoadOptions().load(-1)
+    with pytest.raises(ConfigError, match="--seed -1: must be 0 or more"):
+        LoadOptions(arrivals="uniform").load(-1)
+
+
+def test_a_trace_does_not_begin_before_0(tmp_path: Path) -> None:
+    file = written(tmp_path, MOONCAKE_ROW.format(-5, 3, "[1]"))
+    with pytest.raises(ConfigError, match=":1: timestamp is -5; accepted: 0 or more"):
+        read_trace(file)
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, MOONCAKE_ROW.format(0, 3, "[1]"))
+    for name in ("trace_speed", "trace_length_scale", "max_input_len"):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: needs --trace"):
+            LoadOptions(**{name: 2}).load(0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--random-input-len with --trace"):
+        LoadOptions(trace=file, random_input_len=5).load(0)
+    with pytest.raises(ConfigError, match=r"--arrivals with --trace: .* needs --request-rate"):
+        LoadOptions(trace=file, arrivals="uniform").load(0)
 
 
 def test_options_read_a_trace_or_draw(tmp_path: Path) -> None:

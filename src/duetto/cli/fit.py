@@ -12,21 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.build import DEFAULT_BATCHED_TOKENS, EngineArgs, plan_options
+from duetto.core.config import SchedulerConfig
 from duetto.core.errors import ConfigError
 from duetto.models.checkpoint import Checkpoint
 from duetto.models.config import ModelConfig
 from duetto.models.programs import build_program
-from duetto.planner.hardware import HardwareSpec, find_hardware
+from duetto.planner.cost_model import check_devices
+from duetto.planner.hardware import HOST, HardwareSpec, find_hardware
 from duetto.planner.layout import Layout
-from duetto.planner.memory import MemoryFit, fit_device, num_requests
+from duetto.planner.memory import MemoryFit, fit_device
 from duetto.planner.model import find_config
 from duetto.planner.parallel import possible_degrees
 from duetto.program.activations import activation_bytes
 from duetto.program.program import Program
-from duetto.runner.load import plan_model
+from duetto.runner.load import ModelPlan, plan_model
 from duetto.runner.loaders import LargestStep
 
-HOST = "host"
 _ENOUGH = 2**62  # bytes
 _ONLY_HERE = ("backend", "threads", "kv_cache_memory_bytes", "packed_cache", "quantization_skip")
 Report = dict[str, Any]
@@ -36,7 +37,7 @@ def fit(
     model: str,
     *,
     hardware: str = HOST,
-    tp: int = 1,
+    tp: int | None = None,
     pp: int = 1,
     length: int | None = None,
     gpu_memory_utilization: float = 0.9,
@@ -52,7 +53,7 @@ def fit(
     hardware
         host (this machine, as `duetto serve` would use it), a name like h100, or a .json file.
     tp
-        Devices that share each layer.
+        Devices that share each layer; by default the fewest of those there are with which it fits.
     pp
         Stages that share the layers.
     length
@@ -91,7 +92,7 @@ def examine(
     args: EngineArgs,
     hardware: str = HOST,
     *,
-    tp: int = 1,
+    tp: int | None = None,
     pp: int = 1,
     length: int | None = None,
     utilization: float = 0.9,
@@ -106,15 +107,17 @@ def examine(
             f"not {length}"
         )
     if hardware == HOST:
-        if tp * pp != 1:
+        if (tp, pp) not in ((None, 1), (1, 1)):
             raise ConfigError("--tp and --pp: this host is one device; name other --hardware")
-        made = _on_host(config, program, args)
+        tp, made = 1, _on_host(config, program, args)
         knobs = _host_knobs(config, program, args, length)
     else:
         spec = find_hardware(hardware)
-        layout = _layout(config, args, tp, pp, utilization)
-        _check_devices(spec, layout)
-        made = _on_devices(program, spec, layout)
+        layout = _layout(config, args, 1 if tp is None else tp, pp, utilization)
+        if tp is None:
+            layout = _least_degree(program, spec, layout)
+        check_devices(spec, layout.deployment)
+        tp, made = layout.tp, _on_devices(program, spec, layout)
         knobs = _device_knobs(program, spec, layout, length)
     found, longest, notes = made
     return {
@@ -122,14 +125,15 @@ def examine(
         "hardware": hardware,
         "devices": tp * pp,
         "parameters": program.num_parameters,
-        "fits": found.num_blocks > 0,
+        "fits": found.fits,
+        "tp": tp,
         "max_model_len": longest,
         **asdict(found),
         "kv_bytes": found.kv_bytes,
         "left_bytes": found.left_bytes,
         "num_tokens": found.num_tokens,
         "length": length or longest,
-        "num_requests": found.num_requests(length or longest) if longest else 0,
+        "num_requests": found.num_requests(length or longest) if longest and found.fits else 0,
         "max_num_seqs": args.max_num_seqs,
         "notes": notes,
         "knobs": list(knobs),
@@ -149,12 +153,7 @@ def _on_host(config: ModelConfig, program: Program, args: EngineArgs) -> Made:
         # What is too large is to be shown with its sizes; what cannot be at all is refused again.
         refusal, options["kv_cache_memory_bytes"] = error, _ENOUGH
         plan = plan_model(config, program, may_shorten=True, **options)
-    step = LargestStep(
-        num_tokens=_budget(args),
-        num_logit_rows=args.max_num_seqs,
-        max_model_len=plan.kv.max_model_len,
-        num_kv_tokens=plan.kv.num_blocks * plan.block_size,
-    )
+    step = _largest_step(args, plan)
     buffers = activation_bytes(program, step.num_tokens, step.num_logit_rows)
     fit = MemoryFit(
         memory_bytes=plan.available_bytes,
@@ -171,23 +170,53 @@ def _on_host(config: ModelConfig, program: Program, args: EngineArgs) -> Made:
         notes.append(f"quantization {plan.quantization}")
     if refusal:
         return fit, 0, [*notes, str(refusal)]
+    if not fit.fits:
+        notes.append(
+            f"weights, activations and KV together are {_size(-fit.left_bytes)} more than the "
+            f"{_size(fit.usable_bytes)} that may be used"
+        )
     return fit, plan.kv.max_model_len, notes
+
+
+def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:
+    """No token without a slot for its KV, and no logits without a token. Raises ConfigError where
+    a scheduler would, as at a start."""
+    config = SchedulerConfig(
+        num_blocks=plan.kv.num_blocks,
+        max_model_len=plan.kv.max_model_len,
+        block_size=plan.block_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=_budget(args, plan.kv.max_model_len),
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        target_itl_s=None if args.target_itl is None else args.target_itl / 1000,
+    )
+    slots = config.num_blocks * config.block_size
+    num_tokens = min(config.max_num_batched_tokens, slots)
+    return LargestStep(
+        num_tokens=num_tokens,
+        num_logit_rows=min(config.max_num_seqs, num_tokens),
+        max_model_len=config.max_model_len,
+        num_kv_tokens=slots,
+    )
 
 
 def _on_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Made:
     fit = fit_device(
         program,
         hardware,
-        layout.deployment,
+        layout.on(hardware),
         block_size=layout.block_size,
         max_num_batched_tokens=layout.max_num_batched_tokens,
         max_num_seqs=layout.max_num_seqs,
         utilization=layout.gpu_memory_utilization,
     )
-    notes = [f"{layout.dtype} weights; {layout.devices_per_replica} x {hardware.name}"]
+    notes = [f"{layout.weights} weights; {layout.devices_per_replica} x {hardware.name}"]
     longest = min(program.max_model_len, fit.num_tokens)
     if not fit.num_blocks:
-        notes.append(f"weights and activations alone are {-fit.left_bytes / 2**30:.1f} GiB more")
+        notes.append(
+            f"weights and activations alone are {_size(-fit.left_bytes)} more than the "
+            f"{_size(fit.usable_bytes)} of each that may be used"
+        )
     elif longest < program.max_model_len:
         if layout.max_model_len is not None:
             fit = replace(fit, num_blocks=0)
@@ -214,7 +243,8 @@ def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization
         pp=pp,
         dtype=dtype if args.quantization == "none" else args.quantization,
         kv_cache_dtype=args.kv_cache_dtype,
-        max_num_batched_tokens=_budget(args),
+        max_num_batched_tokens=_budget(args, args.asked_len or config.context_length),
+        enable_chunked_prefill=args.enable_chunked_prefill,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.asked_len,
         block_size=args.block_size,
@@ -222,16 +252,23 @@ def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization
     )
 
 
-def _check_devices(hardware: HardwareSpec, layout: Layout) -> None:
-    have, need = hardware.num_devices, layout.devices_per_replica
-    if have is not None and need > have:
-        raise ConfigError(
-            f"--tp {layout.tp} --pp {layout.pp}: needs {need} devices, and there are {have}"
-        )
+def _least_degree(program: Program, hardware: HardwareSpec, layout: Layout) -> Layout:
+    """With the fewest of the devices that there are, for the longest request or else for any; with
+    all of them where none would do."""
+    most = (hardware.num_devices or 1) // layout.pp if hardware.link_bandwidth else 1
+    tried = [replace(layout, tp=n) for n in possible_degrees(program) if n <= most] or [layout]
+    fits = [_on_devices(program, hardware, each) for each in tried]
+    for least in (program.max_model_len, 1):
+        for each, (fit, longest, _) in zip(tried, fits, strict=True):
+            if fit.fits and longest >= least:
+                return each
+    return tried[-1]
 
 
-def _budget(args: EngineArgs) -> int:
-    return args.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
+def _budget(args: EngineArgs, max_model_len: int) -> int:
+    """As at a start: without chunking, a whole context goes into one step."""
+    whole = 0 if args.enable_chunked_prefill else max_model_len
+    return args.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, whole)
 
 
 # --- what the knobs would change ---------------------------------------------------------------
@@ -276,11 +313,12 @@ def _device_knobs(
     for words, changed in changes:
         try:
             other, its_longest, _ = _on_devices(program, hardware, changed)
-        except ConfigError:  # degrees that this model does not have
+            check_devices(replace(hardware, num_devices=None), changed.deployment)
+        except ConfigError:  # degrees that this model does not have, or devices without a link
             continue
         need, have = changed.devices_per_replica, hardware.num_devices
         if have is not None and need > have:
-            if fit.num_blocks or not other.num_blocks:
+            if fit.fits or not other.fits:
                 continue
             words += f" ({need} devices; there {'is' if have == 1 else 'are'} {have})"
         if changed != layout:
@@ -295,7 +333,7 @@ def _next_degree(
     """The next degree of tensor parallelism with which there is room for KV."""
     for degree in possible_degrees(program):
         wider = replace(layout, tp=degree)
-        if degree > layout.tp and _on_devices(program, hardware, wider)[0].num_blocks:
+        if degree > layout.tp and _on_devices(program, hardware, wider)[0].fits:
             return [(f"--tp {degree}", wider)]
     return []
 
@@ -306,7 +344,7 @@ def _knob(words: str, fit: MemoryFit, length: int) -> Report:
         "weight_bytes": fit.weight_bytes,
         "num_tokens": fit.num_tokens,
         "length": length,
-        "num_requests": num_requests(fit.num_blocks, fit.block_size, length) if length else 0,
+        "num_requests": fit.num_requests(length) if length and fit.fits else 0,
     }
 
 
@@ -317,6 +355,8 @@ def show(report: Report, console: Console) -> None:
     """The report as a table."""
     where = "this machine" if report["hardware"] == HOST else f"each {report['hardware']}"
     verdict = "[green]fits[/]" if report["fits"] else "[red]does not fit[/]"
+    if report["tp"] > 1:
+        verdict += f" with --tp {report['tp']}"
     console.print(f"{report['model']}: {report['parameters']:,} parameters, {verdict}")
     table = Table(show_header=False, box=None)
     usable = f"of {_size(report['memory_bytes'])}, {_size(report['usable_bytes'])} may be used"
@@ -340,12 +380,14 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     for note in report["notes"]:
         console.print(f"  note: {note}", markup=False)
-    knobs = Table("what would change", "weights", "KV tokens", "requests", "of tokens", box=None)
+    columns = ("weights", "KV tokens", "requests", "memory for", "of tokens")
+    knobs = Table("what would change", *columns, box=None)
     for knob in report["knobs"]:
         knobs.add_row(
             knob["change"],
             _size(knob["weight_bytes"]),
             f"{knob['num_tokens']:,}",
+            f"{min(knob['num_requests'], report['max_num_seqs']):,}",
             f"{knob['num_requests']:,}",
             f"{knob['length']:,}",
         )
@@ -353,8 +395,5 @@ def show(report: Report, console: Console) -> None:
 
 
 def _size(num_bytes: int) -> str:
-    return (
-        f"{num_bytes / 2**30:.2f} GiB"
-        if abs(num_bytes) >= 2**30
-        else f"{num_bytes / 2**20:.1f} MiB"
-    )
+    gib = num_bytes / 2**30
+    return f"{gib:.2f} GiB" if abs(gib) >= 1 else f"{gib * 1024:.1f} MiB"

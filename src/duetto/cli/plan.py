@@ -1,5 +1,6 @@
 """`duetto plan`: the cheapest way to serve a load within limits, found by simulation."""
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -7,19 +8,37 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from duetto.bench.metrics import JsonValue, parse_slo
+from duetto.bench.metrics import JsonValue
 from duetto.core.errors import ConfigError
+from duetto.models.programs import build_program
 from duetto.planner.hardware import find_hardware
-from duetto.planner.layout import Layout, PrecisionName, make_fleet
+from duetto.planner.layout import (
+    Layout,
+    PrecisionName,
+    QuantizationName,
+    check_apart,
+    make_fleet,
+    with_weights,
+)
 from duetto.planner.load import LoadOptions
-from duetto.planner.model import find_program
-from duetto.planner.objective import Objective
-from duetto.planner.search import Plan, Problem, Rate, Verdict, highest_rate, layouts, search
+from duetto.planner.model import find_config
+from duetto.planner.objective import Objective, read_slo
+from duetto.planner.rate import GAIN, THROUGHPUT, Rate, highest_rate
+from duetto.planner.search import Plan, Problem, Verdict, layouts, search
 from duetto.progress import show_progress
 
 Flat = Parameter(name="*")
 Several = Parameter(consume_multiple=True, negative="")
 SLICE = 500  # requests of the load that every layout is tried on
+BUDGETS = (512, 1024, 2048, 4096)
+# What a search tries by itself, and where to say which: a flag that it would ignore is refused.
+_SEARCHED = {
+    "tp": "",
+    "pp": "",
+    "replicas": "",
+    "prefill_replicas": "; --no-disaggregate leaves it out",
+    "max_num_batched_tokens": "; --budgets says which",
+}
 
 
 def plan(
@@ -28,8 +47,9 @@ def plan(
     hardware: str,
     slo: Annotated[tuple[str, ...], Several],
     percentile: float = 99.0,
-    budgets: Annotated[tuple[int, ...], Several] = (512, 1024, 2048, 4096),
-    dtypes: Annotated[tuple[PrecisionName, ...], Several] = ("bfloat16",),
+    budgets: Annotated[tuple[int, ...], Several] = BUDGETS,
+    dtypes: Annotated[tuple[PrecisionName, ...], Several] = (),
+    quantization: QuantizationName = "none",
     disaggregate: bool = True,
     only_rate: Annotated[bool, Parameter(negative="")] = False,
     price: float | None = None,
@@ -49,13 +69,15 @@ def plan(
     hardware
         Like h100:8: up to so many devices are used.
     slo
-        Limits like ttft=1,itl=0.05; of ttft, itl, tpot, e2e, in seconds or with a unit.
+        Limits like ttft=1,itl=50ms; of ttft, itl, tpot, e2e, in seconds or with a unit.
     percentile
         Of each latency, that must lie within its limit.
     budgets
         Tokens a step to try.
     dtypes
-        Formats of the weights to try.
+        Formats of the weights to try; by default the one of --dtype.
+    quantization
+        The engine's own word for --dtype int8 and int4.
     disaggregate
         Try prefill and decode on different replicas too.
     only_rate
@@ -71,22 +93,28 @@ def plan(
     as_json
         The last line of stdout is one JSON document.
     """
-    spec, base = find_hardware(hardware), base or Layout()
-    load = load or LoadOptions()
+    spec, base, load = find_hardware(hardware), base or Layout(), load or LoadOptions()
+    _check_numbers(rows, processes, price)
+    config = find_config(model)
+    is_searched = (budgets, dtypes, disaggregate) != (BUDGETS, (), True)
+    _check_used(base, disaggregate, only_rate=only_rate, is_searched=is_searched)
+    if dtypes and (base.dtype != "auto" or quantization != "none"):
+        raise ConfigError("--dtypes with --dtype or --quantization: leave one of them out")
+    base = with_weights(base, config.dtype, quantization)
     workload = load.load(seed)
     if load.num_prompts is None and len(workload.arrivals) > SLICE:
         workload = workload.first(SLICE)
     problem = Problem(
-        program=find_program(model, base.max_model_len),
+        program=build_program(config, base.max_model_len),
         hardware=spec,
         workload=workload,
-        objective=Objective(parse_slo(slo, unit="s"), percentile),
+        objective=Objective(read_slo(slo), percentile),
         price_per_hour=price,
     )
     if only_rate:
         rate = _rate(problem, base)
         _told(as_json, {"rate": _rate_json(rate)}, _rate_words(problem, base, rate))
-        return
+        sys.exit(0 if rate else 1)
     candidates = _candidates(problem, base, budgets, dtypes, disaggregate=disaggregate)
     with show_progress("layouts", total=len(candidates)) as bar:
         found = search(problem, candidates, num_processes=processes, on_judged=bar.advance)
@@ -95,6 +123,35 @@ def plan(
         print(msgspec.json.encode(_plan_json(found, rate)).decode(), flush=True)
     else:
         _print(problem, found, rate, rows)
+    sys.exit(0 if found.best else 1)
+
+
+def _check_numbers(rows: int, processes: int | None, price: float | None) -> None:
+    for flag, count in (("--rows", rows), ("--processes", processes)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{flag} {count}: must be 1 or more")
+    if price is not None and not 0 < price < float("inf"):
+        raise ConfigError(f"--price {price}: must be above 0")
+
+
+def _check_used(base: Layout, disaggregate: bool, *, only_rate: bool, is_searched: bool) -> None:
+    """Refuse what would be ignored."""
+    if only_rate:
+        check_apart(base)
+        if is_searched:
+            raise ConfigError(
+                "--only-rate with --budgets, --dtypes or --no-disaggregate: it searches nothing; "
+                "--max-num-batched-tokens, --dtype and --prefill-replicas say what the layout is"
+            )
+        return
+    plain = Layout()
+    for name, instead in _SEARCHED.items():
+        if getattr(base, name) != getattr(plain, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is searched{instead}; it counts with --only-rate only"
+            )
+    if not disaggregate:
+        check_apart(base)
 
 
 def _candidates(
@@ -113,7 +170,7 @@ def _candidates(
         problem.hardware.num_devices,
         base=base,
         budgets=budgets,
-        dtypes=dtypes,
+        dtypes=dtypes or (base.weights,),
         disaggregate=disaggregate,
     )
 
@@ -133,23 +190,30 @@ def _print(problem: Problem, found: Plan, rate: Rate | None, rows: int) -> None:
     num_requests, own = len(problem.workload.arrivals), problem.workload.requests_per_s
     console.print(
         f"{len(found.verdicts)} layouts, {len(found.simulated)} of them simulated on "
-        f"{num_requests} requests at {own:.2f}/s; latencies in ms, prefill+decode replicas"
+        f"{num_requests} requests at {own:.2f}/s; latencies in ms, prefill+decode replicas\n"
+        f"limits: {problem.objective.describe()}"
     )
     if found.simulated:
         console.print(_table(problem, found.simulated[:rows]))
     for line in _conclusion(found):
         console.print(line, markup=False, highlight=False)
-    for note in _notes(problem, found):
+    for note in _notes(problem, found, rate):
         console.print(f"note: {note}", markup=False, highlight=False)
     if found.best is not None:
         console.print(_rate_words(problem, found.best.layout, rate), markup=False, highlight=False)
 
 
-def _notes(problem: Problem, found: Plan) -> tuple[str, ...]:
+def _notes(problem: Problem, found: Plan, rate: Rate | None) -> tuple[str, ...]:
     if not found.simulated:
         return ()
-    layout = found.simulated[0].layout
-    return problem.hardware.notes_on_host(layout.deployment.arithmetic, layout.graphs)
+    layout, own = found.simulated[0].layout, problem.workload.requests_per_s
+    notes = problem.hardware.notes_on_host(layout.on(problem.hardware).arithmetic, layout.graphs)
+    if found.best is not None and own and (rate is None or own > GAIN * rate.requests_per_s):
+        notes += (
+            f"{len(problem.workload.arrivals)} requests are too few to show a queue at {own:.2f}/s:"
+            " what is best for them does not sustain that rate; raise --num-prompts",
+        )
+    return notes
 
 
 def _table(problem: Problem, verdicts: tuple[Verdict, ...]) -> Table:
@@ -168,7 +232,7 @@ def _table(problem: Problem, verdicts: tuple[Verdict, ...]) -> Table:
             str(layout.max_num_batched_tokens),
             layout.dtype,
             *(f"{seconds * 1000:.1f}" for seconds in (verdict.reached or {}).values()),
-            f"{verdict.ratio:.2f} {verdict.binding}",
+            f"{_of_limit(verdict)} {verdict.binding}",
             f"{verdict.throughput:.0f}",
             "-" if cost is None else f"{cost:.2f}",
         )
@@ -191,7 +255,7 @@ def _conclusion(found: Plan) -> list[str]:
     if smaller is not None:
         lines.append(
             f"with fewer devices: {_words(smaller)} misses {smaller.binding}, at "
-            f"{smaller.ratio:.2f} times its limit"
+            f"{_of_limit(smaller)} times its limit"
         )
     else:
         reasons = _reasons(found, below=best.layout.num_devices)
@@ -206,9 +270,14 @@ def _nothing(found: Plan) -> list[str]:
     nearest = found.simulated[0]
     return [
         "nothing meets the limits",
-        f"nearest: {_words(nearest)}; {nearest.binding} limits it, at {nearest.ratio:.2f} times "
+        f"nearest: {_words(nearest)}; {nearest.binding} limits it, at {_of_limit(nearest)} times "
         f"its limit",
     ]
+
+
+def _of_limit(verdict: Verdict) -> str:
+    """To two digits; what misses its limit by a hair is 1.01 times it, not 1.00."""
+    return f"{verdict.ratio if verdict.is_met else max(verdict.ratio, 1.01):.2f}"
 
 
 def _reasons(found: Plan, below: int) -> str:
@@ -228,9 +297,12 @@ def _rate_words(problem: Problem, layout: Layout, rate: Rate | None) -> str:
     if rate is None:
         return f"highest rate: {layout.describe()} does not meet the limits even unloaded"
     words = f"highest rate: {rate.requests_per_s:.2f} requests/s with {layout.describe()}"
-    if rate.fails_at is None:
-        return f"{words}, and no higher one was tried"
-    return f"{words}; {rate.binding} binds, and {rate.fails_at:.2f} is too high"
+    if rate.binding == THROUGHPUT:
+        return f"{words}; {THROUGHPUT} binds: more are not answered in the time"
+    return (
+        f"{words}; {rate.binding} binds, {rate.fails_at:.2f} is too high, and no more than "
+        f"{rate.throughput:.2f} are answered where all come at once"
+    )
 
 
 def _told(as_json: bool, document: dict[str, JsonValue], words: str) -> None:

@@ -12,8 +12,7 @@ from rich.table import Table
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import Deployment
 from duetto.planner.hardware import HardwareSpec, find_hardware
-from duetto.planner.host import computable
-from duetto.planner.layout import KVName, Layout, PrecisionName
+from duetto.planner.layout import DtypeName, KVName, Layout, QuantizationName, with_weights
 from duetto.planner.model import find_config
 from duetto.planner.picture import draw_roofline
 from duetto.planner.roofline import Roofline, StepPrice
@@ -33,7 +32,8 @@ def roofline(
     batch: int = 1,
     context: int = 2048,
     chunk: int = 512,
-    dtype: PrecisionName | None = None,
+    dtype: DtypeName = "auto",
+    quantization: QuantizationName = "none",
     kv_dtype: Annotated[KVName, Parameter(name=("--kv-dtype", "--kv-cache-dtype"))] = "auto",
     micro_batches: int = 1,
     graphs: Annotated[bool, Parameter(negative="")] = False,
@@ -60,7 +60,9 @@ def roofline(
     chunk
         Tokens of a prompt in the step that mixes it with decode.
     dtype
-        What weights are stored in; by default what config.json says, or bfloat16.
+        What weights are stored in; auto is what config.json says, or bfloat16.
+    quantization
+        The engine's own word for --dtype int8 and int4.
     kv_dtype
         What keys and values are stored in; auto is 16 bits, or 32 with float32 weights.
     micro_batches
@@ -82,12 +84,12 @@ def roofline(
     layout = Layout(
         tp=tp,
         pp=pp,
-        dtype=dtype or config.dtype or "bfloat16",
+        dtype=dtype,
         kv_cache_dtype=kv_dtype,
         graphs=graphs,
     )
-    asked = replace(layout.deployment, micro_batches=micro_batches)
-    deployment = computable(asked, spec)
+    layout = with_weights(layout, config.dtype, quantization)
+    deployment = replace(layout.on(spec), micro_batches=micro_batches)
     found = price(program, spec, deployment, batch=batch, context=context, chunk=chunk)
     if picture is not None:
         draw_roofline(found, spec, deployment.arithmetic, picture)
@@ -125,10 +127,10 @@ def _print(
 
 
 def _table(name: str, step: StepPrice) -> Table:
-    first, last = step.requests[0], step.requests[-1]
-    words = f"{len(step.requests)} x {first.num_new} tokens after {first.num_past}"
-    if last != first:
-        words = f"{len(step.requests) - 1} x 1 token and a chunk of {last.num_new}"
+    count, first = step.requests[0]
+    words = f"{count} x {first.num_new} token{'s' * (first.num_new > 1)} after {first.num_past}"
+    for _, chunk in step.requests[1:]:
+        words = f"{count} x 1 token and a chunk of {chunk.num_new}"
     table = Table(
         title=f"\n{name}, {words}: [b]{step.time_s * 1e3:.4g} ms[/] "
         f"(datasheet {step.datasheet_time_s * 1e3:.4g} ms)",
@@ -173,22 +175,26 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
+def _turning(batch: int | None) -> str:
+    if batch is None:
+        return "never"
+    return "always" if batch == 1 else f"from {batch} requests on"
+
+
 def _sanity(found: Roofline) -> Table:
     sanity = found.sanity
     table = Table(title="\nto check by hand", title_justify="left", show_header=False, box=None)
     weights = ", ".join(f"{name} {size / 1e9:.4g}" for name, size in sanity.weight_bytes.items())
-    turning = sanity.decode_turns_compute_bound_at
     for name, value in (
         ("parameters", f"{sanity.parameters:,} ({sanity.matrix_parameters:,} in products)"),
         ("2 · parameters", f"{sanity.flops_per_token / 1e9:.4g} GFLOP per token"),
         *((f"2 · n · parameters, {name}", _rule(step)) for name, step in found.steps.items()),
         ("KV", f"{sanity.kv_bytes_per_token:,} bytes per token"),
         ("weights, GB", weights),
-        ("balance", f"{sanity.balance_flops_per_byte:.4g} FLOP per byte"),
-        (
-            "decode is compute-bound",
-            "never" if turning is None else f"from {turning} requests (matrix products)",
-        ),
+        ("balance, datasheet", f"{sanity.balance_flops_per_byte:.4g} FLOP per byte"),
+        ("matrix products of decode", "compute-bound"),
+        ("  by the datasheet", _turning(sanity.datasheet_decode_turns_compute_bound_at)),
+        ("  with what is reached", _turning(sanity.decode_turns_compute_bound_at)),
     ):
         table.add_row(name, value)
     return table

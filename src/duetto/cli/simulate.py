@@ -8,14 +8,22 @@ import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 
-from duetto.bench.metrics import parse_percentiles, parse_slo
+from duetto.bench.metrics import parse_percentiles
 from duetto.bench.table import print_parts, print_report
 from duetto.core.errors import ConfigError
+from duetto.models.programs import build_program
 from duetto.planner.gantt import draw_gantt
 from duetto.planner.hardware import find_hardware
-from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.layout import (
+    Layout,
+    QuantizationName,
+    check_apart,
+    make_fleet,
+    with_weights,
+)
 from duetto.planner.load import LoadOptions
-from duetto.planner.model import find_program
+from duetto.planner.model import find_config
+from duetto.planner.objective import read_slo
 from duetto.planner.perfetto import write_trace
 from duetto.planner.report import Outcome, PoolUse, sum_up
 from duetto.planner.simulation import simulate as run
@@ -34,6 +42,7 @@ def simulate(
     target_itl: float | None = None,
     seed: int = 0,
     metric_percentiles: str = "50,90,99",
+    quantization: QuantizationName = "none",
     trace_out: Path | None = None,
     gantt: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -60,6 +69,8 @@ def simulate(
         Of synthetic lengths and arrivals.
     metric_percentiles
         Which percentiles to report.
+    quantization
+        The engine's own word for --dtype int8 and int4.
     trace_out
         Write every step and request to this file, which ui.perfetto.dev loads.
     gantt
@@ -67,13 +78,16 @@ def simulate(
     as_json
         The last line of stdout is one JSON document.
     """
-    limits = parse_slo(slo, unit="s") if slo else None
+    limits = read_slo(slo) if slo else None
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"--price {price}: must be above 0")
-    wanted = parse_percentiles(metric_percentiles)
+    wanted = _percentiles(metric_percentiles)
     layout, load = layout or Layout(), load or LoadOptions()
+    check_apart(layout)
     itl_s = None if target_itl is None else target_itl / 1000
-    program, spec = find_program(model), find_hardware(hardware)
+    config, spec = find_config(model), find_hardware(hardware)
+    program = build_program(config, layout.max_model_len)
+    layout = with_weights(layout, config.dtype, quantization)
     fleet = make_fleet(program, spec, layout, target_itl_s=itl_s)
     workload = load.load(seed)
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
@@ -89,8 +103,15 @@ def simulate(
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
         print(msgspec.json.encode(about | outcome.as_json()).decode(), flush=True)
     else:
-        host = spec.notes_on_host(layout.deployment.arithmetic, layout.graphs)
+        host = spec.notes_on_host(layout.on(spec).arithmetic, layout.graphs)
         _print(replace(outcome, notes=(*outcome.notes, *host)), layout, hardware)
+
+
+def _percentiles(text: str) -> tuple[float, ...]:
+    wanted = parse_percentiles(text)
+    if not all(0 <= each <= 100 for each in wanted):
+        raise ConfigError(f"--metric-percentiles {text}: must be from 0 to 100")
+    return wanted
 
 
 def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:

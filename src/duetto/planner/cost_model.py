@@ -163,7 +163,10 @@ class CostModel:
         pipeline the rows are those of the mean stage, and so is a row for the time in which it
         waits for the others ("bubble").
         """
-        totals = self.totals(shape)
+        return self.price_of(self.totals(shape))
+
+    def price_of(self, totals: StepTotals) -> tuple[OpPrice, ...]:
+        """As price, of sums that are there already."""
         parts, num_stages = self.deployment.micro_batches, len(self._stages)
         part = totals.part(parts)
         rows: dict[str, OpPrice] = {}
@@ -353,14 +356,12 @@ def _add(rows: dict[str, OpPrice], row: OpPrice) -> None:
     if found is None:
         rows[row.name] = row
         return
-    rows[row.name] = OpPrice(
-        row.name,
-        row.kind,
-        found.count + row.count,
-        found.flops + row.flops,
-        found.bytes_moved + row.bytes_moved,
-        found.time_s + row.time_s,
-        max(found, row, key=lambda one: one.time_s).bound,
+    rows[row.name] = replace(
+        max(found, row, key=lambda one: one.time_s),
+        count=found.count + row.count,
+        flops=found.flops + row.flops,
+        bytes_moved=found.bytes_moved + row.bytes_moved,
+        time_s=found.time_s + row.time_s,
     )
 
 
@@ -373,23 +374,27 @@ def _check(hardware: HardwareSpec, deployment: Deployment) -> None:
     for flag, degree in (
         ("--tp", deployment.tensor_parallel),
         ("--pp", deployment.pipeline_parallel),
-        ("micro-batches", deployment.micro_batches),
+        ("--micro-batches", deployment.micro_batches),
     ):
         if degree < 1:
             raise ConfigError(f"{flag}: must be 1 or more, not {degree}")
+    check_devices(hardware, deployment)
+    if deployment.arithmetic not in hardware.peaks:
+        raise ConfigError(
+            f"{hardware.name}: no peak for {deployment.arithmetic} is known; "
+            f"accepted: {', '.join(hardware.peaks)}"
+        )
+
+
+def check_devices(hardware: HardwareSpec, deployment: Deployment) -> None:
+    """Raises ConfigError for more devices than there are, and for several without a link."""
     devices = deployment.num_devices
     if hardware.num_devices is not None and devices > hardware.num_devices:
         raise ConfigError(
-            f"--tp times --pp is {devices} devices, and --hardware says that there are "
-            f"{hardware.num_devices}"
+            f"--tp times --pp is {devices} devices, and there are {hardware.num_devices}"
         )
     if devices > 1 and not hardware.link_bandwidth:
         raise ConfigError(
             f"{hardware.name}: no link to other devices is known (link_bandwidth); "
             "accepted: --tp 1 --pp 1"
-        )
-    if deployment.arithmetic not in hardware.peaks:
-        raise ConfigError(
-            f"{hardware.name}: no peak for {deployment.arithmetic} is known; "
-            f"accepted: {', '.join(hardware.peaks)}"
         )

@@ -35,8 +35,9 @@ def draw_gantt(simulation: Simulation, file: Path, *, num_requests: int = 60) ->
     for row, served in enumerate(shown):
         _draw_request(axes[0], row, served)
     axes[0].set(ylabel="request", ylim=(len(shown), -1))
-    patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    axes[0].legend(patches, COLOURS, loc="lower left", fontsize=8)
+    colours = {name: colour for name, colour in COLOURS.items() if name in _names(shown)}
+    patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    axes[0].legend(patches, colours, loc="lower left", fontsize=8)
     for number, log in enumerate(logs):
         is_prefill = number < len(simulation.prefill_steps)
         _draw_steps(axes[number + 1], log, end)
@@ -46,15 +47,28 @@ def draw_gantt(simulation: Simulation, file: Path, *, num_requests: int = 60) ->
     plt.close(figure)
 
 
-def _draw_request(axis: Any, row: int, served: Served) -> None:
+def _names(shown: list[Served]) -> set[str]:
+    """What there is to see."""
+    return {name for served in shown for name, _, _ in _spans(served)}
+
+
+def _spans(served: Served) -> list[tuple[str, float, float]]:
+    """What a request did, from when until when."""
     timings = served.timings
     first, last = timings.token_times[0], timings.token_times[-1]
     begun = first if timings.first_scheduled_time is None else timings.first_scheduled_time
     decode = first + served.transfer_s
     instants = (timings.arrival_time, begun, first, decode, max(decode, last))
-    for colour, start, end in zip(COLOURS.values(), instants, instants[1:], strict=False):
-        if end > start:
-            axis.barh(row, end - start, 0.8, start, color=colour)
+    spans = zip(COLOURS, instants, instants[1:], strict=False)
+    return [(name, start, end) for name, start, end in spans if end > start]
+
+
+def _draw_request(axis: Any, row: int, served: Served) -> None:
+    for name, start, end in _spans(served):
+        # A transfer takes milliseconds of a minute: its edge is seen however short it is.
+        edge = {"edgecolor": COLOURS[name], "linewidth": 1.2, "zorder": 3}
+        is_short = name == "KV transfer"
+        axis.barh(row, end - start, 0.8, start, color=COLOURS[name], **(edge if is_short else {}))
 
 
 def _draw_steps(axis: Any, log: StepLog, end: float) -> None:

@@ -18,6 +18,18 @@ Kind = Literal[
     "linear", "attention", "norm", "rope", "activation", "add", "embed", "copy", "collective"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+HOST = "host"  # the name of what `duetto calibrate` measured
+MAX_DEVICES = 4096
+# Beyond what any device has, by far: a unit that was mistaken, or a file that was damaged.
+_SPEED = (1e6, 1e19)  # FLOP/s
+_BANDWIDTH = (1e6, 1e15)  # bytes/s
+_MEMORY = (2**20, 2**50)  # bytes
+_SECONDS = (0.0, 60.0)  # of a call, a hop, a step
+
+
+def _check_range(name: str, value: float, least: float, most: float, unit: str = "") -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least:g} to {most:g}{unit}, not {value:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +47,10 @@ class KernelEfficiency:
         for name in ("compute", "memory"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1")
-        for name in ("half_rows", "call_s", "row_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or more")
+        if not 0 <= self.half_rows < float("inf"):
+            raise ValueError("half_rows must be 0 or more")
+        for name in ("call_s", "row_s"):
+            _check_range(name, getattr(self, name), *_SECONDS)
 
 
 _IDEAL_KERNEL = KernelEfficiency()
@@ -67,8 +80,7 @@ class Efficiencies:
 
     def __post_init__(self) -> None:
         for name in ("launch_s", "chunk_launch_s", "step_s", "logit_row_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or more")
+            _check_range(name, getattr(self, name), *_SECONDS)
 
     def of(self, kind: Kind) -> KernelEfficiency:
         found: KernelEfficiency = getattr(self, kind)
@@ -123,14 +135,19 @@ class HardwareSpec:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not self.peaks or not all(0 < peak < float("inf") for peak in self.peaks.values()):
-            raise ValueError('peaks must hold FLOP/s above 0 by precision: {"float32": 1e12}')
-        for name in ("memory_bandwidth", "memory_bytes", "host_speed"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0")
-        for name in ("link_bandwidth", "link_latency_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be 0 or more")
+        if not self.peaks:
+            raise ValueError('peaks must hold FLOP/s by precision: {"float32": 1e12}')
+        for precision, peak in self.peaks.items():
+            _check_range(f"peaks.{precision}", peak, *_SPEED, " FLOP/s")
+        _check_range("memory_bandwidth", self.memory_bandwidth, *_BANDWIDTH, " bytes/s")
+        _check_range("memory_bytes", self.memory_bytes, *_MEMORY)
+        _check_range("link_latency_s", self.link_latency_s, *_SECONDS)
+        if self.link_bandwidth:
+            _check_range("link_bandwidth", self.link_bandwidth, *_BANDWIDTH, " bytes/s")
+        if not 0 < self.host_speed < float("inf"):
+            raise ValueError("host_speed must be above 0")
+        if self.num_devices is not None:
+            _check_range("num_devices", self.num_devices, 1, MAX_DEVICES)
 
     def balance(self, precision: str) -> float:
         """FLOPs for each byte at which arithmetic and memory take equally long."""
@@ -334,34 +351,46 @@ def calibration_file() -> Path:
 
 
 def find_hardware(name: str) -> HardwareSpec:
-    """`h100`, `h100:8` (a machine with eight), `host` (as calibrated) or a JSON file's path.
+    """`h100`, `h100:8` (a machine with eight), `host` (as calibrated; one device, unless more such
+    machines are asked for, like host:2) or a JSON file's path.
 
     Raises ConfigError: for a name that is not known with those that are, for a file with the key.
     """
     base, colon, count = name.rpartition(":")
-    if colon and re.fullmatch(r"[0-9]{1,6}", count):
-        if int(count) < 1:
-            raise ConfigError(f"--hardware {name}: there must be at least 1 device")
+    if colon and re.fullmatch(r"[0-9]+", count):
+        if not 1 <= float(count) <= MAX_DEVICES:
+            raise ConfigError(
+                f"--hardware {name:.40}: there must be from 1 to {MAX_DEVICES} devices"
+            )
         return replace(find_hardware(base), num_devices=int(count))
     key = name.lower()
     key = _ALIASES.get(key, key)
     if key in HARDWARE:
         return HARDWARE[key]
-    if key == "host":
-        file = calibration_file()
-        if not file.is_file():
-            raise ConfigError(
-                f"--hardware host: this machine has not been measured ({file} is not there); "
-                "run: duetto calibrate"
-            )
-        return read_hardware(file)
-    if name.endswith(".json"):
-        return read_hardware(Path(name))
+    if key == HOST or name.endswith(".json"):
+        spec = _read_host() if key == HOST else read_hardware(Path(name))
+        is_alone = spec.name == HOST and spec.num_devices is None
+        return replace(spec, num_devices=1) if is_alone else spec
     raise ConfigError(
         f"--hardware {name}: not known; accepted: {', '.join(HARDWARE)}, host (after `duetto "
         "calibrate`), or the path of a .json file with at least name, peaks (FLOP/s by "
         "precision), memory_bandwidth (bytes/s) and memory_bytes"
     )
+
+
+def _read_host() -> HardwareSpec:
+    file = calibration_file()
+    if not file.is_file():
+        raise ConfigError(
+            f"--hardware host: this machine has not been measured ({file} is not there); "
+            "run: duetto calibrate"
+        )
+    try:
+        return read_hardware(file)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; the calibration is damaged: run duetto calibrate again") from (
+            error
+        )
 
 
 def read_hardware(file: Path) -> HardwareSpec:
@@ -374,6 +403,9 @@ def read_hardware(file: Path) -> HardwareSpec:
         _refuse_unknown(values, HardwareSpec, "")
         if "efficiencies" in values:
             _check_efficiencies(values["efficiencies"], "efficiencies.")
+        for key in ("memory_bytes", "num_devices"):  # 8e10 is a whole number to whoever writes it
+            if isinstance(values.get(key), float) and values[key].is_integer():
+                values[key] = int(values[key])
         spec = msgspec.convert(values, HardwareSpec)
         for name, efficiencies in values.get("efficiencies_of", {}).items():
             _check_efficiencies(efficiencies, f"efficiencies_of.{name}.")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import sched_getaffinity
 
+from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import HardwareSpec, calibration_file, read_hardware
+from duetto.planner.hardware import HOST, HardwareSpec, calibration_file, find_hardware
 from duetto.program.program import Program
 from duetto.program.shape import Precision
 
@@ -24,17 +25,26 @@ StepTime = Callable[[BatchShape], float]
 class HostPrices:
     step_time: StepTime
     roof_time: StepTime | None  # with nothing lost; None: this machine was not measured
+    notes: tuple[str, ...] = ()  # for people
 
 
 def host_prices(program: Program, precision: Precision) -> HostPrices:
-    """Raises ConfigError, naming the file, if the calibration cannot be read."""
-    file = calibration_file()
-    if not file.is_file():
-        guess = _guess()
-        return HostPrices(CostModel(program, guess, _on(guess, precision)).step_time, None)
-    host = read_hardware(file)
-    ideal = CostModel(program, host.ideal(), _on(host, precision))
-    return HostPrices(CostModel(program, host, _on(host, precision)).step_time, ideal.step_time)
+    """A calibration that cannot be read is not worth a server that does not start: it is told in
+    `notes`, and a guess does until steps are measured."""
+    if not calibration_file().is_file():
+        return _guessed(program, precision)
+    try:
+        host = find_hardware(HOST)
+        model = CostModel(program, host, _on(host, precision))
+    except ConfigError as error:
+        return _guessed(program, precision, f"ignored: {error}")
+    return HostPrices(model.step_time, model.on(host.ideal()).step_time)
+
+
+def _guessed(program: Program, precision: Precision, *notes: str) -> HostPrices:
+    guess = _guess()
+    model = CostModel(program, guess, _on(guess, precision))
+    return HostPrices(model.step_time, None, notes)
 
 
 def computable(deployment: Deployment, hardware: HardwareSpec) -> Deployment:

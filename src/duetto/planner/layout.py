@@ -12,6 +12,7 @@ from duetto.core.errors import ConfigError
 from duetto.planner.cost_model import CostModel, Deployment
 from duetto.planner.disaggregation import Disaggregation, KVLink
 from duetto.planner.hardware import HardwareSpec
+from duetto.planner.host import computable
 from duetto.planner.memory import MemoryFit, fit_device
 from duetto.planner.parallel import possible_degrees
 from duetto.planner.replica import ReplicaSpec
@@ -22,6 +23,8 @@ from duetto.program.program import Program
 from duetto.program.shape import Precision
 
 PrecisionName = Literal["float32", "bfloat16", "float16", "float8", "int8", "int4"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8", "int4"]
+QuantizationName = Literal["none", "int8", "int4"]
 KVName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8"]
 
 _WEIGHT_BYTES: Mapping[PrecisionName, float] = {
@@ -54,8 +57,9 @@ class Layout:
     """Engines that serve; with prefill replicas, those that decode."""
     prefill_replicas: int = 0
     """Engines that compute prompts only; 0: prompts are computed where they are decoded."""
-    dtype: PrecisionName = "bfloat16"
-    """What weights are stored in. float8 computes in float8, int8 and int4 in bfloat16."""
+    dtype: DtypeName = "auto"
+    """What weights are stored in; auto is what config.json says, or bfloat16. float8 computes in
+    float8, int8 and int4 in bfloat16; a host without these in float32 and int8."""
     kv_cache_dtype: KVName = "auto"
     """What keys and values are stored in; auto is 16 bits, or 32 with float32 weights."""
     max_num_batched_tokens: int = 2048
@@ -93,10 +97,14 @@ class Layout:
             raise ConfigError("--prefill-replicas: must be 0 or more")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError("--gpu-memory-utilization: must be above 0 and at most 1")
-        if self.dtype not in get_args(PrecisionName):
+        if self.dtype not in get_args(DtypeName):
             raise ConfigError(
-                f"--dtype: {self.dtype!r} is not one of {', '.join(get_args(PrecisionName))}"
+                f"--dtype: {self.dtype!r} is not one of {', '.join(get_args(DtypeName))}"
             )
+        if self.kv_bandwidth is not None and not 0 < self.kv_bandwidth < float("inf"):
+            raise ConfigError(f"--kv-bandwidth {self.kv_bandwidth}: must be above 0")
+        if self.max_local_prefill < 0:
+            raise ConfigError(f"--max-local-prefill {self.max_local_prefill}: must be 0 or more")
 
     @property
     def devices_per_replica(self) -> int:
@@ -107,14 +115,23 @@ class Layout:
         return (self.replicas + self.prefill_replicas) * self.devices_per_replica
 
     @property
+    def weights(self) -> PrecisionName:
+        """What weights are stored in, where no config.json says it."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    def on(self, hardware: HardwareSpec) -> Deployment:
+        """The deployment, in the arithmetic that the hardware has."""
+        return computable(self.deployment, hardware)
+
+    @property
     def deployment(self) -> Deployment:
         activations = 4.0 if self.dtype == "float32" else 2.0
         kv_bytes = _KV_BYTES.get(self.kv_cache_dtype, activations)
         return Deployment(
             tensor_parallel=self.tp,
             pipeline_parallel=self.pp,
-            precision=Precision(_WEIGHT_BYTES[self.dtype], activations, kv_bytes),
-            arithmetic="bfloat16" if self.dtype in ("int8", "int4") else self.dtype,
+            precision=Precision(_WEIGHT_BYTES[self.weights], activations, kv_bytes),
+            arithmetic="bfloat16" if self.dtype in ("int8", "int4") else self.weights,
             graphs=self.graphs,
         )
 
@@ -127,7 +144,30 @@ class Layout:
             parts.append(f"{self.prefill_replicas} prefill + {self.replicas} decode")
         else:
             parts.append(f"{self.replicas} replica{'s' * (self.replicas > 1)}")
-        return ", ".join((*parts, self.dtype, f"{self.max_num_batched_tokens} tokens a step"))
+        return ", ".join((*parts, self.weights, f"{self.max_num_batched_tokens} tokens a step"))
+
+
+def with_weights(
+    layout: Layout, stored: PrecisionName | None, quantization: QuantizationName
+) -> Layout:
+    """The layout with nothing "auto" about its weights: `stored` is what config.json says, and
+    `quantization` the engine's own word for --dtype int8 and int4. Raises ConfigError for both."""
+    if quantization != "none":
+        if layout.dtype not in ("auto", quantization):
+            raise ConfigError(
+                f"--dtype {layout.dtype} with --quantization {quantization}: leave one of them out"
+            )
+        return replace(layout, dtype=quantization)
+    return replace(layout, dtype=stored or "bfloat16") if layout.dtype == "auto" else layout
+
+
+def check_apart(layout: Layout) -> None:
+    """Raises ConfigError for what counts only where prompts are computed apart, and is not."""
+    if layout.prefill_replicas:
+        return
+    for name in ("kv_bandwidth", "max_local_prefill"):
+        if getattr(layout, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: needs --prefill-replicas")
 
 
 def make_fleet(
@@ -149,7 +189,7 @@ def make_fleet(
             f"{hardware.num_devices}; "
             + (f"--replicas {most} would do" if most > 0 else "take fewer, or lower degrees")
         )
-    model = CostModel(program, hardware, layout.deployment)
+    model = CostModel(program, hardware, layout.on(hardware))
     num_blocks = num_kv_blocks(program, hardware, layout)
     replica = ReplicaSpec(
         scheduler=_scheduler(program, layout, num_blocks, target_itl_s),
@@ -226,7 +266,7 @@ def _fit(program: Program, hardware: HardwareSpec, layout: Layout) -> MemoryFit:
     return fit_device(
         program,
         hardware,
-        layout.deployment,
+        layout.on(hardware),
         block_size=layout.block_size,
         max_num_batched_tokens=layout.max_num_batched_tokens,
         max_num_seqs=layout.max_num_seqs,

@@ -3,7 +3,7 @@
 Names and meanings are those of `bench serve`, so that one load can be measured and simulated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from duetto.core.errors import ConfigError
 from duetto.planner.workload import Workload, read_trace, synthetic, timed
 
 Arrivals = Literal["poisson", "uniform", "gamma"]
+_OF_TRACES = ("trace_speed", "trace_length_scale", "max_input_len", "max_output_len")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,23 @@ class LoadOptions:
         """Raises ConfigError, naming the flag, or the file and the line."""
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ConfigError(f"--num-prompts {self.num_prompts}: must be 1 or more")
+        self._refuse_unused()
         return self._synthetic(seed) if self.trace is None else self._recorded(self.trace, seed)
+
+    def _refuse_unused(self) -> None:
+        """What would be accepted and ignored."""
+        for entry in fields(self):
+            if getattr(self, entry.name) == entry.default:
+                continue
+            flag = f"--{entry.name.replace('_', '-')}"
+            if self.trace is None and entry.name in _OF_TRACES:
+                raise ConfigError(f"{flag}: needs --trace")
+            if self.trace is not None and entry.name.startswith("random_"):
+                raise ConfigError(f"{flag} with --trace: the trace has lengths of its own")
+            if self.trace is not None and self.request_rate is None and entry.name == "arrivals":
+                raise ConfigError(
+                    f"{flag} with --trace: the trace has times of its own; it needs --request-rate"
+                )
 
     def _recorded(self, file: Path, seed: int) -> Workload:
         fit = Fit(self.trace_length_scale, self.max_input_len, self.max_output_len)

@@ -36,8 +36,13 @@ class MemoryFit:
         return self.num_blocks * self.block_size
 
     @property
+    def fits(self) -> bool:
+        """Whether there is room for KV, and for all of it beside the rest."""
+        return self.num_blocks > 0 and self.left_bytes >= 0
+
+    @property
     def left_bytes(self) -> int:
-        """Of what is usable; below 0 if weights and activations alone are too large."""
+        """Of what is usable; below 0 if weights, activations and KV together are too large."""
         return self.usable_bytes - self.weight_bytes - self.activation_bytes - self.kv_bytes
 
     def num_requests(self, length: int) -> int:
@@ -66,8 +71,9 @@ def fit_device(
     tp, precision = deployment.tensor_parallel, deployment.precision
     parts = stages(program, shard(program, tp), deployment.pipeline_parallel)
     weights = max(_weights(program, stage) for stage in parts) * precision.weight_bytes / tp
+    num_rows = min(max_num_seqs, max_num_batched_tokens)  # each request computes a token at least
     activations = activation_bytes(
-        program, max_num_batched_tokens, max_num_seqs, precision.activation_bytes
+        program, max_num_batched_tokens, num_rows, precision.activation_bytes
     )
     layers = -(-len(program.kv) // deployment.pipeline_parallel)  # of the largest stage
     per_token = sum(

@@ -87,15 +87,15 @@ def find_config(model: str) -> ModelConfig:
     """Raises ConfigError for what is neither a directory with a config.json, nor such a file, nor
     a named shape; CheckpointError for a config that is not supported."""
     path = Path(model)
-    if path.is_dir():
+    if model and path.is_dir():
         return parse_config(read_json(path / "config.json"))
     if path.is_file():
         return parse_config(read_json(path))
     shapes = {**SHAPES, **LARGE_SHAPES}
     if model.lower() not in shapes:
         raise ConfigError(
-            f"{model}: is no checkpoint directory, no config.json and no named shape; the named "
-            f"shapes are {', '.join(shapes)}"
+            f"{model or 'an empty name'}: is no checkpoint directory, no config.json and no named "
+            f"shape; the named shapes are {', '.join(shapes)}"
         )
     return parse_config(JsonSection(path, shapes[model.lower()]))
 

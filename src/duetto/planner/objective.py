@@ -1,10 +1,30 @@
 """When a deployment is good enough: limits on latencies at a percentile, and what binds them."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from duetto.bench.metrics import SLO, SLO_METRICS, Report
+from duetto.bench.metrics import SLO, SLO_METRICS, Report, parse_slo
 from duetto.core.errors import ConfigError
+
+# Limits in seconds that nobody means: whoever writes itl=50 thinks of milliseconds.
+_TOO_LONG_S = {"ttft": 100.0, "itl": 5.0, "tpot": 5.0, "e2e": 1000.0}
+
+
+def read_slo(texts: Sequence[str]) -> SLO:
+    """Limits like `ttft=1,itl=50ms`, in seconds where no unit is named.
+
+    Raises ConfigError as parse_slo does, and for a number without a unit that is plainly one of
+    milliseconds, as `bench serve` takes them.
+    """
+    slo = parse_slo(texts, unit="s")
+    for name, number in re.findall(r"(\w+)\s*[=:]\s*([0-9.]+)\s*(?:,|$)", ",".join(texts)):
+        if float(number) >= _TOO_LONG_S[{"e2el": "e2e"}.get(name, name)]:
+            raise ConfigError(
+                f"--slo {name}={number}: is {number} seconds here; write {name}={number}ms for "
+                f"milliseconds, or {name}={number}s if seconds are meant"
+            )
+    return slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +50,11 @@ class Objective:
         """Seconds, by metric."""
         values = {name: getattr(self.slo, name) for name in SLO_METRICS}
         return {name: value for name, value in values.items() if value is not None}
+
+    def describe(self) -> str:
+        """With units: p99 of ttft 1000 ms, itl 50 ms."""
+        limits = ", ".join(f"{name} {value * 1000:g} ms" for name, value in self.limits.items())
+        return f"p{self.percentile:g} of {limits}"
 
     def reached(self, report: Report) -> dict[str, float]:
         """The percentile of each limited latency, in seconds. A refused request has no latency,

@@ -45,7 +45,13 @@ def draw_roofline(found: Roofline, hardware: HardwareSpec, arithmetic: str, file
         rotation=38,
         **_OFFSET,
     )
-    axis.annotate(f"{balance:.0f} FLOP/byte", (balance, peak), (4, -14), **_OFFSET)
+    axis.annotate(  # at the bottom, where no mark is: operations at the balance are fast ones
+        f"{balance:.3g} FLOP/byte",
+        (balance, 0),
+        (4, 5),
+        xycoords=("data", "axes fraction"),
+        **_OFFSET,
+    )
     for name, ops in shown.items():
         _draw_step(axis, name, ops, found.steps[name].time_s)
     axis.set(

@@ -19,7 +19,10 @@ def pyplot_for(flag: str, file: Path) -> Any:
         import_module("matplotlib").use("Agg")
         plt = import_module("matplotlib.pyplot")
     except ImportError:
-        raise ConfigError(f"{flag} needs matplotlib: pip install 'duetto[plot]'") from None
+        raise ConfigError(
+            f"{flag} needs matplotlib: pip install matplotlib, or in a checkout of Duetto "
+            "pip install -e '.[plot]'"
+        ) from None
     plt.rcParams["svg.hashsalt"] = "duetto"  # names within an SVG would differ from run to run
     return plt
 

@@ -5,11 +5,11 @@ Loads no weights; prints nothing.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.cost_model import CostModel, Deployment, OpPrice
+from duetto.planner.cost_model import CostModel, Deployment, OpPrice, StepTotals
 from duetto.planner.hardware import HardwareSpec
 from duetto.program.ops import Linear
 from duetto.program.program import Program
@@ -22,13 +22,21 @@ WEIGHT_BYTES: Mapping[str, float] = {  # of one number; scales of int4 are those
     "int4": 0.5625,
 }
 _MOST_REQUESTS = 1 << 16  # a batch in which decode is still not bound by arithmetic never will be
+_MOST = 10**9  # requests, or tokens: no step has as many
+
+
+class Equals(NamedTuple):
+    """Requests of a step that are alike; counted, since there may be a million."""
+
+    how_many: int
+    request: RequestShape
 
 
 @dataclass(frozen=True, slots=True)
 class StepPrice:
     """One step: its operations on one device, whose times add up to `time_s`."""
 
-    requests: tuple[RequestShape, ...]
+    requests: tuple[Equals, ...]
     operations: tuple[OpPrice, ...]
     time_s: float
     datasheet_time_s: float  # with every efficiency 1 and no overhead
@@ -37,7 +45,7 @@ class StepPrice:
 
     @property
     def num_tokens(self) -> int:
-        return BatchShape(self.requests).num_tokens
+        return sum(count * request.num_new for count, request in self.requests)
 
     @property
     def flops_by_rule_of_thumb(self) -> int:
@@ -79,8 +87,9 @@ class Sanity:
     flops_per_token: int  # 2 · parameters: the rule of thumb, attention left out
     kv_bytes_per_token: int
     weight_bytes: Mapping[str, int]  # by precision
-    balance_flops_per_byte: float  # of the hardware
-    decode_turns_compute_bound_at: int | None  # requests; None: never
+    balance_flops_per_byte: float  # of the hardware, by its datasheet
+    datasheet_decode_turns_compute_bound_at: int | None  # requests; None: never ...
+    decode_turns_compute_bound_at: int | None  # ... and with what is reached of both roofs
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,35 +127,75 @@ def roofline(
     """Prices of prefill (`batch` prompts of `context` tokens), of decode (`batch` requests with
     `context` tokens in the cache) and of a decode with a chunk of a prompt of `context` tokens.
 
-    Raises ConfigError for numbers below 1 and as CostModel does.
+    Raises ConfigError for numbers below 1, for more parts than requests, and as CostModel does.
     """
     for flag, value in (("--batch", batch), ("--context", context), ("--chunk", chunk)):
-        if value < 1:
-            raise ConfigError(f"{flag}: must be 1 or more, not {value}")
+        if not 1 <= value <= _MOST:
+            raise ConfigError(f"{flag}: must be from 1 to {_MOST}, not {str(value)[:20]}")
     model = CostModel(program, hardware, deployment)
+    if deployment.micro_batches > batch:
+        raise ConfigError(
+            f"--micro-batches {deployment.micro_batches}: a batch of {batch} has at most {batch} "
+            "parts (--batch)"
+        )
     chunk = min(chunk, context)
-    streams = (RequestShape(1, context),) * batch
+    streams = Equals(batch, RequestShape(1, context))
     # A chunk that does not end its prompt gives no token; in the middle it sees half of the rest.
-    piece = RequestShape(chunk, (context - chunk) // 2, 0)
+    piece = Equals(1, RequestShape(chunk, (context - chunk) // 2, 0))
     return Roofline(
-        prefill=_price(model, (RequestShape(context, 0),) * batch),
+        prefill=_price(model, Equals(batch, RequestShape(context, 0))),
         decode=_price(model, streams),
-        mixed=_price(model, (*streams, piece)),
+        mixed=_price(model, streams, piece),
         sanity=_sanity(model),
         notes=_notes(model, context),
     )
 
 
-def _price(model: CostModel, requests: tuple[RequestShape, ...]) -> StepPrice:
-    shape = BatchShape(requests)
+def _price(model: CostModel, *requests: Equals) -> StepPrice:
+    totals = _totals(model, *requests)
     return StepPrice(
         requests,
-        model.price(shape),
-        model.step_time(shape),
-        model.on(model.hardware.ideal()).step_time(shape),
-        model.program.cost(shape, model.deployment.precision),
+        model.price_of(totals),
+        model.time_of(totals),
+        model.on(model.hardware.ideal()).time_of(totals),
+        _cost(model, *requests),
         model.program.num_parameters,
     )
+
+
+def _totals(model: CostModel, *requests: Equals) -> StepTotals:
+    """As model.totals of all of them."""
+    counts = [count for count, _ in requests]
+    each = [model.totals(BatchShape((request,))) for _, request in requests]
+
+    def total(numbers: list[float]) -> float:
+        return sum(count * number for count, number in zip(counts, numbers, strict=True))
+
+    windows = zip(*(one.spans for one in each), strict=True)
+    return StepTotals(
+        total([one.tokens for one in each]),
+        total([one.logit_rows for one in each]),
+        total([one.requests for one in each]),
+        tuple((total([a for a, _ in w]), total([b for _, b in w])) for w in windows),
+    )
+
+
+def _cost(model: CostModel, *requests: Equals) -> Cost:
+    """As program.cost of all of them: what one more of a kind adds, so many times."""
+
+    def of(*shapes: RequestShape) -> Cost:
+        return model.program.cost(BatchShape(shapes), model.deployment.precision)
+
+    once = [request for _, request in requests]
+    found = first = of(*once)
+    for count, request in requests:
+        more = of(*once, request)
+        found += Cost(
+            (count - 1) * (more.flops - first.flops),
+            (count - 1) * (more.bytes_read - first.bytes_read),
+            (count - 1) * (more.bytes_written - first.bytes_written),
+        )
+    return found
 
 
 def _sanity(model: CostModel) -> Sanity:
@@ -161,6 +210,7 @@ def _sanity(model: CostModel) -> Sanity:
         kv_bytes_per_token=program.kv_bytes_per_token(precision.kv_bytes),
         weight_bytes={name: int(parameters * size) for name, size in WEIGHT_BYTES.items()},
         balance_flops_per_byte=model.hardware.balance(model.deployment.arithmetic),
+        datasheet_decode_turns_compute_bound_at=turning_batch(model.on(model.hardware.ideal())),
         decode_turns_compute_bound_at=turning_batch(model),
     )
 
@@ -174,7 +224,7 @@ def turning_batch(model: CostModel) -> int | None:
 
     def is_bound_by_compute(batch: int) -> bool:
         times = {"compute": 0.0, "memory": 0.0}
-        for op in model.price(BatchShape((RequestShape(1, 0),) * batch)):
+        for op in model.price_of(_totals(model, Equals(batch, RequestShape(1, 0)))):
             if op.kind == "linear" and op.bound in times:
                 times[op.bound] += op.time_s
         return times["compute"] > times["memory"]

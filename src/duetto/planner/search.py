@@ -1,5 +1,4 @@
-"""The cheapest layout that meets an objective on a workload, by simulation; and the highest rate
-that a layout sustains.
+"""The cheapest layout that meets an objective on a workload, by simulation.
 
 What cannot fit, or cannot be fast enough even for one request alone, is not simulated; nor is what
 is dearer than the answer. Knows no cluster: every layout is judged by its own simulation.
@@ -37,6 +36,7 @@ class Problem:
     price_per_hour: float | None = None  # of one device
 
 
+MOST_LAYOUTS = 20_000  # of a search that ends
 NUM_NEAREST = 4  # layouts to simulate where all are refused, so that the best of them is known
 
 
@@ -100,13 +100,21 @@ def layouts(
     dtypes: Sequence[PrecisionName] = ("bfloat16",),
     disaggregate: bool = True,
 ) -> list[Layout]:
-    """Everything to try on up to `num_devices`: TP x PP x replicas x split x budget x precision."""
+    """Everything to try on up to `num_devices`: TP x PP x replicas x split x budget x precision.
+
+    Raises ConfigError where that is more than a search should take.
+    """
     degrees = [n for n in possible_degrees(program) if n <= num_devices]
-    found = []
+    found: list[Layout] = []
     for tp, pp in product(degrees, (1, 2, 4, 8)):
         most = num_devices // (tp * pp)
         for total in range(1, most + 1) if pp <= len(program.kv) else ():
             for prefill in range(total if disaggregate else 1):
+                if len(found) > MOST_LAYOUTS:
+                    raise ConfigError(
+                        f"--hardware: {num_devices} devices can be used in more than "
+                        f"{MOST_LAYOUTS} ways; name fewer, or --no-disaggregate"
+                    )
                 for budget, dtype in product(budgets, dtypes):
                     found.append(
                         replace(
@@ -216,67 +224,6 @@ def run(problem: Problem, fleet: Fleet, workload: Workload) -> Outcome:
         percentiles=(50.0, objective.percentile),
         price_per_hour=problem.price_per_hour,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """The highest rate found, in requests/s, and what binds there."""
-
-    requests_per_s: float
-    binding: str
-    reached: dict[str, float]
-    fails_at: float | None  # the lowest rate that was tried and is too high; None: none was
-
-
-def highest_rate(
-    problem: Problem,
-    fleet: Fleet,
-    *,
-    tolerance: float = 0.02,
-    on_tried: Callable[[float, bool], None] = lambda _rate, _is_met: None,
-) -> Rate | None:
-    """The highest rate at which the objective is met: the workload sped up or slowed down, by
-    doubling and then bisection, to within `tolerance`. None if a thousandth of the workload's own
-    rate is too high. A workload that arrives all at once has no rate: ConfigError.
-    """
-    own = problem.workload.requests_per_s
-    if not own:
-        raise ConfigError("the highest rate needs a workload with times of its own")
-    met: dict[float, dict[str, float]] = {}
-
-    def is_met(speed: float) -> bool:
-        outcome = run(problem, fleet, problem.workload.faster(speed))
-        reached = problem.objective.reached(outcome.report)
-        good = problem.objective.binding(reached)[1] <= 1
-        if good:
-            met[speed] = reached
-        on_tried(own * speed, good)
-        return good
-
-    low, high = _bracket(is_met)
-    if low is None:
-        return None
-    while high is not None and high / low > 1 + tolerance:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if is_met(middle) else (low, middle)
-    binding, _ = problem.objective.binding(met[low])
-    return Rate(own * low, binding, met[low], None if high is None else own * high)
-
-
-def _bracket(is_met: Callable[[float], bool]) -> tuple[float | None, float | None]:
-    """Two speeds a factor of two apart, of which the lower one is met and the higher one is not."""
-    speed = 1.0
-    if is_met(speed):
-        while speed < 1024:
-            if not is_met(2 * speed):
-                return speed, 2 * speed
-            speed *= 2
-        return speed, None
-    while speed > 1 / 1024:
-        if is_met(speed / 2):
-            return speed / 2, speed
-        speed /= 2
-    return None, speed
 
 
 def _shortest(workload: Workload) -> int:

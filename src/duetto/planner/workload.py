@@ -23,13 +23,14 @@ from duetto.bench.traces import (
     mooncake_rows,
     scaled_input,
 )
-from duetto.bench.workload import NO_PREFIX, Lengths, SharedPrefixes
+from duetto.bench.workload import NO_PREFIX, Lengths, SharedPrefixes, check_seed
 from duetto.core.errors import ConfigError
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 
 _ANY_SAMPLING = SamplingParams(temperature=0.0, ignore_eos=True)
 _UNSHARED = 2**40  # token ids from here on begin what only one request has
+LONGEST_S = 1e9  # of a workload; beyond, a double has no room for the milliseconds of a latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,15 @@ class Workload:
     arrivals: tuple[Arrival, ...]  # in order of time
     hash_block: int = MOONCAKE_BLOCK  # tokens per hash id
     notes: tuple[str, ...] = ()  # what a reader of the numbers must know
+
+    def __post_init__(self) -> None:
+        if self.arrivals and not self.arrivals[0].arrival_s >= 0:
+            raise ConfigError(f"a request arrives at {self.arrivals[0].arrival_s} s, before 0")
+        if self.arrivals and not self.arrivals[-1].arrival_s <= LONGEST_S:
+            raise ConfigError(
+                f"the last request would arrive after {self.arrivals[-1].arrival_s:.3g} s, at most "
+                f"{LONGEST_S:.0e} can be simulated: raise --request-rate or --trace-speed"
+            )
 
     @property
     def requests_per_s(self) -> float:
@@ -67,6 +77,23 @@ class Workload:
         if not (speed > 0 and isfinite(speed)):
             raise ConfigError(f"--trace-speed {speed}: must be above 0")
         return self.at([a.arrival_s / speed for a in self.arrivals])
+
+    def repeated(self, count: int) -> "Workload":
+        """So many times one after the other, at the same mean rate. What prompts share, they share
+        within one of the times only: a second one finds nothing of the first in a cache."""
+        own, last = self.arrivals, self.arrivals[-1].arrival_s
+        period = last - own[0].arrival_s + (1 / self.requests_per_s if self.requests_per_s else 0)
+        num_ids = 1 + max((h for a in own for h in a.hash_ids), default=0)
+        arrivals = tuple(
+            replace(
+                a,
+                arrival_s=a.arrival_s + k * period,
+                hash_ids=tuple([h + k * num_ids for h in a.hash_ids]),
+            )
+            for k in range(count)
+            for a in own
+        )
+        return replace(self, arrivals=arrivals)
 
     def at(self, times_s: Sequence[float]) -> "Workload":
         """The same requests at other times, in order."""
@@ -113,6 +140,8 @@ def read_trace(file: Path, *, num_requests: int | None = None, fit: Fit = AS_REC
         raise TraceError(file, 1, "the file is empty; accepted: Azure's CSV, Mooncake's JSON lines")
     is_mooncake = beginning.startswith("{")
     rows = (mooncake_rows if is_mooncake else azure_rows)(file, num_requests)
+    if rows[0].arrival_s < 0:  # azure's times are counted from the first
+        raise TraceError(file, 1, f"timestamp is {rows[0].arrival_s * 1000:g}; accepted: 0 or more")
     return _fitted(rows, fit)
 
 
@@ -146,6 +175,7 @@ def synthetic(
     """
     if num_requests < 1:
         raise ConfigError(f"--num-prompts {num_requests}: must be 1 or more")
+    check_seed(seed)
     of_lengths, of_prefixes = (default_rng(s) for s in SeedSequence(seed).spawn(2))
     inputs = input_lengths.draw(of_lengths, num_requests)
     outputs = output_lengths.draw(of_lengths, num_requests)
@@ -160,6 +190,11 @@ def synthetic(
 
 def timed(num_requests: int, requests_per_s: float, *, burstiness: float, seed: int) -> list[float]:
     """Times of arrivals at a rate, as `bench serve` draws them; equal gaps at burstiness inf."""
+    if 0 < requests_per_s < num_requests / LONGEST_S:
+        raise ConfigError(
+            f"--request-rate {requests_per_s}: {num_requests} requests must arrive within "
+            f"{LONGEST_S:.0e} s; beyond, nothing can be said of their latencies"
+        )
     if burstiness == float("inf") and 0 < requests_per_s < float("inf"):
         gaps = [1 / requests_per_s] * num_requests
         return list(accumulate(gaps))
