@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from duetto.bench.metrics import SLO, distribution, parse_slo, summarize
+from duetto.bench.metrics import SLO, distribution, parse_percentiles, parse_slo, summarize
 from duetto.bench.records import Chunk, Outcome, RequestRecord
 from duetto.core.errors import ConfigError
 
@@ -170,6 +170,18 @@ def test_a_bad_slo_names_its_part(text: str) -> None:
 def test_a_limit_is_given_once() -> None:
     with pytest.raises(ConfigError, match="ttft is given twice"):
         parse_slo(["ttft=1", "ttft=2"])
+
+
+def test_a_number_without_a_unit_that_is_plainly_of_another_is_asked_about() -> None:
+    with pytest.raises(ConfigError, match=r"0.05 milliseconds here; write itl=0.05s for seconds"):
+        parse_slo(["ttft=200,itl=0.05"])
+    assert parse_slo(["itl=0.05ms"]) == SLO(itl=0.00005)
+
+
+@pytest.mark.parametrize("text", ["101", "-1", "50,nan", "", "a"])
+def test_a_bad_percentile_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--metric-percentiles"):
+        parse_percentiles(text)
 
 
 # --- the naive twin --------------------------------------------------------------------------

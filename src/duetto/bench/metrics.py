@@ -117,6 +117,11 @@ def parse_slo(texts: Sequence[str], *, unit: Literal["ms", "s"] = "ms") -> SLO:
             )
         if name in limits:
             raise ConfigError(f"--slo: {name} is given twice")
+        if unit == "ms" and not match[3] and value < 1:
+            raise ConfigError(
+                f"--slo {part.strip()}: is {match[2]} milliseconds here; write {match[1]}="
+                f"{match[2]}s for seconds, or {match[1]}={match[2]}ms if milliseconds are meant"
+            )
         limits[name] = value if (match[3] or unit) == "s" else value / 1000
     return SLO(**limits)
 
@@ -124,11 +129,14 @@ def parse_slo(texts: Sequence[str], *, unit: Literal["ms", "s"] = "ms") -> SLO:
 def parse_percentiles(text: str) -> tuple[float, ...]:
     """Read `50,90,99`. Raises ConfigError for what is no such list."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        wanted = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
             f"--metric-percentiles {text!r}: must be numbers with commas, like 50,90,99"
         ) from None
+    if not all(0 <= each <= 100 for each in wanted):
+        raise ConfigError(f"--metric-percentiles {text}: each must be from 0 to 100")
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def simulate(
     limits = read_slo(slo) if slo else None
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"--price {price}: must be above 0")
-    wanted = _percentiles(metric_percentiles)
+    wanted = parse_percentiles(metric_percentiles)
     layout, load = layout or Layout(), load or LoadOptions()
     check_apart(layout)
     itl_s = None if target_itl is None else target_itl / 1000
@@ -105,13 +105,6 @@ def simulate(
     else:
         host = spec.notes_on_host(layout.on(spec).arithmetic, layout.graphs)
         _print(replace(outcome, notes=(*outcome.notes, *host)), layout, hardware)
-
-
-def _percentiles(text: str) -> tuple[float, ...]:
-    wanted = parse_percentiles(text)
-    if not all(0 <= each <= 100 for each in wanted):
-        raise ConfigError(f"--metric-percentiles {text}: must be from 0 to 100")
-    return wanted
 
 
 def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:
