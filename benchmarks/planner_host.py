@@ -6,8 +6,8 @@ First the machine is measured as `duetto calibrate` does. Then, for each model, 
 trace are served by the wall clock at three loads, parts of what the model can do on this host, and
 simulated by the same scheduler with two prices of a step:
 
-- fitted: a sum of a dozen amounts whose prices are fitted to steps of this model, right before, on
-  requests that are not of the trace;
+- fitted: a sum of a dozen amounts whose prices are fitted to steps of this model, right before each
+  load (what neighbours leave changes within minutes), on requests that are not of the trace;
 - calibrated: what `duetto simulate --hardware host` takes, which has never seen the model.
 
 The schedule is compared too: with the real steps' times, the simulator must give the same batches.
@@ -224,19 +224,19 @@ def replay(built: Built, load: Workload, polls: Sequence[float]) -> list[Any]:
     return [plain(batch) for batch in executor.batches]
 
 
-def step_rows(name: str, seen: Sequence[Seen], prices: dict[str, StepTime]) -> Iterator[StepRow]:
+def step_rows(name: str, runs: Sequence[tuple[Seen, dict[str, StepTime]]]) -> Iterator[StepRow]:
     """Step by step, by what a step does: where a price is wrong, this says for which steps."""
-    kinds: dict[str, list[tuple[float, BatchShape]]] = {}
-    for run in seen:
+    kinds: dict[str, list[tuple[float, dict[str, float]]]] = {}
+    for run, prices in runs:
         for shape, seconds in zip(run.shapes, run.seconds, strict=True):
-            kinds.setdefault(_kind(shape), []).append((seconds, shape))
+            ratios = {price: price_of(shape) / seconds for price, price_of in prices.items()}
+            kinds.setdefault(_kind(shape), []).append((seconds, ratios))
     for kind, steps in sorted(kinds.items()):
-        ratios = {
-            price: statistics.median(price_of(shape) / seconds for seconds, shape in steps)
-            for price, price_of in prices.items()
+        medians_of = {
+            price: statistics.median(ratios[price] for _, ratios in steps) for price in steps[0][1]
         }
         measured = 1000 * statistics.median(seconds for seconds, _ in steps)
-        yield StepRow(name, kind, len(steps), measured, ratios)
+        yield StepRow(name, kind, len(steps), measured, medians_of)
 
 
 def _kind(shape: BatchShape) -> str:
@@ -263,22 +263,22 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[StepRow]]:
             with loaded_model(path, args) as built:
                 scale, trace = trace_for(built, options)
                 bar.advance()
-                price = fitted_price(built, synthetic_load(options.calibration, scale, seed=1234))
-                prices: dict[str, StepTime] = {
-                    "fitted": price,
-                    "calibrated": built.prices.step_time,
-                }
                 most = len(trace.arrivals) / burst_s(built, trace)
                 bar.advance()
-                runs = []
+                runs: list[tuple[Seen, dict[str, StepTime]]] = []
                 for part in options.loads:
+                    load = synthetic_load(options.calibration, scale, seed=1234)
+                    prices: dict[str, StepTime] = {
+                        "fitted": fitted_price(built, load),
+                        "calibrated": built.prices.step_time,
+                    }
                     num_requests = len(trace.arrivals)
                     times = timed(num_requests, part * most, burstiness=1.0, seed=options.seed)
                     row, seen = compare(built, trace.at(times), prices, part, scale)
                     rows.append(row)
-                    runs.append(seen)
+                    runs.append((seen, prices))
                     bar.advance()
-                steps += step_rows(built.name, runs, prices)
+                steps += step_rows(built.name, runs)
     return rows, steps
 
 

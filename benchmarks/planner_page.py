@@ -123,11 +123,11 @@ Written by `benchmarks/planner_host.py` on {today()}; do not edit.
 {about}
 
 Measured / predicted with the fitted price / with the calibrated one, in milliseconds. *Fitted*: to
-steps of the same model, right before, on requests that are not of the trace. *Calibrated*: what
-`duetto simulate --hardware host` takes; it has never seen the model. The load is a part of the rate
-at which the model answers the requests when all are there at once. *Batches*: whether the
-simulator, with the real steps' times, gave the real schedule, batch by batch (steps). Lengths are
-those of the trace, times: {", ".join(scales)}.
+steps of the same model, right before each load, on requests that are not of the trace.
+*Calibrated*: what `duetto simulate --hardware host` takes; it has never seen the model.
+The load is a part of the rate at which the model answers the requests when all are there at once.
+*Batches*: whether the simulator, with the real steps' times, gave the real schedule, batch by batch
+(steps). Lengths are those of the trace, times: {", ".join(scales)}.
 
 {markdown_table(["", "requests/s", *heads, "batches"], compared)}
 
