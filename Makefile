@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.* csrc/kernels/*)
 MODEL ?=
 
-.PHONY: setup demo serve test sanitize check oracle train bench size docs clean help
+.PHONY: setup demo serve test sanitize foreign check oracle train bench size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: setup  ## All tests that need neither torch nor a GPU, on two cores
 
 sanitize:  ## The native code's own tests, with sanitizers for memory, arithmetic and threads
 	@tools/sanitize.sh
+
+foreign:  ## The kernels' own tests for instruction sets that this machine lacks, emulated
+	@tools/foreign.sh
 
 check: setup  ## Lint, formatting, types
 	@$(BIN)/ruff check .

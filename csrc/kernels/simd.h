@@ -46,7 +46,8 @@ DUETTO_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 // a * b + c, rounded once where the set has it (all but the x86 baseline)
 DUETTO_INLINE vf fma(vf a, vf b, vf c) {
 #if defined(DUETTO_EMULATE_512)
-    return a * b + c;
+    for (int i = 0; i < kLanes; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
 #elif defined(__AVX512F__)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)

@@ -3,11 +3,12 @@
 
 #include <cstdio>
 
-// Sanitized code is many times slower: tests then repeat less, and leave out no kind of case.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
+// Sanitized or emulated code is many times slower: tests then repeat less, and leave out no kind of
+// case.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(DUETTO_EMULATED)
+constexpr bool kSlow = true;
 #else
-constexpr bool kSanitized = false;
+constexpr bool kSlow = false;
 #endif
 
 inline int failures = 0;
