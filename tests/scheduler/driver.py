@@ -6,7 +6,6 @@ walk both drive it; the faults planted by test_planted_faults.py are planted in 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -226,7 +225,7 @@ def _without(output: StepOutput, victim: str) -> StepOutput:
     """The output without the victim's token, or without its scores if it was given both."""
     lacking = "prompt_logprobs" if victim in output.prompt_logprobs else "sampled"
     kept = {i: given for i, given in getattr(output, lacking).items() if i != victim}
-    return replace(output, **{lacking: kept})
+    return output._replace(**{lacking: kept})
 
 
 def _state(request: Request) -> tuple[object, ...]:

@@ -4,8 +4,7 @@ A backend knows tokens, positions, slots and blocks. It knows no request, no sch
 sampling. It is constructed with a Program and its weights.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,7 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class StepArrays:
+class StepArrays(NamedTuple):
     """One step as arrays. T tokens of R requests, concatenated in the batch's order.
 
     Request r's tokens are rows query_starts[r] ... query_starts[r + 1]; after the step it has

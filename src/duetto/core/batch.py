@@ -7,6 +7,7 @@ makes anew for each request is a named tuple, which takes a third of the time of
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from duetto.core.request import FinishReason
@@ -61,7 +62,7 @@ class ScheduledBatch:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(r.token_ids) for r in self.requests)
+        return sum([len(r.token_ids) for r in self.requests])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,12 @@ class SampledToken(NamedTuple):
     logprob: TokenLogprob | None = None  # only if asked for
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What a step computed. Every request that was to be sampled is in `sampled` or in `failed`."""
 
     sampled: Mapping[str, tuple[SampledToken, ...]]  # one token each; more under speculation
-    prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
-    failed: Mapping[str, str] = field(default_factory=dict)  # request id -> what may be shown
+    prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = MappingProxyType({})
+    failed: Mapping[str, str] = MappingProxyType({})  # request id -> what may be shown
 
 
 class RequestUpdate(NamedTuple):

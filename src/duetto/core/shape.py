@@ -36,7 +36,7 @@ class BatchShape:
 
     @property
     def num_tokens(self) -> int:
-        return sum(r.num_new for r in self.requests)
+        return sum([r.num_new for r in self.requests])
 
     @property
     def num_logit_rows(self) -> int:

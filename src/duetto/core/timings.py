@@ -22,6 +22,8 @@ class Part(enum.Enum):
     )
     PREEMPTED = "preempted"  # put back into the queue, its blocks taken
 
+    __hash__ = object.__hash__  # Enum's own is Python code, run at each step for each request
+
 
 @dataclass(slots=True)
 class RequestTimings:

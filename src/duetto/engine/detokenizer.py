@@ -11,8 +11,8 @@ window is moved on only where a character has ended.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from os.path import commonprefix
+from typing import NamedTuple
 
 from duetto.core.sampling_params import SamplingParams
 
@@ -23,8 +23,7 @@ _STRIDE = 4  # tokens between two moves of the window, and its left context at l
 _MOST_HELD = 64  # tokens; a character has 4 bytes at most, so more than this is not text
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What pushed tokens added to the text."""
 
     text: str

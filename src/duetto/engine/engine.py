@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRecord
 from duetto.core.errors import InvalidRequest
@@ -40,8 +40,7 @@ class StepTimes(Protocol):
     def observe(self, shape: BatchShape, seconds: float) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(NamedTuple):
     """What one step changed for callers, and the step as numbers (None if nothing was computed)."""
 
     updates: tuple[RequestUpdate, ...]
@@ -106,7 +105,7 @@ class Engine:
         except Exception:  # whatever it was, it must not take the other requests with it
             logger.exception("a step of %d requests failed", len(batch.requests))
             updates, is_whole = self.scheduler.fail(batch, STEP_FAILED, self._clock()), False
-        texts = tuple(self._with_text(update) for update in updates)
+        texts = tuple([self._with_text(update) for update in updates])
         record = self._record(batch, shape, start, predicted_s, before)
         if times is not None and is_whole:
             times.observe(shape, record.end_time - start)
@@ -174,12 +173,12 @@ class Engine:
         predicted_s: float | None,
         before: SchedulerCounts,
     ) -> StepRecord:
-        scheduler, counts = self.scheduler, self.scheduler.counts
+        scheduler, counts, num_tokens = self.scheduler, self.scheduler.counts, batch.num_tokens
         return StepRecord(
             start_time=start,
             end_time=self._clock(),
-            num_tokens=batch.num_tokens,
-            num_prompt_tokens=batch.num_tokens - sum(r.is_next_token for r in batch.requests),
+            num_tokens=num_tokens,
+            num_prompt_tokens=num_tokens - sum([r.is_next_token for r in batch.requests]),
             num_scheduled=len(batch.requests),
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -189,6 +188,6 @@ class Engine:
             num_queried_tokens=counts.num_queried_tokens - before.num_queried_tokens,
             num_hit_tokens=counts.num_hit_tokens - before.num_hit_tokens,
             shape=shape,
-            request_ids=tuple(r.request_id for r in batch.requests),
+            request_ids=tuple([r.request_id for r in batch.requests]),
             predicted_s=predicted_s,
         )

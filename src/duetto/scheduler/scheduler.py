@@ -96,7 +96,7 @@ class Scheduler:
         if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
             lacks_blocks = self._admit_waiting(counts, budget, now)
         self._queue_clock.stand(is_blocked=lacks_blocks, now=now)
-        return ScheduledBatch(tuple(plan(self.running[i], count) for i, count in counts.items()))
+        return ScheduledBatch(tuple([plan(self.running[i], n) for i, n in counts.items()]))
 
     def update(
         self,
