@@ -55,7 +55,7 @@ Enum from_name(const char* what, const std::string& name, const char* const (&na
     refuse(std::string(what) + " '" + name + "': must be one of " + known);
 }
 
-constexpr const char* kWeightFormats[] = {"f32", "bf16", "int8", "int4"};
+constexpr const char* kWeightFormats[] = {"f32", "bf16", "int8", "int4", "bf12"};
 constexpr const char* kKvFormats[] = {"f32", "f16", "bf16", "int8"};
 constexpr const char* kActivations[] = {"silu", "gelu_tanh"};
 
@@ -164,19 +164,22 @@ std::optional<int64_t> pack_weight(const std::string& format, int64_t group, nb:
 
     const Release release;
     std::atomic<int64_t> next{0}, not_finite{INT64_MAX};
+    std::atomic<bool> not_coded{false};
     pool.run([&](int) {
         for (int64_t tile; (tile = next.fetch_add(1)) < num_tiles(n);) {
             const int64_t row = pack_tiles(shape, rows.data(), static_cast<int64_t>(rows.size()), tile,
                                            tile + 1, data.data(), scale_words);
-            if (row < 0) continue;
+            if (row == -1) continue;
+            if (row == kNotCoded) not_coded = true;
             next.store(num_tiles(n));  // the tiles before this one have been taken
             for (int64_t found = not_finite.load();
-                 row < found && !not_finite.compare_exchange_weak(found, row);) {
+                 row >= 0 && row < found && !not_finite.compare_exchange_weak(found, row);) {
             }
         }
     });
-    if (not_finite == INT64_MAX) return std::nullopt;
-    return not_finite.load();
+    if (not_finite != INT64_MAX) return not_finite.load();
+    if (not_coded) throw std::overflow_error("pack: bf12 has no room for all exceptions");
+    return std::nullopt;
 }
 
 // -- plan -----------------------------------------------------------------------------------------------

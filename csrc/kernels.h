@@ -11,7 +11,7 @@
 
 namespace duetto {
 
-enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, bf12 = 4 };
 enum class KvFormat : int32_t { f32 = 0, f16 = 1, bf16 = 2, int8 = 3 };
 enum class Activation : int32_t { silu = 0, gelu_tanh = 1 };
 
@@ -25,6 +25,8 @@ inline constexpr int64_t kTile = 64;  // outputs that are packed together
 //   int8  [tile][k/4][64][4]           signed, -127 ... 127
 //   int4  [tile][k/8][64][4 bytes]     byte i: k+i in the low nibble, k+4+i in the high one; value + 8
 //
+//   bf12  [tile]: CodedHead, [k/2][kCodedLineBytes], exceptions: bf16 without loss, below
+//
 // Scales (int8, int4): bf16, [tile][group of k][64]; one group if `group` is 0 (per output). The last
 // group may be shorter. k_padded is a multiple of 8.
 struct PackedWeight {
@@ -33,12 +35,48 @@ struct PackedWeight {
     int64_t n, k;
     int64_t k_padded;
     const uint8_t* data;      // 64-byte aligned
-    const uint16_t* scales;   // 64-byte aligned; nullptr for f32 and bf16
+    const uint16_t* scales;   // 64-byte aligned; nullptr for f32, bf16 and bf12
 };
 
 inline int64_t num_tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 inline int64_t pad8(int64_t k) { return (k + 7) / 8 * 8; }
 inline int64_t num_groups(int64_t k, int32_t group) { return group == 0 ? 1 : (k + group - 1) / group; }
+
+// bf12 keeps bf16 numbers in 12 bits, and every bit of them. A number's low byte (the last bit of its
+// exponent, and the mantissa) stays as it is. Its high byte (the sign, and the exponent without its
+// last bit) becomes 4 bits, an index into the 16 high bytes that the tile's head lists: those of the 8
+// most frequent exponents, as weights of one layer have few (Zhang et al., 2025, "70% Size, 100%
+// Accuracy: DFloat11", section 2.2, measure 2.6 bits of information in 8). Numbers with another
+// exponent are exceptions, kept whole at the tile's end by their place in it, ascending.
+//
+// A line is 2 of k for 64 outputs, 128 numbers in bf16's order, in 4 chunks of 32. Number i of a chunk
+// has place p = coded_place(i), so that interleaving low and high bytes within
+// 16 bytes, as vector instructions do, gives two runs of 16 numbers.
+//
+//   bytes   0 ... 127   low bytes: chunk c's number at 32 c + p
+//   bytes 128 ... 191   codes: chunks 0 and 1 in the low and high nibble of byte 128 + p, then 2 and 3
+inline constexpr int64_t kCodedLineBytes = 192;
+inline constexpr int64_t kLineNumbers = 128;
+
+struct CodedHead {
+    uint8_t high_bytes[16];  // + with codes 0 ... 7, - with 8 ... 15
+    int32_t num_exceptions;
+    uint8_t unused[44];
+};
+
+struct CodedException {
+    int32_t place;  // line * 128 + number
+    uint16_t bits, unused;
+};
+
+inline constexpr int coded_place(int number) {
+    return number / 8 % 2 * 16 + number / 16 * 8 + number % 8;
+}
+inline int64_t max_exceptions(int64_t lines) { return lines / 2 + 8; }
+inline int64_t coded_tile_bytes(int64_t lines) {
+    const int64_t exceptions = max_exceptions(lines) * (int64_t)sizeof(CodedException);
+    return (int64_t)sizeof(CodedHead) + lines * kCodedLineBytes + (exceptions + 63) / 64 * 64;
+}
 
 // One layer's KV. A block holds block_size slots of every KV head; where in it a number lies is the
 // kernels' own business, but all of one (block, head) lies together, and is 64-byte aligned.

@@ -1,6 +1,7 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -244,7 +245,8 @@ void pack_bf16(const float* x, int64_t count, uint32_t* words) {
 int64_t numbers_per_word(WeightFormat format) {
     switch (format) {
         case WeightFormat::f32: return 1;
-        case WeightFormat::bf16: return 2;
+        case WeightFormat::bf16:
+        case WeightFormat::bf12: return 2;
         case WeightFormat::int8: return 4;
         case WeightFormat::int4: return 8;
     }
@@ -257,7 +259,8 @@ bool is_quantized(WeightFormat format) {
 
 // The largest magnitude that a format can take: bf16 rounds what is nearly 2^128 to infinity.
 uint32_t first_refused(WeightFormat format) {
-    return format == WeightFormat::bf16 ? 0x7f7f8000 : kInfinity;
+    const bool rounds = format == WeightFormat::bf16 || format == WeightFormat::bf12;
+    return rounds ? 0x7f7f8000 : kInfinity;
 }
 
 struct RowFinder {
@@ -273,82 +276,217 @@ struct RowFinder {
 };
 
 // The tile is made, if it needs nothing but other places for its numbers.
-bool only_moves(const PackedWeight& shape, const RowFinder& rows, int64_t tile, uint8_t* data) {
+bool only_moves(const PackedWeight& shape, const RowFinder& rows, int64_t tile, uint32_t* out) {
     int64_t row = tile * kTile;
     const SourceRows& source = rows.find(row);
     const bool same_bits = shape.format == WeightFormat::bf16 && source.type == SourceType::bf16;
     if (!same_bits || shape.k % kLine != 0 || row + kTile > source.rows) return false;
-    auto* out = (uint32_t*)data + tile * shape.k / 2 * kTile;
     return copy_bf16_tile(source, row, shape.k, out);
+}
+
+// One tile after the other, of any format but bf12.
+class TilePacker {
+  public:
+    TilePacker(const PackedWeight& shape, const RowFinder& rows) : shape_(shape), rows_(rows) {
+        constexpr int64_t kUnquantizedRun = 256;
+        quantized_ = is_quantized(shape.format);
+        per_word_ = numbers_per_word(shape.format);
+        k_padded_ = pad8(shape.k);
+        // K is packed in runs: groups, if there are scales
+        run_ = kUnquantizedRun;
+        if (quantized_) run_ = shape.group == 0 ? std::max<int64_t>(k_padded_, 8) : shape.group;
+        runs_ = quantized_ ? num_groups(shape.k, shape.group) : (k_padded_ + run_ - 1) / run_;
+        stride_ = run_ / per_word_ + 4;  // words; not a power of two
+        numbers_.resize((size_t)run_);
+        words_.resize((size_t)(stride_ * kTile));
+    }
+
+    // `out` and `scales` are the tile's. Returns -1, or the first row that is refused.
+    int64_t pack(int64_t tile, uint32_t* out, uint16_t* scales) {
+        if (only_moves(shape_, rows_, tile, out)) return -1;
+        int64_t refused = shape_.n;
+        for (int64_t g = 0; g < runs_; g++, scales += kTile) {
+            const int64_t k = g * run_;
+            const int64_t padded = std::min(run_, k_padded_ - k);
+            for (int64_t output = 0; output < kTile; output++) {
+                uint32_t* to = words_.data() + output * stride_;
+                const uint32_t top = read(tile * kTile + output, k, padded);
+                if (top >= first_refused(shape_.format)) {
+                    refused = std::min(refused, tile * kTile + output);
+                }
+                if (refused < shape_.n) continue;  // only looks for a yet earlier row
+                const uint16_t scale = write(load<float>(&top), padded, to);
+                if (quantized_) scales[output] = scale;
+            }
+            for (int64_t word = 0; word < padded / per_word_; word++) {
+                for (int64_t output = 0; output < kTile; output++) {
+                    *out++ = words_[(size_t)(output * stride_ + word)];
+                }
+            }
+        }
+        return refused < shape_.n ? refused : -1;
+    }
+
+  private:
+    uint32_t read(int64_t row, int64_t k, int64_t padded) {
+        if (row >= shape_.n) {
+            std::memset(numbers_.data(), 0, (size_t)padded * 4);
+            return 0;
+        }
+        const SourceRows& source = rows_.find(row);
+        const int64_t count = std::min(run_, shape_.k - k);
+        return read_numbers(source, row, k, count, padded, numbers_.data());
+    }
+
+    uint16_t write(float largest, int64_t padded, uint32_t* to) const {
+        const float* x = numbers_.data();
+        switch (shape_.format) {
+            case WeightFormat::f32: std::memcpy(to, x, (size_t)padded * 4); return 0;
+            case WeightFormat::bf12:
+            case WeightFormat::bf16: pack_bf16(x, padded, to); return 0;
+            case WeightFormat::int8: return pack_int8(x, padded, largest, to);
+            case WeightFormat::int4: return pack_int4(x, padded, largest, to);
+        }
+        return 0;
+    }
+
+    PackedWeight shape_;
+    RowFinder rows_;
+    bool quantized_;
+    int64_t per_word_, k_padded_, run_, runs_, stride_;
+    std::vector<float> numbers_;
+    std::vector<uint32_t> words_;
+};
+
+// -- bf12 ---------------------------------------------------------------------------------------
+// The 8 exponents (without their last bit) that are most frequent in every `step`-th line.
+void choose_codes(const uint16_t* numbers, int64_t lines, int64_t step, CodedHead* head) {
+    int32_t seen[4][256] = {};  // four, as a number is often like the one before
+    for (int64_t line = 0; line < lines; line += step) {
+        for (int i = 0; i < kLineNumbers; i++) seen[i % 4][numbers[line * kLineNumbers + i] >> 8]++;
+    }
+    int32_t frequency[128];
+    int order[128];
+    for (int e = 0; e < 128; e++) {
+        frequency[e] = 0;
+        for (const auto& part : seen) frequency[e] += part[e] + part[e + 128];
+        order[e] = e;
+    }
+    std::stable_sort(order, order + 128, [&](int x, int y) { return frequency[x] > frequency[y]; });
+    for (int code = 0; code < 8; code++) {
+        head->high_bytes[code] = (uint8_t)order[code];
+        head->high_bytes[code + 8] = (uint8_t)(order[code] | 128);
+    }
+}
+
+typedef uint8_t Places __attribute__((vector_size(8)));
+typedef uint8_t Codes __attribute__((vector_size(32)));
+constexpr uint8_t kNoCode = 16;
+
+// One line; returns whether it has exceptions.
+DUETTO_ALWAYS_INLINE bool code_line(const uint16_t* numbers, const CodedHead& head, uint8_t* out) {
+    uint8_t high[kLineNumbers];
+    for (int i = 0; i < kLineNumbers; i += kStep) {
+        const int place = i / 32 * 32 + coded_place(i % 32);
+        const Halves bits = load<Halves>(numbers + i);
+        const Places low_bytes = __builtin_convertvector(bits & 255, Places);
+        const Places high_bytes = __builtin_convertvector(bits >> 8, Places);
+        std::memcpy(out + place, &low_bytes, sizeof low_bytes);
+        std::memcpy(high + place, &high_bytes, sizeof high_bytes);
+    }
+    Codes codes[4], any = {};
+    for (int chunk = 0; chunk < 4; chunk++) {
+        const Codes bytes = load<Codes>(high + chunk * 32), exponents = bytes & 127;
+        codes[chunk] = Codes{} + kNoCode;
+        for (int code = 0; code < 8; code++) {
+            const auto equal = (Codes)(exponents == head.high_bytes[code]);
+            codes[chunk] = (codes[chunk] & ~equal) | (equal & (uint8_t)code);
+        }
+        any |= codes[chunk];
+        codes[chunk] = (codes[chunk] & 7) | (bytes >> 4 & 8);
+    }
+    for (int half = 0; half < 2; half++) {
+        const Codes both = codes[half * 2] | codes[half * 2 + 1] << 4;
+        std::memcpy(out + 128 + half * 32, &both, sizeof both);
+    }
+    uint64_t parts[4];
+    std::memcpy(parts, &any, sizeof parts);
+    return ((parts[0] | parts[1] | parts[2] | parts[3]) & 0x1010101010101010) != 0;
+}
+
+bool is_coded(uint16_t number, const CodedHead& head) {
+    const auto end = head.high_bytes + 8;
+    return std::find(head.high_bytes, end, number >> 8 & 127) != end;
+}
+
+// All lines, and their exceptions in the tile's order. False if there are too many.
+DUETTO_ALWAYS_INLINE bool code_lines(const uint16_t* numbers, int64_t lines, uint8_t* tile) {
+    auto& head = *(CodedHead*)tile;
+    uint8_t* out = tile + sizeof(CodedHead);
+    auto* exceptions = (CodedException*)(out + lines * kCodedLineBytes);
+    head.num_exceptions = 0;
+    for (int64_t line = 0; line < lines; line++, out += kCodedLineBytes, numbers += kLineNumbers) {
+        if (!code_line(numbers, head, out)) continue;
+        for (int i = 0; i < kLineNumbers; i++) {
+            if (is_coded(numbers[i], head)) continue;
+            if (head.num_exceptions == max_exceptions(lines)) return false;
+            exceptions[head.num_exceptions++] = {(int32_t)(line * kLineNumbers + i), numbers[i], 0};
+        }
+    }
+    return true;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) bool code_lines_avx2(const uint16_t* numbers, int64_t lines,
+                                                     uint8_t* tile) {
+    return code_lines(numbers, lines, tile);
+}
+#endif
+
+// A tile of bf16 in 12 bits each. False if there are too many exceptions.
+bool code_tile(const uint16_t* numbers, int64_t lines, uint8_t* tile) {
+    auto* head = (CodedHead*)tile;
+    std::memset(head, 0, sizeof *head);
+    if (lines * kLineNumbers > INT32_MAX) return false;  // a place is 32 bits
+    for (const int64_t step : {8, 1}) {  // all lines are looked at where some do not tell enough
+        choose_codes(numbers, lines, step, head);
+#if defined(__x86_64__)
+        static const bool avx2 = __builtin_cpu_supports("avx2");
+        if (avx2 ? code_lines_avx2(numbers, lines, tile) : code_lines(numbers, lines, tile)) return true;
+#else
+        if (code_lines(numbers, lines, tile)) return true;
+#endif
+    }
+    return false;
 }
 
 }  // namespace
 
 PackedBytes packed_bytes(WeightFormat format, int64_t n, int64_t k, int32_t group) {
     const int64_t tiles = num_tiles(n);
-    const int64_t words = pad8(k) / numbers_per_word(format);
+    const int64_t words = pad8(k) / numbers_per_word(format);  // of an output: lines of a tile
     const int64_t scales = is_quantized(format) ? num_groups(k, group) : 0;
+    if (format == WeightFormat::bf12) return {(size_t)(tiles * coded_tile_bytes(words)), 0};
     return {(size_t)(tiles * words * kTile * 4), (size_t)(tiles * scales * kTile * 2)};
 }
 
 int64_t pack_tiles(const PackedWeight& shape, const SourceRows* sources, int64_t num_sources,
                    int64_t tile_begin, int64_t tile_end, uint8_t* data, uint16_t* scales) {
-    constexpr int64_t kUnquantizedRun = 256;
-    const WeightFormat format = shape.format;
-    const bool quantized = is_quantized(format);
-    const int64_t per_word = numbers_per_word(format), k_padded = pad8(shape.k);
-    // K is packed in runs: groups, if there are scales
-    int64_t run = kUnquantizedRun;
-    if (quantized) run = shape.group == 0 ? std::max<int64_t>(k_padded, 8) : shape.group;
-    const int64_t runs = quantized ? num_groups(shape.k, shape.group) : (k_padded + run - 1) / run;
-    const int64_t stride = run / per_word + 4;  // words; not a power of two
-    std::vector<float> numbers((size_t)run);
-    std::vector<uint32_t> words((size_t)(stride * kTile));
     const RowFinder rows{sources, num_sources};
-
+    const bool coded = shape.format == WeightFormat::bf12;
+    PackedWeight plain = shape;
+    if (coded) plain.format = WeightFormat::bf16;
+    TilePacker packer(plain, rows);
+    const int64_t words = pad8(shape.k) / numbers_per_word(shape.format);
+    const int64_t tile_bytes = coded ? coded_tile_bytes(words) : words * kTile * 4;
+    const int64_t tile_scales = scales == nullptr ? 0 : num_groups(shape.k, shape.group) * kTile;
+    std::vector<uint32_t> numbers((size_t)(coded ? words * kTile : 0));
     for (int64_t tile = tile_begin; tile < tile_end; tile++) {
-        if (only_moves(shape, rows, tile, data)) continue;
-        int64_t refused = shape.n;
-        for (int64_t g = 0; g < runs; g++) {
-            const int64_t k = g * run, padded = std::min(run, k_padded - k);
-            const int64_t count = std::min(run, shape.k - k);
-            for (int64_t output = 0; output < kTile; output++) {
-                const int64_t row = tile * kTile + output;
-                uint32_t* to = words.data() + output * stride;
-                uint32_t top = 0;
-                if (row < shape.n) {
-                    int64_t source_row = row;
-                    const SourceRows& source = rows.find(source_row);
-                    top = read_numbers(source, source_row, k, count, padded, numbers.data());
-                    if (top >= first_refused(format)) refused = std::min(refused, row);
-                } else {
-                    std::memset(numbers.data(), 0, (size_t)padded * 4);
-                }
-                const float largest = load<float>(&top);
-                uint16_t scale = 0;
-                if (refused < shape.n) continue;  // only looks for a yet earlier row
-                switch (format) {
-                    case WeightFormat::f32:
-                        std::memcpy(to, numbers.data(), (size_t)padded * 4);
-                        break;
-                    case WeightFormat::bf16: pack_bf16(numbers.data(), padded, to); break;
-                    case WeightFormat::int8:
-                        scale = pack_int8(numbers.data(), padded, largest, to);
-                        break;
-                    case WeightFormat::int4:
-                        scale = pack_int4(numbers.data(), padded, largest, to);
-                        break;
-                }
-                if (quantized) scales[(tile * runs + g) * kTile + output] = scale;
-            }
-            uint32_t* out = (uint32_t*)data + (tile * k_padded + k) / per_word * kTile;
-            for (int64_t word = 0; word < padded / per_word; word++) {
-                for (int64_t output = 0; output < kTile; output++) {
-                    *out++ = words[(size_t)(output * stride + word)];
-                }
-            }
-        }
-        if (refused < shape.n) return refused;
+        uint8_t* out = data + tile * tile_bytes;
+        uint32_t* to = coded ? numbers.data() : (uint32_t*)out;
+        const int64_t refused = packer.pack(tile, to, scales + tile * tile_scales);
+        if (refused >= 0) return refused;
+        if (coded && !code_tile((const uint16_t*)to, words, out)) return kNotCoded;
     }
     return -1;
 }

@@ -29,10 +29,13 @@ PackedBytes packed_bytes(WeightFormat format, int64_t n, int64_t k, int32_t grou
 
 // Packs the tiles tile_begin ... tile_end of a weight whose format, group, n, k and k_padded `shape`
 // gives, into `data` and `scales`, which are the whole weight's. Returns -1, or the first of these
-// tiles' rows that holds a NaN or an infinity (or becomes one in bf16), where it stopped.
+// tiles' rows that holds a NaN or an infinity (or becomes one in bf16), where it stopped; or kNotCoded
+// if bf12 has no room for a tile's exceptions.
 //
 // int8: scale = max |w| / 127, rounded up to bf16, so that nothing is clipped.
 // int4: the scale, of a few near max |w| / 8, with the least squared error, refined once by least squares.
+inline constexpr int64_t kNotCoded = -2;
+
 int64_t pack_tiles(const PackedWeight& shape, const SourceRows* sources, int64_t num_sources,
                    int64_t tile_begin, int64_t tile_end, uint8_t* data, uint16_t* scales);
 

@@ -43,9 +43,14 @@ inline constexpr int64_t kVecBytes = kLanes * 4;
 
 inline constexpr int64_t kMaxWords = 128;  // of one block: unpacked, they take 32 KiB
 
+// bf12: lines that are decoded at a time, for few rows and for many (measured).
+inline constexpr int64_t kDecodedLines = 16, kDecodedLinesOfMany = 64;
+
 // A run of lines within one group of K, and the sums that it adds to.
 struct Block {
     int64_t lines;
+    int64_t line, tile_lines;  // bf12: the first of them, and all of the tile,
+    const uint8_t* next;       // and the coded lines after them
     bool passed_again;  // by more rows than a register tile has
     const uint8_t* rows;  // the first row's words for these lines
     int64_t row_bytes;
@@ -57,12 +62,6 @@ struct Block {
     const uint16_t* weight_scales;  // [64]
     const uint8_t* row_groups;      // the first row's RowGroup; the others are row_bytes apart
 };
-
-DUETTO_INLINE vi broadcast_word(const uint8_t* p) {
-    int32_t word;
-    std::memcpy(&word, p, 4);
-    return set1_int(word);
-}
 
 // acc[r][v] += words of V vectors of outputs times R rows' words.
 template <class F, int R, int V>
@@ -79,10 +78,10 @@ DUETTO_INLINE void multiply_word(typename F::Acc (&acc)[R][V], const vi (&word)[
 // One line: packed as in memory, or unpacked as [kWords][V].
 template <class F, int R, int V, bool kUnpacked>
 DUETTO_INLINE void multiply_line(typename F::Acc (&acc)[R][V], const uint8_t* w, const uint8_t* a,
-                                 int64_t lda, int64_t ahead) {
+                                 int64_t lda, const uint8_t* fetched) {
     if constexpr (!kUnpacked) {
 #pragma GCC unroll 8
-        for (int v = 0; v < V * kVecBytes; v += 64) prefetch(w + ahead + v);
+        for (int v = 0; v < V * kVecBytes; v += 64) prefetch(fetched + v);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < F::kWords; i++) {
@@ -101,11 +100,12 @@ inline constexpr int64_t kStride = kUnpacked ? F::kWords * V * kVecBytes : kLine
 
 template <class F, int R, int V, bool kUnpacked>
 DUETTO_INLINE void multiply_lines(typename F::Acc (&acc)[R][V], const uint8_t* w, const uint8_t* a,
-                                  int64_t lda, int64_t lines, int64_t ahead) {
+                                  int64_t lda, int64_t lines, const uint8_t* fetched) {
 #pragma GCC unroll 1
     for (int64_t line = 0; line < lines; line++) {
-        multiply_line<F, R, V, kUnpacked>(acc, w, a, lda, ahead);
+        multiply_line<F, R, V, kUnpacked>(acc, w, a, lda, fetched);
         w += kStride<F, V, kUnpacked>;
+        fetched += kIsCoded<F> ? V * kVecBytes : kLineBytes;
         a += F::kWords * 4;
     }
 }
@@ -113,18 +113,19 @@ DUETTO_INLINE void multiply_lines(typename F::Acc (&acc)[R][V], const uint8_t* w
 // The same for a format whose sums must be widened now and then.
 template <class F, int R, int V, bool kUnpacked>
 DUETTO_INLINE void multiply_narrow(vi (&acc)[R][V], const uint8_t* w, const uint8_t* a, int64_t lda,
-                                   int64_t lines, int64_t ahead) {
+                                   int64_t lines, const uint8_t* fetched) {
     constexpr int step = F::kNarrowWords / F::kWords;
     while (lines > 0) {
         vi narrow[R][V] = {};
         multiply_lines<F, R, V, kUnpacked>(narrow, w, a, lda, lines < step ? lines : step,
-                                             ahead);
+                                           fetched);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) acc[r][v] = F::widen(acc[r][v], narrow[r][v]);
         }
         w += step * kStride<F, V, kUnpacked>;
+        fetched += step * kLineBytes;
         a += step * F::kWords * 4;
         lines -= step;
     }
@@ -176,7 +177,9 @@ static __attribute__((noinline)) void tile_float(const Block& b, const uint8_t* 
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * kTile + v * kLanes);
         }
-        multiply_lines<F, R, V, false>(acc, w, a, b.row_bytes, b.lines, ahead);
+        // what is decoded has been fetched: all of the next block is, a part at each pass
+        const uint8_t* fetched = kIsCoded<F> ? b.next + output * 4 * b.lines : w + ahead;
+        multiply_lines<F, R, V, false>(acc, w, a, b.row_bytes, b.lines, fetched);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -211,9 +214,9 @@ static __attribute__((noinline)) void tile_int(const Block& b, const uint8_t* w,
         if constexpr (F::kPaired && kUnpacked) {
             multiply_paired<F, R, V>(acc, w, a, b.row_bytes, b.lines);
         } else if constexpr (F::kNarrow) {
-            multiply_narrow<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines, ahead);
+            multiply_narrow<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines, w + ahead);
         } else {
-            multiply_lines<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines, ahead);
+            multiply_lines<F, R, V, kUnpacked>(acc, w, a, b.row_bytes, b.lines, w + ahead);
         }
         w += kUnpacked ? b.lines * kStride<F, V, true> : V * kVecBytes;
         if (!b.last) {
@@ -308,6 +311,11 @@ DUETTO_INLINE void multiply_block(const Block& block, const uint8_t* packed, int
             most = F::kPaired ? 4 : kMaxRows;
         }
     }
+    if constexpr (kIsCoded<F>) {
+        decode_block(packed, b.tile_lines, b.line, b.lines, scratch);
+        w = scratch;
+        b.next = packed + sizeof(CodedHead) + (b.line + b.lines) * kCodedLineBytes;
+    }
     // rows in tiles of nearly the same height: 8 as 4 + 4, not 6 + 2
     const int64_t tiles = (rows + most - 1) / most, height = rows / tiles;
     const int64_t higher = rows - tiles * height;  // tiles of one row more
@@ -347,17 +355,23 @@ template <class F>
 static void panel_tile(const PackedWeight& w, const uint8_t* prepared, int64_t rows, int64_t tile,
                        float* sums, int32_t* unfinished, uint8_t* scratch) {
     constexpr bool quantized = kIsQuantized<F>;
-    constexpr int64_t max_lines = kMaxWords / F::kWords;
+    constexpr int64_t most_lines = kIsCoded<F> ? kDecodedLinesOfMany : kMaxWords / F::kWords;
+    const int64_t max_lines = kIsCoded<F> && rows <= kDirectRows ? kDecodedLines : most_lines;
     const RowLayout at = row_layout<F>(w);
     const int64_t lines = w.k_padded / F::kLineK;
     const int64_t groups = quantized ? num_groups(w.k, w.group) : 1;
     const int64_t group_lines = quantized && w.group != 0 ? w.group / F::kLineK : lines;
-    const uint8_t* data = w.data + tile * lines * kLineBytes;
+    const uint8_t* data = w.data + tile * tile_bytes<F>(lines);
     std::memset(sums, 0, (size_t)(rows * kTile) * 4);
     Block b;
     b.row_bytes = at.size;
     b.sums = sums;
     b.unfinished = unfinished;
+#if defined(__AVX2__)
+    if constexpr (kIsCoded<F>) {
+        if (rows == 1) return tile_coded(data, lines, prepared, sums);
+    }
+#endif
     for (int64_t g = 0; g < groups; g++) {
         const int64_t begin = g * group_lines;
         const int64_t end = begin + group_lines < lines ? begin + group_lines : lines;
@@ -368,7 +382,9 @@ static void panel_tile(const PackedWeight& w, const uint8_t* prepared, int64_t r
             b.rows = prepared + line * F::kWords * 4;
             b.first = line == begin;
             b.last = line + b.lines == end;
-            multiply_block<F>(b, data + line * kLineBytes, rows, scratch);
+            b.line = line;
+            b.tile_lines = lines;
+            multiply_block<F>(b, kIsCoded<F> ? data : data + line * kLineBytes, rows, scratch);
         }
     }
 }
@@ -401,6 +417,7 @@ static void linear_tiles(const PackedWeight& w, const uint8_t* prepared, int64_t
         case WeightFormat::bf16: { typedef Bf16 F; call; break; } \
         case WeightFormat::int8: { typedef Int8 F; call; break; } \
         case WeightFormat::int4: { typedef Int4 F; call; break; } \
+        case WeightFormat::bf12: { typedef Bf12 F; call; break; } \
     }
 
 static size_t prepared_row_bytes(const PackedWeight* w) {

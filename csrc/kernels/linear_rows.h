@@ -3,7 +3,7 @@
 // group of k.
 #pragma once
 
-#include "kernels/linear_formats.h"
+#include "kernels/coded.h"
 
 namespace duetto {
 namespace DUETTO_ISA {
@@ -153,6 +153,13 @@ static void prepare(const PackedWeight& w, const float* x, uint8_t* out) {
     }
 }
 
+DUETTO_INLINE float from_bf16(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
 // One number of the weight, before its scale.
 template <class F>
 DUETTO_INLINE float packed_number(const uint8_t* tile, int64_t output, int64_t k);
@@ -166,10 +173,12 @@ template <>
 float packed_number<Bf16>(const uint8_t* tile, int64_t output, int64_t k) {
     uint16_t half;
     std::memcpy(&half, tile + (k / 2 * kTile + output) * 4 + k % 2 * 2, 2);
-    const uint32_t bits = (uint32_t)half << 16;
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
+    return from_bf16(half);
+}
+template <>
+float packed_number<Bf12>(const uint8_t* tile, int64_t output, int64_t k) {  // if no exception
+    const uint8_t* line = tile + sizeof(CodedHead) + k / 2 * kCodedLineBytes;
+    return from_bf16(coded_number(*(const CodedHead*)tile, line, (int)(output * 2 + k % 2)));
 }
 template <>
 float packed_number<Int8>(const uint8_t* tile, int64_t output, int64_t k) {
@@ -182,18 +191,27 @@ float packed_number<Int4>(const uint8_t* tile, int64_t output, int64_t k) {
 }
 
 template <class F>
+DUETTO_INLINE int64_t tile_bytes(int64_t lines) {
+    return kIsCoded<F> ? coded_tile_bytes(lines) : lines * kTile * 4;
+}
+
+template <class F>
 static void unpack(const PackedWeight& w, int64_t row, float* out) {
     const int64_t tile_index = row / kTile, output = row % kTile;
-    const uint8_t* tile = w.data + tile_index * (w.k_padded / F::kLineK) * (kTile * 4);
+    const int64_t lines = w.k_padded / F::kLineK;
+    const uint8_t* tile = w.data + tile_index * tile_bytes<F>(lines);
     const int64_t groups = num_groups(w.k, w.group), group = w.group == 0 ? w.k : w.group;
     for (int64_t k = 0; k < w.k; k++) {
         out[k] = packed_number<F>(tile, output, k);
         if constexpr (kIsQuantized<F>) {
-            const uint16_t half = w.scales[(tile_index * groups + k / group) * kTile + output];
-            const uint32_t bits = (uint32_t)half << 16;
-            float scale;
-            std::memcpy(&scale, &bits, 4);
-            out[k] *= scale;
+            out[k] *= from_bf16(w.scales[(tile_index * groups + k / group) * kTile + output]);
+        }
+    }
+    if constexpr (kIsCoded<F>) {
+        const CodedException* e = exceptions_of(tile, lines);
+        for (int i = 0; i < ((const CodedHead*)tile)->num_exceptions; i++) {
+            const int64_t k = e[i].place / kLineNumbers * 2 + e[i].place % 2;
+            if (e[i].place % kLineNumbers / 2 == output && k < w.k) out[k] = from_bf16(e[i].bits);
         }
     }
 }

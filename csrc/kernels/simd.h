@@ -68,6 +68,11 @@ DUETTO_INLINE vi load_int(const void* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+DUETTO_INLINE vi broadcast_word(const uint8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return set1_int(word);
+}
 DUETTO_INLINE void store_int(void* p, vi v) { std::memcpy(p, &v, sizeof v); }
 DUETTO_INLINE vf to_f32(vi x) { return __builtin_convertvector(x, vf); }
 // the first `count` (< kLanes) floats at p, then zeros

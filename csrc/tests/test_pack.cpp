@@ -180,6 +180,53 @@ void test_bf16() {
     CHECK(t.number(0, 2) == -1.0f && t.number(0, 3) == 1.0078125f);
 }
 
+// What bf12 says in kernels.h, read plainly.
+uint16_t coded_bits(const uint8_t* tile, int64_t lines, int64_t output, int64_t k) {
+    const CodedHead& head = *(const CodedHead*)tile;
+    const auto* exceptions = (const CodedException*)(tile + 64 + lines * 192);
+    const int64_t number = k / 2 * 128 + output * 2 + k % 2;
+    for (int32_t i = 0; i < head.num_exceptions; i++) {
+        if (exceptions[i].place == number) return exceptions[i].bits;
+    }
+    const uint8_t* line = tile + 64 + k / 2 * 192;
+    const int64_t in_line = number % 128, chunk = in_line / 32, i = in_line % 32;
+    const int64_t place = i / 8 % 2 * 16 + i / 16 * 8 + i % 8;
+    const int code = line[128 + chunk / 2 * 32 + place] >> (chunk % 2 * 4) & 15;
+    return (uint16_t)(head.high_bytes[code] << 8 | line[chunk * 32 + place]);
+}
+
+// bf12 keeps every bit of what bf16 rounds to, exceptions and padding too; or says that it cannot
+void test_bf12(int64_t n, int64_t k, int one_in) {
+    std::vector<float> w = random_weights(n * k, 11);
+    for (int64_t i = one_in / 2; i < n * k; i += one_in) w[(size_t)i] *= i % 3 ? 1e-20f : 1e20f;
+    const SourceRows source{w.data(), SourceType::f32, n, k};
+    const Packed plain = Packed(WeightFormat::bf16, n, k, 0).pack({source});
+    Packed coded(WeightFormat::bf12, n, k, 0);
+    CHECK((uintptr_t)coded.data.data() % alignof(CodedException) == 0);
+    coded.pack({source});
+    CHECK(coded.refused == -1, "%d by %d", (int)n, (int)k);
+    const int64_t lines = pad8(k) / 2;
+    const auto* bits = (const uint16_t*)plain.data.data();
+    int64_t wrong = 0, num_exceptions = 0;
+    for (int64_t tile = 0; tile < num_tiles(n); tile++) {
+        const uint8_t* from = coded.data.data() + tile * coded_tile_bytes(lines);
+        num_exceptions += ((const CodedHead*)from)->num_exceptions;
+        for (int64_t i = 0; i < lines * 128; i++, bits++) {
+            wrong += coded_bits(from, lines, i % 128 / 2, i / 128 * 2 + i % 2) != *bits;
+        }
+    }
+    CHECK(wrong == 0, "%d by %d", (int)n, (int)k);
+    CHECK(num_exceptions > 0 || one_in > n * k, "%d by %d", (int)n, (int)k);
+}
+
+void test_too_many_exceptions() {
+    std::vector<uint16_t> bits(64 * 256);
+    for (size_t i = 0; i < bits.size(); i++) bits[i] = (uint16_t)(i % 128 << 8 | 5);
+    for (uint16_t& b : bits) b = (b & 0x7f00) == 0x7f00 ? 0 : b;
+    const SourceRows source{bits.data(), SourceType::bf16, 64, 256};
+    CHECK(Packed(WeightFormat::bf12, 64, 256, 0).pack({source}).refused == kNotCoded);
+}
+
 // Sources on top of each other, with leading dimensions, give the bytes of the one weight they are;
 // and so do tiles packed one by one.
 void test_sources_and_tiles(int64_t k) {
@@ -209,7 +256,9 @@ void test_sources_and_tiles(int64_t k) {
 void test_refused() {
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = INFINITY;
     for (const WeightFormat format :
-         {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
+         {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4,
+          WeightFormat::bf12}) {
+        const bool rounds = format == WeightFormat::bf16 || format == WeightFormat::bf12;
         std::vector<float> w = random_weights(150 * 300, 3);
         const auto refused = [&] {
             return Packed(format, 150, 300, 64).pack({{w.data(), SourceType::f32, 150, 300}}).refused;
@@ -224,7 +273,7 @@ void test_refused() {
         CHECK(refused() == 0);
         w = random_weights(150 * 300, 3);
         w[70 * 300] = 3.4e38f;  // infinite only in bf16
-        CHECK(refused() == (format == WeightFormat::bf16 ? 70 : -1));
+        CHECK(refused() == (rounds ? 70 : -1));
     }
     std::vector<uint16_t> bits(150 * 320, 0x7f7f);  // the largest number
     const auto refused_bits = [&](WeightFormat format) {
@@ -267,6 +316,11 @@ int main() {
     test_int4_error();
     test_all_f16();
     test_bf16();
+    test_bf12(1, 1, 1000);
+    test_bf12(19, 99, 400);
+    test_bf12(130, 500, 300);
+    test_bf12(64, 1032, 2000);
+    test_too_many_exceptions();
     test_sources_and_tiles(99);
     test_sources_and_tiles(96);
     test_refused();
