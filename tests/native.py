@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.backends.cpu.formats import choose_formats
+from duetto.backends.cpu.formats import choose_formats, without_loss
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import PackedWeights, lay_out, load_packed
 from duetto.program.program import Program
@@ -23,9 +23,9 @@ def pool(num_threads: int) -> Any:
 def pack(
     program: Program, weights: Mapping[str, NDArray[Any]], quantization: Any = None
 ) -> PackedWeights:
-    """Weights are packed in the dtype that they come in."""
+    """Weights are packed in the dtype that they come in, bf16 in 12 bits."""
     dtype: Any = next(iter(weights.values())).dtype.name
-    layout = lay_out(program, choose_formats(program, dtype, quantization))
+    layout = lay_out(program, without_loss(choose_formats(program, dtype, quantization)))
     return load_packed(layout, lambda: whole(weights), pool(2), None, "")[0]
 
 

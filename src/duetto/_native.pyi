@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-WeightFormat: TypeAlias = Literal["f32", "bf16", "int8", "int4"]
+WeightFormat: TypeAlias = Literal["f32", "bf16", "int8", "int4", "bf12"]
 KvFormat: TypeAlias = Literal["f32", "f16", "bf16", "int8"]
 Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 Ref: TypeAlias = tuple[int, int, int]  # buffer, start, width: columns of a plan's buffer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from duetto.backends.cpu.formats import Format, choose_formats
+from duetto.backends.cpu.formats import CODED, Format, choose_formats, without_loss
 from duetto.core.errors import ConfigError
 from duetto.models.programs import load_program
 from duetto.models.shapes import SHAPES
@@ -32,6 +32,16 @@ def test_without_quantization_every_matrix_is_as_the_dtype_says(
     formats = choose_formats(made, dtype)
     assert set(formats.values()) == {stored}
     assert set(formats) == {name for name, spec in made.weights.items() if len(spec.shape) == 2}
+
+
+def test_only_bf16_is_kept_in_12_bits(tmp_path: Path) -> None:
+    made = program(tmp_path, tie_word_embeddings=False)
+    coded = without_loss(choose_formats(made, "bfloat16"), plain=(HEAD,))
+    assert coded.pop(HEAD) == BF16
+    assert set(coded.values()) == {CODED}
+    mixed = without_loss(choose_formats(made, "bfloat16", "int8"))
+    assert (mixed[EMBEDDING], mixed[HEAD]) == (CODED, INT8)
+    assert set(without_loss(choose_formats(made, "float32")).values()) == {F32}
 
 
 @pytest.mark.parametrize(

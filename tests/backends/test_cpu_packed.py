@@ -17,11 +17,12 @@ from oracle.fixture_io import write_checkpoint
 
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.cpu.cache import PackedCache
-from duetto.backends.cpu.formats import choose_formats
+from duetto.backends.cpu.formats import choose_formats, without_loss
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import (
     TILE_ROWS,
     Layout,
+    NotCoded,
     NotFinite,
     PackedWeights,
     lay_out,
@@ -88,6 +89,33 @@ def test_what_is_unpacked_is_what_was_packed(name: str, quantization: Any, dtype
 def logits(program: Program, packed: PackedWeights) -> NDArray[np.float32]:
     feed = Feed(CpuBackend(program, packed, pool(2), choose_isa()), 2)
     return np.concatenate(feed.in_chunks([prompts()[4], prompts()[1]], 10**6))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twelve_bits_compute_the_same_bits_as_sixteen(name: str) -> None:
+    program, weights = loaded(name, "bfloat16")
+    formats = choose_formats(program, "bfloat16")
+    plain, coded = (
+        load_packed(lay_out(program, each), lambda: whole(weights), pool(2), None, "")[0]
+        for each in (formats, without_loss(formats))
+    )
+    np.testing.assert_array_equal(logits(program, coded), logits(program, plain))
+    for key, matrix in coded.matrices.items():
+        assert matrix.format == "bf12"
+        np.testing.assert_array_equal(matrix.unpack(choose_isa()), weights[key].astype(np.float32))
+
+
+def test_weights_of_too_many_exponents_are_told_all_at_once() -> None:
+    program, weights = loaded("phi3", "bfloat16")
+    name, other = [name for name, spec in program.weights.items() if len(spec.shape) == 2][:2]
+    wild = dict(weights)
+    for key in (name, other):
+        columns = np.arange(weights[key].shape[1], dtype=np.float32)
+        wild[key] = weights[key] * np.float32(2) ** (columns % 60 - 30)
+    layout = lay_out(program, without_loss(choose_formats(program, "bfloat16")))
+    with pytest.raises(NotCoded) as raised:
+        load_packed(layout, lambda: whole(wild), pool(2), None, "")
+    assert raised.value.names == {name, other}
 
 
 @pytest.mark.parametrize(("quantization", "dtype"), KINDS)

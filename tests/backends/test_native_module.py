@@ -15,7 +15,7 @@ from backends.native_cases import ISAS, native, numbers, pack
 
 import duetto
 
-FORMATS = [("f32", 0), ("bf16", 0), ("int8", 0), ("int8", 128), ("int4", 64)]
+FORMATS = [("f32", 0), ("bf16", 0), ("bf12", 0), ("int8", 0), ("int8", 128), ("int4", 64)]
 
 
 @pytest.fixture(params=[1, 3], ids="threads{}".format)

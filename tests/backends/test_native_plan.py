@@ -88,7 +88,7 @@ def product_error(x: Array, weight: Any, isa: str) -> Array:
     return slack
 
 
-FORMATS = [("f32", 0), ("bf16", 0), ("int8", 0), ("int8", 128), ("int4", 64)]
+FORMATS = [("f32", 0), ("bf16", 0), ("bf12", 0), ("int8", 0), ("int8", 128), ("int4", 64)]
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -253,7 +253,7 @@ def chunks_of(
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    ("format", "group"), [("f32", 0), ("bf16", 0), ("int8", 128), ("int4", 64)]
+    ("format", "group"), [("f32", 0), ("bf16", 0), ("bf12", 0), ("int8", 128), ("int4", 64)]
 )
 @pytest.mark.parametrize("kv_format", ["bf16", "int8"])
 def test_threads_and_company_do_not_show(isa: str, format: str, group: int, kv_format: Any) -> None:

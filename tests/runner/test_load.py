@@ -171,6 +171,23 @@ def test_float16_weights_are_widened_and_that_is_told(checkpoint):
     assert load_model(checkpoint, backend="cpu", dtype="float16", quantization="int8").notes == ()
 
 
+def test_a_weight_of_too_many_exponents_stays_in_16_bits_and_that_is_told(checkpoint, tmp_path):
+    (tmp_path / "config.json").symlink_to(checkpoint / "config.json")
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    sizes = np.exp2(np.arange(-23, 1).astype(np.float32) * 2)  # for each column its own
+    tensors[name] = (tensors[name].astype(np.float32) * sizes).astype(ml_dtypes.bfloat16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    usual, odd = (load_model(each, backend="cpu") for each in (checkpoint, tmp_path))
+    assert usual.notes == ()
+    assert "kept in 16" in odd.notes[0] and name in odd.notes[0]
+    assert odd.weight_bytes > usual.weight_bytes
+    prompt = list(range(1, 30))
+    whole = load_model(tmp_path, backend="cpu", dtype="float32", kv_cache_dtype="bfloat16")
+    want = greedy(whole, prompt, 3)
+    assert np.max(np.abs(logprob_differences(greedy(odd, prompt, 3), want))) < 1e-5
+
+
 def test_weights_of_an_unnamed_dtype_are_kept_whole(checkpoint, tmp_path):
     config = {key: value for key, value in CONFIG.items() if key != "torch_dtype"}
     (tmp_path / "config.json").write_text(json.dumps(config))

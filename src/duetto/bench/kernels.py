@@ -22,10 +22,17 @@ BLOCK_SIZE = 16
 CONTEXT = 1024  # tokens of each request whose attention is measured at decode
 SECONDS = 0.25  # of each measurement; the best run of them counts
 MIN_RUNS = 3
+TILE = 64  # rows that are packed together
 HEAD_ROWS = 32  # logits are wanted of few rows, even where many are computed
 
-GROUPS: Mapping[str, int] = {"f32": 0, "bf16": 0, "int8": 128, "int4": 64}
-MULTIPLIED_IN: Mapping[str, str] = {"f32": "f32", "bf16": "bf16", "int8": "int8", "int4": "int8"}
+GROUPS: Mapping[str, int] = {"f32": 0, "bf16": 0, "bf12": 0, "int8": 128, "int4": 64}
+MULTIPLIED_IN: Mapping[str, str] = {
+    "f32": "f32",
+    "bf16": "bf16",
+    "bf12": "bf16",
+    "int8": "int8",
+    "int4": "int8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +159,9 @@ class KernelBench:
         copies = max(1, min(MAX_COPIES, WORKING_SET // num_bytes))
         arena = self._native.Arena(copies * num_bytes).array
         one = arena[:num_bytes]
-        one[:data_bytes] = self._numbers(format, data_bytes)
+        one[:data_bytes] = (
+            self._coded(n, k) if format == "bf12" else self._numbers(format, data_bytes)
+        )
         one[data_bytes:].view(np.uint16)[:] = 0x3C00  # 2^-7
         weights = []
         for start in range(0, copies * num_bytes, num_bytes):
@@ -163,6 +172,13 @@ class KernelBench:
             group = GROUPS[format]
             weights.append(self._native.Weight(format, group, n, k, part[:data_bytes], scales))
         return weights, num_bytes
+
+    def _coded(self, n: int, k: int) -> NDArray[np.uint8]:
+        """A packed weight whose tiles are all the same one of normal numbers."""
+        tile = self._native.Arena(self._native.packed_bytes("bf12", 0, TILE, k)[0]).array
+        numbers = self._random.standard_normal((TILE, k), np.float32) / 128
+        self._native.pack("bf12", 0, [numbers], tile, None, self._pool)
+        return np.tile(tile, -(-n // TILE))
 
     def _numbers(self, format: "WeightFormat", num_bytes: int) -> NDArray[np.uint8]:
         """Bytes of a packed weight; floats are near 2^-7, as no NaN or subnormal may slow it."""

@@ -18,7 +18,7 @@ from duetto.program.program import Program
 from duetto.progress import show_progress
 from duetto.runner.host_memory import available_memory_bytes
 
-WeightName = Literal["f32", "bf16", "int8", "int4"]
+WeightName = Literal["f32", "bf16", "bf12", "int8", "int4"]
 KvName = Literal["f32", "f16", "bf16", "int8"]
 KernelName = Literal["linear", "attention", "rows"]
 
@@ -40,6 +40,7 @@ def kernels(
     ),
     weights: Annotated[tuple[WeightName, ...], Parameter(consume_multiple=True, negative="")] = (
         "bf16",
+        "bf12",
         "int8",
         "int4",
     ),
@@ -64,7 +65,8 @@ def kernels(
     rows
         Tokens in a step; above 32, attention is that of a prompt.
     weights
-        Formats of weights: f32, bf16, int8 (groups of 128), int4 (groups of 64).
+        Formats of weights: f32, bf16, bf12 (the same without loss, which models in bf16 are kept
+        in), int8 (groups of 128), int4 (groups of 64).
     kv
         Formats of keys and values: f32, f16, bf16, int8.
     threads

@@ -4,7 +4,7 @@ One class per backend, alike in what they offer: the sizes that are known before
 then `load`. Knows no KV plan and no batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.backend import CpuBackend, kv_block_bytes
 from duetto.backends.cpu.cache import PackedCache
-from duetto.backends.cpu.formats import Quantization, choose_formats
+from duetto.backends.cpu.formats import Quantization, choose_formats, without_loss
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import (
     MIN_CACHED_BYTES,
     TILE_ROWS,
     Layout,
+    NotCoded,
     NotFinite,
+    PackedWeights,
     Part,
     lay_out,
     load_packed,
@@ -119,7 +121,8 @@ class CpuLoader:
         self._threads = _num_threads(threads)
         self._quantization, self._cache_dir = quantization, cache_dir
         self._on_status = on_status
-        self._layout: Layout = lay_out(program, choose_formats(program, dtype, quantization, skip))
+        self._formats = choose_formats(program, dtype, quantization, skip)
+        self._layout = self._lay_out()
         self.computed_by = f"cpu/{self._isa}"
         self.auto_kv_dtype: KVDtype = dtype
         self.weight_bytes = self._layout.num_bytes
@@ -139,6 +142,11 @@ class CpuLoader:
                 "--dtype bfloat16 rounds them to half of it"
             )
 
+    def _lay_out(self, plain: Collection[str] = ()) -> Layout:
+        """Baseline kernels have no byte shuffle, without which bf12 is slow."""
+        formats = self._formats if self._isa == "baseline" else without_loss(self._formats, plain)
+        return lay_out(self._program, formats)
+
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
         return kv_block_bytes(self._program, block_size, dtype, self._isa)
 
@@ -154,16 +162,32 @@ class CpuLoader:
                 self._tell_that_it_takes_long()
                 return checkpoint.parts(self._dtype, TILE_ROWS)
 
-            key = ""
-            if cache is not None:
-                key = self._layout.key(pool, checkpoint.fingerprint(), self._dtype)
+            def pack() -> tuple[PackedWeights, list[str]]:
+                key = ""
+                if cache is not None:
+                    key = self._layout.key(pool, checkpoint.fingerprint(), self._dtype)
+                return load_packed(self._layout, weights, pool, cache, key, on_progress)
+
             try:
-                packed, notes = load_packed(self._layout, weights, pool, cache, key, on_progress)
+                try:
+                    packed, notes = pack()
+                except NotCoded as error:
+                    self._keep_plain(error.names)
+                    packed, notes = pack()
             except NotFinite as error:
                 checkpoint.check_finite(*error.rows)  # raises, with the place
                 raise
         self.notes += notes
         return CpuBackend(program, packed, pool, self._isa)
+
+    def _keep_plain(self, names: frozenset[str]) -> None:
+        self._layout = self._lay_out(names)
+        more = self._layout.num_bytes - self.weight_bytes
+        self.weight_bytes = self._layout.num_bytes
+        self.notes.append(
+            f"weights of too many different exponents for 12 bits a number are kept in 16, which "
+            f"takes {more / 2**20:.1f} MiB more than planned: {len(names)}, such as {min(names)}"
+        )
 
     def _start_threads(self) -> "Pool":
         try:

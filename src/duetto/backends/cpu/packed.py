@@ -57,6 +57,14 @@ class NotFinite(Exception):
         self.rows = rows
 
 
+class NotCoded(Exception):
+    """Some weights have more exponents than bf12 has room for: they must be kept as bf16."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(*sorted(names))
+        self.names = names
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where one weight lies in the arena, and as what. Without a format: a vector of fp32."""
@@ -144,7 +152,7 @@ def load_packed(
     `weights` is called if they must be packed, by as many threads as `pool` has; it gives all rows
     of the layout's weights once. What is packed is then kept in the cache. `on_progress(done,
     total)` is in bytes of the arena. Raises NotFinite for a NaN or an infinity, with the first part
-    that has one.
+    that has one; NotCoded, with all their names, for weights that cannot be kept in bf12.
     """
     notes: list[str] = []
     arena = _allocate(layout.num_bytes)
@@ -197,19 +205,25 @@ def _pack_all(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Each part is read and packed by one thread, while it is in that thread's cache."""
-    own = _OfThread()
+    own, not_coded = _OfThread(), set[str]()
 
     def pack(part: Part) -> int:
         place, numbers = layout.places[part.name], part.read(own.room(part.num_bytes))
         rows = part.name, part.first_row, numbers
         if place.format is None:
             return _copy_vector(place, arena, rows)
-        return _pack_rows(place, place.format, arena, rows, own.pool)
+        try:
+            return _pack_rows(place, place.format, arena, rows, own.pool)
+        except OverflowError:
+            not_coded.add(part.name)
+            return place.end
 
     with ThreadPoolExecutor(num_threads) as threads:
         for end in threads.map(pack, weights):  # in order, errors too
             if on_progress is not None:
                 on_progress(end, layout.num_bytes)
+    if not_coded:
+        raise NotCoded(frozenset(not_coded))
 
 
 def _copy_vector(place: Place, arena: Bytes, rows: Rows) -> int:
