@@ -103,6 +103,8 @@ public:
             bytes.scales > 0 ? reinterpret_cast<const uint16_t*>(scales_->data()) : nullptr;
         packed = {f, static_cast<int32_t>(group), n, k, pad8(k), data_.data(), scale_words};
         num_bytes = static_cast<int64_t>(bytes.data + bytes.scales);
+        if (f == WeightFormat::bf12 && !is_whole(packed))
+            refuse("a bf12 weight's exceptions do not lie in their tiles: it was not packed by pack()");
     }
 
     auto unpack(const std::string& isa) const {

@@ -46,12 +46,12 @@ inline int64_t num_groups(int64_t k, int32_t group) { return group == 0 ? 1 : (k
 // exponent, and the mantissa) stays as it is. Its high byte (the sign, and the exponent without its
 // last bit) becomes 4 bits, an index into the 16 high bytes that the tile's head lists: those of the 8
 // most frequent exponents, as weights of one layer have few (Zhang et al., 2025, "70% Size, 100%
-// Accuracy: DFloat11", section 2.2, measure 2.6 bits of information in 8). Numbers with another
-// exponent are exceptions, kept whole at the tile's end by their place in it, ascending.
+// Accuracy: DFloat11", measure 2.6 bits of information in 8). Numbers with another exponent are
+// exceptions, kept whole at the tile's end by their place in it, ascending.
 //
 // A line is 2 of k for 64 outputs, 128 numbers in bf16's order, in 4 chunks of 32. Number i of a chunk
-// has place p = coded_place(i), so that interleaving low and high bytes within
-// 16 bytes, as vector instructions do, gives two runs of 16 numbers.
+// has place p = coded_place(i), so that interleaving low and high bytes within 16 bytes, as vector
+// instructions do, gives two runs of 16 numbers.
 //
 //   bytes   0 ... 127   low bytes: chunk c's number at 32 c + p
 //   bytes 128 ... 191   codes: chunks 0 and 1 in the low and high nibble of byte 128 + p, then 2 and 3

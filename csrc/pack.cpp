@@ -470,6 +470,23 @@ PackedBytes packed_bytes(WeightFormat format, int64_t n, int64_t k, int32_t grou
     return {(size_t)(tiles * words * kTile * 4), (size_t)(tiles * scales * kTile * 2)};
 }
 
+bool is_whole(const PackedWeight& coded) {
+    const int64_t lines = coded.k_padded / 2, tile_bytes = coded_tile_bytes(lines);
+    for (int64_t tile = 0; tile < num_tiles(coded.n); tile++) {
+        const uint8_t* at = coded.data + tile * tile_bytes;
+        const int32_t count = ((const CodedHead*)at)->num_exceptions;
+        if (count < 0 || count > max_exceptions(lines)) return false;
+        at += sizeof(CodedHead) + lines * kCodedLineBytes;
+        int64_t last = -1;
+        for (int32_t i = 0; i < count; i++) {
+            const int64_t place = ((const CodedException*)at)[i].place;
+            if (place <= last || place >= lines * kLineNumbers) return false;
+            last = place;
+        }
+    }
+    return true;
+}
+
 int64_t pack_tiles(const PackedWeight& shape, const SourceRows* sources, int64_t num_sources,
                    int64_t tile_begin, int64_t tile_end, uint8_t* data, uint16_t* scales) {
     const RowFinder rows{sources, num_sources};

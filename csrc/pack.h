@@ -39,4 +39,7 @@ inline constexpr int64_t kNotCoded = -2;
 int64_t pack_tiles(const PackedWeight& shape, const SourceRows* sources, int64_t num_sources,
                    int64_t tile_begin, int64_t tile_end, uint8_t* data, uint16_t* scales);
 
+// Whether a bf12 weight's exceptions lie in their tiles, in order: what kernels take for granted.
+bool is_whole(const PackedWeight& coded);
+
 }  // namespace duetto

@@ -113,7 +113,7 @@ def _prepare(args: argparse.Namespace) -> list[systems.System | systems.LlamaCpp
     if "vllm" in wanted:
         python = install.install_vllm(work)
         by_precision["bf16"].append(systems.vllm(python, args.model, repeats, threads))
-    return [system for group in by_precision.values() for system in group]
+    return [system for precision in args.precisions.split(",") for system in by_precision[precision]]
 
 
 def _machine() -> dict[str, Any]:
@@ -141,6 +141,7 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--systems", default="duetto,llama,openvino,vllm")
     parser.add_argument("--cells", help=f"some of: {', '.join(CELLS)}")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--add-to", type=Path, help="keep rounds here, and count those kept")
     parser.add_argument("--repeats", type=int, default=1, help="of each cell in a round")

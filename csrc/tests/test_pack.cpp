@@ -216,6 +216,16 @@ void test_bf12(int64_t n, int64_t k, int one_in) {
         }
     }
     CHECK(wrong == 0, "%d by %d", (int)n, (int)k);
+    PackedWeight whole = coded.shape;
+    whole.data = coded.data.data();
+    CHECK(is_whole(whole));
+    auto& head = *(CodedHead*)coded.data.data();
+    for (const int32_t count : {-1, (int32_t)max_exceptions(lines) + 1}) {
+        const int32_t kept = head.num_exceptions;
+        head.num_exceptions = count;
+        CHECK(!is_whole(whole));
+        head.num_exceptions = kept;
+    }
     CHECK(num_exceptions > 0 || one_in > n * k, "%d by %d", (int)n, (int)k);
 }
 

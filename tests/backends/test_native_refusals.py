@@ -111,7 +111,11 @@ def test_bad_weights_are_refused() -> None:
         native.Weight("int8", 128, 8, 256, data[1 : data_bytes + 1], scales)
     with pytest.raises(ValueError, match="need scales"):
         native.Weight("int8", 128, 8, 256, data[:data_bytes])
-    with pytest.raises(ValueError, match="must be one of f32, bf16, int8, int4"):
+    coded = native.Arena(native.packed_bytes("bf12", 0, 8, 256)[0]).array
+    coded[:] = 0x7F
+    with pytest.raises(ValueError, match="exceptions do not lie in their tiles"):
+        native.Weight("bf12", 0, 8, 256, coded)
+    with pytest.raises(ValueError, match="must be one of f32, bf16, int8, int4, bf12"):
         native.packed_bytes("fp8", 0, 8, 256)
     with pytest.raises(ValueError, match="multiple of 8"):
         native.packed_bytes("int8", 100, 8, 256)
