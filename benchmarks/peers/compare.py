@@ -113,7 +113,8 @@ def _prepare(args: argparse.Namespace) -> list[systems.System | systems.LlamaCpp
     if "vllm" in wanted:
         python = install.install_vllm(work)
         by_precision["bf16"].append(systems.vllm(python, args.model, repeats, threads))
-    return [system for precision in args.precisions.split(",") for system in by_precision[precision]]
+    chosen = args.precisions.split(",")
+    return [system for precision in chosen for system in by_precision[precision]]
 
 
 def _machine() -> dict[str, Any]:
