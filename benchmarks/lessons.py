@@ -22,7 +22,7 @@ from lessons_pictures import draw, draw_splits
 
 from duetto.bench.metrics import SLO
 from duetto.bench.workload import Lengths
-from duetto.planner.hardware import find_hardware
+from duetto.planner.find_hardware import find_hardware
 from duetto.planner.layout import Layout, make_fleet
 from duetto.planner.model import find_program
 from duetto.planner.report import Outcome, sum_up
@@ -310,7 +310,7 @@ def page(chunks: Results, batches: Results, policies: Results, split: Results) -
     return f"""# Lessons, simulated
 
 Written by `benchmarks/lessons.py`; do not edit. The real scheduler in virtual time; the prices of
-steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/hardware.py`, with `--graphs`.
+steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/gpus.py`, with `--graphs`.
 No number here was measured: they are about schedules, and as good as those prices
 ([planner-published.md](planner-published.md) has them beside others' measurements). Lengths are
 lognormal, arrivals are a Poisson process; [metrics.md](../metrics.md) defines the metrics. Limits,

@@ -6,7 +6,7 @@ DIR holds `splitwise_a100.csv` (Patel et al., Splitwise, ISCA 2024; splitwise-si
 `vidur_a100_llama3_8b_mlp.csv` (Agrawal et al., Vidur, MLSys 2024; MIT). First the kernels, each
 kind from calls of its own (Vidur); then, with those fixed, what only whole steps show: attention,
 collectives and the host (Splitwise). Every second configuration, in order, is held out. The values
-that are printed at the end are the defaults in `duetto/planner/hardware.py`.
+that are printed at the end are the defaults in `duetto/planner/gpus.py`.
 """
 
 import csv
@@ -22,14 +22,8 @@ from typing import Any
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.calibrate import FRACTION, SECONDS, KernelSample, Values, fit_kernel, minimise
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import (
-    Efficiencies,
-    HardwareSpec,
-    KernelEfficiency,
-    Kind,
-    find_hardware,
-    rounded,
-)
+from duetto.planner.find_hardware import find_hardware
+from duetto.planner.hardware import Efficiencies, HardwareSpec, KernelEfficiency, Kind, rounded
 from duetto.planner.model import find_program
 from duetto.planner.parallel import RankOp, shard
 from duetto.planner.work import name_of
@@ -340,7 +334,7 @@ percentile.
 
 One set of numbers for each kind of operation, and four for the host. First the kernels, each kind
 from calls of its own (Vidur), then what only whole steps show (Splitwise). They are the defaults of
-all GPUs in `duetto/planner/hardware.py`; [another page](planner-published.md) has them beside what
+all GPUs in `duetto/planner/gpus.py`; [another page](planner-published.md) has them beside what
 others published of other devices and of engines of later years.
 
 Whole steps cannot tell what attention reaches: any fraction of the arithmetic from 0.12 to 0.6 and

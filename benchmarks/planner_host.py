@@ -52,7 +52,7 @@ from duetto.core.batch import ScheduledBatch, StepOutput
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
 from duetto.engine.engine import Engine, Executor
-from duetto.planner.hardware import calibration_file, write_hardware
+from duetto.planner.find_hardware import calibration_file, write_hardware
 from duetto.planner.replica import ReplicaSpec
 from duetto.planner.report import sum_up
 from duetto.planner.simulated import SimulatedExecutor, StepTime, replayed

@@ -15,7 +15,8 @@ from typing import Literal
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import HardwareSpec, find_hardware
+from duetto.planner.find_hardware import find_hardware
+from duetto.planner.hardware import HardwareSpec
 from duetto.planner.model import find_program
 from duetto.program.shape import Precision
 

@@ -4,7 +4,8 @@ from functools import cache
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import Efficiencies, HardwareSpec, KernelEfficiency, find_hardware
+from duetto.planner.find_hardware import find_hardware
+from duetto.planner.hardware import Efficiencies, HardwareSpec, KernelEfficiency
 from duetto.planner.model import find_program
 from duetto.program.program import Program
 

@@ -11,7 +11,9 @@ import pytest
 from planner.prices import A100, decode, prefill, program
 
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import HARDWARE, HardwareSpec, find_hardware
+from duetto.planner.find_hardware import find_hardware
+from duetto.planner.gpus import HARDWARE
+from duetto.planner.hardware import HardwareSpec
 
 # Model, TP, prompt, batch, prompt time and token time in ms (answers of 128 tokens).
 SPLITWISE = [

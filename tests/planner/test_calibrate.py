@@ -19,7 +19,8 @@ from duetto.planner.calibrate import (
     predicted,
 )
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import KernelEfficiency, read_hardware, write_hardware
+from duetto.planner.find_hardware import read_hardware, write_hardware
+from duetto.planner.hardware import KernelEfficiency
 from duetto.program.shape import Precision
 
 SHAPES_TO_TIME = (decode(1, 64), decode(16, 900), prefill(1, 64), prefill(1, 700), prefill(4, 500))
@@ -92,6 +93,7 @@ def test_a_host_is_measured_and_kept(tmp_path, backend):
         backend,
         seconds_per_step=0.0,
         config=dict(SHAPES["tiny"]),
+        small_config=dict(SHAPES["tiny"]),
         on_progress=lambda *now: done.append(now),
     )
     write_hardware(spec, tmp_path / "host.json")
@@ -103,6 +105,11 @@ def test_a_host_is_measured_and_kept(tmp_path, backend):
     assert {point.kind for point in spec.kernels} >= {"linear", "attention", "embed"}
     price = CostModel(program("tiny"), spec, Deployment(arithmetic="float32")).step_time
     assert 0 < price(decode(1, 64)) < price(prefill(1, 64)) < 1
+    assert "bfloat16" in spec.weight_bytes or backend == "reference"
+    if backend == "auto":
+        rates = [rate for _, rate in spec.read_bandwidths]
+        assert len(rates) > 2 and rates[-1] == pytest.approx(spec.memory_bandwidth, rel=0.01)
+        assert spec.cached is None or rates[0] > rates[-1]
 
 
 def test_a_backend_that_is_none_is_refused():

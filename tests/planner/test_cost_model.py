@@ -15,7 +15,8 @@ from duetto.models.config import parse_config
 from duetto.models.json_file import JsonSection
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import GPU_EFFICIENCIES, HardwareSpec
+from duetto.planner.gpus import GPU_EFFICIENCIES
+from duetto.planner.hardware import CachedWeights, Efficiencies, HardwareSpec
 from duetto.planner.parallel import Collective, shard, stages
 from duetto.planner.work import kind_of
 from duetto.program.ops import Attention, Embed, Linear, WriteKV
@@ -274,3 +275,33 @@ def test_ranks_need_a_link():
 def test_prices_can_be_written_as_json():
     rows = model("tiny").price(decode(1, 10))
     assert json.dumps([row.intensity for row in rows])
+
+
+def test_a_model_that_caches_hold_has_their_prices():
+    warm = replace(ROUGH, memory_bandwidth=5e12, efficiencies=Efficiencies(step_s=1e-5))
+    weights = 2 * program("tiny").num_parameters
+    caching = replace(
+        ROUGH,
+        read_bandwidths=((weights, 5e12), (100 * weights, 1e12)),
+        cached=CachedWeights(most_bytes=weights, efficiencies=warm.efficiencies),
+    )
+    for shape in (decode(1, 10), prefill(2, 300)):
+        expected = model("tiny", warm).step_time(shape)
+        assert model("tiny", caching).step_time(shape) == expected
+        assert model("tiny", ROUGH).on(caching).step_time(shape) == expected
+        large = model("llama-3.2-1b", caching).step_time(shape)
+        assert large == model("llama-3.2-1b", ROUGH).step_time(shape)
+
+
+def test_a_share_of_a_model_may_stay_in_the_caches_of_one_device():
+    of_a_device = (
+        2 * program("llama-3.2-1b").num_parameters // 4 + 2**20
+    )  # norms are not shared out
+    caching = replace(
+        ROUGH, cached=CachedWeights(most_bytes=of_a_device, efficiencies=Efficiencies())
+    )
+    found = [
+        model("llama-3.2-1b", caching, Deployment(tensor_parallel=tp)).hardware.efficiencies
+        for tp in (1, 2, 4, 8)
+    ]
+    assert found == [ROUGH.efficiencies, ROUGH.efficiencies, Efficiencies(), Efficiencies()]

@@ -7,18 +7,20 @@ from datetime import date
 import pytest
 
 from duetto.core.errors import ConfigError
-from duetto.planner.hardware import (
-    GPU_EFFICIENCIES,
-    HARDWARE,
-    KINDS,
-    Efficiencies,
-    HardwareSpec,
-    KernelEfficiency,
+from duetto.planner.find_hardware import (
     calibration_file,
     find_hardware,
     read_hardware,
-    rounded,
     write_hardware,
+)
+from duetto.planner.gpus import GPU_EFFICIENCIES, HARDWARE
+from duetto.planner.hardware import (
+    KINDS,
+    CachedWeights,
+    Efficiencies,
+    HardwareSpec,
+    KernelEfficiency,
+    rounded,
 )
 
 A_FILE = {
@@ -108,6 +110,16 @@ def test_what_is_written_is_read_back(tmp_path):
         ({"efficiencies": {"matrix": {}}}, "efficiencies.matrix: is not known"),
         ({"efficiencies_of": {"int8": {"x": 1}}}, "efficiencies_of.int8.x: is not known"),
         ({"efficiencies_of": 3}, "efficiencies_of"),
+        ({"read_bandwidths": [[2**20, 10]]}, "read_bandwidths of 1048576 bytes must be from"),
+        ({"read_bandwidths": [[2, 1e9], [1, 1e9]]}, r"must be above 0 and ascend, not \[2, 1\]"),
+        ({"weight_bytes": {"int8": 0}}, "weight_bytes.int8 must be from"),
+        ({"cached": 3}, "cached"),
+        ({"cached": {"most_bytes": 1}}, "efficiencies"),
+        ({"cached": {"most_bytes": 1, "efficiencies": {}, "x": 1}}, "cached.x: is not known"),
+        (
+            {"cached": {"most_bytes": 1, "efficiencies": {"linear": {"speed": 1}}}},
+            "cached.efficiencies.linear.speed: is not known",
+        ),
     ],
 )
 def test_a_file_that_is_wrong_is_refused_by_file_and_key(tmp_path, change, words):
@@ -151,6 +163,37 @@ def test_a_missing_file_and_a_missing_calibration(tmp_path, monkeypatch):
 def test_balance_and_ideal():
     assert find_hardware("a100").balance("bfloat16") == pytest.approx(153.0, abs=0.1)
     assert find_hardware("a100").ideal().efficiencies == Efficiencies()
+
+
+READS = ((2**20, 8e12), (2**22, 4e12), (2**30, 1e12))
+WARM, WARM_INT8 = Efficiencies(step_s=1e-4), Efficiencies(step_s=2e-4)
+CACHING = replace(
+    find_hardware("a100"),
+    read_bandwidths=READS,
+    cached=CachedWeights(most_bytes=2**22, efficiencies=WARM, efficiencies_of={"int8": WARM_INT8}),
+)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "bandwidth"),
+    [(1, 8e12), (2**20, 8e12), (2**21, 6e12), (2**22, 4e12), (2**26, 2.5e12), (2**40, 1e12)],
+)
+def test_what_caches_hold_is_read_faster(num_bytes, bandwidth):
+    assert CACHING.for_weights(num_bytes).memory_bandwidth == pytest.approx(bandwidth)
+    assert CACHING.ideal().for_weights(num_bytes).memory_bandwidth == pytest.approx(bandwidth)
+
+
+def test_what_is_reached_of_cached_weights_counts_up_to_their_most():
+    few, more = CACHING.for_weights(2**22), CACHING.for_weights(2**22 + 1)
+    assert (few.reached("bfloat16"), few.reached("int8")) == (WARM, WARM_INT8)
+    assert more.reached("bfloat16") == more.reached("int8") == GPU_EFFICIENCIES
+    assert CACHING.ideal().for_weights(1).reached("int8") == Efficiencies()
+    assert few.for_weights(2**30) == few  # it is that device now
+
+
+def test_hardware_without_caches_is_the_same_for_all_weights():
+    assert find_hardware("a100").for_weights(1) == find_hardware("a100").for_weights(1e12)
+    assert find_hardware("a100").for_weights(0) == find_hardware("a100")
 
 
 def test_rounded_keeps_three_digits():

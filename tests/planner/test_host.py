@@ -9,14 +9,8 @@ from planner.prices import decode, prefill, program
 
 from duetto.build import EngineArgs, build
 from duetto.core.errors import ConfigError
-from duetto.planner.hardware import (
-    Efficiencies,
-    HardwareSpec,
-    KernelEfficiency,
-    calibration_file,
-    find_hardware,
-    write_hardware,
-)
+from duetto.planner.find_hardware import calibration_file, find_hardware, write_hardware
+from duetto.planner.hardware import Efficiencies, HardwareSpec, KernelEfficiency
 from duetto.planner.host import host_prices
 from duetto.planner.layout import Layout, make_fleet, with_weights
 from duetto.planner.roofline import roofline
@@ -64,6 +58,12 @@ def test_quantized_weights_are_multiplied_in_int8_where_the_host_can():
     assert Layout(dtype="bfloat16").on(MEASURED).precision.weight_bytes == 2
     alone = replace(MEASURED, peaks={"float32": 1e11})
     assert Layout(dtype="int8").on(alone).arithmetic == "float32"
+
+
+def test_weights_are_priced_as_the_host_keeps_them():
+    host = replace(MEASURED, weight_bytes={"bfloat16": 1.53, "int8": 1.016})
+    found = [Layout(dtype=dtype).on(host).precision.weight_bytes for dtype in PRECISIONS]
+    assert found == [4.0, 1.53, 1.016, 0.5625]
 
 
 def test_weights_are_what_config_json_says_unless_asked():

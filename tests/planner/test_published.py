@@ -9,7 +9,7 @@ import pytest
 from planner.prices import decode, prefill, program
 
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import HARDWARE
+from duetto.planner.gpus import HARDWARE
 from duetto.program.shape import Precision
 
 EIGHT_BITS = Deployment(precision=Precision(1.0, 2.0, 1.0), arithmetic="float8", graphs=True)

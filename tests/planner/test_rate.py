@@ -7,7 +7,7 @@ import pytest
 from duetto.bench.metrics import SLO
 from duetto.bench.workload import Lengths
 from duetto.core.errors import ConfigError
-from duetto.planner.hardware import HARDWARE
+from duetto.planner.gpus import HARDWARE
 from duetto.planner.layout import Layout, make_fleet
 from duetto.planner.model import find_program
 from duetto.planner.objective import Objective

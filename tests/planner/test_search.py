@@ -8,7 +8,8 @@ from duetto.bench.metrics import SLO
 from duetto.bench.workload import Lengths
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.hardware import HARDWARE, HardwareSpec
+from duetto.planner.gpus import HARDWARE
+from duetto.planner.hardware import HardwareSpec
 from duetto.planner.layout import Layout, check_apart, make_fleet
 from duetto.planner.model import find_program
 from duetto.planner.objective import Objective

@@ -12,7 +12,7 @@ from duetto.models.config import parse_config
 from duetto.models.json_file import JsonSection
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import HARDWARE
+from duetto.planner.gpus import HARDWARE
 from duetto.planner.model import LARGE_SHAPES, find_program
 from duetto.planner.simulated import (
     SimulatedExecutor,

@@ -5,7 +5,7 @@ from planner.prices import A100, decode, model, prefill, program
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import find_hardware
+from duetto.planner.find_hardware import find_hardware
 from duetto.planner.roofline import roofline, turning_batch
 from duetto.program.shape import Precision
 

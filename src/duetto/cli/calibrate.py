@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.cli.measure_host import measure_host
-from duetto.planner.hardware import HardwareSpec, calibration_file, write_hardware
+from duetto.planner.find_hardware import calibration_file, write_hardware
+from duetto.planner.hardware import HardwareSpec
 from duetto.progress import show_progress
 
 
@@ -48,12 +49,20 @@ def _print(spec: HardwareSpec, file: Path) -> None:
     for arithmetic, peak in spec.peaks.items():
         console.print(f"{arithmetic} peak: {peak / 1e9:.4g} GFLOP/s")
     console.print(f"read bandwidth: {spec.memory_bandwidth / 1e9:.4g} GB/s")
+    for size, bandwidth in spec.read_bandwidths[:-1]:
+        console.print(f"  {size >> 20} MiB, read again and again: {bandwidth / 1e9:.4g} GB/s")
     for arithmetic in {"float32": None} | spec.efficiencies_of:
         console.print(_table(spec, arithmetic))
         reached = spec.reached(arithmetic)
         console.print(
             f"the engine besides: {reached.step_s * 1e6:.0f} us a step, "
             f"{reached.logit_row_s * 1e6:.0f} us for each token it samples"
+        )
+    if spec.cached is not None:
+        warm = spec.cached.efficiencies
+        console.print(
+            f"\nmodels of up to {spec.cached.most_bytes >> 20} MiB stay in the caches: "
+            f"{warm.step_s * 1e6:.0f} us a step besides, {warm.logit_row_s * 1e6:.0f} us a token"
         )
     console.print(f"{spec.source}, {spec.date}; kept in {file}", markup=False, soft_wrap=True)
 

@@ -18,7 +18,8 @@ from duetto.models.checkpoint import Checkpoint
 from duetto.models.config import ModelConfig
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import check_devices
-from duetto.planner.hardware import HOST, HardwareSpec, find_hardware
+from duetto.planner.find_hardware import HOST, find_hardware
+from duetto.planner.hardware import HardwareSpec
 from duetto.planner.layout import Layout
 from duetto.planner.memory import MemoryFit, fit_device
 from duetto.planner.model import find_config

@@ -1,12 +1,14 @@
 """Measures this machine for the planner: its roofs, what kernels reach, and what is around them.
 
-A random model of calibration's own is made, loaded as any other, and timed operation by operation.
+Random models of calibration's own are made, loaded as any other, and timed operation by operation:
+one whose weights come from memory at each step, and a small one whose weights stay in the caches.
 Nothing is printed or kept here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
 from platform import machine
 from statistics import median
@@ -29,7 +31,7 @@ from duetto.engine.engine import Engine
 from duetto.models.checkpoint import load_weights
 from duetto.models.make_model import make_model
 from duetto.planner.calibrate import MeasuredStep, fit_kinds
-from duetto.planner.hardware import Efficiencies, HardwareSpec, rounded
+from duetto.planner.hardware import CachedWeights, Efficiencies, HardwareSpec, rounded
 from duetto.program.dtype import kv_head_bytes
 from duetto.program.shape import Precision
 from duetto.runner.host_memory import available_memory_bytes
@@ -48,18 +50,26 @@ from duetto.scheduler.scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
 
-# As large as a cache is not (its int8 weights are 60 MB), and as small as two minutes allow.
+# As large as a cache is not (its int8 weights are 100 MB), and as small as two minutes allow.
 MODEL: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 16384,
+    "vocab_size": 32768,
     "hidden_size": 768,
     "intermediate_size": 2048,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
+}
+SMALL_MODEL = MODEL | {  # 5 million numbers
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
 }
 SECONDS_PER_STEP = 0.5  # to repeat a step for
 
@@ -84,8 +94,30 @@ class Variant:
 
 NATIVE = (Variant("float32", "cpu", None), Variant("int8", "cpu", "int8"))
 REFERENCE = (Variant("float32", "reference", None),)
+READ_SIZES = tuple(2**i for i in range(23, 29))  # bytes: from what most last caches hold
+CACHES_HELP = 1.25  # by so much the fewest bytes must be read faster than the most
 KV_BYTES = 1 << 26  # beside the probe's own
 NUM_STEPS = 24  # of the engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A model in one variant."""
+
+    arithmetic: str
+    steps: list[MeasuredStep]
+    step_s: float  # that the engine adds to each step ...
+    logit_row_s: float  # ... and to each row of logits that it samples from
+    dtype: str  # of weights, by which `number_bytes` are kept
+    weight_bytes: int
+    number_bytes: float  # of weights, on average
+
+    def efficiencies(self, roofs: HardwareSpec) -> Efficiencies:
+        found = fit_kinds(self.steps, roofs.for_weights(self.weight_bytes))
+        outside_s = median(step.outside_s for step in self.steps)
+        return rounded(
+            Efficiencies(step_s=self.step_s + outside_s, logit_row_s=self.logit_row_s, **found)  # type: ignore[arg-type]
+        )
 
 
 def measure_host(
@@ -94,6 +126,7 @@ def measure_host(
     *,
     seconds_per_step: float = SECONDS_PER_STEP,
     config: dict[str, Any] = MODEL,
+    small_config: dict[str, Any] = SMALL_MODEL,
     on_progress: Progress | None = None,
 ) -> HardwareSpec:
     """The machine as `--hardware host`. Raises ConfigError for a backend that cannot run."""
@@ -102,76 +135,113 @@ def measure_host(
     is_native = backend != "reference" and why_unavailable() is None
     if backend == "cpu" and not is_native:
         raise ConfigError(f"--backend cpu: {why_unavailable()}")
-    roofs = [_roofs(threads) if is_native else _plain_roofs()]
     shapes = (*DECODE, *PREFILL, *LONG) if is_native else (*DECODE, *PREFILL)
     variants = NATIVE if is_native else REFERENCE
-    total, done = len(variants) * len(shapes), 0
-    measured: dict[str, list[MeasuredStep]] = {}
-    overheads: dict[str, tuple[float, float]] = {}
+    configs = (config, small_config) if is_native else (config,)  # numpy's own time hides a cache
+    roofs = [_roofs(threads) if is_native else _plain_roofs()]
+    total, done = len(configs) * len(variants) * len(shapes), 0
+    measured: list[list[_Measured]] = [[] for _ in configs]
     with TemporaryDirectory() as folder:
-        make_model(config, Path(folder, "model"), dtype="bfloat16")
-        for variant in variants:
-            loaded = _load(Path(folder, "model"), variant, threads)
-            probe = _probe(loaded, Path(folder, "model"), shapes)
-            steps = measured.setdefault(variant.arithmetic, [])
-            for shape in shapes:
-                steps.append(_measure(probe, loaded, variant, shape, seconds_per_step))
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, total)
-            overheads[variant.arithmetic] = _overhead(loaded)
-            roofs.append(_roofs(threads) if is_native else _plain_roofs())
-    return _spec(_highest(roofs, measured), measured, overheads)
+        for number, its_config in enumerate(configs):
+            model = Path(folder, str(number))
+            make_model(its_config, model, dtype="bfloat16")
+            for variant in variants:
+                loaded = _load(model, variant, threads)
+                probe = _probe(loaded, model, shapes)
+                steps = []
+                for shape in shapes:
+                    steps.append(_measure(probe, loaded, variant, shape, seconds_per_step))
+                    done += 1
+                    if on_progress is not None:
+                        on_progress(done, total)
+                measured[number].append(_measured(loaded, variant, steps))
+                roofs.append(_roofs(threads) if is_native else _plain_roofs())
+    highest = _highest(roofs, measured[0])
+    return _spec(highest, measured[0], measured[1] if is_native else [])
 
 
-def _highest(roofs: list[HardwareSpec], measured: dict[str, list[MeasuredStep]]) -> HardwareSpec:
-    """What else runs on the machine lowers a roof, never raises it; nor is a roof lower than what
-    a kernel reaches that reads all weights, which no cache holds, for one token."""
-    first = roofs[0]
-    reached = [
-        sample.memory_s * first.memory_bandwidth / sample.measured_s
-        for steps in measured.values()
-        for step in steps
-        if step.shape == DECODE[0]
-        for kind, sample in step.samples(first)
-        if kind == "linear" and sample.calls > 1
-    ]
-    return replace(
-        first,
-        peaks={name: max(roof.peaks[name] for roof in roofs) for name in first.peaks},
-        memory_bandwidth=max(median(reached), *(roof.memory_bandwidth for roof in roofs)),
+def _measured(loaded: LoadedModel, variant: Variant, steps: list[MeasuredStep]) -> _Measured:
+    return _Measured(
+        variant.arithmetic,
+        steps,
+        *_overhead(loaded),
+        dtype=variant.quantization or loaded.dtype,
+        weight_bytes=loaded.weight_bytes,
+        number_bytes=loaded.weight_bytes / loaded.program.num_parameters,
     )
 
 
-def _spec(
-    roofs: HardwareSpec,
-    measured: dict[str, list[MeasuredStep]],
-    overheads: dict[str, tuple[float, float]],
-) -> HardwareSpec:
-    found = {}
-    for arithmetic, steps in measured.items():
-        step_s, row_s = overheads[arithmetic]
-        step_s += median(step.outside_s for step in steps)
-        found[arithmetic] = rounded(
-            Efficiencies(step_s=step_s, logit_row_s=row_s, **fit_kinds(steps, roofs))  # type: ignore[arg-type]
-        )
+def _highest(roofs: list[HardwareSpec], measured: list[_Measured]) -> HardwareSpec:
+    """What else runs on the machine lowers a roof, never raises it; nor is a roof lower than what
+    a kernel reaches that reads all weights of a large model for one token."""
+    reads = zip(*(roof.read_bandwidths for roof in roofs), strict=True)
+    highest = replace(
+        roofs[0],
+        peaks={name: max(roof.peaks[name] for roof in roofs) for name in roofs[0].peaks},
+        memory_bandwidth=max(roof.memory_bandwidth for roof in roofs),
+        read_bandwidths=tuple(max(same, key=lambda one: one[1]) for same in reads),
+    )
+    beyond = max(1.0, *(_reached(one, highest) for one in measured))
+    return replace(
+        highest,
+        memory_bandwidth=highest.memory_bandwidth * beyond,
+        read_bandwidths=tuple((size, found * beyond) for size, found in highest.read_bandwidths),
+    )
+
+
+def _reached(measured: _Measured, roofs: HardwareSpec) -> float:
+    """Of the bandwidth, by the matrix products of one token."""
+    samples = measured.steps[0].samples(roofs.for_weights(measured.weight_bytes))
+    return median(
+        sample.memory_s / sample.measured_s
+        for kind, sample in samples
+        if kind == "linear" and sample.calls > 1
+    )
+
+
+def _spec(roofs: HardwareSpec, large: list[_Measured], small: list[_Measured]) -> HardwareSpec:
+    found = {one.arithmetic: one.efficiencies(roofs) for one in large}
     return replace(
         roofs,
         efficiencies=found.pop("float32"),
         efficiencies_of=found,
+        cached=_cached(roofs, small),
+        weight_bytes={one.dtype: float(f"{one.number_bytes:.4g}") for one in large},
         kernels=tuple(
-            point for steps in measured.values() for step in steps for point in step.points(roofs)
+            point
+            for one in large
+            for step in one.steps
+            for point in step.points(roofs.for_weights(one.weight_bytes))
         ),
+    )
+
+
+def _cached(roofs: HardwareSpec, small: list[_Measured]) -> CachedWeights | None:
+    """Up to the size that is read nearer to the rate of the fewest bytes than to that of the most;
+    nothing, where the fewest are not read much faster either."""
+    reads = roofs.read_bandwidths
+    if not small or reads[0][1] < CACHES_HELP * reads[-1][1]:
+        return None
+    found = {one.arithmetic: one.efficiencies(roofs) for one in small}
+    middle = sqrt(reads[0][1] * reads[-1][1])
+    return CachedWeights(
+        most_bytes=max(size for size, bandwidth in reads if bandwidth >= middle),
+        efficiencies=found.pop("float32"),
+        efficiencies_of=found,
     )
 
 
 def _roofs(threads: int | None) -> HardwareSpec:
     """As the native kernels' own loops find them."""
     pool, isa = native.Pool(threads or 0), choose_isa()
-    return _host(
+    reads = [(size, native.read_bandwidth(pool, size)) for size in (*READ_SIZES, WORKING_SET)]
+    found = _host(
         {"float32": native.fp32_peak(pool, isa), "int8": native.int8_peak(pool, isa)},
-        native.read_bandwidth(pool, WORKING_SET),
+        reads[-1][1],
         f"duetto calibrate: {pool.num_threads} threads, {isa}",
+    )
+    return replace(
+        found, read_bandwidths=tuple((size, float(f"{rate:.4g}")) for size, rate in reads)
     )
 
 

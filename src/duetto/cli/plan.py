@@ -11,7 +11,8 @@ from rich.table import Table
 from duetto.bench.metrics import JsonValue
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
-from duetto.planner.hardware import find_hardware
+from duetto.planner.find_hardware import find_hardware
+from duetto.planner.gpus import notes_on_host
 from duetto.planner.layout import (
     Layout,
     PrecisionName,
@@ -207,7 +208,7 @@ def _notes(problem: Problem, found: Plan, rate: Rate | None) -> tuple[str, ...]:
     if not found.simulated:
         return ()
     layout, own = found.simulated[0].layout, problem.workload.requests_per_s
-    notes = problem.hardware.notes_on_host(layout.on(problem.hardware).arithmetic, layout.graphs)
+    notes = notes_on_host(problem.hardware, layout.on(problem.hardware).arithmetic, layout.graphs)
     if found.best is not None and own and (rate is None or own > GAIN * rate.requests_per_s):
         notes += (
             f"{len(problem.workload.arrivals)} requests are too few to show a queue at {own:.2f}/s:"

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import Deployment
-from duetto.planner.hardware import HardwareSpec, find_hardware
+from duetto.planner.find_hardware import find_hardware
+from duetto.planner.hardware import HardwareSpec
 from duetto.planner.layout import DtypeName, KVName, Layout, QuantizationName, with_weights
 from duetto.planner.model import find_config
 from duetto.planner.picture import draw_roofline

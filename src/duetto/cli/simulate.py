@@ -12,8 +12,9 @@ from duetto.bench.metrics import parse_percentiles
 from duetto.bench.table import print_parts, print_report
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
+from duetto.planner.find_hardware import find_hardware
 from duetto.planner.gantt import draw_gantt
-from duetto.planner.hardware import find_hardware
+from duetto.planner.gpus import notes_on_host
 from duetto.planner.layout import (
     Layout,
     QuantizationName,
@@ -103,7 +104,7 @@ def simulate(
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
         print(msgspec.json.encode(about | outcome.as_json()).decode(), flush=True)
     else:
-        host = spec.notes_on_host(layout.on(spec).arithmetic, layout.graphs)
+        host = notes_on_host(spec, layout.on(spec).arithmetic, layout.graphs)
         _print(replace(outcome, notes=(*outcome.notes, *host)), layout, hardware)
 
 

@@ -105,7 +105,11 @@ class CostModel:
         return other
 
     def _set(self, hardware: HardwareSpec) -> None:
-        self.hardware = hardware
+        weight_bytes = max(
+            sum(count * task.work.bytes_fixed for task, count in tasks.items())
+            for tasks in self._counts
+        )
+        self.hardware = hardware = hardware.for_weights(weight_bytes)
         host = hardware.reached(self.deployment.arithmetic)
         if self.deployment.graphs:
             host = replace(host, launch_s=0.0, chunk_launch_s=0.0, step_s=0.0, logit_row_s=0.0)

@@ -11,7 +11,8 @@ from os import sched_getaffinity
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape
 from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.hardware import HOST, HardwareSpec, calibration_file, find_hardware
+from duetto.planner.find_hardware import HOST, calibration_file, find_hardware
+from duetto.planner.hardware import HardwareSpec
 from duetto.program.program import Program
 from duetto.program.shape import Precision
 

@@ -120,8 +120,11 @@ class Layout:
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
     def on(self, hardware: HardwareSpec) -> Deployment:
-        """The deployment, in the arithmetic that the hardware has."""
-        return computable(self.deployment, hardware)
+        """The deployment, in the arithmetic that the hardware has; weights are as it keeps them."""
+        found = self.deployment
+        weight_bytes = hardware.weight_bytes.get(self.weights, found.precision.weight_bytes)
+        precision = replace(found.precision, weight_bytes=weight_bytes)
+        return computable(replace(found, precision=precision), hardware)
 
     @property
     def deployment(self) -> Deployment:

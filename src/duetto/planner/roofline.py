@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.cost_model import CostModel, Deployment, OpPrice, StepTotals
+from duetto.planner.gpus import notes_on_host
 from duetto.planner.hardware import HardwareSpec
 from duetto.program.ops import Linear
 from duetto.program.program import Program
@@ -258,5 +259,5 @@ def _notes(model: CostModel, context: int) -> tuple[str, ...]:
             f"{share / 2**30:.1f} GiB of weights per device do not fit into the "
             f"{hardware.memory_bytes / 2**30:.1f} GiB of {hardware.name}; duetto fit says what does"
         )
-    host = hardware.notes_on_host(model.deployment.arithmetic, model.deployment.graphs)
+    host = notes_on_host(hardware, model.deployment.arithmetic, model.deployment.graphs)
     return (*found, *host)
