@@ -2,7 +2,7 @@
 
     python benchmarks/planner_host.py --model DIR --model DIR --trace azure.csv
 
-First the machine is measured as `duetto calibrate` does. Then, for each model, 200 requests of the
+For each model, the machine is first measured as `duetto calibrate` does; then 200 requests of the
 trace are served by the wall clock at three loads, parts of what the model can do on this host, and
 simulated by the same scheduler with two prices of a step:
 
@@ -256,10 +256,10 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[StepRow]]:
         max_num_batched_tokens=options.budget,
         backend=options.backend,
     )
-    with show_progress("runs", total=1 + len(models) * (len(options.loads) + 2)) as bar:
-        write_hardware(measure_host(options.backend), calibration_file())
-        bar.advance()
+    with show_progress("runs", total=len(models) * (len(options.loads) + 3)) as bar:
         for path in models:
+            write_hardware(measure_host(options.backend), calibration_file())
+            bar.advance()
             with loaded_model(path, args) as built:
                 scale, trace = trace_for(built, options)
                 bar.advance()
