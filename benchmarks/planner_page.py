@@ -144,7 +144,7 @@ Step by step, all loads together: the median step, and the median of predicted o
 How to read it. ITL follows from the price of a step. TTFT is a queue's: near saturation it
 multiplies whatever a step is mispriced by, so look at the highest load. What the price cannot know
 is what else the machine does: a long gap that another process caused is in the measured p99 only.
-Minutes lie between a calibration and a load; where the machine's speed changes meanwhile, as that of
-shared ones does by ten percent within seconds, the calibrated price is off by as much, and a queue
-by more.
+Minutes lie between a calibration and a load. Where the machine's speed changes meanwhile, as that
+of shared ones does by ten percent within seconds, the calibrated price is off by as much, and a
+queue by more.
 """
