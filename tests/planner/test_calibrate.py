@@ -110,6 +110,7 @@ def test_a_host_is_measured_and_kept(tmp_path, backend):
         rates = [rate for _, rate in spec.read_bandwidths]
         assert len(rates) > 2 and rates[-1] == pytest.approx(spec.memory_bandwidth, rel=0.01)
         assert spec.cached is None or rates[0] > rates[-1]
+        assert rates == sorted(rates, reverse=True)
 
 
 def test_a_backend_that_is_none_is_refused():

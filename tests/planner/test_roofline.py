@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ def test_the_picture(tmp_path, name, begins):
     found = roofline(program("llama-3-8b"), A100, Deployment(), batch=8, context=2048)
     files = [tmp_path / name, tmp_path / f"again-{name}"]
     for file in files:
-        draw_roofline(found, A100, "bfloat16", file)
+        draw_roofline(found, "bfloat16", file)
     assert files[0].read_bytes().startswith(begins)
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -187,7 +188,18 @@ def test_the_picture(tmp_path, name, begins):
 def test_a_picture_needs_a_kind_and_matplotlib(tmp_path, monkeypatch):
     found = roofline(program("tiny"), A100, Deployment(), batch=1, context=10)
     with pytest.raises(ConfigError, match=r"\.png or \.svg"):
-        draw_roofline(found, A100, "bfloat16", Path("a.pdf"))
+        draw_roofline(found, "bfloat16", Path("a.pdf"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[plot\]'"):
-        draw_roofline(found, A100, "bfloat16", tmp_path / "a.png")
+        draw_roofline(found, "bfloat16", tmp_path / "a.png")
+
+
+def test_a_small_model_is_told_with_the_roof_of_its_caches():
+    weights = 2 * program("tiny").num_parameters
+    caching = replace(HOST, read_bandwidths=((weights, 8e10), (100 * weights, 2e10)))
+    deployment = computable(Deployment(), caching)
+    found = roofline(program("tiny"), caching, deployment, batch=1, context=10)
+    assert found.hardware.memory_bandwidth == 8e10
+    plain = roofline(program("tiny"), HOST, deployment, batch=1, context=10)
+    assert found.decode.time_s < plain.decode.time_s
+    assert plain.hardware.memory_bandwidth == 2e10

@@ -176,12 +176,15 @@ def _measured(loaded: LoadedModel, variant: Variant, steps: list[MeasuredStep]) 
 def _highest(roofs: list[HardwareSpec], measured: list[_Measured]) -> HardwareSpec:
     """What else runs on the machine lowers a roof, never raises it; nor is a roof lower than what
     a kernel reaches that reads all weights of a large model for one token."""
-    reads = zip(*(roof.read_bandwidths for roof in roofs), strict=True)
+    sizes = [size for size, _ in roofs[0].read_bandwidths]
+    columns = zip(*(roof.read_bandwidths for roof in roofs), strict=True)
+    reads = [max(rate for _, rate in column) for column in columns]
+    reads = [max(reads[i:]) for i in range(len(reads))]  # fewer bytes are never read slower
     highest = replace(
         roofs[0],
         peaks={name: max(roof.peaks[name] for roof in roofs) for name in roofs[0].peaks},
         memory_bandwidth=max(roof.memory_bandwidth for roof in roofs),
-        read_bandwidths=tuple(max(same, key=lambda one: one[1]) for same in reads),
+        read_bandwidths=tuple(zip(sizes, reads, strict=True)),
     )
     beyond = max(1.0, *(_reached(one, highest) for one in measured))
     return replace(

@@ -12,7 +12,6 @@ from rich.table import Table
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import Deployment
 from duetto.planner.find_hardware import find_hardware
-from duetto.planner.hardware import HardwareSpec
 from duetto.planner.layout import DtypeName, KVName, Layout, QuantizationName, with_weights
 from duetto.planner.model import find_config
 from duetto.planner.picture import draw_roofline
@@ -93,7 +92,7 @@ def roofline(
     deployment = replace(layout.on(spec), micro_batches=micro_batches)
     found = price(program, spec, deployment, batch=batch, context=context, chunk=chunk)
     if picture is not None:
-        draw_roofline(found, spec, deployment.arithmetic, picture)
+        draw_roofline(found, deployment.arithmetic, picture)
     if as_json:
         about = {
             "model": model,
@@ -105,13 +104,11 @@ def roofline(
         }
         print(msgspec.json.encode({**about, **found.as_json()}).decode())
         return
-    _print(found, spec, deployment, picture)
+    _print(found, deployment, picture)
 
 
-def _print(
-    found: Roofline, spec: HardwareSpec, deployment: Deployment, picture: Path | None
-) -> None:
-    console = Console(highlight=False)
+def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> None:
+    console, spec = Console(highlight=False), found.hardware
     console.print(
         f"{spec.name}: {spec.peaks[deployment.arithmetic] / 1e12:.4g} TFLOP/s "
         f"({deployment.arithmetic}), {spec.memory_bandwidth / 1e9:.4g} GB/s, as of {spec.date}; "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from duetto.planner.cost_model import OpPrice
-from duetto.planner.hardware import HardwareSpec
 from duetto.planner.pyplot import no_date, pyplot_for
 from duetto.planner.roofline import Roofline
 
@@ -15,13 +14,13 @@ _LABELLED = 0.04  # of a step's time
 _STEPS = {"prefill": ("o", "#d1495b"), "mixed": ("^", "#b8860b"), "decode": ("s", "#30638e")}
 
 
-def draw_roofline(found: Roofline, hardware: HardwareSpec, arithmetic: str, file: Path) -> None:
+def draw_roofline(found: Roofline, arithmetic: str, file: Path) -> None:
     """The two roofs, and each operation at its intensity and at the FLOP/s it is to reach.
 
     The larger the mark, the larger its share of its step. PNG or SVG by the file's name. Raises
     ConfigError for another kind, and without matplotlib.
     """
-    plt = pyplot_for("--picture", file)
+    plt, hardware = pyplot_for("--picture", file), found.hardware
     figure, axis = plt.subplots(figsize=(10, 6.5), layout="constrained")
     shown = {
         name: [op for op in step.operations if op.flops and op.bytes_moved]

@@ -100,6 +100,7 @@ class Roofline:
     mixed: StepPrice  # as decode, and a chunk of one more request's prompt
     sanity: Sanity
     notes: tuple[str, ...]
+    hardware: HardwareSpec  # as it is for this model's weights
 
     @property
     def steps(self) -> dict[str, StepPrice]:
@@ -149,6 +150,7 @@ def roofline(
         mixed=_price(model, streams, piece),
         sanity=_sanity(model),
         notes=_notes(model, context),
+        hardware=model.hardware,
     )
 
 
