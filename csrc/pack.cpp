@@ -259,8 +259,7 @@ bool is_quantized(WeightFormat format) {
 
 // The largest magnitude that a format can take: bf16 rounds what is nearly 2^128 to infinity.
 uint32_t first_refused(WeightFormat format) {
-    const bool rounds = format == WeightFormat::bf16 || format == WeightFormat::bf12;
-    return rounds ? 0x7f7f8000 : kInfinity;
+    return format == WeightFormat::bf16 ? 0x7f7f8000 : kInfinity;
 }
 
 struct RowFinder {
@@ -284,9 +283,9 @@ bool only_moves(const PackedWeight& shape, const RowFinder& rows, int64_t tile, 
     return copy_bf16_tile(source, row, shape.k, out);
 }
 
-// One tile after the other, of any format but bf12.
+// One tile after the other, of any format but bf12, which is coded from what this makes of bf16.
 class TilePacker {
-  public:
+public:
     TilePacker(const PackedWeight& shape, const RowFinder& rows) : shape_(shape), rows_(rows) {
         constexpr int64_t kUnquantizedRun = 256;
         quantized_ = is_quantized(shape.format);
@@ -327,7 +326,7 @@ class TilePacker {
         return refused < shape_.n ? refused : -1;
     }
 
-  private:
+private:
     uint32_t read(int64_t row, int64_t k, int64_t padded) {
         if (row >= shape_.n) {
             std::memset(numbers_.data(), 0, (size_t)padded * 4);
@@ -342,10 +341,10 @@ class TilePacker {
         const float* x = numbers_.data();
         switch (shape_.format) {
             case WeightFormat::f32: std::memcpy(to, x, (size_t)padded * 4); return 0;
-            case WeightFormat::bf12:
             case WeightFormat::bf16: pack_bf16(x, padded, to); return 0;
             case WeightFormat::int8: return pack_int8(x, padded, largest, to);
             case WeightFormat::int4: return pack_int4(x, padded, largest, to);
+            case WeightFormat::bf12: break;
         }
         return 0;
     }
@@ -359,6 +358,7 @@ class TilePacker {
 };
 
 // -- bf12 ---------------------------------------------------------------------------------------
+
 // The 8 exponents (without their last bit) that are most frequent in every `step`-th line.
 void choose_codes(const uint16_t* numbers, int64_t lines, int64_t step, CodedHead* head) {
     int32_t seen[4][256] = {};  // four, as a number is often like the one before

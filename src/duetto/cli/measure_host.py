@@ -5,7 +5,7 @@ one whose weights come from memory at each step, and a small one whose weights s
 Nothing is printed or kept here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import sqrt
@@ -158,8 +158,7 @@ def measure_host(
                         on_progress(done, total)
                 measured[number].append(_measured(loaded, variant, steps))
                 roofs.append(_roofs(threads) if is_native else _plain_roofs())
-    highest = _highest(roofs, measured[0])
-    return _spec(highest, measured[0], measured[1] if is_native else [])
+    return _spec(_highest(roofs, measured[0]), *measured)
 
 
 def _measured(loaded: LoadedModel, variant: Variant, steps: list[MeasuredStep]) -> _Measured:
@@ -173,7 +172,7 @@ def _measured(loaded: LoadedModel, variant: Variant, steps: list[MeasuredStep]) 
     )
 
 
-def _highest(roofs: list[HardwareSpec], measured: list[_Measured]) -> HardwareSpec:
+def _highest(roofs: Sequence[HardwareSpec], measured: Sequence[_Measured]) -> HardwareSpec:
     """What else runs on the machine lowers a roof, never raises it; nor is a roof lower than what
     a kernel reaches that reads all weights of a large model for one token."""
     sizes = [size for size, _ in roofs[0].read_bandwidths]
@@ -189,8 +188,10 @@ def _highest(roofs: list[HardwareSpec], measured: list[_Measured]) -> HardwareSp
     beyond = max(1.0, *(_reached(one, highest) for one in measured))
     return replace(
         highest,
-        memory_bandwidth=highest.memory_bandwidth * beyond,
-        read_bandwidths=tuple((size, found * beyond) for size, found in highest.read_bandwidths),
+        memory_bandwidth=_short(highest.memory_bandwidth * beyond),
+        read_bandwidths=tuple(
+            (size, _short(rate * beyond)) for size, rate in highest.read_bandwidths
+        ),
     )
 
 
@@ -204,14 +205,16 @@ def _reached(measured: _Measured, roofs: HardwareSpec) -> float:
     )
 
 
-def _spec(roofs: HardwareSpec, large: list[_Measured], small: list[_Measured]) -> HardwareSpec:
+def _spec(
+    roofs: HardwareSpec, large: Sequence[_Measured], small: Sequence[_Measured] = ()
+) -> HardwareSpec:
     found = {one.arithmetic: one.efficiencies(roofs) for one in large}
     return replace(
         roofs,
         efficiencies=found.pop("float32"),
         efficiencies_of=found,
         cached=_cached(roofs, small),
-        weight_bytes={one.dtype: float(f"{one.number_bytes:.4g}") for one in large},
+        weight_bytes={one.dtype: _short(one.number_bytes) for one in large},
         kernels=tuple(
             point
             for one in large
@@ -221,7 +224,7 @@ def _spec(roofs: HardwareSpec, large: list[_Measured], small: list[_Measured]) -
     )
 
 
-def _cached(roofs: HardwareSpec, small: list[_Measured]) -> CachedWeights | None:
+def _cached(roofs: HardwareSpec, small: Sequence[_Measured]) -> CachedWeights | None:
     """Up to the size that is read nearer to the rate of the fewest bytes than to that of the most;
     nothing, where the fewest are not read much faster either."""
     reads = roofs.read_bandwidths
@@ -245,9 +248,7 @@ def _roofs(threads: int | None) -> HardwareSpec:
         reads[-1][1],
         f"duetto calibrate: {pool.num_threads} threads, {isa}",
     )
-    return replace(
-        found, read_bandwidths=tuple((size, float(f"{rate:.4g}")) for size, rate in reads)
-    )
+    return replace(found, read_bandwidths=tuple((size, _short(rate)) for size, rate in reads))
 
 
 def _plain_roofs() -> HardwareSpec:
@@ -264,12 +265,16 @@ def _plain_roofs() -> HardwareSpec:
 def _host(peaks: dict[str, float], bandwidth: float, source: str) -> HardwareSpec:
     return HardwareSpec(
         name="host",
-        peaks={name: float(f"{peak:.4g}") for name, peak in peaks.items()},
-        memory_bandwidth=float(f"{bandwidth:.4g}"),
+        peaks={name: _short(peak) for name, peak in peaks.items()},
+        memory_bandwidth=_short(bandwidth),
         memory_bytes=available_memory_bytes(),
         date=datetime.now(UTC).date().isoformat(),
         source=f"{source}, {machine()}",
     )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _fastest(function: Callable[[], object], repeats: int = 7) -> float:

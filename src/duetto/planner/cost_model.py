@@ -105,6 +105,7 @@ class CostModel:
         return other
 
     def _set(self, hardware: HardwareSpec) -> None:
+        # what a step reads whatever its batch is
         weight_bytes = max(
             sum(count * task.work.bytes_fixed for task, count in tasks.items())
             for tasks in self._counts
