@@ -76,7 +76,7 @@ def test_the_steps_are_written_for_perfetto(server, tmp_path):
 
 def test_what_cannot_be_explained_is_one_line(server):
     url, _, _ = server
-    with pytest.raises(ConfigError, match="no request of this id"):
+    with pytest.raises(ConfigError, match="v1/requests/nope/timeline: no request of this id"):
         explain("nope", url=url)
     with pytest.raises(ConfigError, match="no such path"):
         explain("nope/../x", url=url)

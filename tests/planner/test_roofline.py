@@ -200,6 +200,8 @@ def test_a_small_model_is_told_with_the_roof_of_its_caches():
     deployment = computable(Deployment(), caching)
     found = roofline(program("tiny"), caching, deployment, batch=1, context=10)
     assert found.hardware.memory_bandwidth == 8e10
+    assert "80 GB/s, where memory gives 20" in " ".join(found.notes)
     plain = roofline(program("tiny"), HOST, deployment, batch=1, context=10)
     assert found.decode.time_s < plain.decode.time_s
     assert plain.hardware.memory_bandwidth == 2e10
+    assert not any("caches" in note for note in plain.notes)

@@ -1,5 +1,6 @@
 """`duetto calibrate`: what this machine reaches, measured once and kept for the planner."""
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from duetto.cli.measure_host import measure_host
 from duetto.planner.find_hardware import calibration_file, write_hardware
-from duetto.planner.hardware import HardwareSpec
+from duetto.planner.hardware import HardwareSpec, KernelPoint, Kind
 from duetto.progress import show_progress
 
 
@@ -61,8 +62,9 @@ def _print(spec: HardwareSpec, file: Path) -> None:
     if spec.cached is not None:
         warm = spec.cached.efficiencies
         console.print(
-            f"\nmodels of up to {spec.cached.most_bytes >> 20} MiB stay in the caches: "
-            f"{warm.step_s * 1e6:.0f} us a step besides, {warm.logit_row_s * 1e6:.0f} us a token"
+            f"\nmodels of up to {spec.cached.most_bytes >> 20} MiB stay in the caches, and there "
+            f"the engine takes {warm.step_s * 1e6:.0f} us a step besides, "
+            f"{warm.logit_row_s * 1e6:.0f} us for each token it samples"
         )
     console.print(f"{spec.source}, {spec.date}; kept in {file}", markup=False, soft_wrap=True)
 
@@ -73,10 +75,13 @@ def _table(spec: HardwareSpec, arithmetic: str) -> Table:
     points = [point for point in spec.kernels if point.arithmetic == arithmetic]
     kinds = list(dict.fromkeys(point.kind for point in points))
     table = Table(title=f"\n{arithmetic}: percent of the roof", title_justify="left", box=None)
-    for heading in ("tokens", "in the cache", *kinds):
+    for heading in ("requests", "tokens of each", "in the cache", *kinds):
         table.add_column(heading, justify="right")
-    for size in dict.fromkeys((point.rows, point.context) for point in points):
-        own = {point.kind: point for point in points if (point.rows, point.context) == size}
+    by_size: dict[tuple[int, int, int], dict[Kind, KernelPoint]] = defaultdict(dict)
+    for point in points:
+        size = point.requests, point.rows // point.requests, point.context
+        by_size[size][point.kind] = point
+    for size, own in by_size.items():
         shown = (f"{min(100 * own[kind].fraction, 999):.0f}" for kind in kinds)
         table.add_row(*map(str, size), *shown)
     return table

@@ -80,7 +80,7 @@ def _get(client: httpx.Client, path: str) -> httpx.Response:
             f"running?"
         ) from None
     if reply.status_code != 200:
-        raise ConfigError(f"--url {client.base_url}: {_message(reply)}")
+        raise ConfigError(f"{reply.url}: {_message(reply)}")
     return reply
 
 

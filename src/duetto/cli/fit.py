@@ -1,5 +1,6 @@
 """`duetto fit`: what a model takes of memory, and how many requests have room. Loads no weights."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -354,7 +355,8 @@ def _knob(words: str, fit: MemoryFit, length: int) -> Report:
 
 def show(report: Report, console: Console) -> None:
     """The report as a table."""
-    where = "this machine" if report["hardware"] == HOST else f"each {report['hardware']}"
+    name = re.sub(r":[0-9]+$", "", report["hardware"])  # without how many there are
+    where = "this machine" if report["hardware"] == HOST else f"each {name}"
     verdict = "[green]fits[/]" if report["fits"] else "[red]does not fit[/]"
     if report["tp"] > 1:
         verdict += f" with --tp {report['tp']}"

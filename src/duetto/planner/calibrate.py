@@ -77,6 +77,7 @@ class MeasuredStep:
             KernelPoint(
                 kind=kind,
                 arithmetic=self.arithmetic,
+                requests=len(self.shape.requests),
                 rows=self.shape.num_tokens,
                 context=first.num_past,
                 time_s=sum(one.measured_s for one in own),

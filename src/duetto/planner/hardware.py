@@ -104,8 +104,9 @@ class KernelPoint:
 
     kind: Kind
     arithmetic: str
-    rows: int
-    context: int  # tokens in the cache
+    requests: int = 1  # alike
+    rows: int  # tokens of all of them
+    context: int  # tokens of each in the cache
     time_s: float  # of all its calls in a step
     fraction: float  # of the roof that binds it: datasheet time over measured time
 

@@ -149,7 +149,7 @@ def roofline(
         decode=_price(model, streams),
         mixed=_price(model, streams, piece),
         sanity=_sanity(model),
-        notes=_notes(model, context),
+        notes=_notes(model, hardware, context),
         hardware=model.hardware,
     )
 
@@ -247,8 +247,14 @@ def turning_batch(model: CostModel) -> int | None:
     return most
 
 
-def _notes(model: CostModel, context: int) -> tuple[str, ...]:
-    found, program, hardware = [], model.program, model.hardware
+def _notes(model: CostModel, hardware: HardwareSpec, context: int) -> tuple[str, ...]:
+    found, program = [], model.program
+    cached, memory = model.hardware.memory_bandwidth, hardware.memory_bandwidth
+    if cached > 1.05 * memory:
+        found.append(
+            f"caches keep some of these weights from step to step: {cached / 1e9:.4g} GB/s, where "
+            f"memory gives {memory / 1e9:.4g}"
+        )
     if context > program.max_model_len:
         found.append(
             f"a context of {context} is beyond the model's own {program.max_model_len}; "

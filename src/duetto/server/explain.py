@@ -156,7 +156,7 @@ def why(ended: Ended, miss: Json | None) -> str:
     if expected and ended.computed_s > SLOW_RATIO * expected:
         text += (
             f"; its steps took {ended.computed_s / expected:.1f} times what is expected of them, "
-            f"so the machine was busy with something else"
+            f"so the machine was busy with something else, or the server had just started"
         )
     return text + "."
 
