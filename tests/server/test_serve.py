@@ -237,6 +237,52 @@ def test_an_upgrade_is_ignored_and_its_body_read(url, pieces):
     assert b'"tokens":[97,98,99]' in reply and b"1.2.3" in reply
 
 
+STREAM = b'{"model":"fake","prompt":"a","max_tokens":3,"stream":true}'
+
+
+def ask(version, path=b"/v1/completions", body=STREAM, *headers):
+    lines = [b"POST %s HTTP/%s" % (path, version), b"Host: x", *headers]
+    lines += [b"Content-Type: application/json", b"Content-Length: %d" % len(body), b"", body]
+    return b"\r\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        (b"Connection: keep-alive",),
+        (b"Expect: 100-continue",),
+        (b"Connection: Upgrade", b"Upgrade: h2c"),
+    ],
+    ids=str,
+)
+def test_a_stream_for_http_1_0_is_the_events_alone_and_ends_with_its_connection(url, headers):
+    top, _, rest = exchange(url, ask(b"1.0", b"/v1/completions", STREAM, *headers)).partition(
+        b"\r\n\r\n"
+    )
+    assert b" 200 " in top.split(b"\r\n")[0]
+    assert b"transfer-encoding" not in top.lower() and b"connection: close" in top.lower()
+    events = rest.split(b"\n\n")
+    assert events[-2:] == [b"data: [DONE]", b""] and len(events) > 3
+    assert all(event.startswith(b"data: ") for event in events[:-1])
+
+
+def test_a_whole_reply_for_http_1_0_has_a_length(url):
+    for path, body, word in (
+        (b"/v1/completions", STREAM.replace(b"true", b"false"), b" 200 "),
+        (b"/v1/completions", STREAM.replace(b'"a"', b"7"), b" 400 "),
+        (b"/nope", b"{}", b" 404 "),
+    ):
+        top, _, rest = exchange(url, ask(b"1.0", path, body)).partition(b"\r\n\r\n")
+        assert word in top and b"content-length: %d\r\n" % len(rest) in top + b"\r\n"
+        json.loads(rest)
+
+
+def test_a_stream_for_http_1_1_stays_chunked(url):
+    reply = exchange(url, ask(b"1.1", b"/v1/completions", STREAM, b"Connection: close"))
+    assert b"transfer-encoding: chunked" in reply and reply.endswith(b"\r\n0\r\n\r\n")
+
+
 def test_connect_is_refused(url):
     assert b" 400 " in exchange(url, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
 

@@ -1,13 +1,15 @@
-"""Limits on the HTTP wire that uvicorn does not have: the size and the time of a request's head
-and trailers, and the time for which a client may take nothing of a reply. Knows no paths and no
-bodies.
+"""What the HTTP wire needs and uvicorn does not have. Knows no paths and no bodies.
+
+Limits: the size and the time of a request's head and trailers, and the time for which a client may
+take nothing of a reply. HTTP/1.0: replies that its clients can read.
 """
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -64,7 +66,12 @@ class BoundedHttp(HttpToolsProtocol):
             return  # the head will come again
         self._num_head_bytes = 0
         self._cancel_timers(head=True)
+        is_old = self.parser.get_http_version() == "1.0"
+        if is_old:
+            self.expect_100_continue = False  # such a client knows no interim reply
         super().on_headers_complete()
+        if is_old:  # the application has not been called yet, it is a task that has to be started
+            self.cycle.send = _unchunked(self.cycle)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._num_head_bytes = 0
@@ -112,7 +119,8 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response("CONNECT is not supported.")
             return
         asking = (b"connection", b"upgrade", b"http2-settings")
-        lines = [b"%s %s HTTP/1.1" % (method, self.url)]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % header for header in self.headers if header[0] not in asking]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", rest]))
@@ -133,3 +141,24 @@ class BoundedHttp(HttpToolsProtocol):
         if write and self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+def _unchunked(cycle: RequestResponseCycle) -> Callable[[Any], Coroutine[Any, Any, None]]:
+    """How to reply to a client of HTTP/1.0, which would read chunk sizes as text (RFC 9112, 6.1).
+
+    A reply without a Content-Length ends where its connection does; uvicorn closes each of 1.0.
+    """
+    has_length = True
+
+    async def send(message: Any) -> None:
+        nonlocal has_length
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            has_length = b"content-length" in names
+            if not has_length:
+                cycle.chunked_encoding = False
+        elif not has_length:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await RequestResponseCycle.send(cycle, message)
+
+    return send
