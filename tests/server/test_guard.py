@@ -1,12 +1,16 @@
 """Keys, ids, origins and labels: what surrounds every request."""
 
+import json
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server.fakes_server import MODEL, SpeakingExecutor, make_app
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from duetto.core.errors import ConfigError
 from duetto.server.middleware import MAX_ID_CHARS, OPEN_PATHS
+from duetto.server.settings import ServerSettings
 
 KEY, OTHER = "sk-one", "sk-two"
 COMPLETION = {"model": MODEL, "prompt": "a prompt of more than one block", "max_tokens": 1}
@@ -112,6 +116,122 @@ def test_only_local_pages_may_read_replies(client, origin, allowed):
     ask = {"Origin": origin, "Access-Control-Request-Method": "POST",
            "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
     assert client.options("/v1/completions", headers=ask).is_success == allowed
+
+
+LISTED = (
+    "https://app.example",
+    "https://ported.example:8443",
+    "http://PLAIN.example:80",
+    "chrome-extension://abcdefghijklmnop",
+    "tauri://localhost",
+    "app://.",
+    "vscode-webview://*",
+    "null",
+    "file://",
+)
+
+
+@pytest.mark.parametrize(
+    ("listed", "origin", "allowed"),
+    [
+        (LISTED, "https://app.example", True),
+        (LISTED, "http://app.example", False),
+        (LISTED, "https://app.example:444", False),
+        (LISTED, "https://app.example.evil", False),
+        (LISTED, "https://appxexample", False),
+        (LISTED, "https://ported.example:8443", True),
+        (LISTED, "https://ported.example", False),
+        (LISTED, "http://plain.example", True),
+        (LISTED, "chrome-extension://abcdefghijklmnop", True),
+        (LISTED, "chrome-extension://other", False),
+        (LISTED, "tauri://localhost", True),
+        (LISTED, "app://.", True),
+        (LISTED, "app://x", False),
+        (LISTED, "vscode-webview://0kd9b", True),
+        (LISTED, "null", True),
+        (LISTED, "file://", True),
+        (LISTED, "http://localhost:3000", False),
+        (("*",), "https://any.example", True),
+        (("*", "null"), "null", True),
+        ((), "http://localhost:3000", True),
+        ((), "null", False),
+        ((), "chrome-extension://abcdefghijklmnop", False),
+    ],
+)
+def test_the_operator_lists_the_origins(listed, origin, allowed):
+    with TestClient(make_app(SpeakingExecutor("ok"), allowed_origins=listed)[0]) as client:
+        shown = client.get("/health", headers={"Origin": origin}).headers.get(
+            "access-control-allow-origin"
+        )
+        assert shown in ((origin, "*") if allowed else (None,))
+        ask = {"Origin": origin, "Access-Control-Request-Method": "POST",
+               "Access-Control-Request-Headers": "content-type,x-stainless-os",
+               "Access-Control-Request-Private-Network": "true"}  # fmt: skip
+        assert client.options("/v1/chat/completions", headers=ask).is_success == allowed
+        reply = client.post(
+            "/v1/completions",
+            content=json.dumps(COMPLETION),
+            headers={"Origin": origin, "Content-Type": "text/plain"},
+        )
+        assert reply.status_code == (200 if allowed else 403)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["app.example", "https://app.example/", "https://", "http://*", "https://*.example", "https:",
+     "", "https://a.example,https://b.example", '["*"]', "https://u@a.example", "a b://c"],
+)  # fmt: skip
+def test_what_is_no_origin_is_refused_at_start(origin):
+    with pytest.raises(ConfigError, match="--allowed-origins"):
+        ServerSettings(served_model_name=MODEL, allowed_origins=("null", origin))
+
+
+SIMPLE = ["text/plain", "text/plain;charset=UTF-8", "TEXT/PLAIN; a=application/json", None,
+          "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]  # fmt: skip
+
+
+def send(client, kind, headers):
+    body = json.dumps(COMPLETION)
+    kinds = {} if kind is None else {"Content-Type": kind}
+    return client.post("/v1/completions", content=body, headers={**kinds, **headers})
+
+
+@pytest.mark.parametrize("kind", SIMPLE)
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://localhost.evil.example"}, 403),
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}, 200),
+        ({"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({}, 200),
+    ],
+)
+def test_a_foreign_page_cannot_make_a_keyless_server_compute(kind, headers, status):
+    """A browser asks first only where the request is not simple; these it sends at once."""
+    executor = SpeakingExecutor("ok")
+    with TestClient(make_app(executor)[0]) as client:
+        reply = send(client, kind, headers)
+        assert reply.status_code == status
+        if status == 403:
+            assert reply.json()["error"]["code"] == "origin_not_allowed"
+            assert "--allowed-origins" in reply.json()["error"]["message"]
+            assert executor.num_steps == 0
+        assert client.get("/v1/models", headers=headers).is_success
+
+
+def test_what_a_browser_asks_about_first_is_left_to_the_browser(client):
+    foreign = {"Origin": "https://evil.example"}
+    with TestClient(make_app(SpeakingExecutor("ok"))[0]) as keyless:
+        assert send(keyless, "application/json", foreign).is_success
+    assert send(client, "text/plain", {**foreign, **bearer(KEY)}).is_success
+    assert send(client, "text/plain", foreign).status_code == 401
 
 
 @pytest.fixture(scope="module")

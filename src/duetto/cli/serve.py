@@ -29,6 +29,7 @@ def serve(
     served_model_name: str | None = None,
     api_key: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     insecure_no_auth: Annotated[bool, Parameter(negative="")] = False,
+    allowed_origins: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     max_num_queued_reqs: int = 256,
     sse_keep_alive_interval: float = 15.0,
@@ -53,6 +54,9 @@ def serve(
         A key that clients must bring; may be repeated. Also read from DUETTO_API_KEY.
     insecure_no_auth
         Serve without a key, also on a public address or under a foreign host name.
+    allowed_origins
+        A web page that may use the server, as its origin: https://app.example, app://*, or * for
+        all; may be repeated. By default those of this machine.
     dry_run
         Say what would fit into this machine's memory, as `duetto fit` does, and end.
     max_num_queued_reqs
@@ -74,6 +78,7 @@ def serve(
         version=__version__,
         seed=args.seed,
         api_keys=keys,
+        allowed_origins=allowed_origins,
         only_local_hosts=not keys and not insecure_no_auth,
         max_num_queued_reqs=max_num_queued_reqs,
         sse_keep_alive_s=sse_keep_alive_interval,

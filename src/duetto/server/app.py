@@ -14,7 +14,6 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -35,7 +34,8 @@ from duetto.server.errors import (
 )
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
 from duetto.server.metrics import Metrics
-from duetto.server.middleware import LOCAL_ORIGIN, HostGuard, KeyGuard, RequestFrame
+from duetto.server.middleware import HostGuard, KeyGuard, RequestFrame
+from duetto.server.origins import OriginGuard, Origins
 from duetto.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -103,16 +103,14 @@ def _middleware(
     settings: ServerSettings, metrics: Metrics, handlers: frozenset[str]
 ) -> list[Middleware]:
     """Outermost first. A browser's preflight carries no key, so it is answered before the guard."""
-    local_pages = Middleware(
-        CORSMiddleware,
-        allow_origin_regex=LOCAL_ORIGIN,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["X-Request-Id"],
-    )
+    origins = Origins(settings.allowed_origins)
     frame = Middleware(RequestFrame, metrics, handlers)
     guards = [Middleware(HostGuard)] if settings.only_local_hosts else []
-    return [frame, local_pages, *guards, Middleware(KeyGuard, settings.api_keys)]
+    if settings.api_keys:
+        guards.append(Middleware(KeyGuard, settings.api_keys))
+    else:
+        guards.append(Middleware(OriginGuard, origins))
+    return [frame, origins.cors(), *guards]
 
 
 class Api:

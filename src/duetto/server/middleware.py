@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duetto.server.errors import ApiError, error_response, internal_error
 from duetto.server.metrics import Metrics
+from duetto.server.origins import LOCAL_HOST
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,6 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 MAX_ID_CHARS = 128
 WITH_IDS = (("/v1/models/", "/v1/models/{id}"), ("/v1/requests/", "/v1/requests/{id}/timeline"))
 HEALTH_PATHS = frozenset({"/health", "/ping"})
-LOCAL_HOST = r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?"
-LOCAL_ORIGIN = f"https?://{LOCAL_HOST}"
 
 
 class RequestFrame:

@@ -7,6 +7,7 @@ from typing import Any
 
 from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.sampling_params import SEED_RANGE, SamplingParams
+from duetto.server.origins import Origins
 
 DAY_S = 86_400.0
 
@@ -25,6 +26,7 @@ class ServerSettings:
     backend: str = "unknown"
     seed: int | None = None  # of requests that bring none; None: drawn for each
     api_keys: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()  # of web pages; none: those of this machine
     only_local_hosts: bool = False  # refuse a Host header that does not name this machine
     max_num_queued_reqs: int = 256  # waiting beside those that run; more are refused with 503
     max_answers: int = 256  # prompts times n of one HTTP request
@@ -54,6 +56,7 @@ class ServerSettings:
             raise ConfigError(f"--seed: must be from {SEED_RANGE[0]} to {SEED_RANGE[1]}")
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
             raise ConfigError("--api-key: a key must be ASCII text without spaces around it")
+        Origins(self.allowed_origins)
         try:
             SamplingParams(**self.default_sampling)
         except (InvalidRequest, TypeError) as error:
