@@ -99,6 +99,7 @@ def compare(model: str, args: EngineArgs) -> dict[str, float]:
 CHILD_ARGS = (
     *("backend", "quantization", "kv_cache_dtype", "dtype"),
     *("kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "max_model_len"),
+    "target_itl",
 )
 
 
@@ -165,6 +166,7 @@ def main() -> None:
             max_num_batched_tokens=options.max_num_batched_tokens,
             max_num_seqs=options.max_num_seqs,
             max_model_len=options.max_model_len,
+            target_itl="off",  # the largest step is to be seen
         )
         case = compare(model, args)
         name = f"{Path(model).name}, {quantization}, KV {kv_dtype}"

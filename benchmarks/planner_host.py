@@ -255,6 +255,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[StepRow]]:
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.budget,
         backend=options.backend,
+        target_itl="off",
     )
     with show_progress("runs", total=len(models) * (len(options.loads) + 3)) as bar:
         for path in models:

@@ -258,7 +258,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options, where = parse_options(), machine()
-    args = EngineArgs(max_num_seqs=options.max_num_seqs)
+    args = EngineArgs(max_num_seqs=options.max_num_seqs, target_itl="off")
     with loaded_model(options.model, args) as built:
         measured = measure(built, args, options)
         options.output.write_text(page(measured, built, options, where), encoding="utf-8")

@@ -3,7 +3,9 @@
 import pytest
 
 from duetto import LLM, SamplingParams
+from duetto.build import EngineArgs, build
 from duetto.core.batch import StepRecord
+from duetto.core.config import DEFAULT_ITL_TARGET, NO_ITL_TARGET
 from duetto.core.errors import ConfigError
 
 PROMPTS = [{"prompt_token_ids": [7 + i] * 9 + [3, 1, 4]} for i in range(6)]
@@ -44,7 +46,42 @@ def test_a_target_changes_when_prompts_are_computed_and_no_answer(tiny_model):
     assert all(s.predicted_s is not None and s.predicted_s > 0 for s in cut)
 
 
-@pytest.mark.parametrize("target", [0, -1.0, float("nan"), float("inf"), "10", True])
+def test_the_default_changes_no_answer_either(tiny_model):
+    """Steps of 250 ms are never that long here, so the default is made one that cuts."""
+    with LLM(tiny_model, backend="reference") as llm:
+        assert llm.config.target_itl_s is None  # offline, nobody reads along
+        expected, _ = answers(llm)
+    with LLM(tiny_model, backend="reference", target_itl="auto") as llm:
+        config = llm.config
+        assert (config.target_itl_s, config.target_itl_steps) == DEFAULT_ITL_TARGET
+        llm.engine.scheduler._step_time = lambda shape: float(shape.num_tokens)  # type: ignore[method-assign]
+        got, cut = answers(llm)
+    assert got == expected
+    beside = [s.num_tokens for s in cut if s.num_scheduled > 6]
+    assert beside and max(beside) <= 4 * 6  # four steps of six streams, at a second a token
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, DEFAULT_ITL_TARGET),
+        ({"target_itl": "auto"}, DEFAULT_ITL_TARGET),
+        ({"target_itl": None}, DEFAULT_ITL_TARGET),
+        ({"target_itl": "off"}, NO_ITL_TARGET),
+        ({"target_itl": 400}, (0.4, 1.25)),
+        ({"enable_chunked_prefill": False}, NO_ITL_TARGET),
+        ({"enable_chunked_prefill": False, "target_itl": "off"}, NO_ITL_TARGET),
+        ({"scheduling_policy": "static"}, DEFAULT_ITL_TARGET),
+        ({"scheduling_policy": "static", "target_itl": 400}, (0.4, 1.25)),
+    ],
+)
+def test_what_a_server_takes_as_its_target(tiny_model, flags, expected):
+    args = EngineArgs(backend="reference", kv_cache_memory_bytes=2**20, **flags)
+    config = build(tiny_model, args).scheduler_config
+    assert (config.target_itl_s, config.target_itl_steps) == expected
+
+
+@pytest.mark.parametrize("target", [0, -1.0, float("nan"), float("inf"), "10", "no", True, 1e9])
 def test_a_target_that_is_no_time_is_refused(tiny_model, target):
     with pytest.raises(ConfigError, match="--target-itl"):
         LLM(tiny_model, target_itl=target)

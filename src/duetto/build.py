@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from duetto.core.config import SchedulerConfig, SchedulingPolicy, check_policy
+from duetto.core.config import SchedulerConfig, SchedulingPolicy, check_policy, itl_target
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.engine.engine import Engine
 from duetto.models.config import read_config, read_generation_config
@@ -23,7 +23,6 @@ from duetto.runner.load import LoadedModel, LoadOptions, load_model
 from duetto.scheduler.scheduler import Scheduler
 
 DEFAULT_BATCHED_TOKENS = 512
-DAY_MS = 86_400_000
 _POSITIVE = (
     "max_model_len",
     "max_num_seqs",
@@ -53,8 +52,9 @@ class EngineArgs:
     """Most requests that run at one time."""
     max_num_batched_tokens: int | None = None
     """Most tokens computed in one step; 512 by default, or a whole context without chunking."""
-    target_itl: float | None = None
-    """Milliseconds that a step beside streams is to take at most; prompts are cut accordingly."""
+    target_itl: float | Literal["auto", "off"] | None = "auto"
+    """Milliseconds that a step beside streams is to take at most; prompts are cut accordingly.
+    auto is 250, or four steps of the streams alone if that is more; off is no limit."""
     block_size: int = 32
     """Tokens in a KV block."""
     kv_cache_memory_bytes: int | None = None
@@ -83,9 +83,7 @@ class EngineArgs:
             if value is not None and (type(value) is not int or value < 1):
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag}: must be a whole number above 0, not {value!r}")
-        target = self.target_itl
-        if target is not None and (type(target) not in (int, float) or not 0 < target <= DAY_MS):
-            raise ConfigError(f"--target-itl: must be a number of milliseconds, not {target!r}")
+        itl_target(self.target_itl, enable_chunked_prefill=True)
         check_policy(self.scheduling_policy)
         self._check_others()
         if self.seed is not None and type(self.seed) is not int:
@@ -197,13 +195,15 @@ def scheduler_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
     if budget is None:
         whole = 0 if args.enable_chunked_prefill else loaded.max_model_len
         budget = max(DEFAULT_BATCHED_TOKENS, whole)
+    target = itl_target(args.target_itl, enable_chunked_prefill=args.enable_chunked_prefill)
     return SchedulerConfig(
         num_blocks=loaded.num_blocks,
         max_model_len=loaded.max_model_len,
         block_size=loaded.block_size,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=budget,
-        target_itl_s=None if args.target_itl is None else args.target_itl / 1000,
+        target_itl_s=target.seconds,
+        target_itl_steps=target.steps,
         enable_chunked_prefill=args.enable_chunked_prefill,
         enable_prefix_caching=args.enable_prefix_caching,
         scheduling_policy=args.scheduling_policy,

@@ -39,7 +39,8 @@ class LLM:
             (answer,) = llm.generate("Once upon a time", SamplingParams(max_tokens=20))
             print(answer.outputs[0].text)
 
-    Keyword arguments are the fields of EngineArgs (build.py); or give `args` whole. Raises
+    Keyword arguments are the fields of EngineArgs (build.py), with target_itl="off" by default; or
+    give `args` whole. Raises
     ConfigError or CheckpointError, in one line, if the model cannot be served as asked. One LLM
     belongs to one thread, on which several streams may be open at a time. What was chosen on the
     caller's behalf is logged as a warning.
@@ -48,7 +49,9 @@ class LLM:
     def __init__(
         self, model: str | Path, *, args: EngineArgs | None = None, **engine_args: Any
     ) -> None:
-        args = replace(args or EngineArgs(), **engine_args)
+        # Who generates reads whole answers, so nothing is gained by cutting prompts for the sake of
+        # streams, and throughput is lost. Whoever streams beside prompts may ask for "auto".
+        args = replace(args or EngineArgs(target_itl="off"), **engine_args)
         self._open: Built | None = build(model, args)
         for note in self._open.notes:
             logger.warning("note: %s", note)

@@ -379,13 +379,19 @@ BUDGET_IN_TIME = [
     Fault(
         "streams leave chunks no share",
         "budget",
-        "(1 + CHUNK_SHARE) * streams_s",
+        "self._config.target_itl_steps * streams_s",
         "streams_s",
+    ),
+    Fault(
+        "a prompt that goes on is priced with its first part only",
+        "budget",
+        "spent = [shape_of(*each) for each in self._spent]",
+        "spent = [shape_of(*each) for each in self._spent[:1]]",
     ),
     Fault(
         "what is spent is not priced",
         "budget",
-        "        self._spent.append(shape_of(request, num_past, count))\n",
+        "        self._spent.append((request, num_past, count))\n",
         "",
     ),
 ]

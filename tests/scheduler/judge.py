@@ -137,7 +137,7 @@ def check_time(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedul
     chunks = batch.requests[first_chunk:]
     beside = batch.requests[:first_chunk]
     has_streams = any(running[item.request_id].num_output_tokens for item in beside)
-    limit = max(c.target_itl_s, 1.25 * price(BatchShape(tuple(shapes[:first_chunk]))))
+    limit = max(c.target_itl_s, c.target_itl_steps * price(BatchShape(tuple(shapes[:first_chunk]))))
     if has_streams and chunks:
         only_one_token = len(chunks) == 1 and len(chunks[0].token_ids) == 1
         in_time = price(BatchShape(tuple(shapes))) <= limit

@@ -268,6 +268,36 @@ def lets_a_prompt_go_on_beside_streams_that_are_too_slow(make: MakeScheduler = S
     script.finish()
 
 
+def gives_a_prompt_four_steps_of_streams_that_are_slow(make: MakeScheduler = Scheduler) -> None:
+    """The default: a time, or so many steps of the streams alone if that is more."""
+    for seconds, chunk in ((3.0, 6), (12.0, 10)):  # two streams take 2 s, of which 4 are 8
+        script = Script(
+            partial(make, step_time=lambda shape: float(shape.num_tokens)),
+            target_itl_s=seconds,
+            target_itl_steps=4.0,
+            enable_prefix_caching=False,
+        )
+        script.add(make_request("a", (2,), 30), make_request("b", (3,), 30))
+        script.step()
+        script.add(make_request("long", (1,) * 40, 1))
+        assert script.steps(2) == [{"a": 1, "b": 1, "long": chunk}] * 2
+        script.finish()
+
+
+def begins_no_prompt_behind_one_that_was_cut(make: MakeScheduler = Scheduler) -> None:
+    """Though its first token, with nothing before it, would cost less than the other's next."""
+
+    def price(shape: BatchShape) -> float:
+        return sum(r.num_new + r.attended_pairs(None) / 4 for r in shape.requests)
+
+    script = Script(partial(make, step_time=price), target_itl_s=10.0, enable_prefix_caching=False)
+    script.add(make_request("a", (2,), 30))
+    script.step()
+    script.add(make_request("long", (1,) * 9, 1), make_request("late", (3,) * 9, 1))
+    assert script.step() == {"a": 1, "long": 4}  # 1.5 + 6.5; one of late's would take 1.25
+    script.finish()
+
+
 def _parts(request: Request) -> dict[Part, float]:
     return {part: seconds for part, seconds in request.timings.parts.items() if seconds}
 
@@ -291,4 +321,6 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     says_that_others_have_it_before_what_differs,
     cuts_prompts_by_the_price_of_the_step,
     lets_a_prompt_go_on_beside_streams_that_are_too_slow,
+    gives_a_prompt_four_steps_of_streams_that_are_slow,
+    begins_no_prompt_behind_one_that_was_cut,
 ]

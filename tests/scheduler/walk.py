@@ -65,6 +65,7 @@ def random_config(rng: Random) -> SchedulerConfig:
         max_preemptions=rng.randint(0, 4),
         ageing_s=rng.choice([1.0, 8.0, 64.0]),
         target_itl_s=rng.choice([None, None, 6.0, 14.0]) if chunked else None,
+        target_itl_steps=rng.choice([1.25, 1.25, 4.0]),
     )
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.build import DEFAULT_BATCHED_TOKENS, EngineArgs, plan_options
-from duetto.core.config import SchedulerConfig
+from duetto.core.config import SchedulerConfig, itl_target
 from duetto.core.errors import ConfigError
 from duetto.models.checkpoint import Checkpoint
 from duetto.models.config import ModelConfig
@@ -183,6 +183,7 @@ def _on_host(config: ModelConfig, program: Program, args: EngineArgs) -> Made:
 def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:
     """No token without a slot for its KV, and no logits without a token. Raises ConfigError where
     a scheduler would, as at a start."""
+    target = itl_target(args.target_itl, enable_chunked_prefill=args.enable_chunked_prefill)
     config = SchedulerConfig(
         num_blocks=plan.kv.num_blocks,
         max_model_len=plan.kv.max_model_len,
@@ -190,7 +191,8 @@ def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=_budget(args, plan.kv.max_model_len),
         enable_chunked_prefill=args.enable_chunked_prefill,
-        target_itl_s=None if args.target_itl is None else args.target_itl / 1000,
+        target_itl_s=target.seconds,
+        target_itl_steps=target.steps,
     )
     slots = config.num_blocks * config.block_size
     num_tokens = min(config.max_num_batched_tokens, slots)

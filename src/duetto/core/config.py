@@ -2,12 +2,49 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from duetto.core.errors import ConfigError, InvalidRequest, RequestTooLong
 from duetto.core.request import Request
 
 SchedulingPolicy = Literal["fcfs", "priority", "static"]
+
+# Chunks may always take a quarter of what the streams' own tokens take, so a target that is too low
+# for the model slows streams by at most that (or by the price of one token, if that is more), and a
+# prompt has at least a fifth of the engine: its TTFT is at most about five times as long as alone.
+# A floor in tokens would bound neither, as their price differs a thousandfold between machines.
+LEAST_ITL_STEPS = 1.25
+DAY_MS = 86_400_000
+
+
+class ItlTarget(NamedTuple):
+    """How long a step beside streams may take: `seconds`, or as long as `steps` steps of the
+    streams alone, whichever is more. Without `seconds` it may take any time."""
+
+    seconds: float | None
+    steps: float = LEAST_ITL_STEPS
+
+
+NO_ITL_TARGET = ItlTarget(None)
+# A quarter of a second is a pause that readers see and forgive. On a machine whose plain steps are
+# themselves slow, four of them: a prompt then has three quarters of the engine.
+DEFAULT_ITL_TARGET = ItlTarget(0.25, 4.0)
+
+
+def itl_target(asked: float | str | None, *, enable_chunked_prefill: bool) -> ItlTarget:
+    """What `--target-itl` means: milliseconds, "off", or "auto" (also None), the default.
+
+    Whole prompts take as long as they take: "auto" leaves them alone. Raises ConfigError.
+    """
+    if asked is None or asked == "auto":
+        return DEFAULT_ITL_TARGET if enable_chunked_prefill else NO_ITL_TARGET
+    if asked == "off":
+        return NO_ITL_TARGET
+    if type(asked) not in (int, float) or not 0 < float(asked) <= DAY_MS:
+        raise ConfigError(
+            f"--target-itl: must be milliseconds above 0, auto or off, not {asked!r:.80}"
+        )
+    return ItlTarget(float(asked) / 1000)
 
 
 def check_policy(name: str) -> None:
@@ -30,7 +67,8 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     max_preemptions: int = 4  # after which a request is admitted with all the room it can need
-    target_itl_s: float | None = None  # a step beside streams is to take no longer than this
+    target_itl_s: float | None = None  # a step beside streams is to take no longer than this ...
+    target_itl_steps: float = LEAST_ITL_STEPS  # ... or than so many steps of the streams alone
     ageing_s: float = 30.0  # waiting this long is worth one level of priority
     cache_namespace: bytes = b""  # whatever makes KV incomparable: model, KV dtype
 
@@ -56,6 +94,8 @@ class SchedulerConfig:
             return
         if not 0 < self.target_itl_s < math.inf:
             raise ConfigError("--target-itl: must be a number of milliseconds above 0")
+        if not LEAST_ITL_STEPS <= self.target_itl_steps < math.inf:
+            raise ConfigError(f"target_itl_steps must be {LEAST_ITL_STEPS} or more")
         if not self.enable_chunked_prefill:
             raise ConfigError(
                 "--target-itl with --no-enable-chunked-prefill: a whole prompt takes as long as it "

@@ -9,17 +9,10 @@ from collections.abc import Callable
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape, RequestShape
+from duetto.core.shape import BatchShape
 from duetto.scheduler.plan import shape_of
 
 StepTime = Callable[[BatchShape], float]  # seconds; more work never takes less time
-
-# Chunks may always take this part of what the streams' own tokens take, so a target that is too
-# low for the model slows streams by at most a quarter (or by the price of one token, if that is
-# more), and a prompt has at least a fifth of the engine: its TTFT is at most about five times as
-# long as alone. A floor in tokens would bound neither, as their price differs a thousandfold
-# between machines.
-CHUNK_SHARE = 0.25
 
 
 class StepBudget:
@@ -30,10 +23,10 @@ class StepBudget:
         self._config = config
         self._step_time = None if config.target_itl_s is None else step_time
         self._num_tokens = config.max_num_batched_tokens  # that are left
-        self._spent: list[RequestShape] = []
+        self._spent: list[tuple[Request, int, int]] = []  # priced once a chunk is asked for
         self._has_streams = False  # someone waits for a next token of an answer
         self._has_chunk = False
-        self._limit_s: float | None = None  # for the whole step; priced once a chunk is asked for
+        self._limit_s: float | None = None  # for the whole step
         self._is_closed = False
 
     @property
@@ -65,7 +58,7 @@ class StepBudget:
         self._has_chunk = self._has_chunk or wanted > 1
         if request.num_output_tokens > 0 and not self._has_chunk:
             self._has_streams = True
-        self._spent.append(shape_of(request, num_past, count))
+        self._spent.append((request, num_past, count))
 
     def _most_in_time(
         self, request: Request, num_past: int, count: int, step_time: StepTime
@@ -74,9 +67,10 @@ class StepBudget:
 
         At least one token if it is the step's first chunk: a prompt that has begun goes on.
         """
+        spent = [shape_of(*each) for each in self._spent]
         if self._limit_s is None:
-            self._limit_s = self._limit(step_time)
-        limit_s, spent = self._limit_s, self._spent
+            self._limit_s = self._limit(step_time(BatchShape(tuple(spent))))
+        limit_s = self._limit_s
 
         def fits(size: int) -> bool:
             shape = BatchShape((*spent, shape_of(request, num_past, size)))
@@ -93,6 +87,6 @@ class StepBudget:
                 too_many = middle
         return fitting
 
-    def _limit(self, step_time: StepTime) -> float:
-        streams_s = step_time(BatchShape(tuple(self._spent)))
-        return max(self._config.target_itl_s or 0.0, (1 + CHUNK_SHARE) * streams_s)
+    def _limit(self, streams_s: float) -> float:
+        """Seconds that this step may take, of which its streams alone take `streams_s`."""
+        return max(self._config.target_itl_s or 0.0, self._config.target_itl_steps * streams_s)

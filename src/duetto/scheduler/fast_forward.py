@@ -102,8 +102,8 @@ def _is_queue_blocked(scheduler: Scheduler) -> bool | None:
     cached = scheduler.pool.find(reusable_hashes(waiting[0], config))
     if scheduler._has_room(waiting[0], cached):
         return None
-    if config.target_itl_s is not None or not config.enable_chunked_prefill:
-        return None  # what it needs of the budget may change too
+    if not config.enable_chunked_prefill:
+        return None  # what it needs of the budget may change too; a chunk needs one token of it
     return True
 
 
