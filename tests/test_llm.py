@@ -160,7 +160,7 @@ def test_what_was_chosen_on_the_callers_behalf_is_logged(tiny_model, caplog, mon
 
 
 def test_one_refused_prompt_refuses_the_call_before_any_runs(llm):
-    with pytest.raises(RequestTooLong, match="leave no room"):
+    with pytest.raises(RequestTooLong, match="maximum context length"):
         llm.generate(["fine", {"prompt_token_ids": [1] * 5000}], GREEDY)
     assert not llm.engine.has_work
 

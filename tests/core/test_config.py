@@ -55,9 +55,8 @@ def test_what_just_fits_is_accepted(prompt: int, max_tokens: int) -> None:
 @pytest.mark.parametrize(
     ("num_blocks", "prompt", "max_tokens", "says"),
     [
-        (4, 10, 8, "18 tokens need 5 KV blocks of 4; there are 4"),
-        (4, 17, 1, "18 tokens need 5 KV blocks of 4; there are 4"),
-        (99, 30, 3, "30 prompt tokens and 3 more are 33; the context holds 32"),
+        (4, 10, 8, "17 tokens.*18 tokens .10 in the prompt, 8 in.*4 blocks of 4"),
+        (99, 30, 3, "32 tokens.*33 tokens .30 in the prompt, 3 in the completion.*completion.$"),
     ],
 )
 def test_what_can_never_fit_is_refused_with_the_numbers(
@@ -67,6 +66,15 @@ def test_what_can_never_fit_is_refused_with_the_numbers(
     with pytest.raises(RequestTooLong, match=says) as error:
         config.check_fits(make_request("r", range(prompt), max_tokens))
     assert error.value.field == "max_tokens"
+    assert "maximum context length" in str(error.value)
+
+
+def test_a_prompt_that_leaves_no_room_is_at_fault_itself() -> None:
+    config = SchedulerConfig(**SMALL | {"num_blocks": 4})
+    assert config.context_length == 17
+    with pytest.raises(RequestTooLong, match=r"17 tokens.*18 tokens .17 in the prompt") as error:
+        config.check_fits(make_request("r", range(17), 1))
+    assert error.value.field == "prompt"
 
 
 def test_an_empty_prompt_is_refused() -> None:

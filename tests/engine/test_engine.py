@@ -177,7 +177,7 @@ def test_one_failed_row_leaves_the_others_alone():
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
     engine = make_engine(says("x"))
-    with pytest.raises(RequestTooLong, match=r"100 prompt tokens and 29 more are 129.*holds 128"):
+    with pytest.raises(RequestTooLong, match=r"length is 128.*129 tokens .100 in.*29 in"):
         engine.add(make_request(prompt=[1] * 100, max_tokens=29))
     assert not engine.has_work
 

@@ -100,7 +100,7 @@ def test_what_can_never_fit_is_refused_and_the_others_are_served() -> None:
     load = Workload((Arrival(0.0, 500, 100), Arrival(0.0, 10, 2)))
     run = simulate(load, fleet())
     assert run.served[0].refusal is not None
-    assert "the context holds 512" in run.served[0].refusal
+    assert "maximum context length is 512" in run.served[0].refusal
     assert len(run.served[1].timings.token_times) == 2
     assert run.notes == ("1 of 2 requests can never fit, and are refused",)
 

@@ -306,12 +306,41 @@ def test_an_unknown_model_is_404(client):
         assert error["code"] == "model_not_found" and len(error["message"]) < 500
 
 
-def test_too_long_has_the_numbers_and_openais_code(client):
-    error = check_error(
-        client.post(PATHS["completion"], json={**COMPLETION, "max_tokens": 600}), 400, "max_tokens"
-    )
+LONG = "x" * 600
+CHAT_LONG = [{"role": "user", "content": LONG}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "param", "numbers"),
+    [
+        ("completion", {"max_tokens": 600}, "max_tokens", "603 tokens (3 in the prompt, 600 in"),
+        ("completion", {"prompt": LONG}, "prompt", "602 tokens (600 in the prompt, 2 in"),
+        ("completion", {"prompt": [1] * 600}, "prompt", "601 tokens (600 in the prompt, 1 in"),
+        ("completion", {"prompt": [[1] * 600]}, "prompt", "602 tokens (600 in the prompt, 2 in"),
+        ("completion", {"prompt": "x" * 512}, "prompt", "514 tokens (512 in the prompt, 2 in"),
+        ("chat", {"messages": CHAT_LONG}, "messages", "620 tokens (618 in the messages, 2 in"),
+        ("chat", {"max_tokens": None, "max_completion_tokens": 600}, "max_completion_tokens",
+         "620 tokens (20 in the messages, 600 in"),
+    ],
+)  # fmt: skip
+def test_too_long_is_told_in_openais_words(client, kind, change, param, numbers):
+    """LiteLLM, LangChain, aider and others look for them, and compact what they send."""
+    reply = client.post(PATHS[kind], json={**BODIES[kind], **change})
+    error = check_error(reply, 400, param)
+    name = "messages" if kind == "chat" else "prompt"
     assert error["code"] == "context_length_exceeded"
-    assert "603" in error["message"] and "512" in error["message"]
+    exact = error["message"].replace("at least ", "")  # where it was not tokenized
+    assert exact.startswith(
+        f"This model's maximum context length is 512 tokens. However, you requested {numbers} the "
+        f"completion). Please reduce the length of the {name} or completion."
+    )
+
+
+def test_many_prompts_are_no_long_prompt(client):
+    error = check_error(
+        client.post(PATHS["completion"], json={**COMPLETION, "prompt": ["x"] * 600}), 400, "prompt"
+    )
+    assert error["code"] is None and "at most 256" in error["message"]
 
 
 def test_a_body_beyond_the_limit_is_413_before_it_is_read(client):

@@ -105,6 +105,30 @@ class SchedulerConfig:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    @property
+    def context_length(self) -> int:
+        """The longest that prompt and answer together can become, in tokens.
+
+        One more than the blocks hold: the last token is never computed, so it needs no KV.
+        """
+        return min(self.max_model_len, self.num_blocks * self.block_size + 1)
+
+    def too_long(
+        self, num_prompt: int, num_output: int, *, is_lower_bound: bool = False
+    ) -> RequestTooLong:
+        """The error for what exceeds `context_length`, with the numbers; in one place for all."""
+        cause = ""
+        if self.context_length < self.max_model_len:
+            cause = f"The KV cache holds {self.num_blocks} blocks of {self.block_size} tokens."
+        return RequestTooLong(
+            "prompt" if num_prompt >= self.context_length else "max_tokens",
+            limit=self.context_length,
+            num_prompt=num_prompt,
+            num_output=num_output,
+            is_lower_bound=is_lower_bound,
+            cause=cause,
+        )
+
     def check_priority(self, priority: object) -> None:
         """Refuse a priority that is no number, or that this policy would ignore."""
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 2**31:
@@ -116,17 +140,5 @@ class SchedulerConfig:
         """Refuse, with the numbers, a request that could never run. Any thread may ask."""
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt", "must hold at least one token")
-        if request.most_tokens > self.max_model_len:
-            raise RequestTooLong(
-                "max_tokens",
-                f"{request.num_prompt_tokens} prompt tokens and {request.max_tokens} more are "
-                f"{request.most_tokens}; the context holds {self.max_model_len}",
-            )
-        # The last token is never computed, so its KV is never stored.
-        needed = self.num_blocks_for(request.most_tokens - 1)
-        if needed > self.num_blocks:
-            raise RequestTooLong(
-                "max_tokens",
-                f"{request.most_tokens} tokens need {needed} KV blocks of {self.block_size}; "
-                f"there are {self.num_blocks}",
-            )
+        if request.most_tokens > self.context_length:
+            raise self.too_long(request.num_prompt_tokens, request.max_tokens)

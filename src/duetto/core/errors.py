@@ -40,7 +40,35 @@ class InvalidRequest(DuettoError, ValueError):
 
 
 class RequestTooLong(InvalidRequest):
-    """A request that could never fit, whatever else runs."""
+    """A request that could never fit, whatever else runs.
+
+    The words are OpenAI's: clients look for them, and shorten what they send.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        *,
+        limit: int,
+        num_prompt: int,
+        num_output: int,
+        is_lower_bound: bool = False,
+        cause: str = "",
+    ) -> None:
+        """All in tokens. `limit` is for prompt and answer together; `num_prompt` may be only known
+        to be reached (`is_lower_bound`); `cause` is a sentence, if it is not the model's limit."""
+        least = "at least " if is_lower_bound else ""
+        self._said = (
+            f"This model's maximum context length is {limit} tokens. However, you requested "
+            f"{least}{num_prompt + num_output} tokens ({least}{num_prompt} in the %s, {num_output} "
+            f"in the completion). Please reduce the length of the %s or completion."
+        )
+        self._cause = f" {cause}" if cause else ""
+        super().__init__(field, self.told("prompt"))
+
+    def told(self, prompt: str) -> str:
+        """The message to a caller who sent what `prompt` names: "prompt" or "messages"."""
+        return self._said % (prompt, prompt) + self._cause
 
 
 class EngineError(DuettoError):

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Collection, Sequence
 
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import InvalidRequest, RequestTooLong
+from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
@@ -74,15 +74,9 @@ def _resolve_max_tokens(
     config: SchedulerConfig,
     default: int | None,
 ) -> int:
-    # One more than the blocks hold: the last token is never computed, so it needs no KV.
-    most = min(config.max_model_len, config.num_blocks * config.block_size + 1)
-    room = most - num_prompt_tokens
+    room = config.context_length - num_prompt_tokens
     if room < 1:
-        raise RequestTooLong(
-            "prompt",
-            f"{num_prompt_tokens} tokens leave no room for an answer: at most {most} tokens, "
-            f"prompt and answer together, are accepted",
-        )
+        raise config.too_long(num_prompt_tokens, sampling.max_tokens or 1)
     if sampling.max_tokens is not None:
         return sampling.max_tokens  # whether it fits is for check_fits to say, with the numbers
     max_tokens = room if default is None else min(default, room)

@@ -153,10 +153,7 @@ class Api:
         self._check_model(wire.model)
         self._door.check_lists(wire)
         sampling = completion_params(wire, self._settings.default_sampling)
-        # Either the ids of one prompt or prompts, and neither may be more.
-        prompts = split_prompts(
-            wire.prompt, max(self._config.max_model_len, self._settings.max_answers)
-        )
+        prompts = split_prompts(wire.prompt, self._config, self._settings.max_answers)
         with self._relay.reserved(self._checked_fan(len(prompts), sampling)):
             arrival = self._arrival(request, len(body))
             job = await self._door.completion(wire, prompts, sampling, arrival)
@@ -245,7 +242,7 @@ class Api:
         asked, field = num_prompts * sampling.n, "n" if sampling.n > 1 else "prompt"
         what = f"{num_prompts} prompts with n={sampling.n} ask for {asked} answers"
         if asked > self._settings.max_answers:
-            raise invalid(field, f"{what}; a request may for {self._settings.max_answers}")
+            raise invalid(field, f"{what}; at most {self._settings.max_answers} per request")
         running, queued = self._config.max_num_seqs, self._settings.max_num_queued_reqs
         if asked > running + queued:
             raise invalid(

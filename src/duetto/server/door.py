@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import InvalidRequest, RequestTooLong
+from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
@@ -90,7 +90,7 @@ class Door:
         add_special = request.add_special_tokens is not False
 
         def build() -> Job:
-            encoded = [self._encode(request, prompt, add_special) for prompt in prompts]
+            encoded = [self._encode(request, prompt, sampling, add_special) for prompt in prompts]
             return self._draft(request, encoded, sampling, arrival)
 
         return self._accept(await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words)))
@@ -100,7 +100,8 @@ class Door:
 
         def build() -> Job:
             text = self._render(request)
-            prompt = self._encode(request, text, request.add_special_tokens is True)
+            add_special = request.add_special_tokens is True
+            prompt = self._encode(request, text, sampling, add_special)
             return self._draft(request, [prompt], sampling, arrival)
 
         return self._accept(await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words)))
@@ -150,12 +151,18 @@ class Door:
     # --- these run on any thread ---------------------------------------------------------------
 
     def _encode(
-        self, request: SamplingRequest, prompt: str | list[int], add_special: bool
+        self,
+        request: SamplingRequest,
+        prompt: str | list[int],
+        sampling: SamplingParams,
+        add_special: bool,
     ) -> Prompt:
-        num_tokens, most = self._fewest_tokens(prompt), self._config.max_model_len
-        if num_tokens > most:
-            what = f"at least {num_tokens} tokens; the context holds {most}"
-            raise refused(RequestTooLong("prompt", what), caller_names(request))
+        num_tokens = self._fewest_tokens(prompt)
+        if num_tokens > self._config.context_length:
+            error = self._config.too_long(
+                num_tokens, sampling.max_tokens or 1, is_lower_bound=isinstance(prompt, str)
+            )
+            raise refused(error, caller_names(request))
         if isinstance(prompt, str):
             ids = self._codec.encode(prompt, add_special_tokens=add_special)
             return Prompt(tuple(ids), prompt)
@@ -208,16 +215,19 @@ class Door:
 
 
 def split_prompts(
-    prompt: str | list[str | int | list[int]], max_entries: int
+    prompt: str | list[str | int | list[int]], config: SchedulerConfig, max_answers: int
 ) -> list[str | list[int]]:
-    """A prompt field's four shapes as a list of prompts. Raises ApiError 400 for a mixture."""
+    """A prompt field's four shapes as a list of prompts. Raises ApiError 400 for a mixture, or for
+    more entries than a context or a reply holds, before each is looked at."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
         raise invalid("prompt", "must hold at least one prompt or token id")
-    if len(prompt) > max_entries:
-        what = f"{len(prompt)} entries are more than a context holds; at most {max_entries}"
-        raise refused(RequestTooLong("prompt", what), {})
+    if isinstance(prompt[0], int):
+        if len(prompt) > config.context_length:
+            raise refused(config.too_long(len(prompt), 1), {})
+    elif len(prompt) > max_answers:
+        raise invalid("prompt", f"{len(prompt)} prompts; at most {max_answers} answers per request")
     texts = [p for p in prompt if isinstance(p, str)]
     token_ids = [p for p in prompt if isinstance(p, int)]
     id_lists = [p for p in prompt if isinstance(p, list)]

@@ -39,8 +39,12 @@ def invalid(param: str | None, message: str) -> ApiError:
 def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
     """400 for what the engine's own checks refuse; `names` maps our field names to the caller's."""
     param = names.get(error.field, error.field)
-    code = "context_length_exceeded" if isinstance(error, RequestTooLong) else None
-    return ApiError(400, f"{param}: {error.message}", param=param, code=code)
+    if isinstance(error, RequestTooLong):
+        message = error.told(names.get("prompt", "prompt"))
+        if error.field == "max_tokens":
+            message += f" The length of the completion is {param}."
+        return ApiError(400, message, param=param, code="context_length_exceeded")
+    return ApiError(400, f"{param}: {error.message}", param=param)
 
 
 def unknown_model(name: str, served: str) -> ApiError:
