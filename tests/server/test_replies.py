@@ -48,7 +48,8 @@ def test_a_chat(client):
     body = post(client, "/v1/chat/completions", CHAT)
     assert body["id"].startswith("chatcmpl-") and body["object"] == "chat.completion"
     (choice,) = body["choices"]
-    assert choice["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
+    said = {name: value for name, value in choice["message"].items() if value}
+    assert said == {"role": "assistant", "content": TEXT}
     assert choice["finish_reason"] == "stop"
     assert body["usage"]["prompt_tokens"] == len("user: hi\nassistant: ")
 
@@ -78,10 +79,68 @@ def test_usage_in_every_chunk_if_asked_for(client):
     got = chunks(
         client,
         "/v1/completions",
-        {**COMPLETION, "stream_options": {"continuous_usage_stats": True}},
+        {
+            **COMPLETION,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
     )
     counts = [c["usage"]["completion_tokens"] for c in got]
     assert counts == sorted(counts) and counts[-1] == NUM_TOKENS
+
+
+def test_usage_in_every_chunk_is_part_of_usage(client):
+    options = {"stream_options": {"continuous_usage_stats": True}}
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
+        got = chunks(client, path, {**body, **options})
+        assert all("usage" not in c for c in got) and got[-1]["choices"]
+
+
+def test_a_step_with_a_token_sends_a_chunk_also_without_text():
+    """Held back for a stop string, half a character, or no text at all."""
+    executor = SpeakingExecutor("ab" + "é" * 3 + "ab", step_s=0.05)
+    held = {"max_tokens": 6, "stop": ["abéééabc"]}
+    with TestClient(make_app(executor)[0]) as client:
+        for path, base in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
+            got = [c["choices"][0] for c in chunks(client, path, {**base, **held})]
+            texts = [c["delta"]["content"] if "delta" in c else c["text"] for c in got]
+            assert texts == [""] * (len(got) - 1) + ["abéé"]
+            assert len(got) >= 3  # 6 where this machine is not too busy to keep up
+    hidden = {**CHAT, "max_tokens": 5, "ignore_eos": True, "logit_bias": {"256": 100}}
+    with TestClient(make_app(executor)[0]) as client:
+        got = chunks(client, "/v1/chat/completions", {**hidden, "return_token_ids": True})
+        assert sum(len(c["choices"][0]["token_ids"] or ()) for c in got) == 5
+        assert all(c["choices"][0]["delta"]["content"] == "" for c in got) and len(got) >= 3
+
+
+def test_chunks_with_logprobs_have_content(client):
+    got = chunks(client, "/v1/chat/completions", {**CHAT, "logprobs": True})
+    assert all("content" in c["choices"][0]["delta"] for c in got)
+    assert all(c["choices"][0]["logprobs"] for c in got[1:])
+
+
+def test_what_clients_of_vllm_read_is_null_and_not_absent(client):
+    chat, completion = ("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)
+    keys = {"prompt_logprobs", "prompt_token_ids", "kv_transfer_params", "service_tier"}
+    whole = post(client, *chat)
+    assert [whole[key] for key in sorted(keys)] == [None] * 4
+    (choice,) = whole["choices"]
+    assert choice["token_ids"] is choice["stop_reason"] is choice["logprobs"] is None
+    message = choice["message"]
+    for key in ("refusal", "annotations", "audio", "function_call", "reasoning",
+                "reasoning_content"):  # fmt: skip
+        assert message[key] is None
+    assert message["tool_calls"] == []
+    whole = post(client, *completion)
+    assert whole["kv_transfer_params"] is whole["service_tier"] is None
+    (choice,) = whole["choices"]
+    for key in ("token_ids", "stop_reason", "logprobs", "prompt_logprobs", "prompt_token_ids"):
+        assert choice[key] is None
+    for path, body in (chat, completion):
+        got = chunks(client, path, body)
+        for key in ("token_ids", "stop_reason", "logprobs", "finish_reason"):
+            assert all(key in c["choices"][0] for c in got)
+        first = got[0] if path == chat[0] else got[0]["choices"][0]
+        assert first["prompt_token_ids"] is None
 
 
 def test_a_completion_streamed_equals_the_whole(client):
@@ -137,7 +196,7 @@ def test_token_ids_are_returned_if_asked_for(client):
     assert choice["token_ids"] == [*TEXT.encode(), 256]
     got = [c["choices"][0] for c in chunks(client, "/v1/completions", body)]
     assert got[0]["prompt_token_ids"] == [97, 98, 99]
-    assert [i for c in got for i in c.get("token_ids", ())] == choice["token_ids"]
+    assert [i for c in got for i in c["token_ids"] or ()] == choice["token_ids"]
     chat = post(client, "/v1/chat/completions", {**CHAT, "return_token_ids": True})
     assert bytes(chat["prompt_token_ids"]) == b"user: hi\nassistant: "
 

@@ -26,6 +26,7 @@ from duetto.server.shapes import Shape
 CLIENT_GONE = 499  # nobody sees it but the metrics
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+NOT_ENDED = {"finish_reason": None, "stop_reason": None}
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -103,10 +104,10 @@ class Exchange:
                 body |= self._ending(choice.final)
                 # It was complete when the last of all choices was: no reader was waited for.
                 (more if is_single else body)["timings"] = self._timings(index, choice.final, 0.0)
-            if self._return_token_ids:
-                body["token_ids"] = [token.token_id for token in choice.tokens]
-            bodies.append(body)
-        return self._envelope.around(bodies, usage=self.usage(), **more)
+            bodies.append(body | self._ids(choice.tokens))
+        return self._envelope.around(
+            bodies, usage=self.usage(), service_tier=None, kv_transfer_params=None, **more
+        )
 
     # --- chunks ----------------------------------------------------------------------------------
 
@@ -115,22 +116,23 @@ class Exchange:
         choices = [self._shape.opening(index) for index in range(len(self._job.requests))]
         more = self._shape.beside_choices(())
         return [
-            self._envelope.around([{**choice, "finish_reason": None}], **more)
+            self._envelope.around([{**choice, **NOT_ENDED, "token_ids": None}], **more)
             for choice in choices
             if choice is not None
         ]
 
     def chunk(self, delta: Delta) -> Json | None:
-        """The chunk that shows a delta; None if there is nothing to show yet."""
+        """The chunk that shows a delta; None if no token came.
+
+        Tokens are shown also where they have no text, or none yet: clients measure the gaps between
+        chunks, as they may with vLLM.
+        """
         text, tokens = self._count(delta)
-        choice = self._shape.delta(delta.index, text, tokens)
-        shows_tokens = choice["logprobs"] is not None or self._return_token_ids
-        if delta.final is None and not text and not (tokens and shows_tokens):
+        if delta.final is None and not text and not tokens:
             return None
-        if self._return_token_ids:
-            choice["token_ids"] = [token.token_id for token in tokens]
+        choice = self._shape.delta(delta.index, text, tokens) | self._ids(tokens)
         if delta.final is None:
-            return self._envelope.around([{**choice, "finish_reason": None}])
+            return self._envelope.around([choice | NOT_ENDED])
         choice |= self._ending(delta.final)
         times, reader_s = delta.final.timings, 0.0
         if times is not None and times.finish_time is not None:
@@ -165,6 +167,10 @@ class Exchange:
             return "", ()
         self._num_output += len(delta.tokens)
         return delta.text, delta.tokens
+
+    def _ids(self, tokens: Sequence[SampledToken]) -> Json:
+        shown = [token.token_id for token in tokens] if self._return_token_ids else None
+        return {"token_ids": shown}
 
     def _ending(self, final: RequestUpdate) -> Json:
         reason = FinishReason.LENGTH if self._only_prompt else final.finish_reason
@@ -246,10 +252,9 @@ class EventStream(Response):
         return b"".join(events)
 
     def _event(self, chunk: Json) -> bytes:
-        if self._options.continuous_usage_stats:
-            chunk["usage"] = self._exchange.usage()
-        elif self._options.include_usage:
-            chunk["usage"] = None  # as OpenAI does in every chunk but the last
+        if self._options.include_usage:  # OpenAI's is null in every chunk but the last
+            each = self._options.continuous_usage_stats
+            chunk["usage"] = self._exchange.usage() if each else None
         return _encode(chunk)
 
 

@@ -18,6 +18,17 @@ from duetto.server.replies import (
     prompt_logprobs,
 )
 
+# Of a message, what this version never says; clients of OpenAI and of vLLM read these keys.
+NOT_SAID: Json = {
+    "refusal": None,
+    "annotations": None,
+    "audio": None,
+    "function_call": None,
+    "tool_calls": [],
+    "reasoning": None,
+    "reasoning_content": None,
+}
+
 
 class Shape(Protocol):
     id_prefix: ClassVar[str]
@@ -61,8 +72,7 @@ class ChatShape:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
-        delta = {"content": text} if text else {}
-        return {"index": index, "delta": delta, "logprobs": self._logprobs(tokens)}
+        return {"index": index, "delta": {"content": text}, "logprobs": self._logprobs(tokens)}
 
     def whole(
         self,
@@ -71,11 +81,11 @@ class ChatShape:
         tokens: Sequence[SampledToken],
         scored: Sequence[TokenLogprob],  # noqa: ARG002 - shown beside the choices
     ) -> Json:
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message = {"role": "assistant", "content": text, **NOT_SAID}
         return {"index": index, "message": message, "logprobs": self._logprobs(tokens)}
 
     def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
-        more: Json = {}
+        more: Json = {"prompt_token_ids": None, "prompt_logprobs": None}
         if self._request.return_token_ids:
             more["prompt_token_ids"] = self._job.prompts[0].token_ids
         if self._request.prompt_logprobs is not None:
@@ -105,7 +115,8 @@ class CompletionShape:
         return {"index": index, "text": self._echo(index), "logprobs": None, **self._ids(index)}
 
     def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
-        return {"index": index, "text": text, "logprobs": self._logprobs(index, tokens, ())}
+        shown = self._logprobs(index, tokens, ())
+        return {"index": index, "text": text, "logprobs": shown, "prompt_token_ids": None}
 
     def whole(
         self,
@@ -119,6 +130,7 @@ class CompletionShape:
             "text": self._echo(index) + text,
             "logprobs": self._logprobs(index, tokens, scored),
             **self._ids(index),
+            "prompt_logprobs": None,
         }
         if self._request.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(scored, self._codec)
@@ -139,9 +151,8 @@ class CompletionShape:
         return self._codec.decode(prompt.token_ids, skip_special_tokens=False)
 
     def _ids(self, index: int) -> Json:
-        if not self._request.return_token_ids:
-            return {}
-        return {"prompt_token_ids": self._prompt(index).token_ids}
+        shown = self._prompt(index).token_ids if self._request.return_token_ids else None
+        return {"prompt_token_ids": shown}
 
     def _logprobs(
         self, index: int, tokens: Sequence[SampledToken], scored: Sequence[TokenLogprob]
