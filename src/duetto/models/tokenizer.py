@@ -23,6 +23,7 @@ from duetto.models.chat_template import ChatTemplate, load_chat_template
 from duetto.models.json_file import JsonSection, read_json
 
 _MAX_ID_DIGITS = 9
+_MANY = 4096  # tokens, which take about 0.3 ms to decode
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
@@ -113,7 +114,11 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Bytes that are no text become U+FFFD, the rest of the text stays as it is."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        skips = skip_special_tokens
+        if len(token_ids) > _MANY:  # only a batch releases the GIL while it works
+            (text,) = self._tokenizer.decode_batch([token_ids], skip_special_tokens=skips)
+        else:
+            text = self._tokenizer.decode(token_ids, skip_special_tokens=skips)
         if self._byte_pieces and "\ufffd" in text:
             return self._decode_runs(token_ids, self._skipped if skip_special_tokens else ())
         return text

@@ -7,9 +7,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.thread import SteppedEngine
+from duetto.server.body import body_of
 from duetto.server.door import Arrival, Door, Job, split_prompts
 from duetto.server.errors import (
     ApiError,
@@ -33,6 +35,7 @@ from duetto.server.errors import (
     unknown_model,
 )
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
+from duetto.server.json_parts import PartsResponse, json_parts, packed
 from duetto.server.metrics import Metrics
 from duetto.server.middleware import HostGuard, KeyGuard, RequestFrame
 from duetto.server.origins import OriginGuard, Origins
@@ -51,9 +54,13 @@ from duetto.server.replies import Envelope, Json
 from duetto.server.sampling import chat_params, completion_params
 from duetto.server.settings import ServerSettings
 from duetto.server.shapes import ChatShape, CompletionShape, Shape
+from duetto.server.text_work import TextWork
 from duetto.server.timeline import RoofTime
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TOKEN_BYTES = 16  # roughly a token's id and text in a reply of /tokenize
 
 
 def create_app(
@@ -71,7 +78,8 @@ def create_app(
     """
     metrics = Metrics(settings, config)
     relay = Relay(engine, config, settings, metrics)
-    api = Api(codec, config, settings, relay, metrics)
+    work = TextWork(settings.max_held_bytes)
+    api = Api(codec, config, settings, relay, metrics, work)
     questions = Questions(relay, settings, roof_time)
 
     @asynccontextmanager
@@ -81,6 +89,7 @@ def create_app(
             yield
         finally:
             await relay.stop()
+            work.stop()
 
     routes = [*api.routes(), *questions.routes()]
     app = Starlette(
@@ -123,13 +132,15 @@ class Api:
         settings: ServerSettings,
         relay: Relay,
         metrics: Metrics,
+        work: TextWork,
     ) -> None:
         self._codec = codec
         self._config = config
         self._settings = settings
         self._relay = relay
         self._metrics = metrics
-        self._door = Door(codec, config, settings, relay.clock)
+        self._work = work
+        self._door = Door(codec, config, settings, work, relay.clock)
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -148,50 +159,57 @@ class Api:
         ]
 
     async def completions(self, request: Request) -> Response:
-        body = await self._read(request)
-        wire = decode(body, CompletionRequest)
-        self._check_model(wire.model)
-        self._door.check_lists(wire)
-        sampling = completion_params(wire, self._settings.default_sampling)
-        prompts = split_prompts(wire.prompt, self._config, self._settings.max_answers)
-        with self._relay.reserved(self._checked_fan(len(prompts), sampling)):
-            arrival = self._arrival(request, len(body))
-            job = await self._door.completion(wire, prompts, sampling, arrival)
-            shape = CompletionShape(wire, job, self._codec)
-            exchange = self._submit(wire, job, shape, arrival)
+        async with body_of(request, self._settings, self._work) as body:
+            wire, sampling, prompts = await self._work.read(
+                lambda: self._read_completion(body), len(body)
+            )
+            with self._relay.reserved(self._checked_fan(len(prompts), sampling)):
+                arrival = self._arrival(request, len(body))
+                door = self._door.completion(wire, prompts, sampling, arrival)
+                job = await _while_connected(request, door)
+                shape = CompletionShape(wire, job, self._codec)
+                exchange = self._submit(wire, job, shape, arrival)
         return await self._reply(wire, exchange, request)
 
     async def chat_completions(self, request: Request) -> Response:
-        body = await self._read(request)
-        wire = decode(body, ChatRequest)
-        self._check_model(wire.model)
-        self._door.check_lists(wire)
-        sampling = chat_params(wire, self._settings.default_sampling)
-        with self._relay.reserved(self._checked_fan(1, sampling)):
-            arrival = self._arrival(request, len(body))
-            job = await self._door.chat(wire, sampling, arrival)
-            exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
+        async with body_of(request, self._settings, self._work) as body:
+            wire, sampling = await self._work.read(lambda: self._read_chat(body), len(body))
+            with self._relay.reserved(self._checked_fan(1, sampling)):
+                arrival = self._arrival(request, len(body))
+                door = self._door.chat(wire, sampling, arrival)
+                job = await _while_connected(request, door)
+                exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
         return await self._reply(wire, exchange, request)
 
     async def tokenize(self, request: Request) -> Response:
-        body = await self._read(request)
-        wire = decode(body, TokenizeRequest)
-        self._check_model(wire.model)
-        tokens = await self._door.tokenize(wire, len(body))
-        reply: Json = {
-            "count": len(tokens),
-            "max_model_len": self._config.max_model_len,
-            "tokens": tokens,
-        }
-        if wire.return_token_strs:
-            reply["token_strs"] = [self._codec.token_text(token_id) for token_id in tokens]
-        return json_response(reply)
+        async with body_of(request, self._settings, self._work) as body:
+            with self._relay.reserved(1):
+                wire = await self._work.read(lambda: decode(body, TokenizeRequest), len(body))
+                self._check_model(wire.model)
+                door = self._door.tokenize(wire, len(body))
+                tokens = await _while_connected(request, door)
+
+        def reply() -> list[bytes]:
+            fields: Json = {
+                "count": len(tokens),
+                "max_model_len": self._config.max_model_len,
+                "tokens": tokens,
+            }
+            if wire.return_token_strs:
+                fields["token_strs"] = [self._codec.token_text(token_id) for token_id in tokens]
+            return packed(json_parts(fields))
+
+        return PartsResponse(await self._work.reply(reply, TOKEN_BYTES * len(tokens)))
 
     async def detokenize(self, request: Request) -> Response:
-        body = await self._read(request)
-        wire = decode(body, DetokenizeRequest)
-        self._check_model(wire.model)
-        return json_response({"prompt": await self._door.detokenize(wire.tokens, len(body))})
+        async with body_of(request, self._settings, self._work) as body:
+            with self._relay.reserved(1):
+                wire = await self._work.read(lambda: decode(body, DetokenizeRequest), len(body))
+                self._check_model(wire.model)
+                door = self._door.detokenize(wire.tokens, len(body))
+                text = await _while_connected(request, door)
+        parts = await self._work.reply(lambda: packed(json_parts({"prompt": text})), len(text))
+        return PartsResponse(parts)
 
     async def models(self, _: Request) -> Response:
         return json_response({"object": "list", "data": [self._model_card()]})
@@ -213,25 +231,22 @@ class Api:
 
     # --- steps of a request ----------------------------------------------------------------------
 
-    async def _read(self, request: Request) -> bytes:
-        """The body, if it comes in time and within the limit; nothing is parsed before."""
-        most = self._settings.max_body_bytes
-        too_large = ApiError(413, f"the body exceeds {most} bytes", code="body_too_large")
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > most:
-            raise too_large
-        chunks, num_bytes = [], 0
-        try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
-                async for chunk in request.stream():
-                    num_bytes += len(chunk)
-                    if num_bytes > most:
-                        raise too_large
-                    chunks.append(chunk)
-        except TimeoutError:
-            headers = {"Connection": "close"}
-            raise ApiError(408, "the body did not arrive in time", headers=headers) from None
-        return b"".join(chunks)
+    def _read_completion(
+        self, body: bytes
+    ) -> tuple[CompletionRequest, SamplingParams, list[str | list[int]]]:
+        """Runs on any thread."""
+        wire = decode(body, CompletionRequest)
+        self._check_model(wire.model)
+        self._door.check_lists(wire)
+        sampling = completion_params(wire, self._settings.default_sampling)
+        return wire, sampling, split_prompts(wire.prompt, self._config, self._settings.max_answers)
+
+    def _read_chat(self, body: bytes) -> tuple[ChatRequest, SamplingParams]:
+        """Runs on any thread."""
+        wire = decode(body, ChatRequest)
+        self._check_model(wire.model)
+        self._door.check_lists(wire)
+        return wire, chat_params(wire, self._settings.default_sampling)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.served_model_name:
@@ -298,6 +313,22 @@ class Api:
             "backend": self._settings.backend,
             "permission": [],
         }
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """What has been read and waits in a queue is given up if its client leaves."""
+    task = asyncio.ensure_future(work)
+    await asyncio.sleep(0)  # most of it is done at once
+    if not task.done():
+        leaving = asyncio.ensure_future(request.receive())  # the body has ended: nothing else comes
+        try:
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientDisconnect
+        finally:
+            leaving.cancel()
+            task.cancel()
+    return task.result()
 
 
 async def _on_api_error(_: Request, error: Exception) -> Response:

@@ -3,10 +3,8 @@
 Everything that can be refused is refused here, before the engine hears of it. Knows no HTTP.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import msgspec
 
@@ -25,11 +23,9 @@ from duetto.server.protocol import (
 )
 from duetto.server.sampling import caller_names, default_max_tokens
 from duetto.server.settings import ServerSettings
-
-T = TypeVar("T")
+from duetto.server.text_work import TextWork
 
 MAX_SALT_CHARS = 128
-INLINE_BYTES = 4096  # a body up to this size is tokenized at once; a thread would cost more
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +58,11 @@ class Door:
         codec: TextCodec,
         config: SchedulerConfig,
         settings: ServerSettings,
+        work: TextWork,
         clock: Callable[[], float],
     ) -> None:
         """`clock` must be the engine's own."""
+        self._work = work
         self._codec = codec
         self._config = config
         self._defaults = settings.default_sampling
@@ -93,7 +91,8 @@ class Door:
             encoded = [self._encode(request, prompt, sampling, add_special) for prompt in prompts]
             return self._draft(request, encoded, sampling, arrival)
 
-        return self._accept(await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words)))
+        at_once = not request.bad_words
+        return self._accept(await self._work.text(build, arrival.num_bytes, at_once=at_once))
 
     async def chat(self, request: ChatRequest, sampling: SamplingParams, arrival: Arrival) -> Job:
         """Raises ApiError 400, naming the field."""
@@ -104,7 +103,8 @@ class Door:
             prompt = self._encode(request, text, sampling, add_special)
             return self._draft(request, [prompt], sampling, arrival)
 
-        return self._accept(await _off_the_loop(build, arrival.num_bytes, bool(request.bad_words)))
+        # A template is a program, so it never runs on the event loop.
+        return self._accept(await self._work.text(build, arrival.num_bytes, at_once=False))
 
     async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> list[int]:
         """Raises ApiError 400, naming the field."""
@@ -122,19 +122,20 @@ class Door:
             add_special = request.add_special_tokens is True
             return self._codec.encode(self._render(request), add_special_tokens=add_special)
 
-        return await _off_the_loop(build, num_bytes, False)
+        at_once = request.messages is None
+        return await self._work.text(build, num_bytes, at_once=at_once)
 
     async def detokenize(self, tokens: list[int], num_bytes: int) -> str:
         """Raises ApiError 400, naming the field."""
         size = self._codec.vocab_size
-        for token_id in (min(tokens, default=0), max(tokens, default=0)):
-            if not 0 <= token_id < size:
-                raise invalid("tokens", f"{token_id} is outside the vocabulary of {size}")
 
         def build() -> str:
+            for token_id in (min(tokens, default=0), max(tokens, default=0)):
+                if not 0 <= token_id < size:
+                    raise invalid("tokens", f"{token_id} is outside the vocabulary of {size}")
             return self._codec.decode(tokens, skip_special_tokens=False)
 
-        return await _off_the_loop(build, num_bytes, False)
+        return await self._work.text(build, num_bytes)
 
     def _accept(self, draft: Job) -> Job:
         """Nothing can be refused any more, so the requests arrive, and get their seeds in order."""
@@ -244,10 +245,3 @@ def _checked_salt(salt: str | None) -> bytes:
     if salt is not None and not 1 <= len(salt) <= MAX_SALT_CHARS:
         raise invalid("cache_salt", f"must be of 1 to {MAX_SALT_CHARS} characters")
     return b"" if salt is None else salt.encode()
-
-
-async def _off_the_loop(build: Callable[[], T], num_bytes: int, is_costly: bool) -> T:
-    """Long work goes to a thread, so that no other stream stutters while a text is tokenized."""
-    if num_bytes <= INLINE_BYTES and not is_costly:
-        return build()
-    return await asyncio.to_thread(build)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
+from duetto.server.body import check_structure
 from duetto.server.errors import ApiError, invalid
 
 T = TypeVar("T")
@@ -163,7 +164,8 @@ _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$|$)", r
 
 
 def decode(body: bytes, into: type[T]) -> T:
-    """Read a body, or raise a 400 that names the field at fault."""
+    """Read a body, or raise a 400 that names the field at fault. Runs on any thread."""
+    check_structure(body)
     try:
         return msgspec.json.decode(body, type=into)
     except msgspec.ValidationError as error:

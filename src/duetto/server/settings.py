@@ -31,6 +31,7 @@ class ServerSettings:
     max_num_queued_reqs: int = 256  # waiting beside those that run; more are refused with 503
     max_answers: int = 256  # prompts times n of one HTTP request
     max_body_bytes: int = 4 * 2**20
+    max_held_bytes: int = 64 * 2**20  # of large bodies that are being read and tokenized
     max_pending_bytes: int = 2**20  # of one answer that its client does not read
     sse_keep_alive_s: float = 15.0  # a comment is sent into a stream that was silent this long
     body_timeout_s: float = 30.0
@@ -38,7 +39,7 @@ class ServerSettings:
     shutdown_timeout_s: float = 30.0  # running requests may take this long to end
 
     def __post_init__(self) -> None:
-        for name in ("max_answers", "max_body_bytes", "max_pending_bytes"):
+        for name in ("max_answers", "max_body_bytes", "max_held_bytes", "max_pending_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be 1 or more")
         if self.max_num_queued_reqs < 0:
