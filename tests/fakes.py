@@ -91,10 +91,16 @@ def generate_alone(request: Request) -> list[int]:
     return output
 
 
+class Panic(BaseException):
+    """What a native library raises when it panics is not an Exception."""
+
+
 class ShadowExecutor:
     """An executor without a model, in which every wrong read shows.
 
-    A row or a step that fails leaves garbage where it wrote, as a real one may.
+    A row or a step that fails leaves garbage where it wrote, as a real one may. `poisoned` requests
+    panic whatever batch they are in, `short` ones get nothing, and if it `is_broken` every step
+    raises.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -104,16 +110,23 @@ class ShadowExecutor:
         self.fail_next = False
         self.fail_after_writing = False
         self.fail_requests: set[str] = set()
+        self.poisoned: set[str] = set()
+        self.short: set[str] = set()
+        self.is_broken = False
+        self.num_executed = 0
 
     def execute(self, batch: ScheduledBatch) -> StepOutput:
-        if self.fail_next:
+        self.num_executed += 1
+        if self.fail_next or self.is_broken:
             self.fail_next = False
             raise RuntimeError("planted failure")
         owners = Counter(chain.from_iterable(item.block_table for item in batch.requests))
-        sampled, failed = {}, {}
+        sampled, failed, scores = {}, {}, _scores(batch)
+        panics = any(item.request_id in self.poisoned for item in batch.requests)
         for item in batch.requests:
             is_failing = item.request_id in self.fail_requests
-            last = self._write(item, owners, is_garbage=is_failing or self.fail_after_writing)
+            is_garbage = is_failing or self.fail_after_writing or panics
+            last = self._write(item, owners, is_garbage=is_garbage)
             if is_failing:
                 failed[item.request_id] = "planted failure of one request"
             elif item.sampling is not None:
@@ -124,7 +137,12 @@ class ShadowExecutor:
         if self.fail_after_writing:
             self.fail_after_writing = False
             raise RuntimeError("planted failure after the step's KV was written")
-        return StepOutput(sampled, prompt_logprobs=_scores(batch), failed=failed)
+        if panics:
+            raise Panic("planted panic of one request")
+        for request_id in self.short:
+            if scores.pop(request_id, None) is None:
+                sampled.pop(request_id, None)
+        return StepOutput(sampled, prompt_logprobs=scores, failed=failed)
 
     def read_block(self, block: int) -> list[int]:
         return self._slots[block * self._block_size : (block + 1) * self._block_size]

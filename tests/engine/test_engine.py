@@ -102,7 +102,7 @@ def test_abort_in_any_state_flushes_and_is_final_once():
 
 
 @pytest.mark.parametrize("when", ["fail_next", "fail_after_writing"])
-def test_a_failing_step_ends_its_own_requests_and_the_engine_goes_on(when, caplog):
+def test_a_failing_step_of_one_ends_it_and_the_engine_goes_on(when, caplog):
     executor = ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
     engine = make_engine(executor)
     engine.add(make_request("lost", max_tokens=4))
@@ -116,6 +116,139 @@ def test_a_failing_step_ends_its_own_requests_and_the_engine_goes_on(when, caplo
     engine.add(request)
     updates = run(engine)["next"]
     assert [t.token_id for u in updates for t in u.tokens] == generate_alone(request)
+
+
+def neighbours(count=3):
+    """Requests that stream, and one that comes late, with the beginning of the first's prompt."""
+    early = [make_request(f"r{i}", prompt=[i] * 9 + [5], max_tokens=9) for i in range(count)]
+    return early, make_request("late", prompt=[0] * 8 + [3] * 20, max_tokens=3)
+
+
+@pytest.mark.parametrize("at_step", [0, 1, 4])
+@pytest.mark.parametrize("culprit", ["r1", "late"])
+def test_who_makes_a_step_raise_ends_alone_and_its_neighbours_answers_are_whole(culprit, at_step):
+    executor = ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
+    engine = make_engine(executor)
+    early, late = neighbours()
+    for request in early:
+        engine.add(request)
+    updates = {}
+    for number in range(60):
+        if number == at_step:
+            executor.poisoned = {culprit}
+        if number == 3:
+            engine.add(late)
+        for update in engine.step().updates:
+            updates.setdefault(update.request_id, []).append(update)
+        engine.scheduler.check()
+    assert not engine.has_work
+    for request in (*early, late):
+        told, answer = updates[request.request_id], generate_alone(request)
+        tokens = [token.token_id for update in told for token in update.tokens]
+        timings = told[-1].timings
+        assert sum(timings.parts.values()) == timings.e2e_s
+        if request.request_id == culprit:
+            assert (told[-1].finish_reason, told[-1].error) == (FinishReason.ERROR, STEP_FAILED)
+            assert tokens == answer[: len(tokens)]
+        else:
+            assert told[-1].finish_reason is FinishReason.LENGTH and tokens == answer
+            assert len(timings.token_times) == len(answer)
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+
+
+def test_a_step_that_fails_only_as_a_batch_costs_nobody_an_answer(caplog):
+    executor = ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
+    engine = make_engine(executor)
+    early, _ = neighbours()
+    for request in early:
+        engine.add(request)
+    executor.fail_after_writing = True
+    assert {u.error for u in engine.step().updates} == {None}
+    assert "0 of 3 failed" in caplog.text
+    updates = run(engine)
+    for request in early:
+        tokens = [t.token_id for u in updates[request.request_id] for t in u.tokens]
+        assert tokens == generate_alone(request)[1:]
+
+
+def test_a_broken_device_ends_every_request_after_one_try_each():
+    executor = ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
+    executor.is_broken = True
+    engine = make_engine(executor)
+    for request in neighbours()[0]:
+        engine.add(request)
+    updates = engine.step().updates
+    assert [u.error for u in updates] == [STEP_FAILED] * 3
+    assert executor.num_executed == 4 and not engine.has_work
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_process_is_obeyed_and_the_step_can_be_run_again(interrupt):
+    class Interrupted(ShadowExecutor):
+        def execute(self, batch):
+            if not self.num_executed:
+                self.num_executed += 1
+                raise interrupt
+            return super().execute(batch)
+
+    engine = make_engine(Interrupted(CONFIG.num_blocks, CONFIG.block_size))
+    request = make_request("a")
+    engine.add(request)
+    with pytest.raises(interrupt):
+        engine.step()
+    tokens = [t.token_id for u in run(engine)["a"] for t in u.tokens]
+    assert tokens == generate_alone(request)
+
+
+class Times:
+    """Prices that are told what was learned."""
+
+    def __init__(self):
+        self.learned = []
+
+    def step_time(self, shape):
+        return 3.0 * shape.num_tokens
+
+    def has_measured(self, shape):
+        return shape.num_tokens == 1
+
+    def observe(self, shape, seconds):
+        self.learned.append(shape.num_tokens)
+
+
+def test_nothing_is_learned_of_a_step_that_was_tried_again():
+    times, executor = Times(), ShadowExecutor(CONFIG.num_blocks, CONFIG.block_size)
+    engine = Engine(Scheduler(CONFIG), executor, step_times=times)
+    for request in neighbours()[0]:
+        engine.add(request)
+    executor.fail_next = True
+    assert engine.step().record.predicted_s == 90.0  # of the step as it was planned
+    assert times.learned == []
+    engine.step()
+    assert times.learned == [3]
+
+
+def test_what_is_being_computed_can_be_seen_from_outside():
+    seen = []
+
+    class Seen(ShadowExecutor):
+        def execute(self, batch):
+            seen.append(engine.computing)
+            return super().execute(batch)
+
+    executor = Seen(CONFIG.num_blocks, CONFIG.block_size)
+    engine = Engine(Scheduler(CONFIG), executor, step_times=Times())
+    for request in neighbours(2)[0]:
+        engine.add(request)
+    executor.fail_next = True
+    engine.step()
+    engine.step()
+    assert engine.computing is None
+    told = [(each.num_requests, each.predicted_s, each.is_measured) for each in seen]
+    alone = (1, 30.0, False)
+    assert told == [(2, 60.0, False), alone, alone, (2, 6.0, False)]
+    assert len(set(seen)) == 4  # each is its own
 
 
 def test_an_executor_that_returns_too_little_fails_the_step():

@@ -6,7 +6,7 @@ walk both drive it; the faults planted by test_planted_faults.py are planted in 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from fakes import ShadowExecutor
@@ -27,10 +27,14 @@ from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
+from duetto.engine.compute import Computer
 from duetto.scheduler.scheduler import Scheduler
 
 MakeScheduler = Callable[..., Scheduler]  # of a SchedulerConfig, and perhaps of a price
-Fault = Literal["before", "after", "row", "short"]
+# Of a step: it raises once, before or after it wrote; a row fails, or lacks; one request makes it
+# raise, or every one, however often it is tried.
+Fault = Literal["before", "after", "row", "short", "poison", "broken"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 class Driver:
@@ -157,19 +161,20 @@ class Driver:
             assert newcomers <= self._chosen, "a newcomer joins a batch that runs"
 
     def _run(self, batch: ScheduledBatch, fault: Fault | None, victim: str) -> list[RequestUpdate]:
-        scheduler, executor = self.scheduler, self.executor
+        executor = self.executor
+        self._pass_time(2)
         executor.fail_next = fault == "before"
         executor.fail_after_writing = fault == "after"
         executor.fail_requests = {victim} if fault == "row" else set()
-        self._pass_time(2)
-        try:
-            output = executor.execute(batch)
-        except RuntimeError as error:
-            return scheduler.fail(batch, str(error), self._now)
+        executor.short = {victim} if fault == "short" else set()
+        executor.poisoned = {victim} if fault == "poison" else set()
+        executor.is_broken = fault == "broken"
         if fault == "short" and victim in _givers(batch):
-            self._refuse(batch, _without(output, victim))
-            return scheduler.fail(batch, "it returned too little", self._now)
-        return scheduler.update(batch, output, self._now)
+            self._refuse(batch, executor.execute(batch))
+        before = executor.num_executed
+        computed = Computer(executor, None).run(batch, "it failed")
+        assert executor.num_executed - before <= len(batch.requests) + 1, "tried again and again"
+        return self.scheduler.update(batch, computed.output, self._now)
 
     def _refuse(self, batch: ScheduledBatch, output: StepOutput) -> None:
         """An output that is not whole is refused, and changes nothing."""
@@ -205,11 +210,13 @@ def _errors(updates: Sequence[RequestUpdate]) -> set[str]:
 
 
 def _blamed(batch: ScheduledBatch, fault: Fault | None, victim: str) -> set[str]:
-    """Whom a fault of a step ends: the row that failed, or all if the step gave nothing whole."""
-    if fault is None or (fault == "short" and victim not in _givers(batch)):
-        return set()
+    """Whom a fault of a step ends: who fails alone. What failed only together is done alone."""
     everyone = {item.request_id for item in batch.requests}
-    return everyone & {victim} if fault == "row" else everyone
+    if fault == "broken" or (fault in ("before", "after") and len(everyone) == 1):
+        return everyone
+    if fault == "short":
+        return _givers(batch) & {victim}
+    return everyone & {victim} if fault in ("row", "poison") else set()
 
 
 def _givers(batch: ScheduledBatch) -> set[str]:
@@ -219,13 +226,6 @@ def _givers(batch: ScheduledBatch) -> set[str]:
         for item in batch.requests
         if item.sampling is not None or item.prompt_logprob_targets
     }
-
-
-def _without(output: StepOutput, victim: str) -> StepOutput:
-    """The output without the victim's token, or without its scores if it was given both."""
-    lacking = "prompt_logprobs" if victim in output.prompt_logprobs else "sampled"
-    kept = {i: given for i, given in getattr(output, lacking).items() if i != victim}
-    return output._replace(**{lacking: kept})
 
 
 def _state(request: Request) -> tuple[object, ...]:

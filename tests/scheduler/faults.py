@@ -275,22 +275,16 @@ ENDS = [
         "                request.num_computed_tokens += len(item.token_ids)\n"
         "                publish_full_blocks(request, self.config, self.pool)\n",
     ),
-    Fault(
-        "a failing step spares one",
-        "scheduler",
-        "ERROR, now, error=message)\n            for item in batch.requests\n",
-        "ERROR, now, error=message)\n            for item in batch.requests[1:]\n",
-    ),
-    Fault("too little is accepted", "scheduler", "        _check_whole(batch, output)\n", ""),
+    Fault("too little is accepted", "scheduler", "        check_whole(batch, output)\n", ""),
     Fault(
         "one token too many",
-        "scheduler",
+        "accept",
         "request.num_output_tokens >= request.max_tokens",
         "request.num_output_tokens > request.max_tokens",
     ),
     Fault(
         "stop token overlooked",
-        "scheduler",
+        "accept",
         "if tokens and tokens[-1].token_id in request.stop_token_ids:",
         "if False:",
     ),
@@ -338,7 +332,7 @@ ENDS = [
     ),
     Fault(
         "missing scores are accepted",
-        "scheduler",
+        "accept",
         "        if given != asked:\n",
         "        if False:\n",
     ),

@@ -75,7 +75,7 @@ def test_a_failed_step_ends_its_requests_and_no_others() -> None:
     script = Script(max_num_seqs=1)
     script.add(make_request("a", (1,) * 9, 4), make_request("b", (1,) * 9, 4))
     batch = script.plan()
-    updates = script.scheduler.fail(batch, "out of order", 1.0)
+    updates = script.scheduler.update(batch, StepOutput({}, failed={"a": "out of order"}), 1.0)
     assert [(u.request_id, u.finish_reason, u.error) for u in updates] == [
         ("a", FinishReason.ERROR, "out of order")
     ]

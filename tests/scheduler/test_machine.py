@@ -16,14 +16,13 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from scheduler.driver import Driver, Fault
+from scheduler.driver import FAULTS, Driver, Fault
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import fan_out
 
 RULES = ("abort", "stop", "preempt", "fail", "forget")
 PREFIXES = ((), (1,) * 5, (1,) * 9, (1, 2, 1, 2, 1, 2))
-FAULTS: tuple[Fault, ...] = ("before", "after", "row", "short")
 tails = st.lists(st.integers(1, 2), min_size=1, max_size=5).map(tuple)
 
 

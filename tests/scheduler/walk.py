@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from fakes import make_request
-from scheduler.driver import Driver, Fault, MakeScheduler
+from scheduler.driver import FAULTS, Driver, MakeScheduler
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request, fan_out
@@ -19,7 +19,6 @@ MAX_MODEL_LEN = 24
 CHECK_EVERY = 3  # a leak stays, so it need not be looked for at once
 CHECK_CACHE_EVERY = 32
 RULES = ("abort", "stop", "preempt", "forget")
-FAULTS: tuple[Fault, ...] = ("before", "after", "row", "short")
 
 
 @dataclass(frozen=True, slots=True)

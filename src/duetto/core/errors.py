@@ -12,6 +12,10 @@ What was wrong, where, and what would be accepted: each message says all three.
 
 from pathlib import Path
 
+# What ends a process or a generator on purpose. Everything else that native code raises, a panic
+# (which is no Exception) among it, concerns the work that it was doing.
+STOPS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 class DuettoError(Exception):
     """Base of all errors raised on purpose; anything else that escapes is a bug."""

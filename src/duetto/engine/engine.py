@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRecord
-from duetto.core.errors import InvalidRequest
+from duetto.core.batch import RequestUpdate, ScheduledBatch, StepRecord
+from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest
 from duetto.core.request import FinishReason, Request
-from duetto.core.shape import BatchShape
+from duetto.engine.compute import Computer, Computing, Executor, StepTimes
 from duetto.engine.detokenizer import Detokenizer
 from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
 
@@ -20,24 +20,6 @@ logger = logging.getLogger(__name__)
 
 STEP_FAILED = "the engine failed while computing this request; the log says why"
 TEXT_FAILED = "the tokenizer cannot decode the answer; the log says why"
-
-
-class Executor(Protocol):
-    """The one seam between deciding and computing: a model on a device, or a model of a model."""
-
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
-        """Compute a step. Keeps nothing about a request but the KV in its blocks."""
-        ...
-
-
-class StepTimes(Protocol):
-    """What steps should take: asked before each, told after. Decides nothing that is answered."""
-
-    def step_time(self, shape: BatchShape) -> float:
-        """Seconds."""
-        ...
-
-    def observe(self, shape: BatchShape, seconds: float) -> None: ...
 
 
 class StepReport(NamedTuple):
@@ -69,7 +51,7 @@ class Engine:
         With `step_times`, the predicted time of each step stands beside the measured one.
         """
         self.scheduler = scheduler
-        self._executor = executor
+        self._computer = Computer(executor, step_times)
         self._decode = decode
         self._clock = clock
         self._step_times = step_times
@@ -78,6 +60,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
+
+    @property
+    def computing(self) -> Computing | None:
+        """What the executor computes now. Any thread may ask."""
+        return self._computer.current
 
     def add(self, request: Request) -> None:
         """Accept a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
@@ -92,23 +79,17 @@ class Engine:
         return None if update is None else self._with_text(update)
 
     def step(self) -> StepReport:
-        """Run one step. An executor that raises ends the requests of that step, not the engine."""
+        """Run one step. What makes an executor raise ends alone, with an error."""
         start, before = self._clock(), self.scheduler.counts.copy()
         batch = self.scheduler.schedule(start)
         if not batch.requests:
             return StepReport(())
-        shape, times, is_whole = batch.shape, self._step_times, True
-        predicted_s = None if times is None else times.step_time(shape)
-        try:
-            output = self._executor.execute(batch)
-            updates = self.scheduler.update(batch, output, self._clock(), predicted_s)
-        except Exception:  # whatever it was, it must not take the other requests with it
-            logger.exception("a step of %d requests failed", len(batch.requests))
-            updates, is_whole = self.scheduler.fail(batch, STEP_FAILED, self._clock()), False
+        computed = self._computer.run(batch, STEP_FAILED)
+        updates = self.scheduler.update(batch, computed.output, self._clock(), computed.predicted_s)
         texts = tuple([self._with_text(update) for update in updates])
-        record = self._record(batch, shape, start, predicted_s, before)
-        if times is not None and is_whole:
-            times.observe(shape, record.end_time - start)
+        record = self._record(batch, start, computed.predicted_s, before)
+        if self._step_times is not None and computed.is_at_once:
+            self._step_times.observe(batch.shape, record.end_time - start)
         return StepReport(texts, record)
 
     def _text_of(self, request: Request) -> "_Text | None":
@@ -116,7 +97,9 @@ class Engine:
             return None
         try:
             detokenizer = Detokenizer(self._decode, request.prompt_token_ids, request.sampling)
-        except Exception as error:
+        except STOPS_THE_PROCESS:
+            raise
+        except BaseException as error:  # a panic of a native library is not an Exception
             logger.exception("the prompt of request %s cannot be decoded", request.request_id)
             raise InvalidRequest("prompt", "the tokenizer cannot decode its tokens") from error
         return _Text(detokenizer, request.sampling.include_stop_str_in_output)
@@ -128,7 +111,9 @@ class Engine:
             return update
         try:
             update = self._pushed(update, text)
-        except Exception:
+        except STOPS_THE_PROCESS:
+            raise
+        except BaseException:
             logger.exception("the answer of request %s cannot be decoded", update.request_id)
             update = self._ended(update, FinishReason.ERROR, error=TEXT_FAILED)
         if update.finish_reason is not None:
@@ -168,7 +153,6 @@ class Engine:
     def _record(
         self,
         batch: ScheduledBatch,
-        shape: BatchShape,
         start: float,
         predicted_s: float | None,
         before: SchedulerCounts,
@@ -187,7 +171,7 @@ class Engine:
             num_preemptions=counts.num_preemptions - before.num_preemptions,
             num_queried_tokens=counts.num_queried_tokens - before.num_queried_tokens,
             num_hit_tokens=counts.num_hit_tokens - before.num_hit_tokens,
-            shape=shape,
+            shape=batch.shape,
             request_ids=tuple([r.request_id for r in batch.requests]),
             predicted_s=predicted_s,
         )

@@ -89,6 +89,10 @@ class LearnedStepTime:
         runs on this machine. The quantile is followed step by step (Robbins and Monro, 1951)."""
         return self._lateness * self.step_time(shape)
 
+    def has_measured(self, shape: BatchShape) -> bool:
+        """Whether steps of about this many tokens have been learned from."""
+        return shape.num_tokens.bit_length() in self._measured
+
     def observe(self, shape: BatchShape, seconds: float) -> None:
         """A step of this shape has taken so long."""
         if not shape.requests or not seconds > 0 or self._is_nothing_new(shape.num_tokens):

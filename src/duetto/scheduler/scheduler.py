@@ -17,9 +17,10 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import ConfigError, EngineError
+from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
 from duetto.core.timings import Part
+from duetto.scheduler.accept import check_whole, finish_reason, stop_reason
 from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.budget import StepBudget, StepTime
 from duetto.scheduler.latency import QueueClock, account_step
@@ -42,7 +43,7 @@ class SchedulerCounts:
 
 
 class Scheduler:
-    """One step is `schedule`, an executor's work, and `update` (or `fail`)."""
+    """One step is `schedule`, an executor's work, and `update`."""
 
     def __init__(self, config: SchedulerConfig, step_time: StepTime | None = None) -> None:
         """`step_time` is the price of a step; it must be given for a target ITL, and may change
@@ -109,7 +110,7 @@ class Scheduler:
 
         `predicted_s` is what the step should have taken, to be told beside what it took.
         """
-        _check_whole(batch, output)
+        check_whole(batch, output)
         account_step(batch, self.running, now, predicted_s)
         updates = []
         for item in batch.requests:
@@ -124,14 +125,6 @@ class Scheduler:
             if update is not None:
                 updates.append(update)
         return updates
-
-    def fail(self, batch: ScheduledBatch, message: str, now: float) -> list[RequestUpdate]:
-        """End every request of a step that raised. What the step wrote was never published."""
-        account_step(batch, self.running, now)
-        return [
-            self._finish(self.running[item.request_id], FinishReason.ERROR, now, error=message)
-            for item in batch.requests
-        ]
 
     def check(self) -> None:
         """Assert every invariant. Changes nothing."""
@@ -299,7 +292,7 @@ class Scheduler:
         for sampled in tokens:
             request.token_ids.append(sampled.token_id)
             request.timings.token_times.append(now)
-        reason = _finish_reason(request, tokens)
+        reason = finish_reason(request, tokens)
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
         if not tokens and not scores:
@@ -337,7 +330,7 @@ class Scheduler:
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=request.num_cached_tokens,
             finish_reason=reason,
-            stop_reason=_stop_reason(request, reason),
+            stop_reason=stop_reason(request, reason),
             error=error,
             timings=request.timings,
         )
@@ -362,34 +355,3 @@ class Scheduler:
             return None
         queued: Iterable[Request] = (r for r in self.waiting if r.request_id == request_id)
         return self.running.get(request_id) or next(iter(queued), None)
-
-
-def _check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
-    for item in batch.requests:
-        if item.request_id in output.failed:
-            continue
-        if item.sampling is not None and not output.sampled.get(item.request_id):
-            raise EngineError(f"the executor returned no token for request {item.request_id}")
-        asked = len(item.prompt_logprob_targets)
-        given = len(output.prompt_logprobs.get(item.request_id, ()))
-        if given != asked:
-            raise EngineError(
-                f"the executor returned {given} prompt log-probabilities for request "
-                f"{item.request_id}, not {asked}"
-            )
-
-
-def _finish_reason(request: Request, tokens: tuple[SampledToken, ...]) -> FinishReason | None:
-    if tokens and tokens[-1].token_id in request.stop_token_ids:
-        return FinishReason.STOP
-    if request.num_output_tokens >= request.max_tokens:
-        return FinishReason.LENGTH
-    return None
-
-
-def _stop_reason(request: Request, reason: FinishReason) -> int | None:
-    """The caller's own stop token that ended it; the model's end of sequence is no reason."""
-    if reason is not FinishReason.STOP or not request.num_output_tokens:
-        return None
-    last = request.token_ids[-1]
-    return last if last in request.sampling.stop_token_ids else None
