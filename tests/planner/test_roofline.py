@@ -127,6 +127,23 @@ def test_a_batch_has_no_more_parts_than_requests(capsys):
         run(capsys, "tiny", hardware="l4", micro_batches=0)
 
 
+@pytest.mark.parametrize(("pp", "parts"), [(1, 1), (2, 1), (4, 1), (4, 4), (2, 8)])
+def test_bubbles_are_those_of_the_closed_form(capsys, pp, parts):
+    """Prefill is bound by arithmetic: a part takes its share, and each stage the same."""
+    flags = {"pp": pp, "micro_batches": parts, "batch": 8, "context": 4000}
+    found = run(capsys, "llama-2-70b", hardware="h100:8", graphs=True, **flags)
+    rule = (pp - 1) / (parts + pp - 1)
+    assert found["prefill"]["bubble"] == pytest.approx(rule, abs=0.02)
+    for name in ("prefill", "decode", "mixed"):
+        rows = {row["name"]: row for row in found[name]["operations"]}
+        assert ("bubble" in rows) == (pp > 1)
+        whole = found[name]["time_s"]
+        assert found[name]["interval_s"] <= whole * 1.0001
+        if parts >= pp:
+            lasts = whole * (1 - found[name]["bubble"])
+            assert found[name]["interval_s"] == pytest.approx(lasts, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["llama-3-8b", "qwen2.5-0.5b"])
 def test_equal_requests_need_not_be_enumerated(name):
     """The dumb way is to list them all."""

@@ -18,6 +18,7 @@ from duetto.planner.layout import (
     PrecisionName,
     QuantizationName,
     check_apart,
+    check_used,
     make_fleet,
     with_weights,
 )
@@ -138,7 +139,7 @@ def _check_numbers(rows: int, processes: int | None, price: float | None) -> Non
 def _check_used(base: Layout, disaggregate: bool, *, only_rate: bool, is_searched: bool) -> None:
     """Refuse what would be ignored."""
     if only_rate:
-        check_apart(base)
+        check_used(base)
         if is_searched:
             raise ConfigError(
                 "--only-rate with --budgets, --dtypes or --no-disaggregate: it searches nothing; "

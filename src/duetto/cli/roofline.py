@@ -117,7 +117,7 @@ def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> Non
     )
     for name, step in found.steps.items():
         console.print(_table(name, step))
-    console.print(_sanity(found))
+    console.print(_sanity(found, deployment))
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
     if picture is not None:
@@ -179,7 +179,23 @@ def _turning(batch: int | None) -> str:
     return "always" if batch == 1 else f"from {batch} requests on"
 
 
-def _sanity(found: Roofline) -> Table:
+def _pipeline(found: Roofline, deployment: Deployment) -> list[tuple[str, str]]:
+    """What a pipeline loses, beside what it would lose with equal stages."""
+    stages, parts = deployment.pipeline_parallel, deployment.micro_batches
+    if stages == 1:
+        return []
+    rule = f"(p - 1) / (m + p - 1) = {(stages - 1) / (parts + stages - 1):.1%} with equal stages"
+    steps = found.steps.items()
+    return [
+        *((f"bubble of {name}", f"{step.bubble:.1%}; {rule}") for name, step in steps),
+        *(
+            (f"{name}, step after step", f"one every {_short(step.interval_s * 1e3)} ms")
+            for name, step in steps
+        ),
+    ]
+
+
+def _sanity(found: Roofline, deployment: Deployment) -> Table:
     sanity = found.sanity
     table = Table(title="\nto check by hand", title_justify="left", show_header=False, box=None)
     weights = ", ".join(f"{name} {size / 1e9:.4g}" for name, size in sanity.weight_bytes.items())
@@ -193,6 +209,7 @@ def _sanity(found: Roofline) -> Table:
         ("matrix products of decode", "compute-bound"),
         ("  by the datasheet", _turning(sanity.datasheet_decode_turns_compute_bound_at)),
         ("  with what is reached", _turning(sanity.decode_turns_compute_bound_at)),
+        *_pipeline(found, deployment),
     ):
         table.add_row(name, value)
     return table

@@ -18,7 +18,7 @@ from duetto.planner.gpus import notes_on_host
 from duetto.planner.layout import (
     Layout,
     QuantizationName,
-    check_apart,
+    check_used,
     make_fleet,
     with_weights,
 )
@@ -84,7 +84,7 @@ def simulate(
         raise ConfigError(f"--price {price}: must be above 0")
     wanted = parse_percentiles(metric_percentiles)
     layout, load = layout or Layout(), load or LoadOptions()
-    check_apart(layout)
+    check_used(layout)
     itl_s = None if target_itl is None else target_itl / 1000
     config, spec = find_config(model), find_hardware(hardware)
     program = build_program(config, layout.max_model_len)
@@ -115,10 +115,19 @@ def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:
     print_parts(outcome.parts_s, console)
     for name, use in outcome.pools.items():
         console.print(f"{name}: {_use(use)}")
+        if use.num_stages > 1:
+            console.print(f"{name}: {_bubbles(use)}")
     if len(outcome.transfer):
         console.print(f"KV transfer delays a request by {outcome.transfer.mean() * 1000:.2f} ms")
     if outcome.cost_per_million is not None:
         console.print(f"{outcome.cost_per_million:.2f} for a million output tokens")
+
+
+def _bubbles(use: PoolUse) -> str:
+    return (
+        f"bubbles {use.bubble:.1%} of the time of {use.num_stages} stages, with up to "
+        f"{use.num_batches} batch{'es' * (use.num_batches > 1)} under way"
+    )
 
 
 def _use(use: PoolUse) -> str:

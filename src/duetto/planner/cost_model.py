@@ -152,14 +152,31 @@ class CostModel:
         part = totals if parts == 1 else totals.part(parts)
         times = [stage.time_s(part) for stage in self._stages]
         time_s = sum(times) + (parts - 1) * max(times)
-        if len(times) > 1:
-            time_s += (len(times) - 1) * self._send.time_s(part)
-        return time_s + self._host_s(totals)
+        return time_s + (len(times) - 1) * self.send_time(part) + self._host_s(totals)
+
+    def stage_times(self, totals: StepTotals) -> tuple[float, ...]:
+        """Seconds of each pipeline stage for a batch, not cut into parts. What the host adds
+        belongs to the first one, whose process is the driver's."""
+        first, *others = [stage.time_s(totals) for stage in self._stages]
+        return (first + self._host_s(totals), *others)
+
+    def interval_of(self, totals: StepTotals) -> float:
+        """Seconds from a step to the next of the same size where the stages never run dry: a part
+        comes again when it has left the last stage, and when the slowest stage has had the others.
+        """
+        parts = self.deployment.micro_batches
+        part = totals if parts == 1 else totals.part(parts)
+        times = [stage.time_s(part) for stage in self._stages]
+        alone_s = sum(times) + (len(times) - 1) * self.send_time(part)
+        return max(parts * max(times), alone_s) + self._host_s(totals)
+
+    def send_time(self, totals: StepTotals) -> float:
+        """Seconds that a batch takes from one pipeline stage to the next."""
+        return self._send.time_s(totals) if len(self._stages) > 1 else 0.0
 
     def stage_time(self, shape: BatchShape) -> float:
         """Seconds after which the slowest pipeline stage can take the next batch of this shape."""
-        totals = self.totals(shape)
-        return max(stage.time_s(totals) for stage in self._stages) + self._host_s(totals)
+        return max(self.stage_times(self.totals(shape)))
 
     def price(self, shape: BatchShape) -> tuple[OpPrice, ...]:
         """What each kind of operation takes of a step on one device. The times add up to step_time.

@@ -9,15 +9,16 @@ from typing import Literal, get_args
 
 from duetto.core.config import SchedulerConfig, SchedulingPolicy
 from duetto.core.errors import ConfigError
-from duetto.planner.cost_model import CostModel, Deployment
+from duetto.planner.cost_model import CostModel, Deployment, StepTotals
 from duetto.planner.disaggregation import Disaggregation, KVLink
 from duetto.planner.hardware import HardwareSpec
 from duetto.planner.host import computable
 from duetto.planner.memory import MemoryFit, fit_device
 from duetto.planner.parallel import possible_degrees
+from duetto.planner.pipeline import Passage, PipelineSpec
 from duetto.planner.replica import ReplicaSpec
 from duetto.planner.router import RouterName
-from duetto.planner.simulated import next_token_times
+from duetto.planner.simulated import next_token_prices, next_token_times
 from duetto.planner.simulation import Fleet
 from duetto.program.program import Program
 from duetto.program.shape import Precision
@@ -53,6 +54,9 @@ class Layout:
     """Tensor parallelism: devices that share each layer; must divide the model's heads."""
     pp: int = 1
     """Pipeline parallelism: stages that share the layers."""
+    micro_batches: int | None = None
+    """Batches that may be in the stages of --pp at one time, each with its own requests and its
+    share of places and KV blocks; by default one for each stage."""
     replicas: int = 1
     """Engines that serve; with prefill replicas, those that decode."""
     prefill_replicas: int = 0
@@ -93,6 +97,8 @@ class Layout:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
+        if self.micro_batches is not None and self.micro_batches < 1:
+            raise ConfigError("--micro-batches: must be 1 or more")
         if self.prefill_replicas < 0:
             raise ConfigError("--prefill-replicas: must be 0 or more")
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -105,6 +111,13 @@ class Layout:
             raise ConfigError(f"--kv-bandwidth {self.kv_bandwidth}: must be above 0")
         if self.max_local_prefill < 0:
             raise ConfigError(f"--max-local-prefill {self.max_local_prefill}: must be 0 or more")
+
+    @property
+    def num_batches(self) -> int:
+        """That may be under way in a replica at one time. Each has a place at least."""
+        if self.pp == 1:
+            return 1
+        return min(self.micro_batches or self.pp, self.max_num_seqs)
 
     @property
     def devices_per_replica(self) -> int:
@@ -143,6 +156,8 @@ class Layout:
         parts = [f"tp {self.tp}"]
         if self.pp > 1:
             parts.append(f"pp {self.pp}")
+            if self.num_batches != self.pp:
+                parts.append(f"micro-batches {self.num_batches}")
         if self.prefill_replicas:
             parts.append(f"{self.prefill_replicas} prefill + {self.replicas} decode")
         else:
@@ -162,6 +177,13 @@ def with_weights(
             )
         return replace(layout, dtype=quantization)
     return replace(layout, dtype=stored or "bfloat16") if layout.dtype == "auto" else layout
+
+
+def check_used(layout: Layout) -> None:
+    """Raises ConfigError for flags of which this layout makes nothing."""
+    if layout.pp == 1 and (layout.micro_batches or 1) > 1:
+        raise ConfigError(f"--micro-batches {layout.micro_batches}: needs --pp of 2 or more")
+    check_apart(layout)
 
 
 def check_apart(layout: Layout) -> None:
@@ -193,12 +215,13 @@ def make_fleet(
             + (f"--replicas {most} would do" if most > 0 else "take fewer, or lower degrees")
         )
     model = CostModel(program, hardware, layout.on(hardware))
-    num_blocks = num_kv_blocks(program, hardware, layout)
+    num_blocks = _blocks_of_batch(num_kv_blocks(program, hardware, layout), layout)
     replica = ReplicaSpec(
         scheduler=_scheduler(program, layout, num_blocks, target_itl_s),
         step_time=model.step_time,
         next_token_times=next_token_times(model),
         num_devices=layout.devices_per_replica,
+        pipeline=_pipeline(model, layout),
     )
     fleet = Fleet(replica=replica, num_replicas=layout.replicas, router=layout.router)
     if not layout.prefill_replicas:
@@ -214,16 +237,46 @@ def make_fleet(
     return replace(fleet, disaggregation=apart)
 
 
+def _pipeline(model: CostModel, layout: Layout) -> PipelineSpec | None:
+    if layout.pp == 1:
+        return None
+
+    def passage(totals: StepTotals) -> Passage:
+        return Passage(model.stage_times(totals), model.send_time(totals))
+
+    return PipelineSpec(
+        num_stages=layout.pp,
+        num_batches=layout.num_batches,
+        passage=lambda shape: passage(model.totals(shape)),
+        next_passages=next_token_prices(model, passage),
+    )
+
+
+def _blocks_of_batch(num_blocks: int, layout: Layout) -> int:
+    """KV blocks for the requests of each batch that may be under way; raises ConfigError if one of
+    the length that was asked for has no room."""
+    own = num_blocks // layout.num_batches
+    least = -(-_least_tokens(layout) // layout.block_size)
+    if own >= least:
+        return own
+    raise ConfigError(
+        f"{layout.describe()}: {num_blocks * layout.block_size} tokens of KV are shared by "
+        f"{layout.num_batches} batches under way, {own * layout.block_size} for each, and a "
+        f"request may have {_least_tokens(layout)}; --micro-batches {num_blocks // least} would do"
+    )
+
+
 def _scheduler(
     program: Program, layout: Layout, num_blocks: int, target_itl_s: float | None
 ) -> SchedulerConfig:
+    """Of each batch that may be under way."""
     longest = layout.max_model_len or min(program.max_model_len, num_blocks * layout.block_size)
     budget = layout.max_num_batched_tokens
     return SchedulerConfig(
         num_blocks=num_blocks,
         max_model_len=longest,
         block_size=layout.block_size,
-        max_num_seqs=layout.max_num_seqs,
+        max_num_seqs=layout.max_num_seqs // layout.num_batches,
         max_num_batched_tokens=budget if layout.enable_chunked_prefill else max(budget, longest),
         enable_chunked_prefill=layout.enable_chunked_prefill,
         enable_prefix_caching=layout.enable_prefix_caching,

@@ -1,7 +1,7 @@
 """What a deployment takes of each device's memory, and what is left for KV.
 
-Bytes of the fullest device. Sizes KV with program/kv_size.py, as the engine does; allocates nothing
-and reads no weights.
+Bytes of the device with the least room for KV, as every stage has the same blocks. Sizes KV with
+program/kv_size.py, as the engine does; allocates nothing and reads no weights.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from duetto.planner.cost_model import Deployment
 from duetto.planner.hardware import HardwareSpec
 from duetto.planner.parallel import RankOp, shard, stages
 from duetto.program.activations import activation_bytes
+from duetto.program.ops import WriteKV
 from duetto.program.program import Program
 
 
@@ -69,29 +70,35 @@ def fit_device(
     if not 0 < utilization <= 1:
         raise ConfigError("--gpu-memory-utilization: must be above 0 and at most 1")
     tp, precision = deployment.tensor_parallel, deployment.precision
-    parts = stages(program, shard(program, tp), deployment.pipeline_parallel)
-    weights = max(_weights(program, stage) for stage in parts) * precision.weight_bytes / tp
     num_rows = min(max_num_seqs, max_num_batched_tokens)  # each request computes a token at least
-    activations = activation_bytes(
-        program, max_num_batched_tokens, num_rows, precision.activation_bytes
-    )
-    layers = -(-len(program.kv) // deployment.pipeline_parallel)  # of the largest stage
-    per_token = sum(
-        2 * max(1.0, layer.num_kv_heads / tp) * layer.head_dim * precision.kv_bytes
-        for layer in program.kv[:layers]
-    )
-    usable, block_bytes = int(hardware.memory_bytes * utilization), int(per_token * block_size)
     # Ranks share the wide buffers; the residual stream, which each has whole, is small beside them.
-    room = usable - int(weights) - activations // tp
-    return MemoryFit(
-        memory_bytes=hardware.memory_bytes,
-        usable_bytes=usable,
-        weight_bytes=int(weights),
-        activation_bytes=activations // tp,
-        block_bytes=block_bytes,
-        block_size=block_size,
-        num_blocks=max(0, room // block_bytes),
+    activations = (
+        activation_bytes(program, max_num_batched_tokens, num_rows, precision.activation_bytes)
+        // tp
     )
+    usable = int(hardware.memory_bytes * utilization)
+    found = []
+    for stage in stages(program, shard(program, tp), deployment.pipeline_parallel):
+        weights = int(_weights(program, stage) * precision.weight_bytes / tp)
+        block_bytes = int(_kv_per_token(program, stage, tp, precision.kv_bytes) * block_size)
+        found.append(
+            MemoryFit(
+                memory_bytes=hardware.memory_bytes,
+                usable_bytes=usable,
+                weight_bytes=weights,
+                activation_bytes=activations,
+                block_bytes=block_bytes,
+                block_size=block_size,
+                num_blocks=max(0, (usable - weights - activations) // block_bytes),
+            )
+        )
+    return min(found, key=lambda stage: (stage.num_blocks, -stage.weight_bytes))
+
+
+def _kv_per_token(program: Program, stage: list[RankOp], tp: int, kv_bytes: float) -> float:
+    """Bytes on one rank of a stage. KV heads that are fewer than the ranks are kept by several."""
+    layers = [program.kv[op.layer] for op in stage if isinstance(op, WriteKV)]
+    return sum(2 * max(1.0, one.num_kv_heads / tp) * one.head_dim * kv_bytes for one in layers)
 
 
 def _weights(program: Program, stage: list[RankOp]) -> int:

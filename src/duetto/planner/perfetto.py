@@ -1,6 +1,6 @@
 """A simulation as Chrome trace events, which Perfetto (ui.perfetto.dev) loads.
 
-A process for each replica, with its steps and counters; and one for the requests, in as few tracks
+A process for each replica (of a pipeline, for each batch that may be under way), with its steps and counters; and one for the requests, in as few tracks
 as hold them without overlap. Written event by event: a long trace has hundreds of thousands.
 """
 
@@ -40,7 +40,11 @@ def trace_events(simulation: Simulation) -> Iterator[Event]:
     ):
         for number, log in enumerate(logs):
             process += 1
-            yield _named("process_name", process, 0, f"{name} {number}")
+            replica, engine = divmod(number, simulation.num_batches)
+            words = f"{name} {replica}"
+            if simulation.num_batches > 1:
+                words += f", batch {engine}"
+            yield _named("process_name", process, 0, words)
             yield from _steps(log, process, num_blocks)
     yield _named("process_name", _REQUESTS, 0, "requests")
     for lane, served in _lanes(simulation):

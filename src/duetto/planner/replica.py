@@ -13,7 +13,8 @@ from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRec
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
 from duetto.core.request import Request
-from duetto.engine.engine import Engine
+from duetto.engine.engine import Engine, Executor
+from duetto.planner.pipeline import Pipeline, PipelineExecutor, PipelineSpec
 from duetto.planner.simulated import (
     NextTokenTimes,
     SimulatedExecutor,
@@ -25,6 +26,9 @@ from duetto.planner.virtual_clock import VirtualClock
 from duetto.scheduler.fast_forward import advance, num_certain_steps
 from duetto.scheduler.scheduler import Scheduler
 
+OnEnd = Callable[[RequestUpdate], None]
+OnStep = Callable[[ScheduledBatch, float, float], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
@@ -34,6 +38,18 @@ class ReplicaSpec:
     step_time: StepTime
     next_token_times: NextTokenTimes | None = None  # the same prices, faster; None: step by step
     num_devices: int = 1
+    pipeline: PipelineSpec | None = None
+    """Of a replica with stages that overlap batches; `scheduler` is then that of each batch, and
+    `step_time` what a batch takes alone. None: one step after the other."""
+
+    @property
+    def num_stages(self) -> int:
+        return 1 if self.pipeline is None else self.pipeline.num_stages
+
+    @property
+    def num_batches(self) -> int:
+        """That may be under way at one time."""
+        return 1 if self.pipeline is None else self.pipeline.num_batches
 
 
 def _floats() -> "array[float]":
@@ -94,22 +110,44 @@ class Replica:
         self,
         spec: ReplicaSpec,
         *,
-        on_end: Callable[[RequestUpdate], None],
-        on_step: Callable[[ScheduledBatch, float, float], None] | None = None,
+        on_end: OnEnd,
+        on_step: OnStep | None = None,
         fast: bool = True,
+        pipeline: Pipeline | None = None,
     ) -> None:
         """`on_end` gets each request's final update; `on_step` each batch with the instants at
-        which it starts and ends, which rules fast-forwarding out."""
+        which it starts and ends, which rules fast-forwarding out. With `pipeline` steps go through
+        stages that others use too (planner/virtual_engines.py)."""
         self.clock = VirtualClock()
         self.steps = StepLog()
         self._next_token_times = spec.next_token_times or step_by_step(spec.step_time)
         self._scheduler = Scheduler(spec.scheduler, spec.step_time)
-        self._executor = _Watched(SimulatedExecutor(spec.step_time, self.clock))
+        self._pipeline = pipeline
+        self._executor = _Watched(_executor(spec, pipeline, self.clock))
         self._engine = Engine(self._scheduler, self._executor, clock=self.clock)
         self._on_end = on_end
         self._on_step = on_step
         self._fast = fast and on_step is None
         self._held: list[tuple[float, list[int]]] = []  # blocks, and until when; a heap
+
+    @property
+    def logs(self) -> tuple[StepLog, ...]:
+        """Steps that do not overlap are in one of them."""
+        return (self.steps,)
+
+    @property
+    def has_work(self) -> bool:
+        return self._engine.has_work
+
+    @property
+    def num_live(self) -> int:
+        """Requests that wait or run."""
+        return len(self._scheduler.waiting) + len(self._scheduler.running)
+
+    @property
+    def computed_s(self) -> float:
+        """Seconds that a device computed."""
+        return sum(self.steps.end_time) - sum(self.steps.start_time)
 
     def offer(self, request: Request, time: float) -> None:
         """Let a request arrive. Raises InvalidRequest, and changes nothing, if it can never fit."""
@@ -119,13 +157,12 @@ class Replica:
     def run_until(self, time: float) -> None:
         """Run every step that starts before `time`; all of them if it is infinite."""
         while self._engine.has_work and self.clock.now < time:
-            self._release_due()
-            if not (self._fast and self._fast_forward(time)):
-                self._step(time)
+            if not self._fast_forward(time):
+                self.step(time)
         if time != float("inf"):
             self.clock.reach(time)
 
-    def hold(self, blocks: Sequence[int], until: float) -> None:
+    def hold(self, _request_id: str, blocks: Sequence[int], until: float) -> None:
         """Keep blocks that a request has just given back: their KV is still being read."""
         kept = list(blocks)
         self._scheduler.pool.retain(kept)
@@ -135,7 +172,9 @@ class Replica:
         while self._held and self._held[0][0] <= self.clock.now:
             self._scheduler.pool.release(heappop(self._held)[1])
 
-    def _step(self, until: float) -> None:
+    def step(self, until: float) -> None:
+        """Run one step, or wait for blocks that are held, at most `until`."""
+        self._release_due()
         start = self.clock.now
         report = self._engine.step()
         if report.record is None:  # all room is held for others
@@ -145,25 +184,39 @@ class Replica:
             return
         self.steps.add(report.record)
         if self._on_step is not None and self._executor.batch is not None:
-            self._on_step(self._executor.batch, start, self.clock.now)
+            begun = start if self._pipeline is None else self._pipeline.entered
+            self._on_step(self._executor.batch, begun, self.clock.now)
         for update in report.updates:
             if update.error is not None:
                 raise EngineError("a simulated step failed; the log says why")
             if update.finish_reason is not None:
                 self._on_end(update)
 
+    def num_certain_steps(self) -> int:
+        """How many of the next steps compute a next token of each running request, and nothing
+        else, unless a request arrives; 0 where steps are not to be run at once."""
+        return num_certain_steps(self._scheduler) if self._fast else 0
+
+    @property
+    def pasts(self) -> list[int]:
+        """Tokens that have KV, of each running request."""
+        return [r.num_computed_tokens for r in self._scheduler.running.values()]
+
+    def take_over(self, start: float, ends: Sequence[float]) -> None:
+        """Let certain steps have happened, one after the other from `start`, to each of `ends`."""
+        num_free = advance(self._scheduler, start, ends, token_of)
+        num_running, num_waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        self.steps.add_next_tokens(start, ends, num_free, num_running, num_waiting)
+
     def _fast_forward(self, until: float) -> bool:
         """Run a stretch of next tokens at once; False, and nothing done, if there is none."""
-        most = num_certain_steps(self._scheduler)
+        most = self.num_certain_steps()
         if most < 2:
             return False
-        running = self._scheduler.running.values()
         start = self.clock.now
-        ends = self._ends([r.num_computed_tokens for r in running], most, until)
-        num_free = advance(self._scheduler, start, ends, token_of)
+        ends = self._ends(self.pasts, most, until)
+        self.take_over(start, ends)
         self.clock.reach(ends[-1])
-        num_waiting = len(self._scheduler.waiting)
-        self.steps.add_next_tokens(start, ends, num_free, len(running), num_waiting)
         return True
 
     def _ends(self, pasts: Sequence[int], most: int, until: float) -> list[float]:
@@ -178,10 +231,16 @@ class Replica:
         return ends
 
 
+def _executor(spec: ReplicaSpec, pipeline: Pipeline | None, clock: VirtualClock) -> Executor:
+    if pipeline is None or spec.pipeline is None:
+        return SimulatedExecutor(spec.step_time, clock)
+    return PipelineExecutor(spec.pipeline.passage, pipeline, clock)
+
+
 class _Watched:
     """An executor of which the last batch is seen."""
 
-    def __init__(self, executor: SimulatedExecutor) -> None:
+    def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self.batch: ScheduledBatch | None = None
 

@@ -31,13 +31,16 @@ class PoolUse:
 
     num_replicas: int
     num_steps: int
-    busy: float  # the part of the duration in which a step ran, mean over replicas
+    busy: float  # the part of the duration in which steps ran, mean over replicas
     mean_tokens: float  # of a step
     mean_running: float  # requests, over the time in which steps ran
     max_waiting: int
     num_preemptions: int
     kv_mean: float | None  # blocks that are owned, as a part of all, over the time of steps
     kv_max: float | None
+    num_stages: int = 1
+    num_batches: int = 1  # that may be under way in a replica
+    bubble: float = 0.0  # of the time of its stages while steps ran: the part spent waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,10 @@ def sum_up(
     if not done:
         refusal = simulation.served[0].refusal if simulation.served else "there is none"
         raise ConfigError(f"no request can be served: {refusal}")
-    pools = {"serve": _use(simulation.steps, duration, simulation.num_blocks)}
+    pools = {"serve": _use(simulation, duration)}
     if simulation.prefill_steps:
         pools = {
-            "prefill": _use(simulation.prefill_steps, duration, simulation.num_prefill_blocks),
+            "prefill": _use(simulation, duration, is_prefill=True),
             "decode": pools["serve"],
         }
     parts = {
@@ -155,31 +158,69 @@ def _refusals(served: Sequence[Served]) -> dict[str, int]:
     return {refusals[0]: len(refusals)} if refusals else {}
 
 
-def _use(logs: Sequence[StepLog], duration: float, num_blocks: int) -> PoolUse:
-    starts, ends, tokens, running, waiting, free = (
+def _use(simulation: Simulation, duration: float, *, is_prefill: bool = False) -> PoolUse:
+    logs, num_blocks = simulation.steps, simulation.num_blocks
+    computed_s = simulation.computed_s
+    if is_prefill:
+        logs, num_blocks = simulation.prefill_steps, simulation.num_prefill_blocks
+        computed_s = simulation.prefill_computed_s
+    starts, ends, tokens, running, free = (
         np.concatenate([np.asarray(getattr(log, name)) for log in logs])
         for name in (
             "start_time",
             "end_time",
             "num_tokens",
             "num_running",
-            "num_waiting",
             "num_free_blocks",
         )
     )
+    num_stages, num_batches = simulation.num_stages, simulation.num_batches
+    num_replicas = len(logs) // num_batches
     spent = ends - starts
-    busy = float(spent.sum())
-    if not busy:
-        return PoolUse(len(logs), len(spent), 0.0, 0.0, 0.0, 0, 0, None, None)
+    total, busy = float(spent.sum()), _busy(logs, num_batches)
+    if not total:
+        return PoolUse(num_replicas, len(spent), 0.0, 0.0, 0.0, 0, 0, None, None)
     owned = 1 - free / num_blocks
     return PoolUse(
-        num_replicas=len(logs),
+        num_replicas=num_replicas,
         num_steps=len(spent),
-        busy=busy / (duration * len(logs)),
+        busy=busy / (duration * num_replicas),
         mean_tokens=float(tokens.mean()),
         mean_running=float((running * spent).sum()) / busy,
-        max_waiting=int(waiting.max()),
+        max_waiting=_max_waiting(logs, num_batches),
         num_preemptions=sum(sum(log.num_preemptions) for log in logs),
-        kv_mean=float((owned * spent).sum()) / busy,
+        kv_mean=float((owned * spent).sum()) / total,
         kv_max=float(owned.max()),
+        num_stages=num_stages,
+        num_batches=num_batches,
+        bubble=max(0.0, 1 - computed_s / (num_stages * busy)) if num_stages > 1 else 0.0,
     )
+
+
+def _busy(logs: Sequence[StepLog], num_batches: int) -> float:
+    """Seconds in which at least one batch of a replica was under way, of all replicas together."""
+    busy = 0.0
+    for first in range(0, len(logs), num_batches):
+        own = logs[first : first + num_batches]
+        starts = np.concatenate([np.asarray(log.start_time) for log in own])
+        ends = np.concatenate([np.asarray(log.end_time) for log in own])
+        if not len(starts):
+            continue
+        order = np.argsort(starts, kind="stable")
+        starts, ends = starts[order], np.maximum.accumulate(ends[order])
+        idle = np.maximum(0.0, starts[1:] - ends[:-1])  # between two stretches without a gap
+        busy += float(ends[-1] - starts[0] - idle.sum())
+    return busy
+
+
+def _max_waiting(logs: Sequence[StepLog], num_batches: int) -> int:
+    """In one replica: those of all its engines at the same instant."""
+    most = 0
+    for first in range(0, len(logs), num_batches):
+        own = [log for log in logs[first : first + num_batches] if len(log)]
+        if not own:
+            continue
+        changes = np.concatenate([np.diff(log.num_waiting, prepend=0) for log in own])
+        order = np.argsort(np.concatenate([np.asarray(log.end_time) for log in own]), kind="stable")
+        most = max(most, int(np.cumsum(changes[order]).max()))
+    return most

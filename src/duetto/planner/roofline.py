@@ -43,6 +43,13 @@ class StepPrice:
     datasheet_time_s: float  # with every efficiency 1 and no overhead
     cost: Cost  # of the whole step on all devices, collectives left out
     parameters: int
+    interval_s: float  # between such steps of a pipeline that never runs dry; else `time_s`
+
+    @property
+    def bubble(self) -> float:
+        """The part of the step in which the mean pipeline stage waits for others."""
+        waits = sum(op.time_s for op in self.operations if op.name == "bubble")
+        return waits / self.time_s if self.time_s else 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +73,8 @@ class StepPrice:
         return {
             "time_s": self.time_s,
             "datasheet_time_s": self.datasheet_time_s,
+            "interval_s": self.interval_s,
+            "bubble": self.bubble,
             "tokens_per_s": self.num_tokens / self.time_s if self.time_s else 0.0,
             "operations": operations,
             "totals": {
@@ -163,6 +172,7 @@ def _price(model: CostModel, *requests: Equals) -> StepPrice:
         model.on(model.hardware.ideal()).time_of(totals),
         _cost(model, *requests),
         model.program.num_parameters,
+        model.interval_of(totals),
     )
 
 

@@ -14,8 +14,9 @@ from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.request import Request
 from duetto.core.timings import Part, RequestTimings
 from duetto.planner.disaggregation import Disaggregation, LinkClock
-from duetto.planner.replica import Replica, ReplicaSpec, StepLog
+from duetto.planner.replica import OnEnd, ReplicaSpec, StepLog
 from duetto.planner.router import Loads, RouterName, make_router
+from duetto.planner.virtual_engines import make_replica
 from duetto.planner.workload import Workload
 
 
@@ -61,10 +62,15 @@ class Simulation:
     """Everything that a run left. `served` is in the order of arrival."""
 
     served: tuple[Served, ...]
-    steps: tuple[StepLog, ...]  # of each replica that decodes
+    steps: tuple[StepLog, ...]
+    """Of each replica that decodes; with a pipeline of each of its `num_batches` engines."""
     prefill_steps: tuple[StepLog, ...]
-    num_blocks: int  # of each replica that decodes
+    num_blocks: int  # of what a log of `steps` is of
     num_prefill_blocks: int = 0
+    num_batches: int = 1  # that may be under way in a replica: as many logs belong together
+    num_stages: int = 1
+    computed_s: float = 0.0  # of all stages of all replicas that decode together
+    prefill_computed_s: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,9 +114,9 @@ class _Pool:
     ) -> None:
         self._on_end = on_end
         self.replicas = [
-            Replica(
+            make_replica(
                 spec,
-                on_end=lambda update, i=i: self._end(i, update),  # type: ignore[misc]
+                on_end=self._end_of(i),
                 on_step=on_step and (lambda *step, i=i: on_step(i, *step)),
                 fast=fast,
             )
@@ -135,6 +141,14 @@ class _Pool:
         self._loads[chosen] += request.num_prompt_tokens
         return chosen
 
+    @property
+    def logs(self) -> tuple[StepLog, ...]:
+        return tuple(log for each in self.replicas for log in each.logs)
+
+    @property
+    def computed_s(self) -> float:
+        return sum(each.computed_s for each in self.replicas)
+
     def run_until(self, time: float) -> None:
         for each in self.replicas:
             each.run_until(time)
@@ -147,10 +161,14 @@ class _Pool:
             self._loads[index] -= size
         return self._loads
 
-    def _end(self, index: int, update: RequestUpdate) -> None:
-        end = self.replicas[index].clock.now
-        heappush(self._ends, (end, index, self._sizes.pop(update.request_id)))
-        self._on_end(index, update)
+    def _end_of(self, index: int) -> OnEnd:
+        def end(update: RequestUpdate) -> None:
+            assert update.timings is not None  # it is the final update
+            time = update.timings.accounted_until
+            heappush(self._ends, (time, index, self._sizes.pop(update.request_id)))
+            self._on_end(index, update)
+
+        return end
 
 
 @dataclass(slots=True)
@@ -198,10 +216,14 @@ class _Run:
             notes += (f"{refused} of {len(self.served)} requests can never fit, and are refused",)
         return Simulation(
             tuple(self.served),
-            tuple(r.steps for r in self.decode.replicas),
-            tuple(r.steps for r in self.prefill.replicas) if self.prefill is not None else (),
+            self.decode.logs,
+            () if self.prefill is None else self.prefill.pool.logs,
             self.fleet.replica.scheduler.num_blocks,
             0 if apart is None else apart.prefill.scheduler.num_blocks,
+            self.fleet.replica.num_batches,
+            self.fleet.replica.num_stages,
+            self.decode.computed_s,
+            0.0 if self.prefill is None else self.prefill.pool.computed_s,
             notes,
         )
 
@@ -260,16 +282,12 @@ class _PrefillPool:
     def __init__(self, apart: Disaggregation, router: RouterName, workload: Workload) -> None:
         self._apart = apart
         self._workload = workload
-        self._pool = _Pool(
+        self.pool = _Pool(
             apart.prefill, apart.num_replicas, router, self._ended, self._stepped, fast=False
         )
         self._links = [LinkClock(apart.link) for _ in range(apart.num_replicas)]
         self._tables: dict[str, tuple[int, ...]] = {}  # of requests in the last step
         self._ready: list[tuple[float, int, _Handover]] = []  # a heap
-
-    @property
-    def replicas(self) -> list[Replica]:
-        return self._pool.replicas
 
     def takes(self, request: Request) -> bool:
         return self._apart.is_remote(request.num_prompt_tokens)
@@ -277,10 +295,10 @@ class _PrefillPool:
     def offer(self, request: Request) -> None:
         """Raises InvalidRequest if it can never fit here."""
         request.max_tokens = 1
-        self._pool.offer(request, request.arrival_time)
+        self.pool.offer(request, request.arrival_time)
 
     def run_until(self, time: float) -> None:
-        self._pool.run_until(time)
+        self.pool.run_until(time)
 
     def handovers(self, until: float) -> list[_Handover]:
         """Those whose KV arrives by `until`, in order of time; each is given once."""
@@ -305,7 +323,9 @@ class _PrefillPool:
         arrived = self._links[replica].arrival(update.request_id)
         time = timings.accounted_until if is_last else arrived
         if not is_last:
-            self._pool.replicas[replica].hold(self._tables[update.request_id], time)
+            self.pool.replicas[replica].hold(
+                update.request_id, self._tables[update.request_id], time
+            )
         handover = _Handover(
             time,
             index,
