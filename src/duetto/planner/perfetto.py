@@ -1,7 +1,8 @@
 """A simulation as Chrome trace events, which Perfetto (ui.perfetto.dev) loads.
 
-A process for each replica (of a pipeline, for each batch that may be under way), with its steps and counters; and one for the requests, in as few tracks
-as hold them without overlap. Written event by event: a long trace has hundreds of thousands.
+A process for each replica (of a pipeline, for each batch that may be under way), with its steps and
+counters; and one for the requests, in as few tracks as hold them without overlap. Written event by
+event: a long trace has hundreds of thousands.
 """
 
 import json
