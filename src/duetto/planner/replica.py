@@ -13,7 +13,8 @@ from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRec
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
 from duetto.core.request import Request
-from duetto.engine.engine import Engine, Executor
+from duetto.engine.compute import Executor
+from duetto.engine.engine import Engine
 from duetto.planner.pipeline import Pipeline, PipelineExecutor, PipelineSpec
 from duetto.planner.simulated import (
     NextTokenTimes,
