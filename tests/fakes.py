@@ -189,6 +189,12 @@ class ByteCodec:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    def encode_with_starts(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[int]]:
+        ids = self.encode(text, add_special_tokens=add_special_tokens)
+        return ids, [i for i, character in enumerate(text) for _ in character.encode()]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         end = "" if skip_special_tokens else "<end>"
         parts = bytes(t for t in token_ids if t < 256).decode(errors="replace")

@@ -3,7 +3,7 @@
 The only reader of "auto" and None in EngineArgs. Whatever was chosen is in `Built.notes`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -139,9 +139,10 @@ def build(
     model_config = read_config(root)
     ends = {*model_config.eos_token_ids, *generation.eos_token_ids}
     strange = sorted(i for i in ends if not 0 <= i < model_config.vocab_size)
-    codec = load_tokenizer(root, eos_token_ids=ends.difference(strange))
-    codec.check_vocabulary(model_config.vocab_size)
+    rows = model_config.vocab_size
+    codec = load_tokenizer(root, eos_token_ids=ends.difference(strange), vocab_size=rows)
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
+    notes += _told(codec.tokens_without_row)
     loaded = _load(root, args, on_status)
     config = scheduler_config(loaded, args)
     prices = host_prices(loaded.program, _precision(loaded))
@@ -163,6 +164,15 @@ def build(
         notes=(*loaded.notes, *notes, *prices.notes),
         prices=prices,
     )
+
+
+def _told(tokens_without_row: Mapping[int, str]) -> list[str]:
+    if not tokens_without_row:
+        return []
+    shown = ", ".join(f"{token!r} ({i})" for i, token in sorted(tokens_without_row.items())[:4])
+    more = len(tokens_without_row) - 4
+    shown += f" and {more} more" if more > 0 else ""
+    return [f"the model has no row for {shown}: a text that spells one is refused"]
 
 
 def make_engine(

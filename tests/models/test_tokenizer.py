@@ -117,14 +117,6 @@ def test_ids_without_a_token_decode_to_nothing() -> None:
         assert codec.token_text(beyond) == ""
 
 
-def test_vocabulary_is_checked_against_the_model(tmp_path: Path) -> None:
-    codec = load_tokenizer(write(tmp_path, byte_level_bpe()))
-    codec.check_vocabulary(codec.vocab_size)
-    codec.check_vocabulary(codec.vocab_size + 100)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: has token ids up to \d+, but"):
-        codec.check_vocabulary(codec.vocab_size - 1)
-
-
 def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path: Path) -> None:
     library = byte_level_bpe()
     library.enable_truncation(4)

@@ -8,7 +8,12 @@ class TextCodec(Protocol):
     """Text to token ids and back, and messages to a prompt."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """The rows of the model's embedding: the ids below are those of prompts and answers.
+
+        Some may have no token; they decode to nothing. A token may have no row; it is never an id.
+        """
+        ...
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
@@ -21,16 +26,26 @@ class TextCodec(Protocol):
         """
         ...
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Raises InvalidRequest("prompt", ...) if the model cannot read the text."""
+        ...
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def encode_with_starts(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """As `encode`, and where in `text` each token begins."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Raises InvalidRequest("prompt", ...) if the ids have no text."""
+        ...
 
     def token_text(self, token_id: int) -> str:
-        """One token alone, as log-probabilities show it; half a character shows as U+FFFD."""
+        """What one token adds to a text that has begun; half a character shows as U+FFFD."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes of one token, also where they are half a character."""
+        """As token_text, but exact, also where it is half a character."""
         ...
 
     def render_chat(

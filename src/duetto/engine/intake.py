@@ -113,6 +113,9 @@ def _encode_bad_words(words: Sequence[str], codec: TextCodec) -> tuple[tuple[int
     encodings: dict[tuple[int, ...], None] = {}  # an ordered set
     for word in words:
         for text in (word.lstrip(), " " + word.lstrip()):
-            encodings[tuple(codec.encode(text, add_special_tokens=False))] = None
+            try:
+                encodings[tuple(codec.encode(text, add_special_tokens=False))] = None
+            except InvalidRequest as error:
+                raise InvalidRequest("bad_words", f"{word!r:.80} {error.message}") from None
     encodings.pop((), None)
     return tuple(encodings)

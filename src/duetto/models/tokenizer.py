@@ -1,15 +1,15 @@
 """A checkpoint's tokenizer: implements core/text.py's TextCodec with the `tokenizers` library.
 
 Reads tokenizer.json, and what tokenizer_config.json, special_tokens_map.json and the chat template
-say around it. Knows no requests and no model. One Tokenizer may be used by many threads: once it
-is made, nothing in it changes but a cache.
+say around it. Knows no requests, and of the model only how many rows its embedding has, which need
+not be as many as there are tokens. One Tokenizer may be used by many threads: once it is made,
+nothing in it changes but a cache.
 
 Whether `encode` adds a beginning-of-sequence token is what tokenizer.json says; as in
 transformers 5, `add_bos_token` in tokenizer_config.json does not count beside it.
 """
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,16 @@ import tokenizers
 from tokenizers import AddedToken
 
 from duetto.core.errors import CheckpointError, InvalidRequest
-from duetto.models.bpe_trainer import GPT2_BYTES, PRINTABLE_BYTES
 from duetto.models.chat_template import ChatTemplate, load_chat_template
 from duetto.models.json_file import JsonSection, read_json
+from duetto.models.token_bytes import TokenBytes, byte_pieces, decoder_types
+from duetto.models.token_rows import check_vocabulary, tokens_beyond
+from duetto.models.token_starts import keep_offsets, token_starts
+from duetto.models.tokenizer_library import LibraryError, call, refusing_panics
 
 _MAX_ID_DIGITS = 9
 _MANY = 4096  # tokens, which take about 0.3 ms to decode
+_PLAIN_TEXT = "Hello, world! It's 1 é, 世 and\n  no more."
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
     "eos_token",
@@ -46,66 +50,82 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         eos_token_ids: Iterable[int] = (),
         chat_template: ChatTemplate | None = None,
+        vocab_size: int | None = None,
     ) -> None:
-        """`load_tokenizer` makes one from a directory. The tokenizer is taken over, not copied."""
+        """`load_tokenizer` makes one from a directory. The tokenizer is taken over, not copied.
+
+        `vocab_size` is how many rows the model's embedding has; without a model, as many as there
+        are ids. Raises CheckpointError if the tokenizer belongs to a model with more.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.post_processor = keep_offsets(tokenizer.post_processor)
         self._tokenizer = tokenizer
-        self._file = file
         self._chat_template = chat_template
-        self._added = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items()}
+        self._vocab_size = _num_ids(tokenizer) if vocab_size is None else vocab_size
+        self.tokens_without_row = tokens_beyond(tokenizer, self._vocab_size)
+        check_vocabulary(tokenizer, self.tokens_without_row, self._vocab_size, file)
         self._skipped = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self._decoder = tokenizer.decoder
-        types = _types(self._decoder)
-        self._is_byte_level = "ByteLevel" in types
-        self._byte_pieces = _byte_pieces(tokenizer) if "ByteFallback" in types else {}
+        has_bytes = "ByteFallback" in decoder_types(tokenizer.decoder)
+        self._byte_pieces = byte_pieces(tokenizer) if has_bytes else {}
+        self._bytes = TokenBytes(tokenizer, self._decode_all, self._byte_pieces)
         self.special_tokens = dict(special_tokens or {})
-        ends = set(eos_token_ids)
         eos = tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
-        self._eos_token_ids = frozenset(ends if eos is None else ends | {eos})
-        self._vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._bytes: dict[int, bytes] = {}  # of the tokens asked for so far
-        self._max_token_bytes: int | None = None
-        if self._is_byte_level and tokenizer.normalizer is None:
-            # A piece has a character for each byte; an added token stands for itself.
-            added = (len(text.encode()) for text in self._added.values())
-            self._max_token_bytes = max((*map(len, tokenizer.get_vocab()), *added), default=1)
+        ends = {*eos_token_ids} if eos is None else {*eos_token_ids, eos}
+        self._eos_token_ids = frozenset(i for i in ends if i < self._vocab_size)
+        self._max_token_bytes = _longest_token(tokenizer)
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest token id."""
+        """How many rows the model has: each id below is an ordinary id, also without a token."""
         return self._vocab_size
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """The ids given at the start, and the tokenizer's own eos_token."""
+        """The ids given at the start, and the tokenizer's own eos_token, where they have a row."""
         return self._eos_token_ids
 
-    def check_vocabulary(self, model_vocab_size: int) -> None:
-        """Raise CheckpointError if a token has no row in the model's embedding.
-
-        More rows than tokens are common (rows are padded to a round number): the ids without a
-        token decode to nothing.
-        """
-        if self._vocab_size > model_vocab_size:
-            raise CheckpointError(
-                self._file,
-                f"has token ids up to {self._vocab_size - 1}, but the model's vocabulary is "
-                f"{model_vocab_size}: the tokenizer belongs to another model",
-            )
-
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Raises InvalidRequest("prompt", ...) for a string that is not Unicode text."""
+        """Raises InvalidRequest("prompt", ...) for a string that is not Unicode text, that spells
+        a token which the model has no row for, or that the library fails on."""
+        encoding = self._encode(self._tokenizer.encode_batch_fast, text, add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def encode_with_starts(
+        self, text: str, *, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """As `encode`, and where in `text` each token begins."""
+        encoding = self._encode(self._tokenizer.encode_batch, text, add_special_tokens)
+        return encoding.ids, token_starts(encoding.offsets, len(text))
+
+    def _encode(
+        self, encode_batch: Callable[..., list[Any]], text: str, add_special_tokens: bool
+    ) -> Any:
         try:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidRequest("prompt", "holds half a surrogate pair") from None
-        # As a batch of one, since only a batch releases the GIL while it works.
-        (encoding,) = self._tokenizer.encode_batch_fast(
-            [text], add_special_tokens=add_special_tokens
-        )
-        ids: list[int] = encoding.ids
-        return ids
+        try:
+            # As a batch of one, since only a batch releases the GIL while it works.
+            (encoding,) = call(encode_batch, [text], add_special_tokens=add_special_tokens)
+        except LibraryError as error:
+            raise InvalidRequest(
+                "prompt", f"this model's tokenizer cannot encode the text: {error}"
+            ) from error
+        if self.tokens_without_row:
+            self._check_rows(encoding.ids)
+        return encoding
+
+    def _check_rows(self, token_ids: Sequence[int]) -> None:
+        highest = max(token_ids, default=0)
+        if highest >= self._vocab_size:
+            raise InvalidRequest(
+                "prompt",
+                f"spells the token {self.tokens_without_row[highest]!r} ({highest}), which this "
+                f"model cannot read: its vocabulary is {self._vocab_size}",
+            )
 
     @property
     def max_token_bytes(self) -> int | None:
@@ -113,15 +133,27 @@ class Tokenizer:
         return self._max_token_bytes
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Bytes that are no text become U+FFFD, the rest of the text stays as it is."""
-        skips = skip_special_tokens
-        if len(token_ids) > _MANY:  # only a batch releases the GIL while it works
-            (text,) = self._tokenizer.decode_batch([token_ids], skip_special_tokens=skips)
-        else:
-            text = self._tokenizer.decode(token_ids, skip_special_tokens=skips)
-        if self._byte_pieces and "\ufffd" in text:
-            return self._decode_runs(token_ids, self._skipped if skip_special_tokens else ())
+        """Bytes that are no text become U+FFFD, the rest of the text stays as it is.
+
+        Raises InvalidRequest("prompt", ...) if the library fails on these ids.
+        """
+        skips, library = skip_special_tokens, self._tokenizer
+        text: str
+        try:
+            if len(token_ids) > _MANY:  # only a batch releases the GIL while it works
+                (text,) = call(library.decode_batch, [token_ids], skip_special_tokens=skips)
+            else:
+                text = call(library.decode, token_ids, skip_special_tokens=skips)
+            if self._byte_pieces and "\ufffd" in text:
+                text = self._decode_runs(token_ids, self._skipped if skips else ())
+        except LibraryError as error:
+            raise InvalidRequest(
+                "prompt", f"this model's tokenizer cannot decode these token ids: {error}"
+            ) from error
         return text
+
+    def _decode_all(self, token_ids: Sequence[int]) -> str:
+        return self.decode(token_ids, skip_special_tokens=False)
 
     def _decode_runs(self, token_ids: Sequence[int], skipped: Collection[int]) -> str:
         """As `decode`, where one wrong byte in a run of byte pieces does not spoil the whole run.
@@ -137,35 +169,16 @@ class Tokenizer:
                 pieces.append(bytes(self._byte_pieces[i] for i, _ in run).decode(errors="replace"))
             else:
                 pieces += (piece for _, piece in run)
-        text: str = self._decoder.decode(pieces)
+        text: str = call(self._decoder.decode, pieces)
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token alone, with its leading space; half a character shows as U+FFFD."""
+        """What one token adds to a text that has begun; half a character shows as U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token adds to a text that has begun; b"" for an id without a token."""
-        found = self._bytes.get(token_id)
-        if found is None:
-            found = self._bytes[token_id] = self._find_bytes(token_id)
-        return found
-
-    def _find_bytes(self, token_id: int) -> bytes:
-        piece = self._tokenizer.id_to_token(token_id)
-        if piece is None:
-            return b""
-        if token_id in self._added:
-            return self._added[token_id].encode()
-        if token_id in self._byte_pieces:
-            return bytes([self._byte_pieces[token_id]])
-        if self._is_byte_level and all(c in _BYTE_OF for c in piece):
-            return bytes(_BYTE_OF[c] for c in piece)
-        # What a second one adds to the first: so the space before a word shows, and whatever the
-        # decoder does to the beginning of a text does not.
-        alone = self.decode((token_id,), skip_special_tokens=False)
-        twice = self.decode((token_id, token_id), skip_special_tokens=False)
-        return twice[len(alone) :].encode()
+        return self._bytes[token_id]
 
     def render_chat(
         self,
@@ -186,25 +199,46 @@ class Tokenizer:
         )
 
 
-def load_tokenizer(model_dir: Path, *, eos_token_ids: Iterable[int] = ()) -> Tokenizer:
+def load_tokenizer(
+    model_dir: Path, *, eos_token_ids: Iterable[int] = (), vocab_size: int | None = None
+) -> Tokenizer:
     """The tokenizer of a checkpoint directory.
 
-    `eos_token_ids` are those that config.json and generation_config.json name. Raises
-    CheckpointError, naming the file, if one is missing, corrupt or disagrees with another.
+    `eos_token_ids` are those that config.json and generation_config.json name, `vocab_size` the
+    rows of the model. Raises CheckpointError, naming the file, if one is missing, corrupt or
+    disagrees with another, or if the tokenizer belongs to another model.
     """
     file = model_dir / "tokenizer.json"
-    tokenizer = _read_tokenizer(file)
     config = _read_optional(model_dir / "tokenizer_config.json")
-    if config is not None:
-        _add_tokens(tokenizer, config)
     special_tokens = _special_tokens(config, _read_optional(model_dir / "special_tokens_map.json"))
-    return Tokenizer(
-        tokenizer,
-        file=file,
-        special_tokens=special_tokens,
-        eos_token_ids=eos_token_ids,
-        chat_template=load_chat_template(model_dir, config, special_tokens),
-    )
+    chat_template = load_chat_template(model_dir, config, special_tokens)
+    with refusing_panics(file):
+        tokenizer = _read_tokenizer(file)
+        if config is not None:
+            _add_tokens(tokenizer, config)
+        made = Tokenizer(
+            tokenizer,
+            file=file,
+            special_tokens=special_tokens,
+            eos_token_ids=eos_token_ids,
+            chat_template=chat_template,
+            vocab_size=vocab_size,
+        )
+        _try_out(tokenizer)
+    return made
+
+
+def _try_out(tokenizer: tokenizers.Tokenizer) -> None:
+    """Raise LibraryError if the library panics over plain text: no request could be served.
+
+    What it refuses in order (a word that has no token) is for a request to hear.
+    """
+    try:
+        (encoding,) = call(tokenizer.encode_batch_fast, [_PLAIN_TEXT])
+        call(tokenizer.decode, encoding.ids)
+    except LibraryError as error:
+        if error.is_panic:
+            raise
 
 
 def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
@@ -213,10 +247,9 @@ def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
         has_model = (file.parent / "tokenizer.model").is_file()
         raise CheckpointError(file, "is missing" + (hint if has_model else ""))
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
-        cause = " ".join(str(error).split())
-        raise CheckpointError(file, f"the tokenizers library cannot read it: {cause}") from error
+        return call(tokenizers.Tokenizer.from_file, str(file))
+    except LibraryError as error:
+        raise CheckpointError(file, f"the tokenizers library cannot read it: {error}") from error
 
 
 def _read_optional(file: Path) -> JsonSection | None:
@@ -260,23 +293,20 @@ def _special_tokens(*sections: JsonSection | None) -> dict[str, str]:
     return found
 
 
-def _types(decoder: tokenizers.decoders.Decoder | None) -> frozenset[str]:
-    """The types that a decoder is made of; it may be a sequence of decoders."""
-    if decoder is None:
-        return frozenset()
-    written = json.loads(decoder.__getstate__())
-    return frozenset(part["type"] for part in written.get("decoders", [written]))
+def _num_ids(tokenizer: tokenizers.Tokenizer) -> int:
+    """One more than the highest token id."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
-def _byte_pieces(tokenizer: tokenizers.Tokenizer) -> dict[int, int]:
-    """Token id of each piece <0x00> ... <0xFF> -> the byte."""
-    found = ((tokenizer.token_to_id(f"<0x{byte:02X}>"), byte) for byte in range(256))
-    return {token_id: byte for token_id, byte in found if token_id is not None}
+def _longest_token(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """Bytes of text that a token stands for at most, where that is known.
 
-
-# How byte-level BPE writes bytes as characters (Radford et al., 2019, GPT-2): printable ones stand
-# for themselves, the others for the characters from U+0100 on, in order.
-_OTHER_BYTES = GPT2_BYTES[len(PRINTABLE_BYTES) :]
-_BYTE_OF = {chr(byte): byte for byte in PRINTABLE_BYTES} | {
-    chr(0x100 + index): byte for index, byte in enumerate(_OTHER_BYTES)
-}
+    A normalizer or another decoder may drop text; an added token may swallow the spaces beside it.
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    is_byte_level = decoder_types(tokenizer.decoder) == {"ByteLevel"}
+    if not is_byte_level or tokenizer.normalizer or any(t.lstrip or t.rstrip for t in added):
+        return None
+    # A piece has a character for each byte; an added token stands for itself.
+    lengths = (len(token.content.encode()) for token in added)
+    return max((*map(len, tokenizer.get_vocab()), *lengths), default=1)

@@ -3,7 +3,8 @@
 Everything that can be refused is refused here, before the engine hears of it. Knows no HTTP.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -120,7 +121,8 @@ class Door:
                 add_special = request.add_special_tokens is not False
                 return self._codec.encode(request.prompt, add_special_tokens=add_special)
             add_special = request.add_special_tokens is True
-            return self._codec.encode(self._render(request), add_special_tokens=add_special)
+            with _naming({"prompt": "messages"}):
+                return self._codec.encode(self._render(request), add_special_tokens=add_special)
 
         at_once = request.messages is None
         return await self._work.text(build, num_bytes, at_once=at_once)
@@ -133,7 +135,8 @@ class Door:
             for token_id in (min(tokens, default=0), max(tokens, default=0)):
                 if not 0 <= token_id < size:
                     raise invalid("tokens", f"{token_id} is outside the vocabulary of {size}")
-            return self._codec.decode(tokens, skip_special_tokens=False)
+            with _naming({"prompt": "tokens"}):
+                return self._codec.decode(tokens, skip_special_tokens=False)
 
         return await self._work.text(build, num_bytes)
 
@@ -165,7 +168,8 @@ class Door:
             )
             raise refused(error, caller_names(request))
         if isinstance(prompt, str):
-            ids = self._codec.encode(prompt, add_special_tokens=add_special)
+            with _naming(caller_names(request)):
+                ids = self._codec.encode(prompt, add_special_tokens=add_special)
             return Prompt(tuple(ids), prompt)
         return Prompt(tuple(prompt), None)
 
@@ -194,7 +198,7 @@ class Door:
         """One request per prompt; what depends on the order of requests is still missing."""
         salt = arrival.tenant + _checked_salt(request.cache_salt)
         priority = request.priority or 0
-        try:
+        with _naming(caller_names(request)):
             self._config.check_priority(priority)
             requests = [
                 make_request(
@@ -210,9 +214,16 @@ class Door:
                 )
                 for index, prompt in enumerate(prompts)
             ]
-        except InvalidRequest as error:
-            raise refused(error, caller_names(request)) from None
         return Job(tuple(prompts), tuple(requests), sampling)
+
+
+@contextmanager
+def _naming(names: dict[str, str]) -> Iterator[None]:
+    """What the codec or the engine's checks refuse within it is a 400 in the caller's names."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise refused(error, names) from None
 
 
 def split_prompts(
