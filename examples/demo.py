@@ -21,6 +21,7 @@ from statistics import median
 from openai import OpenAI
 
 DUETTO = [sys.executable, "-m", "duetto"]
+QUIET = ("--log-level", "warning")  # or its lines would stand among the answers
 DOCUMENTS = """\
 Document: Rossteel was founded by Halvard.
 Document: The founder lives in Normoor.
@@ -32,7 +33,7 @@ QUESTIONS = ("Where does the founder of Rossteel live?", "Where is Nanchem based
 def main() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen([*DUETTO, "serve", *sys.argv[1:2], "--port", str(port)])
+    server = subprocess.Popen([*DUETTO, "serve", *sys.argv[1:2], "--port", str(port), *QUIET])
     try:
         wait_until_healthy(server, url)
         ask_all(OpenAI(base_url=f"{url}/v1", api_key="none"))

@@ -34,7 +34,7 @@ def serve(
     max_num_queued_reqs: int = 256,
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning",
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info",
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model over HTTP.
@@ -66,7 +66,8 @@ def serve(
     shutdown_timeout
         Seconds that running requests have to end once the server is told to stop.
     log_level
-        How much is logged.
+        How much is logged, on stderr. info: a line for each request, and one of throughput every
+        ten seconds while busy. debug: also uvicorn's own, and replies beside answers.
     """
     model, args = model_or_demo(model), args or EngineArgs()
     if dry_run:

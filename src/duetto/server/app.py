@@ -6,7 +6,6 @@ Joins the server's parts and is handed the engine, the codec and the configurati
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -35,6 +34,7 @@ from duetto.server.errors import (
     unknown_model,
 )
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
+from duetto.server.journal import Journal
 from duetto.server.json_parts import PartsResponse, json_parts, packed
 from duetto.server.metrics import Metrics
 from duetto.server.middleware import HostGuard, KeyGuard, RequestFrame
@@ -95,7 +95,9 @@ def create_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=_middleware(settings, metrics, frozenset(route.path for route in routes)),
+        middleware=_middleware(
+            settings, metrics, relay.journal, frozenset(route.path for route in routes)
+        ),
         exception_handlers={
             ApiError: _on_api_error,
             InvalidRequest: _on_invalid_request,
@@ -109,11 +111,11 @@ def create_app(
 
 
 def _middleware(
-    settings: ServerSettings, metrics: Metrics, handlers: frozenset[str]
+    settings: ServerSettings, metrics: Metrics, journal: Journal, handlers: frozenset[str]
 ) -> list[Middleware]:
     """Outermost first. A browser's preflight carries no key, so it is answered before the guard."""
     origins = Origins(settings.allowed_origins)
-    frame = Middleware(RequestFrame, metrics, handlers)
+    frame = Middleware(RequestFrame, metrics, journal, handlers)
     guards = [Middleware(HostGuard)] if settings.only_local_hosts else []
     if settings.api_keys:
         guards.append(Middleware(KeyGuard, settings.api_keys))
@@ -268,13 +270,16 @@ class Api:
         return asked
 
     def _arrival(self, request: Request, num_bytes: int) -> Arrival:
-        tenant = request.scope.get("state", {}).get("tenant", b"")
-        return Arrival(uuid.uuid4().hex, num_bytes, tenant)
+        state = request.scope["state"]
+        tenant = state.get("tenant", b"")
+        own = state["request_id"]
+        name = self._relay.history.claim(tenant, state["request_label"], own)
+        return Arrival(own, num_bytes, tenant, name)
 
     def _submit(self, wire: SamplingRequest, job: Job, shape: Shape, arrival: Arrival) -> Exchange:
         streams = bool(wire.stream)
         envelope = Envelope(
-            id=shape.id_prefix + arrival.request_id,
+            id=shape.id_prefix + arrival.name,
             object=shape.chunk_object if streams else shape.whole_object,
             created=int(time.time()),
             model=self._settings.served_model_name,
@@ -282,7 +287,7 @@ class Api:
         )
         return Exchange(
             job,
-            self._relay.submit(job.requests),
+            self._relay.submit(job.requests, arrival.name),
             shape,
             envelope,
             clock=self._relay.clock,

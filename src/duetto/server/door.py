@@ -51,6 +51,7 @@ class Arrival:
     request_id: str  # ours, unique
     num_bytes: int
     tenant: bytes = b""  # digest of the API key; tenants share no KV blocks
+    name: str = ""  # what the client knows the reply by: its own label, or our id
 
 
 class Door:

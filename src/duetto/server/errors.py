@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from duetto.core.errors import InvalidRequest, RequestTooLong
 
@@ -29,6 +30,12 @@ class ApiError(Exception):
         self.body: dict[str, Any] = {
             "error": {"message": message, "type": kind, "param": param, "code": code}
         }
+
+    @property
+    def reason(self) -> str:
+        """Its code or its kind: of a closed set, so it may stand in a log."""
+        said = self.body["error"]
+        return str(said["code"] or said["type"])
 
 
 def invalid(param: str | None, message: str) -> ApiError:
@@ -84,4 +91,19 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 
 
 def error_response(error: ApiError) -> Response:
-    return json_response(error.body, error.status, error.headers)
+    content = msgspec.json.encode(error.body)
+    return _ErrorReply(content, error.status, error.headers, "application/json", error.reason)
+
+
+class _ErrorReply(Response):
+    """Leaves its reason in `scope["state"]`, for the log."""
+
+    def __init__(
+        self, content: bytes, status: int, headers: dict[str, str], media_type: str, reason: str
+    ) -> None:
+        super().__init__(content, status, headers, media_type)
+        self._reason = reason
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["reason"] = self._reason
+        await super().__call__(scope, receive, send)

@@ -68,6 +68,7 @@ def listed(ended: Ended) -> Json:
     ttft = None if ended.first_token_time is None else ended.first_token_time - ended.arrival_time
     return {
         "id": ended.request_id,
+        "request_id": ended.name,  # as the client knows it: X-Request-Id, and in the reply's id
         "finish_reason": ended.finish_reason,
         "prompt_tokens": ended.num_prompt_tokens,
         "completion_tokens": ended.num_output_tokens,
@@ -126,6 +127,7 @@ def so_far(
     )
     return {
         "id": running.request_id,
+        "request_id": running.name,
         "finish_reason": None,
         "prompt_tokens": running.num_prompt_tokens,
         "completion_tokens": running.num_output_tokens,

@@ -21,6 +21,7 @@ class Ended:
     """One engine request that has ended. Seconds on the engine's clock."""
 
     request_id: str
+    name: str  # of its reply, for the client: the label that it brought, or our id
     owner: bytes  # the tenant and salt that it came with
     num_prompt_tokens: int
     num_cached_tokens: int
@@ -29,6 +30,7 @@ class Ended:
     error: str | None
     arrival_time: float
     first_token_time: float | None
+    last_token_time: float | None
     finish_time: float
     parts: dict[Part, float]
     longest_gap_s: float | None  # between two of its tokens ...
@@ -45,12 +47,18 @@ class Ended:
         """The E2E latency, and the client's time to take the end of it."""
         return self.finish_time - self.arrival_time + self.reader_s
 
+    @property
+    def is_first_answer(self) -> bool:
+        """Of those to its prompt (core/request.py's fan_out numbers them)."""
+        return self.request_id.count("-") < 2 or self.request_id.endswith("-0")
+
 
 @dataclass(slots=True)
 class Running:
     """One engine request that has not ended, as far as its updates have told."""
 
     request_id: str
+    name: str
     owner: bytes
     num_prompt_tokens: int
     arrival_time: float
@@ -66,6 +74,22 @@ class History:
         self._ended: OrderedDict[str, Ended] = OrderedDict()
         self._running: dict[str, Running] = {}
         self._has_forgotten = False  # steps
+        self._labels: OrderedDict[tuple[bytes, str], str] = OrderedDict()  # -> the newest's our id
+
+    def claim(self, tenant: bytes, label: str, own: str) -> str:
+        """The name of a reply whose client brought `label` (or nothing: our id): the label, or,
+        where a reply of the same tenant has it already, the label and a part of our id."""
+        key = (tenant, label)
+        is_taken = key in self._labels
+        self._labels[key] = own
+        self._labels.move_to_end(key)
+        while len(self._labels) > 2 * self._max_requests:
+            self._labels.popitem(last=False)
+        return f"{label}-{own[:8]}" if is_taken else label
+
+    def newest(self, tenant: bytes, label: str) -> str | None:
+        """Our id of the last reply of a tenant that was to be called so, if it is remembered."""
+        return self._labels.get((tenant, label))
 
     def record_step(self, record: StepRecord) -> None:
         self._steps.append(record)
@@ -74,30 +98,34 @@ class History:
             self._num_rows -= len(self._steps.popleft().request_ids)
             self._has_forgotten = True
 
-    def record_arrival(self, request: Request) -> None:
-        """The engine is about to be given a request."""
+    def record_arrival(self, request: Request, name: str = "") -> None:
+        """The engine is about to be given a request of the reply that its client knows as `name`,
+        by default that of our id."""
         self._running[request.request_id] = Running(
             request.request_id,
+            name or reply_of(request.request_id),
             request.cache_salt,
             request.num_prompt_tokens,
             request.arrival_time,
         )
 
-    def record_update(self, request: Request, update: RequestUpdate) -> None:
-        """Take in an update; all that is told of a request comes with its final one."""
+    def record_update(self, request: Request, update: RequestUpdate) -> Ended | None:
+        """Take in an update; all that is told of a request comes with its final one. What is then
+        remembered of the request, if anything is."""
         if update.finish_reason is None:
             running = self._running.get(request.request_id)
             if running is not None:
                 running.num_output_tokens += len(update.tokens)
-            return
-        self._running.pop(request.request_id, None)
+            return None
+        running = self._running.pop(request.request_id, None)
         times = update.timings
         if times is None or times.finish_time is None:
-            return
+            return None
         gap_s, gap_end = max(zip(times.itl_s, times.token_times[1:], strict=True), default=(0, 0))
         tokens = times.token_times
-        self._ended[request.request_id] = Ended(
+        ended = Ended(
             request_id=request.request_id,
+            name=reply_of(request.request_id) if running is None else running.name,
             owner=request.cache_salt,
             num_prompt_tokens=request.num_prompt_tokens,
             num_cached_tokens=update.num_cached_tokens,
@@ -106,6 +134,7 @@ class History:
             error=update.error,
             arrival_time=times.arrival_time,
             first_token_time=tokens[0] if tokens else None,
+            last_token_time=tokens[-1] if tokens else None,
             finish_time=times.finish_time,
             parts=dict(times.parts),
             longest_gap_s=gap_s if len(tokens) > 1 else None,
@@ -116,8 +145,10 @@ class History:
             computed_s=times.computed_s,
             predicted_s=times.predicted_s,
         )
+        self._ended[request.request_id] = ended
         while len(self._ended) > self._max_requests:
             self._ended.popitem(last=False)
+        return ended
 
     def record_delivery(self, request_id: str, now: float) -> None:
         """The client of a stream has taken the last of it."""
@@ -140,3 +171,8 @@ class History:
     def ended(self, tenant: bytes) -> list[Ended]:
         """The requests of a tenant, the one that ended last first."""
         return [e for e in reversed(self._ended.values()) if e.owner.startswith(tenant)]
+
+
+def reply_of(request_id: str) -> str:
+    """Our id of the reply that an engine request is a choice of: the part before the numbers."""
+    return request_id.partition("-")[0]

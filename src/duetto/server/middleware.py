@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duetto.server.errors import ApiError, error_response, internal_error
+from duetto.server.journal import Journal
 from duetto.server.metrics import Metrics
 from duetto.server.origins import LOCAL_HOST
 
@@ -25,40 +26,52 @@ HEALTH_PATHS = frozenset({"/health", "/ping"})
 
 
 class RequestFrame:
-    """Gives every reply an X-Request-Id, counts it, and answers a bug with a plain 500.
+    """Gives every reply an X-Request-Id, counts and logs it, and answers a bug with a plain 500.
 
-    The caller's own id is a label: it is echoed and logged, and nothing is ever looked up by it.
+    One name runs through the header, the reply's id, the log and the timeline: the caller's own
+    label (`scope["state"]["request_label"]`), or our id (`"request_id"`). The engine knows a
+    request by our id alone; of a label that comes again, the name in the reply, the log and the
+    timeline has an addition (History.claim).
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, handlers: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, journal: Journal, handlers: frozenset[str]
+    ) -> None:
         """`handlers` are the fixed paths that are counted under their own name."""
         self._app = app
         self._metrics = metrics
+        self._journal = journal
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = label(Headers(scope=scope).get("x-request-id"))
+        request_id = uuid.uuid4().hex
+        name = label(Headers(scope=scope).get("x-request-id")) or request_id
+        state = scope.setdefault("state", {})
+        state["request_id"], state["request_label"] = request_id, name
         status, start = 0, monotonic()
 
         async def send_framed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                MutableHeaders(scope=message)["X-Request-Id"] = name
             await send(message)
 
         try:
             await self._app(scope, receive, send_framed)
         except Exception:
-            logger.exception("request %s met a bug", request_id)
+            logger.exception("request %s met a bug", name)
             if status:  # too late for a status: uvicorn closes the connection
                 raise
             await error_response(internal_error())(scope, receive, send_framed)
         finally:
-            self._metrics.record_http(*self._labels(scope), status or 499, monotonic() - start)
+            handler, method = self._labels(scope)
+            self._metrics.record_http(handler, method, status or 499, monotonic() - start)
+            reason = state.get("reason", "")
+            self._journal.record_reply(request_id, name, handler, method, status or 499, reason)
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
         path, method = scope["path"], scope["method"]
@@ -129,6 +142,5 @@ class KeyGuard:
 
 
 def label(caller_id: str | None) -> str:
-    """The caller's id without what could forge a header or a log line, or one of ours."""
-    clean = re.sub(r"[^\w.:/+=@-]", "", caller_id or "", flags=re.ASCII)[:MAX_ID_CHARS]
-    return clean or uuid.uuid4().hex
+    """The caller's id without what could forge a header or a log line; empty if there is none."""
+    return re.sub(r"[^\w.:/+=@-]", "", caller_id or "", flags=re.ASCII)[:MAX_ID_CHARS]

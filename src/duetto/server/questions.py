@@ -5,6 +5,7 @@ remembered (history.py) and no engine.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +13,7 @@ from starlette.routing import Route
 
 from duetto.server.errors import ApiError, json_response
 from duetto.server.explain import listed, so_far, timeline
-from duetto.server.history import Ended, Running
+from duetto.server.history import Ended, History, Running, reply_of
 from duetto.server.relay import Relay
 from duetto.server.settings import ServerSettings
 from duetto.server.timeline import RoofTime, trace
@@ -34,7 +35,7 @@ class Questions:
     def routes(self) -> list[Route]:
         return [
             Route("/v1/requests", self.requests),
-            Route("/v1/requests/{id}/timeline", self.timeline),
+            Route("/v1/requests/{id:path}/timeline", self.timeline),
             Route("/debug/steps.json", self.steps),
         ]
 
@@ -47,10 +48,11 @@ class Questions:
         """Every choice of a reply, by the reply's id; or one, by its own. Of one that is still
         running, what it did so far."""
         asked = request.path_params["id"]
-        name = next((asked.removeprefix(p) for p in _PREFIXES if asked.startswith(p)), asked)
         history, tenant = self._history, _tenant(request)
-        mine = [e for e in history.ended(tenant) if _is_of(e, name)]
-        running = [r for r in history.running(tenant) if _is_of(r, name)]
+        ended, running = history.ended(tenant), history.running(tenant)
+        name = _sought(asked, history, tenant, [*reversed(running), *ended])
+        mine = [e for e in ended if _is_of(e, name)]
+        running = [r for r in running if _is_of(r, name)]
         if not mine and not running:
             raise ApiError(
                 404,
@@ -89,6 +91,19 @@ class Questions:
         own = [ended for ended in reversed(mine) if ended.request_id in seen]
         # It can be megabytes: no stream should stutter while it is made.
         return await asyncio.to_thread(lambda: json_response(trace(steps, own, self._roof_time)))
+
+
+def _sought(
+    asked: str, history: History, tenant: bytes, newest_first: Sequence[Ended | Running]
+) -> str:
+    """Our id of what is asked for, by whatever its client knows it. A label that came with several
+    requests means the newest, a reply's id just that reply."""
+    names = [asked, *(asked.removeprefix(p) for p in _PREFIXES if asked.startswith(p))]
+    named = [reply_of(one.request_id) for one in newest_first if one.name in names]
+    newest = history.newest(tenant, asked)
+    if newest is not None and any(reply_of(one.request_id) == newest for one in newest_first):
+        named.insert(0, newest)
+    return named[0] if named else names[-1]
 
 
 def _is_of(one: Ended | Running, name: str) -> bool:

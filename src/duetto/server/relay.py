@@ -17,6 +17,7 @@ from duetto.engine.thread import EngineThread, SteppedEngine
 from duetto.server.answer import Answer
 from duetto.server.errors import ApiError, overloaded, stopping, unavailable
 from duetto.server.history import History
+from duetto.server.journal import Journal
 from duetto.server.metrics import Metrics
 from duetto.server.settings import ServerSettings
 
@@ -49,6 +50,7 @@ class Relay:
         self._live: dict[str, _Live] = {}
         self._thread: EngineThread | None = None
         self.history = History()
+        self.journal = Journal(settings)
         self.clock = clock
         self.is_stopping = False
         self.is_hurried = False  # whoever stops waits for nothing any more
@@ -81,6 +83,7 @@ class Relay:
                 logger.error("the engine's last step has not ended in time; it is left behind")
                 break
         await asyncio.sleep(0)  # let the last reports arrive
+        self.journal.stop()
 
     @contextmanager
     def reserved(self, num_requests: int) -> Iterator[None]:
@@ -98,13 +101,17 @@ class Relay:
         finally:
             self._num_reserved -= num_requests
 
-    def submit(self, requests: tuple[Request, ...]) -> Answer:
-        """Hand requests to the engine. The answer must be given to `close`, whatever happens."""
+    def submit(self, requests: tuple[Request, ...], name: str = "") -> Answer:
+        """Hand requests to the engine. The answer must be given to `close`, whatever happens.
+
+        `name` is what the client knows the reply by.
+        """
         answer = Answer(requests, self._settings.max_pending_bytes)
         thread = self._running_thread()
+        self.journal.record_arrival(requests, name)
         for request in requests:
             self._live[request.request_id] = _Live(request, answer)
-            self.history.record_arrival(request)
+            self.history.record_arrival(request, name)
             thread.add(request)
         return answer
 
@@ -136,15 +143,18 @@ class Relay:
             else:
                 live = self._live.pop(update.request_id)
             self._metrics.record_update(live.request, update)
-            self.history.record_update(live.request, update)
+            ended = self.history.record_update(live.request, update)
+            self.journal.record_update(live.request, update, ended)
             live.answer.put(update)
             if live.answer.is_gone and live.answer.unfinished:
                 self.close(live.answer)
         if report.record is not None:
             self._metrics.record_step(report.record)
             self.history.record_step(report.record)
+            self.journal.record_step(report.record)
         if not self._live:  # what ended between steps has no step to be recorded in
             self._metrics.record_idle()
+            self.journal.record_idle()
 
     def _deadline(self) -> float:
         return self.clock() + self._settings.shutdown_timeout_s

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from duetto.core.errors import ConfigError
+from duetto.server.logs import logged
 from duetto.server.settings import ServerSettings
 from duetto.server.wire import BoundedHttp
 
@@ -38,8 +39,8 @@ def serve(
     `listener` is that of `listen`, and is closed at the end. Signals that come later are ignored:
     the process is to end with the server.
     """
-    with listener:
-        make_server(app, settings, log_level=log_level).run(sockets=[listener])
+    with listener, logged(log_level):
+        make_server(app, settings).run(sockets=[listener])
 
 
 def listen(
@@ -80,15 +81,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def make_server(
-    app: Starlette, settings: ServerSettings, *, log_level: str = "info"
+    app: Starlette, settings: ServerSettings, *, log_level: str | None = None
 ) -> "DrainingServer":
-    """A server that is configured and not yet running."""
+    """A server that is configured and not yet running. `log_level` is uvicorn's alone."""
     config = uvicorn.Config(
         app,
         http=BoundedHttp,
         ws="none",
         loop="uvloop",
         lifespan="on",
+        log_config=None,  # logs.py has it
         log_level=log_level,
         access_log=False,
         server_header=False,
