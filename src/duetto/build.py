@@ -143,6 +143,7 @@ def build(
     codec = load_tokenizer(root, eos_token_ids=ends.difference(strange), vocab_size=rows)
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
     notes += _told(codec.tokens_without_row)
+    notes += [codec.chat_note] if codec.chat_note else []
     loaded = _load(root, args, on_status)
     config = scheduler_config(loaded, args)
     prices = host_prices(loaded.program, _precision(loaded))

@@ -143,12 +143,40 @@ def test_a_template_that_does_not_compile_ends_start_up(source: str) -> None:
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
-def test_a_template_that_always_fails_ends_start_up_in_one_line(source: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"chat_template\.jinja: on one user message"
-    ) as caught:
-        ChatTemplate(source, FILE)
-    assert "\n" not in str(caught.value)
+def test_a_template_that_always_fails_is_told_at_start_and_refuses_chats(source: str) -> None:
+    template = ChatTemplate(source, FILE)
+    assert template.note is not None
+    assert template.note.startswith("on one user message, the chat template fails: ")
+    assert "\n" not in template.note
+    error = refused(template, [USER])
+    assert error.field == "messages"
+    assert "the chat template fails: " in error.message
+
+
+@pytest.mark.parametrize(
+    ("source", "lacks", "given"),
+    [
+        ("{{ 'Tools: ' + functions }}", "functions", "[]"),
+        ("{{ 'Tools: ' + functions }}", "functions", "a"),
+        ("{% for f in functions.all %}{{ f.name }}{% endfor %}", "functions", {"all": [{}]}),
+        ("{% for d in documents %}{{ d.title }}{% endfor %}", "documents", [{"title": "a"}]),
+        ("{{ today.split('-')[0] }}", "today", "2026-01-02"),
+        ("{{ 3 + depth }}", "depth", 4),
+    ],
+)
+def test_a_chat_may_give_what_a_template_lacks(source: str, lacks: str, given: Any) -> None:
+    template = ChatTemplate(source, FILE)
+    assert lacks in (template.note or "")
+    error = refused(template, [USER])
+    assert error.field == "messages"
+    assert f"chat_template_kwargs can give it {lacks}" in error.message
+    template.render([USER], template_kwargs={lacks: given})
+
+
+def test_tools_are_no_argument_since_the_api_has_a_field_for_them() -> None:
+    template = ChatTemplate("{% for t in tools %}{% endfor %}", FILE)
+    assert "no tools are given" in refused(template, [USER]).message
+    assert refused(template, [USER], template_kwargs={"tools": []}).field == "chat_template_kwargs"
 
 
 def test_a_failure_on_other_messages_is_the_requests() -> None:
@@ -177,7 +205,7 @@ def test_arguments_are_those_that_the_template_reads() -> None:
         error = refused(template, [USER], template_kwargs={name: True})
         assert error.field == "chat_template_kwargs"
         assert error.message.endswith("accepted: enable_thinking")
-    for value in (object(), {"a": {1, 2}}):
+    for value in (object(), {"a": {1, 2}}, float("nan"), 10**30, [0] * 200_001):
         error = refused(template, [USER], template_kwargs={"enable_thinking": value})
         assert error.field == "chat_template_kwargs"
     assert refused(template, [USER], template_kwargs=["x"]).field == "chat_template_kwargs"

@@ -182,7 +182,7 @@ CHATS = [
         {"type": "text", "text": ""}] * 5001}]}),
     ("chat_template", {"chat_template": "{% for %}"}),
     ("chat_template_kwargs", {"chat_template_kwargs": {"tokenize": True}}),
-    ("chat_template_kwargs[...]", {"chat_template_kwargs": {"a": [1]}}),
+    ("chat_template_kwargs", {"chat_template_kwargs": {"a": [1]}}),
     ("echo", {"echo": True}),
 ]  # fmt: skip
 CASES = (

@@ -55,5 +55,8 @@ class TextCodec(Protocol):
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """Apply the chat template. Raises InvalidRequest("messages", ...) if it refuses."""
+        """Apply the chat template. Raises InvalidRequest("messages", ...) if it refuses.
+
+        May wait for another process: not to be called on an event loop.
+        """
         ...

@@ -180,6 +180,11 @@ class Tokenizer:
         """The bytes that the token adds to a text that has begun; b"" for an id without a token."""
         return self._bytes[token_id]
 
+    @property
+    def chat_note(self) -> str | None:
+        """What keeps chats from being rendered, or what they must bring; see ChatTemplate."""
+        return None if self._chat_template is None else self._chat_template.note
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -5,7 +5,7 @@ else is refused by name. Knows no tokens and no engine; ranges are SamplingParam
 """
 
 import re
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -15,7 +15,6 @@ from duetto.server.errors import ApiError, invalid
 T = TypeVar("T")
 Role = Literal["system", "developer", "user", "assistant"]
 ServiceTier = Literal["auto", "default"]
-Scalar = str | int | float | bool | None
 MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
 MAX_DETOKENIZED = 2**20
 
@@ -112,7 +111,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Scalar] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: ServiceTier | None = None
     tool_choice: Literal["none"] | None = None
@@ -136,7 +135,7 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
-    chat_template_kwargs: dict[str, Scalar] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     chat_template: None = None
     continue_final_message: None = None
     tools: None = None
