@@ -195,19 +195,6 @@ def test_more_answers_than_may_ever_be_held_are_refused_with_the_numbers(executo
             assert "at most 12: 8 that run and 4 that wait" in error["message"]
 
 
-def test_health_tells_a_stalled_engine(executor):
-    app, _ = make_app(executor, stall_timeout_s=0.1)
-    executor.gate.clear()
-    with running(app) as url:
-        assert httpx2.get(f"{url}/health").status_code == 200
-        connection = send(url, "/v1/completions", {**LONG, "max_tokens": 1})
-        wait_until(lambda: httpx2.get(f"{url}/health").status_code == 503)
-        assert httpx2.get(f"{url}/health").json()["error"]["code"] == "engine_stalled"
-        executor.gate.set()
-        wait_until(lambda: httpx2.get(f"{url}/health").status_code == 200)
-        connection.close()
-
-
 def test_health_tells_a_dead_engine(executor):
     app, engine = make_app(executor)
 

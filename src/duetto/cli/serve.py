@@ -34,6 +34,7 @@ def serve(
     max_num_queued_reqs: int = 256,
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
+    step_timeout_s: float | Literal["auto", "off"] = "auto",
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info",
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
@@ -65,6 +66,9 @@ def serve(
         Seconds of silence after which a stream gets a comment.
     shutdown_timeout
         Seconds that running requests have to end once the server is told to stop.
+    step_timeout_s
+        Seconds that a step may take, after which the server ends with exit code 70, for a
+        supervisor to start it again; auto is ten times what was predicted, and at least 10.
     log_level
         How much is logged, on stderr. info: a line for each request, and one of throughput every
         ten seconds while busy. debug: also uvicorn's own, and replies beside answers.
@@ -84,6 +88,7 @@ def serve(
         max_num_queued_reqs=max_num_queued_reqs,
         sse_keep_alive_s=sse_keep_alive_interval,
         shutdown_timeout_s=shutdown_timeout,
+        step_timeout_s=step_timeout_s,
     )
     listener = listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth)
     built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from duetto.core.batch import RequestUpdate
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
+from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 FAILED = "the engine failed and has stopped; the log of the server says why"
 STOPPED = "the engine is stopping"
+HUNG = "the engine hangs, and the server ends; the log of the server says why"
 
 
 class SteppedEngine(Protocol):
@@ -30,6 +32,9 @@ class SteppedEngine(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+
+    @property
+    def computing(self) -> Computing | None: ...
 
     def add(self, request: Request) -> None: ...
 
@@ -132,6 +137,25 @@ class EngineThread:
         self._end_live(FinishReason.ABORT, STOPPED)
         return not self._thread.is_alive()
 
+    def give_up(self) -> None:
+        """End live requests with an error and accept none, though the thread may hang in a step.
+
+        If that step ever ends, so does the thread.
+        """
+        with self._lock:
+            self._has_failed = True
+            self._ending = self._ending or HUNG
+        self._end_live(FinishReason.ERROR, HUNG)
+        self._refuse_calls()
+
+    @property
+    def computing(self) -> Computing | None:
+        return self._engine.computing
+
+    @property
+    def has_failed(self) -> bool:
+        return self._has_failed
+
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive() and not self._has_failed
@@ -145,16 +169,11 @@ class EngineThread:
         """When a step last computed or ended something, or when work began after idleness."""
         return self._last_progress_time
 
-    def stalled_s(self) -> float:
-        """Seconds for which there has been work and no progress; 0 when idle."""
-        with self._lock:
-            return self._clock() - self._last_progress_time if self._live else 0.0
-
     # --- on the engine's thread --------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while self._read_inbox():
+            while not self._has_failed and self._read_inbox():
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
         except BaseException:  # a panic of a native library is not an Exception

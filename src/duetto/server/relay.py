@@ -14,6 +14,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread, SteppedEngine
+from duetto.engine.watchdog import Watchdog
 from duetto.server.answer import Answer
 from duetto.server.errors import ApiError, overloaded, stopping, unavailable
 from duetto.server.history import History
@@ -49,6 +50,9 @@ class Relay:
         self._num_reserved = 0
         self._live: dict[str, _Live] = {}
         self._thread: EngineThread | None = None
+        self._watchdog: Watchdog | None = None
+        # Called on the watchdog's thread once the engine has failed and its requests have ended.
+        self.on_failure: Callable[[str], None] = lambda _reason: None
         self.history = History()
         self.journal = Journal(settings)
         self.clock = clock
@@ -68,7 +72,14 @@ class Relay:
             loop.call_soon_threadsafe(self._receive, report)
 
         self._thread = EngineThread(self._engine, deliver, self.clock)
+        self._watchdog = Watchdog(
+            self._thread,
+            self._fail,
+            step_timeout_s=self._settings.step_timeout_s,
+            stall_timeout_s=self._settings.stall_timeout_s,
+        )
         self._thread.start()
+        self._watchdog.start()
 
     async def stop(self) -> None:
         """Refuse new requests, let live ones end for a while, abort the rest, end the thread."""
@@ -82,6 +93,8 @@ class Relay:
             if not self._may_wait(deadline):
                 logger.error("the engine's last step has not ended in time; it is left behind")
                 break
+        if self._watchdog is not None:
+            self._watchdog.stop()
         await asyncio.sleep(0)  # let the last reports arrive
         self.journal.stop()
 
@@ -126,15 +139,19 @@ class Relay:
         for request in answer.requests:
             self.history.record_delivery(request.request_id, self.clock())
 
+    @property
+    def failure(self) -> str | None:
+        """What is wrong with the engine, once it has ended or hangs."""
+        return None if self._watchdog is None else self._watchdog.failure
+
     def check_health(self) -> None:
         """Raise ApiError 503 unless requests are accepted and those there are make progress."""
+        if self.failure is not None:
+            raise unavailable(self.failure, "engine_dead")
         if self.is_stopping:
             raise stopping()
         if self._thread is None or not self._thread.is_alive:
             raise unavailable("the engine has stopped", "engine_dead")
-        stalled_s = self._thread.stalled_s()
-        if stalled_s > self._settings.stall_timeout_s:
-            raise unavailable(f"no step has ended for {stalled_s:.0f} s", "engine_stalled")
 
     def _receive(self, report: StepReport) -> None:
         for update in report.updates:
@@ -155,6 +172,11 @@ class Relay:
         if not self._live:  # what ended between steps has no step to be recorded in
             self._metrics.record_idle()
             self.journal.record_idle()
+
+    def _fail(self, reason: str) -> None:
+        """The engine has ended or hangs: tell everyone who waits. On the watchdog's thread."""
+        self._running_thread().give_up()
+        self.on_failure(reason)
 
     def _deadline(self) -> float:
         return self.clock() + self._settings.shutdown_timeout_s

@@ -4,9 +4,12 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +28,8 @@ KEEP_ALIVE_S = 5
 GRACE_S = 5  # from the last update to the end of its reply
 HURRIED_GRACE_S = 1.0  # the same, once a second signal has come
 BACKLOG = 2048
+FAILED_EXIT_CODE = 70  # EX_SOFTWARE: whoever supervises the process may start it again
+FAILED_GRACE_S = 1.0  # from the failure of the engine to the end of the process
 
 
 def serve(
@@ -37,10 +42,27 @@ def serve(
     """Serve until SIGTERM or SIGINT; then let running requests end; a second signal does not wait.
 
     `listener` is that of `listen`, and is closed at the end. Signals that come later are ignored:
-    the process is to end with the server.
+    the process is to end with the server. If the engine's thread ends or hangs, clients are told,
+    and the process ends with FAILED_EXIT_CODE, whatever is still running in it.
     """
+    relay = app.state.relay
+    relay.on_failure = _end_process
     with listener, logged(log_level):
         make_server(app, settings).run(sockets=[listener])
+    if relay.failure is not None:
+        _exit()
+
+
+def _end_process(_reason: str) -> None:
+    """Not on the event loop, which may hang too. A native call that hangs cannot be waited for."""
+    time.sleep(FAILED_GRACE_S)  # for the last replies to leave
+    _exit()
+
+
+def _exit() -> None:
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(FAILED_EXIT_CODE)
 
 
 def listen(

@@ -7,6 +7,7 @@ from typing import Any
 
 from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.sampling_params import SEED_RANGE, SamplingParams
+from duetto.engine.watchdog import StepTimeout
 from duetto.server.origins import Origins
 
 DAY_S = 86_400.0
@@ -35,7 +36,8 @@ class ServerSettings:
     max_pending_bytes: int = 2**20  # of one answer that its client does not read
     sse_keep_alive_s: float = 15.0  # a comment is sent into a stream that was silent this long
     body_timeout_s: float = 30.0
-    stall_timeout_s: float = 120.0  # /health says 503 if there is work and no step ends for so long
+    step_timeout_s: StepTimeout = "auto"  # of one step, after which the engine counts as hung
+    stall_timeout_s: float = 120.0  # the same if there is work, and no step is begun for so long
     shutdown_timeout_s: float = 30.0  # running requests may take this long to end
 
     def __post_init__(self) -> None:
@@ -51,6 +53,12 @@ class ServerSettings:
         ):
             if not 0 < seconds <= DAY_S:
                 raise ConfigError(f"{name}: must be above 0 and at most {DAY_S:g} seconds")
+        timeout = self.step_timeout_s
+        is_time = isinstance(timeout, float | int) and 0 < timeout <= DAY_S
+        if not is_time and timeout not in ("auto", "off"):
+            raise ConfigError(
+                f"--step-timeout-s: must be auto, off, or above 0 and at most {DAY_S:g} seconds"
+            )
         if not 0 <= self.shutdown_timeout_s <= DAY_S:
             raise ConfigError(f"--shutdown-timeout: must be from 0 to {DAY_S:g} seconds")
         if self.seed is not None and not SEED_RANGE[0] <= self.seed <= SEED_RANGE[1]:
