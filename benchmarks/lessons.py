@@ -386,7 +386,7 @@ room on it, its ITL has hardly a tail. But the split is fixed, and the load is n
 ```sh
 python benchmarks/lessons.py
 duetto simulate {MODEL} --hardware {HARDWARE} --graphs --random-input-len 2000 \\
-    --random-output-len 200 --max-num-batched-tokens 512 --slo ttft=1,tpot=50ms
+    --random-output-len 200 --max-num-batched-tokens 512 --slo ttft=1s,tpot=50ms
 duetto simulate {MODEL} --hardware {HARDWARE}:4 --replicas 2 --prefill-replicas 2 \\
     --graphs --request-rate 8 --gantt split.svg
 ```

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from duetto.core.config import SchedulerConfig, SchedulingPolicy, check_policy, itl_target
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.models.config import read_config, read_generation_config
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
@@ -223,10 +224,13 @@ def scheduler_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
 
 
 def find_checkpoint(model: str | Path) -> Path:
-    """A directory as it is; `org/name` from the hub's cache or the hub."""
+    """A directory as it is; a model that ships by its name; `org/name` from the hub's cache or the
+    hub."""
     path = Path(model)
     if path.is_dir():
         return path
+    if model in DEMO_MODELS:
+        return demo_model_dir(str(model))
     is_name = isinstance(model, str) and model.count("/") == 1 and not model.startswith((".", "/"))
     if path.exists() or not is_name:
         raise CheckpointError(path, "is not a directory with a checkpoint")

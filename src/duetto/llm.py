@@ -19,6 +19,7 @@ from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
 from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
+from duetto.demo import NO_MODEL_NAMED, READER
 from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
 from duetto.progress import show_progress
@@ -39,20 +40,27 @@ class LLM:
             (answer,) = llm.generate("Once upon a time", SamplingParams(max_tokens=20))
             print(answer.outputs[0].text)
 
-    Keyword arguments are the fields of EngineArgs (build.py), with target_itl="off" by default; or
-    give `args` whole. Raises
+    Without a model it is the small reader that ships with Duetto, `LLM("duetto-demo")`. Keyword
+    arguments are the fields of EngineArgs (build.py), with target_itl="off" by default; or give
+    `args` whole. Raises
     ConfigError or CheckpointError, in one line, if the model cannot be served as asked. One LLM
     belongs to one thread, on which several streams may be open at a time. What was chosen on the
     caller's behalf is logged as a warning.
     """
 
     def __init__(
-        self, model: str | Path, *, args: EngineArgs | None = None, **engine_args: Any
+        self,
+        model: str | Path | None = None,
+        *,
+        args: EngineArgs | None = None,
+        **engine_args: Any,
     ) -> None:
         # Who generates reads whole answers, so nothing is gained by cutting prompts for the sake of
         # streams, and throughput is lost. Whoever streams beside prompts may ask for "auto".
         args = replace(args or EngineArgs(target_itl="off"), **engine_args)
-        self._open: Built | None = build(model, args)
+        if model is None:
+            logger.warning("note: %s", NO_MODEL_NAMED)
+        self._open: Built | None = build(READER if model is None else model, args)
         for note in self._open.notes:
             logger.warning("note: %s", note)
         self._seed = 0 if args.seed is None else args.seed

@@ -10,9 +10,9 @@ from rich.console import Console
 from duetto.bench.latency import LatencyPlan, measure_latency
 from duetto.bench.metrics import SLO, Report
 from duetto.bench.offline import mean_parts_s
-from duetto.bench.table import print_parts, print_report
 from duetto.bench.throughput import measure_throughput
 from duetto.bench.workload import Lengths, Workload, WorkloadRequest, random_workload
+from duetto.cli.report import print_parts, print_report
 from duetto.core.errors import ConfigError
 from duetto.core.outputs import CompletionOutput, RequestOutput
 from duetto.core.sampling_params import SamplingParams

@@ -25,7 +25,7 @@ def document(*words: str) -> Any:
 
 
 def test_simulate_prints_the_same_bytes_again(tmp_path: Path) -> None:
-    words = ("simulate", *QUICK, "--hardware", "h100", "--seed", "3", "--slo", "ttft=1,itl=50ms")
+    words = ("simulate", *QUICK, "--hardware", "h100", "--seed", "3", "--slo", "ttft=1s,itl=50ms")
     outputs = []
     for number in range(2):
         trace = tmp_path / f"{number}.json"
@@ -117,7 +117,7 @@ def test_the_host_means_what_was_calibrated(calibrated: Path) -> None:
     wide = document(*words, "--hardware", "host", "--dtype", "float32")
     assert int8["mean_itl_ms"] < found["mean_itl_ms"] < wide["mean_itl_ms"]
     best = document(
-        "plan", *words[1:], "--hardware", "host", "--slo", "ttft=60", "--budgets", "512"
+        "plan", *words[1:], "--hardware", "host", "--slo", "ttft=60s", "--budgets", "512"
     )
     assert best["best"]["num_devices"] == 1 and best["best"]["layout"]["dtype"] == "bfloat16"
 
@@ -127,7 +127,7 @@ PLAN = ("plan", *LOAD, "--hardware", "l4:2", "--budgets", "512", "--processes", 
 
 
 def test_plan_finds_a_layout_and_its_rate() -> None:
-    found = document(*PLAN, "--slo", "ttft=1,itl=0.05")
+    found = document(*PLAN, "--slo", "ttft=1s,itl=50ms")
     assert found["best"]["meets"] and found["best"]["num_devices"] == 1
     assert found["best"]["binding"] in ("ttft", "itl")
     assert found["rate"]["requests_per_s"] > 5
@@ -135,14 +135,14 @@ def test_plan_finds_a_layout_and_its_rate() -> None:
 
 
 def test_plan_for_people() -> None:
-    done = duetto(*PLAN, "--slo", "ttft=1,itl=0.05")
+    done = duetto(*PLAN, "--slo", "ttft=1s,itl=50ms")
     assert done.returncode == 0, done.stderr
     for words in ("layouts", "p99 of ttft 1000 ms, itl 50 ms", "best: 1 device", "highest rate"):
         assert words in done.stdout
 
 
 def test_plan_says_what_limits_when_nothing_will_do() -> None:
-    done = duetto(*PLAN, "--slo", "ttft=0.002")
+    done = duetto(*PLAN, "--slo", "ttft=2ms")
     assert done.returncode == 1 and not done.stderr
     assert "nothing meets the limits" in done.stdout
     assert "nearest: " in done.stdout and "ttft limits it" in done.stdout
@@ -150,20 +150,20 @@ def test_plan_says_what_limits_when_nothing_will_do() -> None:
 
 def test_plan_of_a_rate_alone() -> None:
     words = ("plan", *LOAD, "--hardware", "l4:2", "--only-rate", "--slo")
-    done = duetto(*words, "ttft=1")
+    done = duetto(*words, "ttft=1s")
     assert done.returncode == 0
     assert "highest rate" in done.stdout and "best" not in done.stdout
     assert duetto(*words, "ttft=1ms").returncode == 1
 
 
 def test_plan_says_that_no_layout_can_be() -> None:
-    words = ("plan", "llama-3-70b", *QUICK[1:], "--hardware", "l4:1", "--slo", "ttft=1")
+    words = ("plan", "llama-3-70b", *QUICK[1:], "--hardware", "l4:1", "--slo", "ttft=1s")
     done = duetto(*words)
     assert done.returncode == 1 and "no layout can be" in done.stdout
 
 
 def test_plan_tries_the_weights_that_are_asked_for() -> None:
-    found = document(*PLAN, "--slo", "ttft=1", "--dtype", "int8")
+    found = document(*PLAN, "--slo", "ttft=1s", "--dtype", "int8")
     assert {layout["layout"]["dtype"] for layout in found["layouts"]} == {"int8"}
 
 
@@ -183,12 +183,12 @@ def test_plan_tries_the_weights_that_are_asked_for() -> None:
     ],
 )
 def test_what_plan_would_ignore_is_refused(words: tuple[str, ...], message: str) -> None:
-    done = duetto(*PLAN[:-2], "--slo", "ttft=1", *words)
+    done = duetto(*PLAN[:-2], "--slo", "ttft=1s", *words)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
 def test_plan_needs_a_number_of_devices() -> None:
-    done = duetto("plan", *QUICK, "--hardware", "h100", "--slo", "ttft=1")
+    done = duetto("plan", *QUICK, "--hardware", "h100", "--slo", "ttft=1s")
     assert done.returncode == 1
     assert "like h100:8" in done.stderr

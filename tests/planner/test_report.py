@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from planner.loads import fleet, mixed_load, replica
 
-from duetto.bench.metrics import SLO, parse_slo, summarize
+from duetto.bench.metrics import SLO, summarize
 from duetto.bench.records import RequestRecord, record_from_timings
 from duetto.core.errors import ConfigError
 from duetto.planner.disaggregation import Disaggregation, KVLink
@@ -96,10 +96,3 @@ def test_both_pools_of_a_disaggregated_fleet() -> None:
     }
     assert len(outcome.transfer) > 0
     assert outcome.as_json()["mean_kv_transfer_ms"] == pytest.approx(1000 * outcome.transfer.mean())
-
-
-def test_limits_in_seconds() -> None:
-    assert parse_slo(["ttft=1,itl=50ms"], unit="s") == SLO(ttft=1.0, itl=0.05)
-    assert parse_slo(["ttft=1,itl=2s"]) == SLO(ttft=0.001, itl=2.0)
-    with pytest.raises(ConfigError, match="in s or with a unit"):
-        parse_slo(["ttft"], unit="s")

@@ -6,7 +6,6 @@ Knows no network and no engine: a record is a record, whoever took it.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,34 +95,36 @@ class SLO:
         return {name: limit * 1000 for name, limit in limits if limit is not None}
 
 
-def parse_slo(texts: Sequence[str], *, unit: Literal["ms", "s"] = "ms") -> SLO:
-    """Read `ttft=200,itl=50ms`, `e2e=2s` or vLLM's `ttft:200 e2el:2000`; `unit` by default.
+def parse_slo(texts: Sequence[str]) -> SLO:
+    """Read `ttft=1s,itl=50ms`, or `ttft:1s e2el:2s` with vLLM's names. Of several texts (a flag
+    that is given again) the last one counts, for each name.
 
-    Raises ConfigError, naming the part at fault.
+    Raises ConfigError, naming the part at fault. A number without a unit is asked about: some
+    tools mean seconds, others milliseconds.
     """
     limits: dict[str, float] = {}
-    example = "ttft=200,itl=50ms" if unit == "ms" else "ttft=1,itl=50ms"
-    for part in ",".join(texts).split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*[=:]\s*([0-9.]+)\s*(ms|s)?\s*", part)
-        name = {"e2el": "e2e"}.get(match[1], match[1]) if match else ""
-        try:
-            value = float(match[2]) if match else 0.0
-        except ValueError:
-            value = 0.0
-        if match is None or name not in SLO_METRICS or value <= 0:
-            raise ConfigError(
-                f"--slo: {part!r} is not NAME=LIMIT with NAME one of {', '.join(SLO_METRICS)} and "
-                f"LIMIT above 0, in {unit} or with a unit, ms or s; like {example}"
-            )
-        if name in limits:
-            raise ConfigError(f"--slo: {name} is given twice")
-        if unit == "ms" and not match[3] and value < 1:
-            raise ConfigError(
-                f"--slo {part.strip()}: is {match[2]} milliseconds here; write {match[1]}="
-                f"{match[2]}s for seconds, or {match[1]}={match[2]}ms if milliseconds are meant"
-            )
-        limits[name] = value if (match[3] or unit) == "s" else value / 1000
+    for text in texts:
+        named = [_limit(part) for part in text.split(",")]
+        if twice := {name for name, _ in named if [n for n, _ in named].count(name) > 1}:
+            raise ConfigError(f"--slo {text}: {min(twice)} is given twice")
+        limits |= named
     return SLO(**limits)
+
+
+def _limit(part: str) -> tuple[str, float]:
+    """The name and the limit in seconds."""
+    match = re.fullmatch(r"\s*(\w+)\s*[=:]\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(ms|s)?\s*", part)
+    name = {"e2el": "e2e"}.get(match[1], match[1]) if match else ""
+    if match is None or name not in SLO_METRICS or float(match[2]) <= 0:
+        raise ConfigError(
+            f"--slo: {part!r} is not NAME=LIMIT with NAME one of {', '.join(SLO_METRICS)} and "
+            f"LIMIT above 0 with its unit, ms or s; like ttft=1s,itl=50ms"
+        )
+    if match[3] is None:
+        raise ConfigError(
+            f"--slo {part.strip()}: needs a unit: {name}={match[2]}ms or {name}={match[2]}s?"
+        )
+    return name, float(match[2]) * (1.0 if match[3] == "s" else 0.001)
 
 
 def parse_percentiles(text: str) -> tuple[float, ...]:

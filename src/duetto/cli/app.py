@@ -7,13 +7,16 @@ from io import TextIOWrapper
 from cyclopts import App, Parameter
 
 from duetto import __version__
+from duetto.cli.units import HELP, read_units
 from duetto.core.errors import DuettoError
 
 app = App(
     name="duetto",
     version=__version__,
     help="Serve and study large language models: prefill and decode, played as a duet.",
-    default_parameter=Parameter(negative_iterable=()),
+    help_epilogue=HELP,
+    config=read_units,
+    default_parameter=Parameter(negative_iterable=(), allow_repeating=True),
 )
 app.command("duetto.cli.serve:serve", name="serve", help="Serve a model over HTTP.")
 app.command("duetto.cli.chat:chat", name="chat", help="Talk with a model in the terminal.")

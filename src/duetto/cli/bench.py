@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import App, Parameter
-from rich.console import Console
 
 from duetto.bench.arrivals import ArrivalOptions
 from duetto.bench.client import Target
@@ -16,10 +15,11 @@ from duetto.bench.dataset import DatasetOptions
 from duetto.bench.latency import LatencyPlan, measure_latency
 from duetto.bench.metrics import JsonValue, parse_percentiles, parse_slo
 from duetto.bench.serve import Load, find_model, run_serve, token_counter
-from duetto.bench.table import print_parts, print_report
 from duetto.bench.throughput import measure_throughput
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
+from duetto.cli.report import print_parts, print_report
 from duetto.core.errors import ConfigError
 from duetto.llm import LLM
 from duetto.progress import show_progress
@@ -28,10 +28,6 @@ app = App(name="bench", help="Measure latency, throughput, and a server under lo
 app.command("duetto.cli.bench_kernels:kernels", name="kernels", help="Time the native kernels.")
 
 Flat = Parameter(name="*")
-SloFlag = Annotated[
-    tuple[str, ...], Parameter(name=["--slo", "--goodput"], consume_multiple=True, negative="")
-]
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 @app.command
@@ -86,12 +82,12 @@ def latency(
     ):
         result = measure_latency(llm, plan, advance=bar.advance)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
         return
-    console = Console()
+    console = open_console()
     print_report(result.report, console)
     batch = result.batch
-    console.print(f"batch latency, s: mean {batch.mean:.4f}, median {batch.median:.4f}")
+    say(console, f"batch latency, s: mean {batch.mean:.4f}, median {batch.median:.4f}")
 
 
 @app.command
@@ -111,7 +107,7 @@ def throughput(
         A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
         that ships with Duetto.
     slo
-        Limits for goodput, like ttft=200,itl=50 in milliseconds; of ttft, itl, tpot, e2e.
+        Limits for goodput, each with its unit, like ttft=1s,itl=50ms; of ttft, itl, tpot, e2e.
     as_json
         The last line of stdout is one JSON document.
     """
@@ -123,9 +119,9 @@ def throughput(
         workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed or 0)
         result = measure_throughput(llm, workload, slo=limits, use_tqdm=True)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
         return
-    console = Console()
+    console = open_console()
     print_report(result.report, console, notes=result.notes)
     print_parts(result.parts_s, console)
 
@@ -179,7 +175,7 @@ def serve(
     timeout
         Seconds for a whole answer.
     slo
-        Limits for goodput, like ttft=200,itl=50 in milliseconds; of ttft, itl, tpot, e2e.
+        Limits for goodput, each with its unit, like ttft=1s,itl=50ms; of ttft, itl, tpot, e2e.
     metric_percentiles
         Which percentiles to report.
     result_filename
@@ -227,9 +223,9 @@ def serve(
         whole = about | result.as_json(detailed=save_detailed)
         result_filename.write_bytes(msgspec.json.encode(whole) + b"\n")
     if as_json:
-        _print_json(about | result.as_json())
+        print_json(about | result.as_json())
     else:
-        print_report(result.report, Console(), notes=result.notes)
+        print_report(result.report, open_console(), notes=result.notes)
 
 
 def _extra_body(text: str) -> dict[str, Any]:
@@ -237,7 +233,3 @@ def _extra_body(text: str) -> dict[str, Any]:
         return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise ConfigError(f"--extra-body: {error}; must be a JSON object") from None
-
-
-def _print_json(document: dict[str, JsonValue]) -> None:
-    print(msgspec.json.encode(document).decode(), flush=True)

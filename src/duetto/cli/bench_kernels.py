@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
 from duetto.bench.kernels import KernelBench, Machine, Measured, Widths, most_bytes
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
 from duetto.planner.model import find_config
@@ -49,7 +48,7 @@ def kernels(
         "int8",
     ),
     threads: int = 0,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Time the native kernels on a model's shapes, beside this machine's own speed.
 
@@ -72,7 +71,7 @@ def kernels(
     threads
         0: as many as this process may use.
     as_json
-        Print one JSON document instead.
+        The last line of stdout is one JSON document.
     """
     if (missing := why_unavailable()) is not None:
         raise ConfigError(f"there are no native kernels: {missing}")
@@ -104,7 +103,7 @@ def kernels(
     machine = bench.machine
     if as_json:
         found = [result.as_json(machine) for result in results]
-        print(msgspec.json.encode({"machine": machine, "kernels": found}).decode())
+        print_json({"machine": machine, "kernels": found})
     else:
         _print(machine, results)
 
@@ -130,19 +129,18 @@ def widths_of(program: Program) -> Widths:
 
 
 def _print(machine: Machine, results: list[Measured]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+    console = open_console()
     peaks = ", ".join(f"{name} {peak / 1e9:.0f}" for name, peak in machine.peaks.items())
-    console.print(
+    say(
+        console,
         f"{machine.isa}, {machine.num_threads} threads: reads {machine.read_bandwidth / 1e9:.1f} "
-        f"GB/s, multiplies {peaks} GOPS, barrier {machine.barrier_ns:.0f} ns"
+        f"GB/s, multiplies {peaks} GOPS, barrier {machine.barrier_ns:.0f} ns",
     )
     table = Table(box=None, pad_edge=False)
     for heading in ("kernel", "shape", "format"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     for heading in ("rows", "µs", "GB/s", "GOPS", "of machine"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for result in results:
         limit = result.limit(machine)
         table.add_row(
@@ -155,4 +153,4 @@ def _print(machine: Machine, results: list[Measured]) -> None:
             f"{result.num_ops / result.seconds / 1e9:.0f}" if result.num_ops else "",
             "in cache" if limit is None else f"{limit / result.seconds:.0%}",
         )
-    console.print(table)
+    show_table(console, table, drop=("GOPS", "GB/s"))

@@ -2,14 +2,11 @@
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from duetto.cli.measure_host import measure_host
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.planner.find_hardware import calibration_file, write_hardware
 from duetto.planner.hardware import HardwareSpec, KernelPoint, Kind
 from duetto.progress import show_progress
@@ -20,7 +17,7 @@ def calibrate(
     backend: str = "auto",
     threads: int | None = None,
     out: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Measure this machine, in under two minutes, and keep the result as --hardware host.
 
@@ -33,40 +30,42 @@ def calibrate(
     out
         Where to keep it; by default in the user's cache directory, where it is looked for.
     as_json
-        Print what is kept as one JSON document instead of tables.
+        The last line of stdout is one JSON document: what is kept.
     """
     file = out or calibration_file()
     with show_progress("measuring") as bar:
         spec = measure_host(backend, threads, on_progress=bar.reach)
     write_hardware(spec, file)
     if as_json:
-        print(msgspec.json.encode(spec).decode())
+        print_json(spec)
     else:
         _print(spec, file)
 
 
 def _print(spec: HardwareSpec, file: Path) -> None:
-    console = Console(highlight=False)
+    console = open_console()
     for arithmetic, peak in spec.peaks.items():
-        console.print(f"{arithmetic} peak: {peak / 1e9:.4g} GFLOP/s")
-    console.print(f"read bandwidth: {spec.memory_bandwidth / 1e9:.4g} GB/s")
+        say(console, f"{arithmetic} peak: {peak / 1e9:.4g} GFLOP/s")
+    say(console, f"read bandwidth: {spec.memory_bandwidth / 1e9:.4g} GB/s")
     for size, bandwidth in spec.read_bandwidths[:-1]:
-        console.print(f"  {size >> 20} MiB, read again and again: {bandwidth / 1e9:.4g} GB/s")
+        say(console, f"  {size >> 20} MiB, read again and again: {bandwidth / 1e9:.4g} GB/s")
     for arithmetic in {"float32": None} | spec.efficiencies_of:
-        console.print(_table(spec, arithmetic))
+        show_table(console, _table(spec, arithmetic))
         reached = spec.reached(arithmetic)
-        console.print(
+        say(
+            console,
             f"the engine besides: {reached.step_s * 1e6:.0f} us a step, "
-            f"{reached.logit_row_s * 1e6:.0f} us for each token it samples"
+            f"{reached.logit_row_s * 1e6:.0f} us for each token it samples",
         )
     if spec.cached is not None:
         warm = spec.cached.efficiencies
-        console.print(
+        say(
+            console,
             f"\nmodels of up to {spec.cached.most_bytes >> 20} MiB stay in the caches, and there "
             f"the engine takes {warm.step_s * 1e6:.0f} us a step besides, "
-            f"{warm.logit_row_s * 1e6:.0f} us for each token it samples"
+            f"{warm.logit_row_s * 1e6:.0f} us for each token it samples",
         )
-    console.print(f"{spec.source}, {spec.date}; kept in {file}", markup=False, soft_wrap=True)
+    say(console, f"{spec.source}, {spec.date}; kept in {file}")
 
 
 def _table(spec: HardwareSpec, arithmetic: str) -> Table:

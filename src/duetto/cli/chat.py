@@ -8,9 +8,10 @@ from cyclopts import Parameter
 
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.output import JsonFlag
 from duetto.cli.stdin import read_line
 from duetto.cli.stream import print_answer, stats_line
-from duetto.core.errors import EngineError, InvalidRequest
+from duetto.core.errors import ConfigError, EngineError, InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
@@ -27,6 +28,7 @@ def chat(
     temperature: float = 0.0,
     top_p: float = 1.0,
     stats: bool = True,
+    as_json: JsonFlag = False,
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Talk with a model. The conversation so far is reused from the prefix cache at every turn.
@@ -48,12 +50,16 @@ def chat(
         Keep the likeliest tokens of this total probability.
     stats
         Print counts and timings to stderr after each answer.
+    as_json
+        With --quick: the last line of stdout is one JSON document: the text, counts and timings.
     """
+    if as_json and quick is None:
+        raise ConfigError("--json: needs --quick; a conversation is not one document")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     start = [{"role": "system", "content": system_prompt}] if system_prompt else []
     with LLM(model_or_demo(model), args=args) as llm:
         if quick is not None:
-            _answer(llm, [*start, {"role": "user", "content": quick}], params, stats)
+            _answer(llm, [*start, {"role": "user", "content": quick}], params, stats, as_json)
             return
         _converse(llm, start, params, stats)
 
@@ -85,8 +91,14 @@ def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, sta
             messages = [*turn, {"role": "assistant", "content": text}]
 
 
-def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams, stats: bool) -> str:
-    output = print_answer(llm, llm.chat_prompt(messages), params)
-    if stats:
+def _answer(
+    llm: LLM,
+    messages: list[dict[str, str]],
+    params: SamplingParams,
+    stats: bool,
+    as_json: bool = False,
+) -> str:
+    output = print_answer(llm, llm.chat_prompt(messages), params, as_json=as_json)
+    if stats and not as_json:
         print(stats_line(output), file=sys.stderr)
     return output.outputs[0].text

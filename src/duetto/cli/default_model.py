@@ -2,7 +2,7 @@
 
 import sys
 
-from duetto.demo import READER, demo_model_dir
+from duetto.demo import NO_MODEL_NAMED, demo_model_dir
 
 
 def model_or_demo(model: str | None) -> str:
@@ -13,9 +13,5 @@ def model_or_demo(model: str | None) -> str:
     if model is not None:
         return model
     directory = demo_model_dir()
-    print(
-        f"No model named: this is {READER}, a small one that answers questions about a few "
-        "documents and nothing else.",
-        file=sys.stderr,
-    )
+    print(f"{NO_MODEL_NAMED[0].upper()}{NO_MODEL_NAMED[1:]}.", file=sys.stderr)
     return str(directory)

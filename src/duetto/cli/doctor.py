@@ -1,6 +1,5 @@
 """`duetto doctor`: what this machine offers, and what of Duetto is ready on it."""
 
-import json
 import os
 import platform
 import re
@@ -8,15 +7,14 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from duetto import __version__
 from duetto.backends.cpu.native import why_unavailable
+from duetto.cli.output import JsonFlag, open_console, print_json, show_table
 from duetto.core.errors import ConfigError
 from duetto.planner.model import find_program
 from duetto.runner.host_memory import available_memory_bytes
@@ -26,17 +24,17 @@ RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvic
 OPTIONAL = ("torch", "transformers")
 
 
-def doctor(*, json_output: Annotated[bool, Parameter(name="--json")] = False) -> None:
+def doctor(*, json_output: JsonFlag = False) -> None:
     """Print what was found; exit 1 if something that serving needs is missing.
 
     Parameters
     ----------
     json_output
-        Print one JSON document instead.
+        The last line of stdout is one JSON document.
     """
     report = examine()
     if json_output:
-        print(json.dumps(report))
+        print_json(report)
     else:
         _print(report)
     sys.exit(0 if report["ready"] else 1)
@@ -142,7 +140,6 @@ def _normal(name: str) -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console()
     table = Table(show_header=False, box=None)
     mark = {True: "[green]yes[/]", False: "[red]no[/]"}
     table.add_row("Duetto", report["duetto"])
@@ -161,4 +158,4 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(name, found or missing)
     why_not = f": {escape(report['refusal'])}" if report["refusal"] else ""
     table.add_row("ready to serve", mark[report["ready"]] + why_not)
-    console.print(table)
+    show_table(open_console(), table, wrap=1)

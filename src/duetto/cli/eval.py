@@ -3,9 +3,7 @@
 import os
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from duetto.bench.client import Target
@@ -21,6 +19,7 @@ from duetto.bench.evaluate import (
 from duetto.bench.serve import find_model
 from duetto.bench.worlds.world import Order
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
@@ -39,7 +38,7 @@ def evaluate(
     seed: int = 0,
     base_url: str | None = None,
     api_key: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Ask questions about documents of worlds that no demo model was trained on.
 
@@ -88,9 +87,9 @@ def evaluate(
         answers = _from_model(model, plan, items)
     result = count_answers(plan, items, answers)
     if as_json:
-        print(msgspec.json.encode({"model": model, **result.as_json()}).decode(), flush=True)
+        print_json({"model": model, **result.as_json()})
     else:
-        _print(result, Console())
+        _print(result)
 
 
 def _from_model(model: str, plan: EvalPlan, items: list[Item]) -> list[str | None]:
@@ -113,7 +112,8 @@ def _from_server(
         return model, ask_server(target, conversations, bar.advance)
 
 
-def _print(result: Evaluation, console: Console) -> None:
+def _print(result: Evaluation) -> None:
+    console = open_console()
     table = Table(box=None)
     for name in ("documents", "order", "kind", "hops", "exact match", "95 % interval", "asked"):
         table.add_column(name, justify="left" if name in ("order", "kind") else "right")
@@ -129,6 +129,6 @@ def _print(result: Evaluation, console: Console) -> None:
             f"{low:.1%} to {high:.1%}",
             str(row.score.num_asked),
         )
-    console.print(table)
+    show_table(console, table, drop=("asked", "95 % interval", "hops", "order"))
     if result.num_failed:
-        console.print(f"{result.num_failed} questions were not answered; they count as wrong")
+        say(console, f"{result.num_failed} questions were not answered; they count as wrong")

@@ -3,14 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 import httpx2 as httpx
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.cli.serve import API_KEY_VARIABLE
 from duetto.core.errors import ConfigError
 
@@ -30,7 +30,7 @@ def explain(
     url: str = "http://127.0.0.1:8000",
     api_key: str | None = None,
     trace: Path | None = None,
-    json_output: Annotated[bool, Parameter(name="--json")] = False,
+    json_output: JsonFlag = False,
 ) -> None:
     """Say where a request's time went, and why it was slow.
 
@@ -45,22 +45,25 @@ def explain(
     trace
         Write the last steps there, for ui.perfetto.dev, instead.
     json_output
-        Print one JSON document instead.
+        The last line of stdout is one JSON document.
     """
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
         if trace is not None:
             trace.write_bytes(_get(client, "/debug/steps.json").content)
-            print(f"wrote {trace}; open it at https://ui.perfetto.dev", file=sys.stderr)
+            if json_output:
+                print_json({"trace": str(trace)})
+            else:
+                print(f"wrote {trace}; open it at https://ui.perfetto.dev", file=sys.stderr)
             return
         name = request_id or _slowest(client)
         reply = _get(client, f"/v1/requests/{quote(name, safe='')}/timeline")
     if json_output:
-        print(reply.text)
+        print_json(reply.json())
         return
     for choice in reply.json()["choices"]:
-        show(choice, Console(highlight=False))
+        show(choice, open_console())
 
 
 def _slowest(client: httpx.Client) -> str:
@@ -96,17 +99,18 @@ def show(choice: dict[str, Any], console: Console) -> None:
     requests in the same steps, `expected` what the steps should have taken together, and `longest`
     the longest of them, in milliseconds."""
     if choice["finish_reason"] is None:
-        console.print(f"[bold]{choice['id']}[/]: {choice['prompt_tokens']} prompt tokens")
-        console.print(f"  {choice['why']}")
-        console.print(_segments(choice))
+        say(console, f"{choice['id']}: {choice['prompt_tokens']} prompt tokens", style="bold")
+        say(console, f"  {choice['why']}")
+        _show_segments(choice, console)
         return
-    console.print(
-        f"[bold]{choice['id']}[/]: {choice['prompt_tokens']} prompt tokens "
+    say(
+        console,
+        f"{choice['id']}: {choice['prompt_tokens']} prompt tokens "
         f"({choice['cached_tokens']} cached), {choice['completion_tokens']} generated, ended by "
-        f"{choice['finish_reason']}"
+        f"{choice['finish_reason']}",
     )
-    console.print(f"  {choice['why']}")
-    console.print(f"  prefix cache: {choice['cache']}")
+    say(console, f"  {choice['why']}")
+    say(console, f"  prefix cache: {choice['cache']}")
     parts = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("part", "ms", "share"):
         parts.add_column(title, justify="left" if title == "part" else "right")
@@ -115,22 +119,23 @@ def show(choice: dict[str, Any], console: Console) -> None:
         if spent:
             parts.add_row(name, f"{spent:.1f}", f"{spent / total:.0%}")
     parts.add_row("all", f"{total:.1f}", f"TTFT {_ms(choice['ttft_ms'])}")
-    console.print(parts)
-    console.print(_segments(choice))
+    show_table(console, parts)
+    _show_segments(choice, console)
     if not choice["segments_are_whole"]:
-        console.print("  its first steps are no longer remembered")
+        say(console, "  its first steps are no longer remembered")
     if choice["longest_gap_ms"]:
-        console.print(
+        say(
+            console,
             f"  longest gap between two tokens: {_ms(choice['longest_gap_ms'])} ms, which ended "
-            f"{_ms(choice['longest_gap_end_ms'])} ms after the arrival"
+            f"{_ms(choice['longest_gap_end_ms'])} ms after the arrival",
         )
 
 
-def _segments(choice: dict[str, Any]) -> Table:
+def _show_segments(choice: dict[str, Any], console: Console) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("at ms", justify="right")
     table.add_column("ms", justify="right")
-    table.add_column("it", no_wrap=True)
+    table.add_column("it")
     for title in ("steps", "tokens", "others'", "expected", "of roof", "longest"):
         table.add_column(title, justify="right")
     for segment in choice["segments"]:
@@ -141,7 +146,7 @@ def _segments(choice: dict[str, Any]) -> Table:
             _KINDS[segment["kind"]],
             *([""] * 6 if waits else _numbers(segment)),
         )
-    return table
+    show_table(console, table, drop=("of roof", "others'", "expected"))
 
 
 def _numbers(segment: dict[str, Any]) -> list[str]:

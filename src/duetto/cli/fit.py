@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from duetto.build import DEFAULT_BATCHED_TOKENS, EngineArgs, plan_options
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.config import SchedulerConfig, itl_target
 from duetto.core.errors import ConfigError
 from duetto.models.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ def fit(
     pp: int = 1,
     length: int | None = None,
     gpu_memory_utilization: float = 0.9,
-    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json_output: JsonFlag = False,
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Say whether a model fits, from its config.json alone (and its weights' headers, if there).
@@ -63,7 +64,7 @@ def fit(
     gpu_memory_utilization
         Part of a device's memory that may be used.
     json_output
-        Print one JSON document instead.
+        The last line of stdout is one JSON document.
     """
     report = examine(
         model,
@@ -75,16 +76,19 @@ def fit(
         utilization=gpu_memory_utilization,
     )
     if json_output:
-        print(msgspec.json.encode(report).decode())
+        print_json(report)
     else:
-        show(report, Console(highlight=False))
+        show(report, open_console())
     sys.exit(0 if report["fits"] else 1)
 
 
-def show_fit(model: str, args: EngineArgs) -> None:
+def show_fit(model: str, args: EngineArgs, *, as_json: bool) -> None:
     """What `duetto serve` would take of this machine. Raises ConfigError if it does not fit."""
     report = examine(model, args)
-    show(report, Console(highlight=False))
+    if as_json:
+        print_json(report)
+    else:
+        show(report, open_console())
     if not report["fits"]:
         raise ConfigError(f"{model} does not fit into this machine's memory")
 
@@ -362,7 +366,8 @@ def show(report: Report, console: Console) -> None:
     verdict = "[green]fits[/]" if report["fits"] else "[red]does not fit[/]"
     if report["tp"] > 1:
         verdict += f" with --tp {report['tp']}"
-    console.print(f"{report['model']}: {report['parameters']:,} parameters, {verdict}")
+    name = escape(report["model"])
+    say(console, f"{name}: {report['parameters']:,} parameters, {verdict}", markup=True)
     table = Table(show_header=False, box=None)
     usable = f"of {_size(report['memory_bytes'])}, {_size(report['usable_bytes'])} may be used"
     table.add_row("memory", usable, where)
@@ -382,9 +387,9 @@ def show(report: Report, console: Console) -> None:
         f"of {report['length']:,} tokens at one time (memory for {report['num_requests']:,}, "
         f"--max-num-seqs {report['max_num_seqs']})",
     )
-    console.print(table)
+    show_table(console, table, wrap=2)
     for note in report["notes"]:
-        console.print(f"  note: {note}", markup=False)
+        say(console, f"  note: {note}")
     columns = ("weights", "KV tokens", "requests", "memory for", "of tokens")
     knobs = Table("what would change", *columns, box=None)
     for knob in report["knobs"]:
@@ -396,7 +401,7 @@ def show(report: Report, console: Console) -> None:
             f"{knob['num_requests']:,}",
             f"{knob['length']:,}",
         )
-    console.print(knobs)
+    show_table(console, knobs, drop=("of tokens", "weights"), wrap=0)
 
 
 def _size(num_bytes: int) -> str:

@@ -1,13 +1,14 @@
 """`duetto make-model`: a complete checkpoint with random weights, to try things on."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 from rich.table import Table
 
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.models.json_file import read_json
 from duetto.models.make_model import MadeModel
@@ -25,6 +26,7 @@ def make_model(
     seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0,
     vocab_size: int | None = None,
     force: bool = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write a random model in a named shape, with a tokenizer and a chat template.
 
@@ -42,6 +44,8 @@ def make_model(
         Rows of the embedding, if not as the shape has it.
     force
         Replace a model that is there.
+    as_json
+        The last line of stdout is one JSON document.
     """
     config, source = _find_config(shape)
     with show_progress(f"writing {out.name}") as bar:
@@ -55,7 +59,10 @@ def make_model(
             force=force,
             on_progress=bar.reach,
         )
-    _print(made, out)
+    if as_json:
+        print_json({"model": str(out), **asdict(made)})
+    else:
+        _print(made, out)
 
 
 def _find_config(shape: str) -> tuple[Mapping[str, Any], Path]:
@@ -76,11 +83,6 @@ def _print(made: MadeModel, out: Path) -> None:
     table = Table(show_header=False, box=None)
     for name, size in made.file_bytes.items():
         table.add_row(name, f"{size:,} bytes")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{out}: {made.num_parameters:,} random parameters, {made.num_tokens:,} tokens",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    console = open_console()
+    show_table(console, table)
+    say(console, f"{out}: {made.num_parameters:,} random parameters, {made.num_tokens:,} tokens")

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
-from duetto.bench.metrics import JsonValue
+from duetto.bench.metrics import JsonValue, parse_slo
+from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
 from duetto.planner.find_hardware import find_hardware
@@ -24,7 +24,7 @@ from duetto.planner.layout import (
 )
 from duetto.planner.load import LoadOptions
 from duetto.planner.model import find_config
-from duetto.planner.objective import Objective, read_slo
+from duetto.planner.objective import Objective
 from duetto.planner.rate import GAIN, THROUGHPUT, Rate, highest_rate
 from duetto.planner.search import Plan, Problem, Verdict, layouts, search
 from duetto.progress import show_progress
@@ -47,7 +47,7 @@ def plan(
     model: str,
     *,
     hardware: str,
-    slo: Annotated[tuple[str, ...], Several],
+    slo: SloFlag,
     percentile: float = 99.0,
     budgets: Annotated[tuple[int, ...], Several] = BUDGETS,
     dtypes: Annotated[tuple[PrecisionName, ...], Several] = (),
@@ -58,7 +58,7 @@ def plan(
     seed: int = 0,
     rows: int = 10,
     processes: int | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: JsonFlag = False,
     base: Annotated[Layout | None, Flat] = None,
     load: Annotated[LoadOptions | None, Flat] = None,
 ) -> None:
@@ -71,7 +71,7 @@ def plan(
     hardware
         Like h100:8: up to so many devices are used.
     slo
-        Limits like ttft=1,itl=50ms; of ttft, itl, tpot, e2e, in seconds or with a unit.
+        Limits, each with its unit, like ttft=1s,itl=50ms; of ttft, itl, tpot, e2e.
     percentile
         Of each latency, that must lie within its limit.
     budgets
@@ -110,7 +110,7 @@ def plan(
         program=build_program(config, base.max_model_len),
         hardware=spec,
         workload=workload,
-        objective=Objective(read_slo(slo), percentile),
+        objective=Objective(parse_slo(slo), percentile),
         price_per_hour=price,
     )
     if only_rate:
@@ -122,7 +122,7 @@ def plan(
         found = search(problem, candidates, num_processes=processes, on_judged=bar.advance)
     rate = None if found.best is None else _rate(problem, found.best.layout)
     if as_json:
-        print(msgspec.json.encode(_plan_json(found, rate)).decode(), flush=True)
+        print_json(_plan_json(found, rate))
     else:
         _print(problem, found, rate, rows)
     sys.exit(0 if found.best else 1)
@@ -186,23 +186,22 @@ def _rate(problem: Problem, layout: Layout) -> Rate | None:
 
 
 def _print(problem: Problem, found: Plan, rate: Rate | None, rows: int) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # whoever reads a file can scroll
+    console = open_console()
     num_requests, own = len(problem.workload.arrivals), problem.workload.requests_per_s
-    console.print(
+    say(
+        console,
         f"{len(found.verdicts)} layouts, {len(found.simulated)} of them simulated on "
         f"{num_requests} requests at {own:.2f}/s; latencies in ms, prefill+decode replicas\n"
-        f"limits: {problem.objective.describe()}"
+        f"limits: {problem.objective.describe()}",
     )
     if found.simulated:
-        console.print(_table(problem, found.simulated[:rows]))
+        show_table(console, _table(problem, found.simulated[:rows]), drop=("dtype", "cost/M"))
     for line in _conclusion(found):
-        console.print(line, markup=False, highlight=False)
+        say(console, line)
     for note in _notes(problem, found, rate):
-        console.print(f"note: {note}", markup=False, highlight=False)
+        say(console, f"note: {note}")
     if found.best is not None:
-        console.print(_rate_words(problem, found.best.layout, rate), markup=False, highlight=False)
+        say(console, _rate_words(problem, found.best.layout, rate))
 
 
 def _notes(problem: Problem, found: Plan, rate: Rate | None) -> tuple[str, ...]:
@@ -309,9 +308,9 @@ def _rate_words(problem: Problem, layout: Layout, rate: Rate | None) -> str:
 
 def _told(as_json: bool, document: dict[str, JsonValue], words: str) -> None:
     if as_json:
-        print(msgspec.json.encode(document).decode(), flush=True)
+        print_json(document)
     else:
-        Console().print(words, markup=False, highlight=False)
+        say(open_console(), words)
 
 
 def _plan_json(found: Plan, rate: Rate | None) -> dict[str, JsonValue]:

@@ -4,11 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import Deployment
 from duetto.planner.find_hardware import find_hardware
@@ -39,7 +38,7 @@ def roofline(
     graphs: Annotated[bool, Parameter(negative="")] = False,
     datasheet: Annotated[bool, Parameter(negative="")] = False,
     picture: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Price prefill and decode of a model on some hardware. No weights are read.
 
@@ -75,7 +74,7 @@ def roofline(
     picture
         Draw the operations under their roofs into this .png or .svg; needs matplotlib.
     as_json
-        Print one JSON document instead.
+        The last line of stdout is one JSON document.
     """
     config = find_config(model)
     program, spec = build_program(config), find_hardware(hardware)
@@ -102,26 +101,26 @@ def roofline(
             "context": context,
             "chunk": chunk,
         }
-        print(msgspec.json.encode({**about, **found.as_json()}).decode())
+        print_json({**about, **found.as_json()})
         return
     _print(found, deployment, picture)
 
 
 def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> None:
-    console, spec = Console(highlight=False), found.hardware
-    console.print(
+    console, spec = open_console(), found.hardware
+    say(
+        console,
         f"{spec.name}: {spec.peaks[deployment.arithmetic] / 1e12:.4g} TFLOP/s "
         f"({deployment.arithmetic}), {spec.memory_bandwidth / 1e9:.4g} GB/s, as of {spec.date}; "
         f"TP {deployment.tensor_parallel}, PP {deployment.pipeline_parallel}",
-        markup=False,
     )
     for name, step in found.steps.items():
-        console.print(_table(name, step))
-    console.print(_sanity(found, deployment))
+        show_table(console, _table(name, step), drop=("FLOP/B", "GFLOP", "MB", "bound"))
+    show_table(console, _sanity(found, deployment), wrap=1)
     for note in found.notes:
-        console.print(f"note: {note}", markup=False)
+        say(console, f"note: {note}")
     if picture is not None:
-        console.print(f"picture: {picture}", markup=False)
+        say(console, f"picture: {picture}")
 
 
 def _table(name: str, step: StepPrice) -> Table:
@@ -135,10 +134,10 @@ def _table(name: str, step: StepPrice) -> Table:
         title_justify="left",
         box=None,
     )
-    table.add_column("on one device", no_wrap=True)
+    table.add_column("on one device")
     for heading in ("GFLOP", "MB", "FLOP/B", "ms", "share"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("bound", no_wrap=True)
+        table.add_column(heading, justify="right")
+    table.add_column("bound")
     small_s = 0.0
     for op in step.operations:
         share = op.time_s / step.time_s

@@ -12,6 +12,8 @@ from duetto import __version__
 from duetto.build import Built, EngineArgs, build
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.fit import show_fit
+from duetto.cli.output import JsonFlag
+from duetto.core.errors import ConfigError
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
 from duetto.server.serve import listen
@@ -31,6 +33,7 @@ def serve(
     insecure_no_auth: Annotated[bool, Parameter(negative="")] = False,
     allowed_origins: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    as_json: JsonFlag = False,
     max_num_queued_reqs: int = 256,
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
@@ -60,6 +63,8 @@ def serve(
         all; may be repeated. By default those of this machine.
     dry_run
         Say what would fit into this machine's memory, as `duetto fit` does, and end.
+    as_json
+        With --dry-run: the last line of stdout is one JSON document.
     max_num_queued_reqs
         Most requests that wait; more are told to come back (503).
     sse_keep_alive_interval
@@ -75,8 +80,10 @@ def serve(
     """
     model, args = model_or_demo(model), args or EngineArgs()
     if dry_run:
-        show_fit(model, args)
+        show_fit(model, args, as_json=as_json)
         return
+    if as_json:
+        raise ConfigError("--json: needs --dry-run; a server prints nothing else on stdout")
     keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
     settings = ServerSettings(
         served_model_name=served_model_name or model,

@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 
-from duetto.bench.metrics import parse_percentiles
-from duetto.bench.table import print_parts, print_report
+from duetto.bench.metrics import parse_percentiles, parse_slo
+from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
+from duetto.cli.report import print_parts, print_report
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
 from duetto.planner.find_hardware import find_hardware
@@ -24,14 +23,12 @@ from duetto.planner.layout import (
 )
 from duetto.planner.load import LoadOptions
 from duetto.planner.model import find_config
-from duetto.planner.objective import read_slo
 from duetto.planner.perfetto import write_trace
 from duetto.planner.report import Outcome, PoolUse, sum_up
 from duetto.planner.simulation import simulate as run
 from duetto.progress import show_progress
 
 Flat = Parameter(name="*")
-SloFlag = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
 
 def simulate(
@@ -46,7 +43,7 @@ def simulate(
     quantization: QuantizationName = "none",
     trace_out: Path | None = None,
     gantt: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: JsonFlag = False,
     layout: Annotated[Layout | None, Flat] = None,
     load: Annotated[LoadOptions | None, Flat] = None,
 ) -> None:
@@ -60,8 +57,7 @@ def simulate(
     hardware
         Like h100 or h100:8, host (after duetto calibrate), or a JSON file.
     slo
-        Limits for goodput, like ttft=1,itl=50ms; of ttft, itl, tpot, e2e, in seconds or with a
-        unit.
+        Limits for goodput, each with its unit, like ttft=1s,itl=50ms; of ttft, itl, tpot, e2e.
     price
         Of one device for an hour, in any currency: adds the cost of a million output tokens.
     target_itl
@@ -79,7 +75,7 @@ def simulate(
     as_json
         The last line of stdout is one JSON document.
     """
-    limits = read_slo(slo) if slo else None
+    limits = parse_slo(slo) if slo else None
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"--price {price}: must be above 0")
     wanted = parse_percentiles(metric_percentiles)
@@ -102,25 +98,25 @@ def simulate(
         draw_gantt(simulation, gantt)
     if as_json:
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
-        print(msgspec.json.encode(about | outcome.as_json()).decode(), flush=True)
+        print_json(about | outcome.as_json())
     else:
         host = notes_on_host(spec, layout.on(spec).arithmetic, layout.graphs)
         _print(replace(outcome, notes=(*outcome.notes, *host)), layout, hardware)
 
 
 def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:
-    console = Console()
-    console.print(f"{outcome.num_devices} x {hardware}: {layout.describe()}")
+    console = open_console()
+    say(console, f"{outcome.num_devices} x {hardware}: {layout.describe()}")
     print_report(outcome.report, console, notes=outcome.notes)
     print_parts(outcome.parts_s, console)
     for name, use in outcome.pools.items():
-        console.print(f"{name}: {_use(use)}")
+        say(console, f"{name}: {_use(use)}")
         if use.num_stages > 1:
-            console.print(f"{name}: {_bubbles(use)}")
+            say(console, f"{name}: {_bubbles(use)}")
     if len(outcome.transfer):
-        console.print(f"KV transfer delays a request by {outcome.transfer.mean() * 1000:.2f} ms")
+        say(console, f"KV transfer delays a request by {outcome.transfer.mean() * 1000:.2f} ms")
     if outcome.cost_per_million is not None:
-        console.print(f"{outcome.cost_per_million:.2f} for a million output tokens")
+        say(console, f"{outcome.cost_per_million:.2f} for a million output tokens")
 
 
 def _bubbles(use: PoolUse) -> str:

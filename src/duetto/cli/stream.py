@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from duetto.bench.metrics import JsonValue
+from duetto.cli.output import print_json
 from duetto.core.errors import EngineError
 from duetto.core.outputs import RequestOutput
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
 
-def print_answer(llm: LLM, prompt: Mapping[str, Any], params: SamplingParams) -> RequestOutput:
-    """Print the text as it becomes certain; return the finished answer.
+def print_answer(
+    llm: LLM, prompt: Mapping[str, Any], params: SamplingParams, *, as_json: bool = False
+) -> RequestOutput:
+    """Print the text as it becomes certain, or at the end as JSON; return the finished answer.
 
     Raises EngineError if the engine failed on it.
     """
@@ -18,13 +22,35 @@ def print_answer(llm: LLM, prompt: Mapping[str, Any], params: SamplingParams) ->
     output = None
     for output in llm.stream(prompt, params):
         text = output.outputs[0].text
-        print(text[num_printed:], end="", flush=True)
+        if not as_json:
+            print(text[num_printed:], end="", flush=True)
         num_printed = len(text)
-    print()
+    if not as_json:
+        print()
     assert output is not None, "every request ends in a final update"
     if output.outputs[0].error is not None:
         raise EngineError(output.outputs[0].error)
+    if as_json:
+        print_json(answer_json(output))
     return output
+
+
+def answer_json(output: RequestOutput) -> dict[str, JsonValue]:
+    """A finished answer, its counts and its timings."""
+    answer, timings = output.outputs[0], output.outputs[0].timings
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": len(output.prompt_token_ids),
+        "cached_tokens": output.num_cached_tokens,
+        "completion_tokens": len(answer.token_ids),
+        "ttft_ms": _ms(timings.ttft_s if timings else None),
+        "tpot_ms": _ms(timings.tpot_s if timings else None),
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 def stats_line(output: RequestOutput) -> str:

@@ -1,6 +1,5 @@
 """`duetto tokenize`: how a text splits into tokens, and how such a splitting is learned."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,12 @@ from time import monotonic
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from duetto.build import find_checkpoint
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.cli.stdin import read_stdin
 from duetto.core.errors import ConfigError
 from duetto.models.bpe_trainer import Merge, learn_merges, split_words
@@ -28,7 +27,7 @@ def tokenize(
     *,
     model: str | None = None,
     file: Path | None = None,
-    json_output: Annotated[bool, Parameter(name="--json")] = False,
+    json_output: JsonFlag = False,
     special: bool = True,
     train: Literal["bpe"] | None = None,
     merges: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 50,
@@ -45,7 +44,7 @@ def tokenize(
     file
         A file with the text.
     json_output
-        Print one JSON document.
+        The last line of stdout is one JSON document.
     special
         Let the tokenizer add its beginning of sequence and the like.
     train
@@ -62,7 +61,7 @@ def tokenize(
     tokenizer = load_tokenizer(find_checkpoint(model_or_demo(model)))
     split = _split(tokenizer, _read(file) if text is None else text, special)
     if json_output:
-        print(json.dumps(split.as_json()))
+        print_json(split.as_json())
     else:
         _print_split(split)
 
@@ -118,7 +117,7 @@ def _split(tokenizer: Tokenizer, text: str, special: bool) -> _Split:
 
 
 def _print_split(split: _Split) -> None:
-    console = Console(highlight=False)
+    console = open_console()
     pieces = [visible(piece) for piece in split.token_bytes]
     if console.is_terminal:
         coloured = Text()
@@ -130,10 +129,10 @@ def _print_split(split: _Split) -> None:
         if i == _MAX_ROWS:
             break
         table.add_row(str(i), str(token_id), Text(piece), split.token_bytes[i].hex(" "))
-    console.print(table)
+    show_table(console, table, drop=("bytes", "token"))
     if len(pieces) > _MAX_ROWS:
-        console.print(f"... and {len(pieces) - _MAX_ROWS:,} more; --json has them all")
-    console.print(split.summary())
+        say(console, f"... and {len(pieces) - _MAX_ROWS:,} more; --json has them all")
+    say(console, split.summary())
 
 
 def _train(text: str, num_merges: int, json_output: bool) -> None:
@@ -154,7 +153,7 @@ def _train(text: str, num_merges: int, json_output: bool) -> None:
             "num_words": num_words,
             "merges": [[visible(m.left), visible(m.right), m.count] for m in learned],
         }
-        print(json.dumps(document))
+        print_json(document)
         return
     print(
         f"{len(learned):,} merges from {num_words:,} words, {num_bytes:,} bytes, "

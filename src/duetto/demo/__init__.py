@@ -8,6 +8,11 @@ from pathlib import Path
 from duetto.core.errors import ConfigError
 
 READER, DRAFT = "duetto-demo", "duetto-demo-draft"
+NO_MODEL_NAMED = (
+    f"no model named: this is {READER}, a small one that answers questions about a few documents "
+    "and nothing else"
+)
+DEMO_MODELS = (READER, DRAFT)  # names that every command takes for a model
 
 
 def demo_model_dir(name: str = READER) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from duetto.core.errors import ConfigError
+from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.models.config import ModelConfig, parse_config
 from duetto.models.json_file import JsonSection, read_json
 from duetto.models.programs import build_program
@@ -91,11 +92,13 @@ def find_config(model: str) -> ModelConfig:
         return parse_config(read_json(path / "config.json"))
     if path.is_file():
         return parse_config(read_json(path))
+    if model in DEMO_MODELS:
+        return parse_config(read_json(demo_model_dir(model) / "config.json"))
     shapes = {**SHAPES, **LARGE_SHAPES}
     if model.lower() not in shapes:
         raise ConfigError(
             f"{model or 'an empty name'}: is no checkpoint directory, no config.json and no named "
-            f"shape; the named shapes are {', '.join(shapes)}"
+            f"shape; the named shapes are {', '.join((*shapes, *DEMO_MODELS))}"
         )
     return parse_config(JsonSection(path, shapes[model.lower()]))
 

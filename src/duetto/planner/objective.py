@@ -1,30 +1,10 @@
 """When a deployment is good enough: limits on latencies at a percentile, and what binds them."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from duetto.bench.metrics import SLO, SLO_METRICS, Report, parse_slo
+from duetto.bench.metrics import SLO, SLO_METRICS, Report
 from duetto.core.errors import ConfigError
-
-# Limits in seconds that nobody means: whoever writes itl=50 thinks of milliseconds.
-_TOO_LONG_S = {"ttft": 100.0, "itl": 5.0, "tpot": 5.0, "e2e": 1000.0}
-
-
-def read_slo(texts: Sequence[str]) -> SLO:
-    """Limits like `ttft=1,itl=50ms`, in seconds where no unit is named.
-
-    Raises ConfigError as parse_slo does, and for a number without a unit that is plainly one of
-    milliseconds, as `bench serve` takes them.
-    """
-    slo = parse_slo(texts, unit="s")
-    for name, number in re.findall(r"(\w+)\s*[=:]\s*([0-9.]+)\s*(?:,|$)", ",".join(texts)):
-        if float(number) >= _TOO_LONG_S[{"e2el": "e2e"}.get(name, name)]:
-            raise ConfigError(
-                f"--slo {name}={number}: is {number} seconds here; write {name}={number}ms for "
-                f"milliseconds, or {name}={number}s if seconds are meant"
-            )
-    return slo
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +23,7 @@ class Objective:
         if not 0 < self.percentile <= 100:
             raise ConfigError(f"--percentile {self.percentile}: must be above 0, at most 100")
         if not self.limits:
-            raise ConfigError("--slo: needs at least one limit, like ttft=1,itl=50ms")
+            raise ConfigError("--slo: needs at least one limit, like ttft=1s,itl=50ms")
 
     @property
     def limits(self) -> dict[str, float]:

@@ -6,40 +6,43 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.bench.metrics import Distribution, Report
+from duetto.cli.output import say, show_table
 
 
 def print_report(report: Report, console: Console, *, notes: Sequence[str] = ()) -> None:
     """Counts, rates, one row per latency in milliseconds, and whatever a reader must know."""
-    console.print(_latencies(report))
+    show_table(console, _latencies(report))
     answers = f"{report.num_ok} of {report.num_requests} requests answered"
     if report.num_ok < report.num_requests:
         answers += f" ({report.num_failed} failed, {report.num_aborted} aborted)"
-    console.print(f"{answers} in {report.duration_s:.2f} s")
+    say(console, f"{answers} in {report.duration_s:.2f} s")
     num_tokens = report.num_input_tokens + report.num_output_tokens
-    console.print(
+    say(
+        console,
         f"{report.per_second(report.num_ok):.2f} requests/s, "
         f"{report.per_second(report.num_output_tokens):.1f} output tokens/s, "
-        f"{report.per_second(num_tokens):.1f} tokens/s with prompts"
+        f"{report.per_second(num_tokens):.1f} tokens/s with prompts",
     )
     if report.num_input_tokens:
         share = report.num_cached_tokens / report.num_input_tokens
-        console.print(f"{report.num_cached_tokens} prompt tokens cached ({share:.0%})")
+        say(console, f"{report.num_cached_tokens} prompt tokens cached ({share:.0%})")
     if report.slo is not None and report.num_good is not None:
         limits = ", ".join(f"{name} {ms:g} ms" for name, ms in report.slo.as_ms().items())
-        console.print(
+        say(
+            console,
             f"goodput {report.per_second(report.num_good):.2f} requests/s: "
-            f"{report.num_good} of {report.num_requests} met {limits}"
+            f"{report.num_good} of {report.num_requests} met {limits}",
         )
     for note in notes:
-        console.print(f"note: {note}", markup=False)
+        say(console, f"note: {note}")
     for message, times in report.errors.items():
-        console.print(f"error, {times} times: {message}", markup=False)
+        say(console, f"error, {times} times: {message}")
 
 
 def print_parts(parts_s: Mapping[str, float], console: Console) -> None:
     """The parts of the mean latency (docs/metrics.md)."""
     shown = ", ".join(f"{part} {spent * 1000:.1f}" for part, spent in parts_s.items())
-    console.print(f"mean E2E latency in parts, ms: {shown}")
+    say(console, f"mean E2E latency in parts, ms: {shown}")
 
 
 def _latencies(report: Report) -> Table:
