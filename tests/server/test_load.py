@@ -10,6 +10,7 @@ from server.fakes_server import (
     CONFIG,
     MODEL,
     SpeakingExecutor,
+    has_all_blocks,
     make_app,
     running,
     wait_until,
@@ -122,3 +123,157 @@ def test_chats_and_large_texts_never_run_on_the_event_loop():
         ):
             assert httpx2.post(url + path, json=body).status_code == 200
         assert codec.threads and loop_thread not in codec.threads
+
+
+# --- large replies ---------------------------------------------------------------------------
+
+
+class Scoring(SpeakingExecutor):
+    """Counts the prompt's tokens that it was asked to score."""
+
+    num_scored = 0
+
+    def execute(self, batch):
+        self.num_scored += sum(len(r.prompt_logprob_targets) for r in batch.requests)
+        return super().execute(batch)
+
+
+CHAT = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "hi"}],
+    "temperature": 0,
+    "seed": 1,
+}
+PROMPT = {"model": MODEL, "prompt": "p" * 150, "temperature": 0, "seed": 1}
+HEAVY = [
+    ("/v1/completions", {**PROMPT, "max_tokens": 100, "n": 4, "logprobs": 3}),
+    ("/v1/completions", {**PROMPT, "max_tokens": 100, "n": 3, "prompt_logprobs": 3}),
+    ("/v1/completions", {**PROMPT, "max_tokens": 70, "n": 3, "logprobs": 2, "echo": True}),
+    ("/v1/completions", {**PROMPT, "max_tokens": 0, "n": 2, "logprobs": 0, "echo": True}),
+    ("/v1/completions", {**PROMPT, "prompt": ["p" * 65, "q" * 99], "n": 2, "prompt_logprobs": 1}),
+    ("/v1/completions", {**PROMPT, "max_tokens": 64, "return_token_ids": True}),
+    ("/v1/chat/completions", {**CHAT, "max_tokens": 200, "n": 2, "logprobs": True}),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "max_tokens": 65, "logprobs": True, "top_logprobs": 4, "prompt_logprobs": 2},
+    ),
+]
+VOLATILE = ("id", "created", "timings")
+
+
+def without_times(reply):
+    reply = {key: value for key, value in reply.items() if key not in VOLATILE}
+    return reply | {
+        "choices": [{k: v for k, v in c.items() if k != "timings"} for c in reply["choices"]],
+        "usage": {k: v for k, v in reply["usage"].items() if k != "prompt_tokens_details"},
+    }
+
+
+@pytest.mark.parametrize(("path", "body"), HEAVY)
+def test_a_reply_in_parts_off_the_loop_is_the_same_reply(path, body, monkeypatch):
+    replies = []
+    for most in (2**30, 100):
+        monkeypatch.setattr("duetto.server.exchange.LARGE_BYTES", most)
+        monkeypatch.setattr("duetto.server.text_work.LARGE_BYTES", most)
+        for rows in (10**6, 7):
+            monkeypatch.setattr("duetto.server.shapes.NUM_AT_ONCE", rows)
+            monkeypatch.setattr("duetto.server.json_parts.NUM_AT_ONCE", rows)
+            with serving() as (url, app):
+                reply = httpx2.post(url + path, json=body)
+                assert reply.status_code == 200, reply.text
+                assert int(reply.headers["content-length"]) == len(reply.content)
+                replies.append(without_times(reply.json()))
+                assert app.state.replies.num_bytes == 0
+    assert all(reply == replies[0] for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/completions", {**PROMPT, "prompt_logprobs": 2}),
+        ("/v1/completions", {**PROMPT, "logprobs": 2, "echo": True}),
+        ("/v1/chat/completions", {**CHAT, "prompt_logprobs": 2}),
+    ],
+)
+def test_a_prompt_with_n_answers_is_scored_once_and_shown_with_each(path, more):
+    executor = Scoring()
+    app, engine = make_app(executor)
+    with running(app) as url:
+        one = httpx2.post(url + path, json={**more, "max_tokens": 2}).json()
+        num_scored = executor.num_scored
+        many = httpx2.post(url + path, json={**more, "max_tokens": 2, "n": 8}).json()
+        assert executor.num_scored == 2 * num_scored
+        assert has_all_blocks(engine)
+    assert len(many["choices"]) == 8
+    if "messages" in more:
+        assert many["prompt_logprobs"] == one["prompt_logprobs"] != [None]
+        return
+    for choice in many["choices"]:
+        assert choice["prompt_logprobs"] == one["choices"][0]["prompt_logprobs"]
+        if "echo" in more:
+            n = len(PROMPT["prompt"])
+            first, shown = one["choices"][0]["logprobs"], choice["logprobs"]
+            assert shown["token_logprobs"][:n] == first["token_logprobs"][:n]
+            assert len(shown["tokens"]) == n + 2
+
+
+LIMITED = {"max_reply_bytes": 100_000}
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        ("/v1/completions", "logprobs", {**PROMPT, "max_tokens": 200, "logprobs": 20}),
+        ("/v1/completions", "logprobs", {**PROMPT, "max_tokens": 20, "n": 8, "logprobs": 5}),
+        ("/v1/completions", "n", {**PROMPT, "max_tokens": 250, "n": 8}),
+        ("/v1/completions", "prompt_logprobs", {**PROMPT, "max_tokens": 1, "prompt_logprobs": 20}),
+        ("/v1/completions", "logprobs", {**PROMPT, "max_tokens": 0, "logprobs": 20, "echo": True}),
+        (
+            "/v1/completions",
+            "prompt_logprobs",
+            {**PROMPT, "prompt": ["p"] * 16, "n": 4, "max_tokens": 1, "prompt_logprobs": 20},
+        ),
+        (
+            "/v1/chat/completions",
+            "top_logprobs",
+            {**CHAT, "max_tokens": 200, "logprobs": True, "top_logprobs": 20},
+        ),
+    ],
+)
+def test_the_product_of_what_is_asked_is_limited_and_named(path, field, body):
+    with serving(**LIMITED) as (url, app):
+        reply = httpx2.post(url + path, json=body)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (400, field)
+        assert "at most 100000" in error["message"] and f"n={body.get('n', 1)}" in error["message"]
+        assert app.state.relay.num_live == 0
+        if "prompt_logprobs" not in body and not body.get("echo"):
+            streamed = httpx2.post(url + path, json={**body, "stream": True})
+            assert streamed.status_code == 200  # it goes out as it comes
+
+
+def test_an_answer_of_any_length_ends_where_its_reply_would_be_too_large():
+    body = {**CHAT, "logprobs": True, "top_logprobs": 20}
+    with serving(**LIMITED) as (url, _):
+        choice = httpx2.post(f"{url}/v1/chat/completions", json=body).json()["choices"][0]
+        assert choice["finish_reason"] == "length"
+        assert 10 < len(choice["logprobs"]["content"]) < 30
+
+
+def test_large_replies_together_are_bounded_and_small_ones_go_on(monkeypatch):
+    monkeypatch.setattr("duetto.server.app.LITTLE_REPLY_BYTES", 10_000)
+    executor = SpeakingExecutor()
+    app, _ = make_app(executor, max_replies_bytes=200_000)
+    executor.gate.clear()
+    large = {**PROMPT, "max_tokens": 200, "logprobs": 1}
+    with running(app) as url:
+        held = send(url, "/v1/completions", large)
+        wait_until(lambda: app.state.relay.num_live == 1)
+        refused = httpx2.post(f"{url}/v1/completions", json={**large, "n": 2})
+        assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
+        small = send(url, "/v1/completions", SHORT)
+        wait_until(lambda: app.state.relay.num_live == 2)
+        for connection in (held, small):
+            connection.close()
+        executor.gate.set()
+        wait_until(lambda: app.state.replies.num_bytes == 0)

@@ -5,12 +5,11 @@ import threading
 
 import pytest
 
-from duetto.server.errors import ApiError
 from duetto.server.text_work import LARGE_BYTES, LETS_PASS_S_PER_BYTE, TextWork
 
 
 def with_work(story, **more):
-    work = TextWork(max_bytes=1000 + LARGE_BYTES, **more)
+    work = TextWork(max_bytes=1000, **more)
     try:
         return asyncio.run(story(work))
     finally:
@@ -102,19 +101,3 @@ def test_an_error_belongs_to_who_asked_and_the_thread_goes_on():
         return await work.text(name, 2**20)
 
     assert with_work(story) == "duetto-large-text"
-
-
-def test_bytes_of_large_bodies_are_bounded_and_given_back():
-    async def story(work):
-        with work.holding() as first:
-            first(LARGE_BYTES + 900)
-            with work.holding() as small:
-                small(LARGE_BYTES)  # small bodies are bounded by places alone
-            with pytest.raises(ApiError) as refused, work.holding() as second:
-                second(LARGE_BYTES)
-                second(101)
-            assert refused.value.status == 503 and refused.value.headers["Retry-After"]
-        with work.holding() as third:
-            third(LARGE_BYTES + 1000)
-
-    with_work(story)

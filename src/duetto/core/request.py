@@ -79,18 +79,24 @@ def fan_out(request: Request) -> list[Request]:
     """The `sampling.n` requests that answer one prompt; the prefix cache computes the prompt once.
 
     The first keeps the seed, so `n` answers begin with the answer of n=1; every other one's seed
-    follows from it and its index alone.
+    follows from it and its index alone. The first also is the only one that scores the prompt.
     """
     if request.sampling.n == 1:
         return [request]
-    return [
+    unscored = request.sampling
+    if unscored.prompt_logprobs is not None:
+        unscored = replace(unscored, prompt_logprobs=None)
+    first = replace(request, request_id=f"{request.request_id}-0")
+    others = [
         replace(
             request,
             request_id=f"{request.request_id}-{index}",
-            seed=request.seed if index == 0 else _derive_seed(request.seed, index),
+            seed=_derive_seed(request.seed, index),
+            sampling=unscored,
         )
-        for index in range(request.sampling.n)
+        for index in range(1, request.sampling.n)
     ]
+    return [first, *others]
 
 
 def _derive_seed(seed: int, index: int) -> int:

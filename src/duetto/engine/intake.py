@@ -26,12 +26,14 @@ def make_request(
     default_seed: int | None = None,
     priority: int = 0,
     cache_salt: bytes = b"",
+    bad_word_ids: tuple[tuple[int, ...], ...] | None = None,
 ) -> Request:
     """The request that answers one prompt, before `fan_out` makes `sampling.n` of it.
 
     `max_tokens` None becomes `default_max_tokens`, or all the room there is if that is less; what
     a caller asked for is never cut short but refused if it does not fit. A seed comes from
-    `sampling`, else from `default_seed`, else from the operating system.
+    `sampling`, else from `default_seed`, else from the operating system. Who makes many requests
+    of one `sampling` brings its `encode_bad_words` as `bad_word_ids`.
 
     Raises InvalidRequest, naming the field ("prompt" for the ids), if a token id is outside the
     vocabulary, the prompt is empty, or no token may ever be sampled; RequestTooLong if it could
@@ -48,7 +50,9 @@ def make_request(
         max_tokens=_resolve_max_tokens(len(prompt_token_ids), sampling, config, default_max_tokens),
         seed=next(seed for seed in seeds if seed is not None),
         stop_token_ids=ends | frozenset(sampling.stop_token_ids),
-        bad_word_ids=_encode_bad_words(sampling.bad_words, codec),
+        bad_word_ids=(
+            encode_bad_words(sampling.bad_words, codec) if bad_word_ids is None else bad_word_ids
+        ),
         arrival_time=arrival_time,
         priority=priority,
         cache_salt=cache_salt,
@@ -108,7 +112,7 @@ def _check_choice(request: Request, vocab_size: int) -> None:
         )
 
 
-def _encode_bad_words(words: Sequence[str], codec: TextCodec) -> tuple[tuple[int, ...], ...]:
+def encode_bad_words(words: Sequence[str], codec: TextCodec) -> tuple[tuple[int, ...], ...]:
     """Each word as it is spelt at the start of a text and after a space, as vLLM does."""
     encodings: dict[tuple[int, ...], None] = {}  # an ordered set
     for word in words:

@@ -24,6 +24,7 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.thread import SteppedEngine
 from duetto.server.body import body_of
+from duetto.server.byte_budget import ByteBudget, Held
 from duetto.server.door import Arrival, Door, Job, split_prompts
 from duetto.server.errors import (
     ApiError,
@@ -60,6 +61,7 @@ from duetto.server.timeline import RoofTime
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LITTLE_REPLY_BYTES = 2**20
 TOKEN_BYTES = 16  # roughly a token's id and text in a reply of /tokenize
 
 
@@ -73,7 +75,8 @@ def create_app(
 ) -> Starlette:
     """An ASGI application that serves one model; the engine's thread lives as long as it does.
 
-    The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is running.
+    The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is
+    running, `app.state.replies` how many bytes replies could take.
     `roof_time` is what a step would take if it reached the roof of this machine.
     """
     metrics = Metrics(settings, config)
@@ -107,6 +110,7 @@ def create_app(
     )
     app.router.redirect_slashes = False  # an unknown path is an error, not a guess
     app.state.relay = relay
+    app.state.replies = api.replies
     return app
 
 
@@ -142,6 +146,9 @@ class Api:
         self._relay = relay
         self._metrics = metrics
         self._work = work
+        self.replies = ByteBudget(
+            settings.max_replies_bytes, LITTLE_REPLY_BYTES, "large replies are being made and read"
+        )
         self._door = Door(codec, config, settings, work, relay.clock)
         self._created = int(time.time())
 
@@ -170,8 +177,9 @@ class Api:
                 door = self._door.completion(wire, prompts, sampling, arrival)
                 job = await _while_connected(request, door)
                 shape = CompletionShape(wire, job, self._codec)
+                held = self.replies.hold(job.reply_bytes)
                 exchange = self._submit(wire, job, shape, arrival)
-        return await self._reply(wire, exchange, request)
+        return await self._reply(wire, exchange, held, request)
 
     async def chat_completions(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
@@ -180,8 +188,9 @@ class Api:
                 arrival = self._arrival(request, len(body))
                 door = self._door.chat(wire, sampling, arrival)
                 job = await _while_connected(request, door)
+                held = self.replies.hold(job.reply_bytes)
                 exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
-        return await self._reply(wire, exchange, request)
+        return await self._reply(wire, exchange, held, request)
 
     async def tokenize(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
@@ -296,11 +305,13 @@ class Api:
             tells_other_salts=self._settings.only_local_hosts,
         )
 
-    async def _reply(self, wire: SamplingRequest, exchange: Exchange, request: Request) -> Response:
+    async def _reply(
+        self, wire: SamplingRequest, exchange: Exchange, held: Held, request: Request
+    ) -> Response:
         if wire.stream:
             options = wire.stream_options or StreamOptions()
             return EventStream(exchange, self._relay, options, self._settings.sse_keep_alive_s)
-        return await exchange.whole(self._relay, request.receive)
+        return await exchange.whole(self._relay, request.receive, self._work, held.release)
 
     def _model_card(self) -> Json:
         name = self._settings.served_model_name

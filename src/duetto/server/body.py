@@ -32,20 +32,22 @@ async def body_of(
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > most:
         raise too_large
-    with work.holding() as count:
-        chunks, num_bytes = [], 0
+    held, chunks, num_bytes = work.bodies.hold(), [], 0
+    try:
         try:
             async with asyncio.timeout(settings.body_timeout_s):
                 async for chunk in request.stream():
                     num_bytes += len(chunk)
                     if num_bytes > most:
                         raise too_large
-                    count(len(chunk))
+                    held.add(len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             headers = {"Connection": "close"}
             raise ApiError(408, "the body did not arrive in time", headers=headers) from None
         yield b"".join(chunks)
+    finally:
+        held.release()
 
 
 def check_structure(body: bytes) -> None:

@@ -14,7 +14,7 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
-from duetto.engine.intake import make_request
+from duetto.engine.intake import encode_bad_words, make_request
 from duetto.server.errors import invalid, refused
 from duetto.server.protocol import (
     ChatRequest,
@@ -22,6 +22,7 @@ from duetto.server.protocol import (
     SamplingRequest,
     TokenizeRequest,
 )
+from duetto.server.reply_size import ReplySize, too_large
 from duetto.server.sampling import caller_names, default_max_tokens
 from duetto.server.settings import ServerSettings
 from duetto.server.text_work import TextWork
@@ -42,6 +43,8 @@ class Job:
     prompts: tuple[Prompt, ...]
     requests: tuple[Request, ...]
     sampling: SamplingParams
+    size: ReplySize
+    reply_bytes: int  # that the reply could take, if it is not streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Door:
         self._codec = codec
         self._config = config
         self._defaults = settings.default_sampling
+        self._max_reply_bytes = settings.max_reply_bytes
         self._seed = settings.seed
         self._clock = clock
         self._num_accepted = 0  # prompts
@@ -199,8 +203,15 @@ class Door:
         """One request per prompt; what depends on the order of requests is still missing."""
         salt = arrival.tenant + _checked_salt(request.cache_salt)
         priority = request.priority or 0
+        size = ReplySize.of(request, sampling, self._max_reply_bytes)
+        # What nobody asked for must not be the reason to refuse.
+        limits = (
+            default_max_tokens(request, self._defaults),
+            size.room(len(prompt.token_ids) for prompt in prompts),
+        )
         with _naming(caller_names(request)):
             self._config.check_priority(priority)
+            bad_word_ids = encode_bad_words(sampling.bad_words, self._codec)
             requests = [
                 make_request(
                     prompt.token_ids,
@@ -209,13 +220,18 @@ class Door:
                     config=self._config,
                     request_id=f"{arrival.request_id}-{index}",
                     arrival_time=0.0,
-                    default_max_tokens=default_max_tokens(request, self._defaults),
+                    default_max_tokens=min((m for m in limits if m is not None), default=None),
+                    bad_word_ids=bad_word_ids,
                     priority=priority,
                     cache_salt=salt,
                 )
                 for index, prompt in enumerate(prompts)
             ]
-        return Job(tuple(prompts), tuple(requests), sampling)
+        num_bytes = size.num_bytes((r.num_prompt_tokens, r.max_tokens) for r in requests)
+        if num_bytes > size.most:
+            num_scored = sum(r.num_prompt_tokens for r in requests)
+            raise too_large(request, sampling, size, num_bytes, num_scored)
+        return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)
 
 
 @contextmanager

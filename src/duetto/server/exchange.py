@@ -17,11 +17,13 @@ from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
 from duetto.server.door import Job
-from duetto.server.errors import ApiError, engine_failure, json_response, stopping
+from duetto.server.errors import ApiError, engine_failure, stopping
+from duetto.server.json_parts import PartsResponse, encode, json_parts, packed
 from duetto.server.protocol import StreamOptions
 from duetto.server.relay import Relay
 from duetto.server.replies import Envelope, Json, timings, usage
 from duetto.server.shapes import Shape
+from duetto.server.text_work import LARGE_BYTES, TextWork
 
 CLIENT_GONE = 499  # nobody sees it but the metrics
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -74,8 +76,25 @@ class Exchange:
 
     # --- whole -----------------------------------------------------------------------------------
 
-    async def whole(self, relay: Relay, receive: Receive) -> Response:
-        """The reply that is not streamed. Raises ApiError if the engine could not answer."""
+    async def whole(
+        self, relay: Relay, receive: Receive, work: TextWork, on_end: Callable[[], None]
+    ) -> Response:
+        """The reply that is not streamed. Raises ApiError if the engine could not answer.
+
+        A large one is made off the event loop. `on_end` is called once nothing of it is held.
+        """
+        try:
+            response = await self._wait_for_whole(relay, receive, work)
+        except BaseException:
+            on_end()
+            raise
+        if isinstance(response, PartsResponse):
+            response.on_end = on_end
+        else:
+            on_end()
+        return response
+
+    async def _wait_for_whole(self, relay: Relay, receive: Receive, work: TextWork) -> Response:
         choices = [_Choice() for _ in self._job.requests]
         async with _watched(self.answer, relay, receive):
             try:
@@ -84,7 +103,14 @@ class Exchange:
                         self._collect(choices[delta.index], delta)
             except ClientGone:
                 return Response(status_code=CLIENT_GONE)
-        return json_response(self._whole(choices))
+        most = max(len(choice.tokens) for choice in choices)
+        lengths = [(len(prompt.token_ids), most) for prompt in self._job.prompts]
+        num_bytes = self._job.size.num_bytes(lengths)
+        if num_bytes <= LARGE_BYTES:
+            return Response(encode(self._whole(choices)), media_type="application/json")
+        return PartsResponse(
+            await work.reply(lambda: packed(json_parts(self._whole(choices))), num_bytes)
+        )
 
     def _collect(self, choice: _Choice, delta: Delta) -> None:
         self.check(delta)
@@ -99,7 +125,8 @@ class Exchange:
         more = self._shape.beside_choices(choices[0].scored)
         for index, choice in enumerate(choices):
             text = "".join(choice.texts)
-            body = self._shape.whole(index, text, choice.tokens, choice.scored)
+            scored = choices[index - index % self._job.sampling.n].scored  # once for each prompt
+            body = self._shape.whole(index, text, choice.tokens, scored)
             if choice.final is not None:
                 body |= self._ending(choice.final)
                 # It was complete when the last of all choices was: no reader was waited for.

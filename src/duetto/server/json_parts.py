@@ -6,7 +6,7 @@ shapes of replies.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,32 +15,42 @@ from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
-NUM_AT_ONCE = 64  # items of a list whose items may be large
+NUM_AT_ONCE = 64  # rows: up to 21 candidates each
 NUM_PLAIN_AT_ONCE = 8192  # items that are numbers or strings
 WRITE_BYTES = 64 * 1024  # what is handed to the transport at a time
 LEAST_RATE = 64 * 1024  # bytes a second at which a client must take a reply ...
 GRACE_S = 60.0  # ... beside this
 
 
-class Columns:
-    """An object of lists of equal length that is made a few rows at a time, while it is written.
+class Rows:
+    """A list that is made a few rows at a time, while it is written.
 
     All of it at once would be hundreds of bytes for each number in it.
     """
 
-    def __init__(self, num_rows: int, make: Callable[[int, int], Mapping[str, list[Any]]]) -> None:
-        """`make(start, end)` gives these rows of each list; it must run on any thread."""
+    def __init__(self, num_rows: int, make: Callable[[int, int], list[Any]]) -> None:
+        """`make(start, end)` gives these rows; it is called in order, on any thread, and once."""
         self._num_rows = num_rows
         self._make = make
 
-    def whole(self) -> dict[str, list[Any]]:
-        return dict(self._make(0, self._num_rows))
+    def parts(self) -> Iterator[bytes]:
+        yield b"["
+        pieces = (msgspec.json.encode(self._make(*at))[1:-1] for at in _slices(self._num_rows))
+        yield from _joined(pieces)
+        yield b"]"
+
+
+class Columns:
+    """An object of lists that is made a few rows at a time, as Rows are."""
+
+    def __init__(self, num_rows: int, make: Callable[[int, int], Mapping[str, list[Any]]]) -> None:
+        self._num_rows = num_rows
+        self._make = make
 
     def parts(self) -> Iterator[bytes]:
         columns: dict[str, list[bytes]] = {}
-        for start in range(0, max(1, self._num_rows), NUM_AT_ONCE):
-            rows = self._make(start, min(start + NUM_AT_ONCE, self._num_rows))
-            for name, values in rows.items():
+        for at in _slices(self._num_rows):
+            for name, values in self._make(*at).items():
                 columns.setdefault(name, []).append(msgspec.json.encode(values)[1:-1])
         yield b"{"
         for place, (name, pieces) in enumerate(columns.items()):
@@ -51,16 +61,27 @@ class Columns:
 
 
 class EncodedParts:
-    """What has been encoded before, and may stand in several places of a reply."""
+    """What is encoded once, and may stand in several places of a reply."""
 
-    def __init__(self, parts: Sequence[bytes]) -> None:
-        self.shared = parts
+    def __init__(self, value: Any) -> None:
+        self.shared = packed(json_parts(value))
+
+
+def encode(value: Any) -> bytes:
+    """The JSON of what json_parts takes, in one piece: for what is small."""
+    return msgspec.json.encode(value, enc_hook=_raw)
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    if isinstance(value, Rows | Columns | EncodedParts):
+        return msgspec.Raw(b"".join(json_parts(value)))
+    raise NotImplementedError(type(value).__name__)  # a bug: nothing else is in a reply
 
 
 def json_parts(value: Any) -> Iterator[bytes]:
-    """The JSON of plain data, Columns and EncodedParts among it, in parts."""
+    """The JSON of plain data, in parts. Rows, Columns and EncodedParts may be items of objects."""
     match value:
-        case Columns():
+        case Rows() | Columns():
             yield from value.parts()
         case EncodedParts():
             yield from value.shared
@@ -81,7 +102,7 @@ def json_parts(value: Any) -> Iterator[bytes]:
             yield b"["
             starts = range(0, len(value), NUM_PLAIN_AT_ONCE)
             slices = (value[start : start + NUM_PLAIN_AT_ONCE] for start in starts)
-            yield from _joined([msgspec.json.encode(items)[1:-1] for items in slices])
+            yield from _joined(msgspec.json.encode(items)[1:-1] for items in slices)
             yield b"]"
         case _:
             yield msgspec.json.encode(value)
@@ -113,7 +134,7 @@ class PartsResponse(Response):
         """`on_end` is called once the reply has been taken, or never will be."""
         super().__init__()
         self._parts = parts
-        self._on_end = on_end
+        self.on_end = on_end
         self._num_bytes = sum(map(len, parts))
         self.headers["content-length"] = str(self._num_bytes)
 
@@ -131,10 +152,16 @@ class PartsResponse(Response):
         except TimeoutError:
             logger.warning("a client took too little of its reply in time, and is cut off")
         finally:
-            self._on_end()
+            self.on_end()
 
 
-def _joined(pieces: Sequence[bytes]) -> Iterator[bytes]:
+def _slices(num_rows: int) -> Iterator[tuple[int, int]]:
+    """Where to cut; once even if there are no rows, as an object's names are in them."""
+    starts = range(0, max(1, num_rows), NUM_AT_ONCE)
+    return ((start, min(start + NUM_AT_ONCE, num_rows)) for start in starts)
+
+
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
     for place, piece in enumerate(piece for piece in pieces if piece):
         if place:
             yield b","

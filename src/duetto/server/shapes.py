@@ -3,12 +3,13 @@
 Both answer the same questions, which exchange.py asks; what is alike is there. Knows no HTTP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.text import TextCodec
 from duetto.server.door import Job, Prompt
+from duetto.server.json_parts import NUM_AT_ONCE, Columns, EncodedParts, Rows
 from duetto.server.protocol import ChatRequest, CompletionRequest
 from duetto.server.replies import (
     Json,
@@ -89,13 +90,14 @@ class ChatShape:
         if self._request.return_token_ids:
             more["prompt_token_ids"] = self._job.prompts[0].token_ids
         if self._request.prompt_logprobs is not None:
-            more["prompt_logprobs"] = prompt_logprobs(scored, self._codec)
+            more["prompt_logprobs"] = _prompt_rows(scored, self._codec)
         return more
 
-    def _logprobs(self, tokens: Sequence[SampledToken]) -> Json | None:
+    def _logprobs(self, tokens: Sequence[SampledToken]) -> Json | Columns | None:
         if not self._request.logprobs:
             return None
-        return chat_logprobs([t.logprob for t in tokens if t.logprob is not None], self._codec)
+        shown = [t.logprob for t in tokens if t.logprob is not None]
+        return _columns(len(shown), lambda i, j: chat_logprobs(shown[i:j], self._codec))
 
 
 class CompletionShape:
@@ -108,6 +110,7 @@ class CompletionShape:
         self._job = job
         self._codec = codec
         self._offsets = [TextOffsets(codec) for _ in job.requests]
+        self._scored: dict[int, EncodedParts] = {}  # by prompt, whose answers all show the same
 
     def opening(self, index: int) -> Json | None:
         if not self._request.echo and not self._request.return_token_ids:
@@ -133,11 +136,17 @@ class CompletionShape:
             "prompt_logprobs": None,
         }
         if self._request.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(scored, self._codec)
+            choice["prompt_logprobs"] = self._prompt_logprobs(index, scored)
         return choice
 
     def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:  # noqa: ARG002
         return {}  # a completion may have many prompts, so each choice shows its own
+
+    def _prompt_logprobs(self, index: int, scored: Sequence[TokenLogprob]) -> EncodedParts:
+        prompt = index // self._job.sampling.n
+        if prompt not in self._scored:
+            self._scored[prompt] = EncodedParts(_prompt_rows(scored, self._codec))
+        return self._scored[prompt]
 
     def _prompt(self, index: int) -> Prompt:
         return self._job.prompts[index // self._job.sampling.n]
@@ -156,7 +165,7 @@ class CompletionShape:
 
     def _logprobs(
         self, index: int, tokens: Sequence[SampledToken], scored: Sequence[TokenLogprob]
-    ) -> Json | None:
+    ) -> Json | Columns | None:
         if self._request.logprobs is None:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
@@ -168,4 +177,25 @@ class CompletionShape:
             offsets = [push(token_id, hides_special=hides) for token_id in prompt.token_ids]
         hides = self._job.sampling.skip_special_tokens
         offsets += [push(token.token_id, hides_special=hides) for token in shown]
-        return completion_logprobs(scorable, self._codec, offsets, first_id)
+        num_first = 0 if first_id is None else 1  # what precedes the rows of `scorable`
+
+        def rows(start: int, end: int) -> Json:
+            first = first_id if start == 0 else None
+            shown_at = offsets[start + num_first if start else 0 : end + num_first]
+            return completion_logprobs(scorable[start:end], self._codec, shown_at, first)
+
+        return _columns(len(scorable), rows)
+
+
+def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | Columns:
+    """All rows if they are few, as in a chunk of a stream."""
+    return make(0, num_rows) if num_rows <= NUM_AT_ONCE else Columns(num_rows, make)
+
+
+def _prompt_rows(scored: Sequence[TokenLogprob], codec: TextCodec) -> Rows:
+    """vLLM's list, a few tokens of the prompt at a time; nothing scores the first."""
+
+    def rows(start: int, end: int) -> list[Json | None]:
+        return prompt_logprobs(scored[start:end], codec)[1 if start else 0 :]
+
+    return Rows(len(scored), rows)

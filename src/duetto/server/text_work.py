@@ -8,20 +8,20 @@ worked on at a time, so that there is always a thread for a small one.
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import PriorityQueue
 from time import monotonic
 from typing import Any, TypeVar
 
-from duetto.server.errors import overloaded
+from duetto.server.byte_budget import ByteBudget
 
 T = TypeVar("T")
 
 INLINE_BYTES = 4096  # work on so little is done at once; a thread would cost more
 LARGE_BYTES = 64 * 1024  # takes about 20 ms to tokenize
+LARGE_REPLY_BYTES = 2**21
 LETS_PASS_S_PER_BYTE = 1e-5  # so 2 MB let pass what is small and comes within 20 s
 NUM_SMALL_THREADS = 2
 
@@ -79,32 +79,11 @@ class TextWork:
     def __init__(self, max_bytes: int, clock: Callable[[], float] = monotonic) -> None:
         """`max_bytes` of large bodies may be held at a time."""
         self._clock = clock
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
+        self.bodies = ByteBudget(max_bytes, LARGE_BYTES, "large requests are being read")
         self._small = _Lane("text", NUM_SMALL_THREADS)
         self._large = _Lane("large-text", 1)
         self._replies = _Lane("reply", 1)
-
-    @contextmanager
-    def holding(self) -> "Iterator[Callable[[int], None]]":
-        """Yields what counts the bytes of a body as they come, until the block ends.
-
-        Counting raises ApiError 503 where a large body would be one too many.
-        """
-        held = 0
-
-        def count(num_bytes: int) -> None:
-            nonlocal held
-            if held + num_bytes > LARGE_BYTES and self._num_bytes + num_bytes > self._max_bytes:
-                what = f"{self._num_bytes} bytes of large requests are being read"
-                raise overloaded(f"{what}; try again later")
-            held += num_bytes
-            self._num_bytes += num_bytes
-
-        try:
-            yield count
-        finally:
-            self._num_bytes -= held
+        self._large_replies = _Lane("large-reply", 1)
 
     async def read(self, work: Callable[[], T], num_bytes: int) -> T:
         """Work on JSON, which takes milliseconds where a tokenizer takes seconds."""
@@ -123,11 +102,12 @@ class TextWork:
         """Make a reply of about `num_bytes`, in its turn."""
         if num_bytes <= LARGE_BYTES:
             return work()
-        return await self._wait(self._replies, work, num_bytes)
+        lane = self._replies if num_bytes <= LARGE_REPLY_BYTES else self._large_replies
+        return await self._wait(lane, work, num_bytes)
 
     def stop(self) -> None:
         """End the threads once they have done what they are at."""
-        for lane in (self._small, self._large, self._replies):
+        for lane in (self._small, self._large, self._replies, self._large_replies):
             lane.stop()
 
     async def _wait(self, lane: _Lane, work: Callable[[], T], num_bytes: int) -> T:
