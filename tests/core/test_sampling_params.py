@@ -46,8 +46,8 @@ def test_defaults_are_those_of_vllm() -> None:
         ("frequency_penalty", -3, "frequency_penalty: must be from -2 to 2"),
         ("logit_bias", {1: 101}, "logit_bias: must be from -100 to 100"),
         ("logit_bias", {1: math.nan}, "logit_bias"),
-        ("logit_bias", {"1": 1}, "logit_bias: must be a whole number"),
-        ("logit_bias", {-1: 1}, "logit_bias: must be from 0"),
+        ("logit_bias", {"1": 1}, "logit_bias: the key '1' is wrong"),
+        ("logit_bias", {-1: 1}, "logit_bias: the key -1 is wrong"),
         ("logit_bias", [1], r"logit_bias: must map token ids to numbers, not \[1\]"),
         ("allowed_token_ids", [], "allowed_token_ids: must name at least one token"),
         ("allowed_token_ids", [-5], "must be from 0"),
@@ -136,6 +136,6 @@ def test_a_token_outside_the_vocabulary_is_refused_by_name(field: str) -> None:
     params = SamplingParams(**{field: value})
     params.check_vocabulary(11)
     with pytest.raises(
-        InvalidRequest, match=f"{field}: token id 10 is outside the vocabulary of 10"
+        InvalidRequest, match=f"{field}: (token id|the key) 10 is outside the vocabulary of 10"
     ):
         params.check_vocabulary(10)

@@ -171,8 +171,8 @@ CHATS = [
     ("top_logprobs", {"top_logprobs": 2}),
     ("logprobs", {"logprobs": 5}),
     ("tools", {"tools": [{"type": "function"}]}),
-    ("tool_choice", {"tool_choice": "auto"}),
-    ("functions", {"functions": []}),
+    ("tool_choice", {"tool_choice": "required"}),
+    ("functions", {"functions": [{"name": "f"}]}),
     ("reasoning_effort", {"reasoning_effort": "low"}),
     ("service_tier", {"service_tier": "flex"}),
     ("store", {"store": True}),
@@ -241,7 +241,7 @@ def test_a_missing_field_is_named(client, kind):
         ({"messages": [{"role": "alien", "content": "a"}]}, "system, developer, user, assistant"),
         ({"messages": [{"role": "user", "content": [{"type": "x", "text": "a"}]}]}, "text"),
         ({"service_tier": "flex"}, "auto, default"),
-        ({"tool_choice": "auto"}, "none"),
+        ({"tool_choice": "required"}, '"none", "auto"'),
         ({"response_format": {"type": "json_object"}}, "text"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_value_that_is_not_supported_is_answered_with_those_that_are(client, c
 
 
 def test_what_is_not_supported_says_so(client):
-    for change in ({"tools": []}, {"chat_template": "x"}, {"response_format": {"type": "x"}}):
+    for change in ({"tools": [{}]}, {"chat_template": "x"}, {"response_format": {"type": "x"}}):
         reply = client.post("/v1/chat/completions", json={**CHAT, **change})
         assert "not supported in this version" in reply.json()["error"]["message"]
         nothing = dict.fromkeys(change)
@@ -363,7 +363,7 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read(client):
         ("/tokenize", "chat_template_kwargs", {"prompt": "a", "chat_template_kwargs": {"b": 1}}),
         ("/tokenize", "add_generation_prompt", {"prompt": "a", "add_generation_prompt": False}),
         ("/tokenize", "messages", {"messages": []}),
-        ("/tokenize", "tools", {"prompt": "a", "tools": []}),
+        ("/tokenize", "tools", {"prompt": "a", "tools": [{}]}),
         ("/tokenize", "prompt", {"prompt": 5}),
         ("/detokenize", "tokens", {}),
         ("/detokenize", "tokens", {"tokens": [257]}),

@@ -143,6 +143,14 @@ def test_what_clients_of_vllm_read_is_null_and_not_absent(client):
         assert first["prompt_token_ids"] is None
 
 
+def test_a_reply_can_be_sent_back_as_it_came(client):
+    message = post(client, "/v1/chat/completions", CHAT)["choices"][0]["message"]
+    again = [*CHAT["messages"], message, {"role": "user", "content": "and?"}]
+    got = post(client, "/v1/chat/completions", {**CHAT, "messages": again})
+    said = f"user: hi\nassistant: {TEXT}\nuser: and?\nassistant: "
+    assert got["usage"]["prompt_tokens"] == len(said.encode())
+
+
 def test_a_completion_streamed_equals_the_whole(client):
     for more in ({}, {"echo": True}, {"stop": ["wö"]}, {"max_tokens": 5}, {"logprobs": 1}):
         whole = post(client, "/v1/completions", {**COMPLETION, **more})["choices"][0]

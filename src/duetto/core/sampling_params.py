@@ -60,7 +60,10 @@ class SamplingParams:
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for token_id, bias in self.logit_bias.items():
-            _check_int("logit_bias", token_id, 0, 2**31)
+            is_int = isinstance(token_id, int) and not isinstance(token_id, bool)
+            if not is_int or not 0 <= token_id < 2**31:
+                cause = f"the key {token_id!r:.80} is wrong: keys are token ids, from 0"
+                raise InvalidRequest("logit_bias", cause)
             _check_float("logit_bias", bias, -100.0, 100.0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids", "must name at least one token or be left out")
@@ -101,8 +104,9 @@ class SamplingParams:
         for name, token_ids in named.items():
             for token_id in token_ids:
                 if token_id >= vocab_size:
+                    what = "the key" if name == "logit_bias" else "token id"
                     raise InvalidRequest(
-                        name, f"token id {token_id} is outside the vocabulary of {vocab_size}"
+                        name, f"{what} {token_id} is outside the vocabulary of {vocab_size}"
                     )
 
     def _freeze_collections(self) -> None:

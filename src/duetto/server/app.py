@@ -40,6 +40,7 @@ from duetto.server.json_parts import PartsResponse, json_parts, packed
 from duetto.server.metrics import Metrics
 from duetto.server.middleware import HostGuard, KeyGuard, RequestFrame
 from duetto.server.origins import OriginGuard, Origins
+from duetto.server.paths import on_http_exception
 from duetto.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -47,9 +48,9 @@ from duetto.server.protocol import (
     SamplingRequest,
     StreamOptions,
     TokenizeRequest,
-    decode,
 )
 from duetto.server.questions import Questions
+from duetto.server.reading import decode
 from duetto.server.relay import Relay
 from duetto.server.replies import Envelope, Json
 from duetto.server.sampling import chat_params, completion_params
@@ -104,7 +105,7 @@ def create_app(
         exception_handlers={
             ApiError: _on_api_error,
             InvalidRequest: _on_invalid_request,
-            HTTPException: _on_http_exception,
+            HTTPException: on_http_exception,
             ClientDisconnect: _on_disconnect,
         },
     )
@@ -358,16 +359,6 @@ async def _on_invalid_request(_: Request, error: Exception) -> Response:
     if not isinstance(error, InvalidRequest):
         raise error
     return error_response(refused(error, {}))
-
-
-async def _on_http_exception(_: Request, error: Exception) -> Response:
-    """What routing refuses: an unknown path or method."""
-    if not isinstance(error, HTTPException):
-        raise error
-    words = {404: "there is no such path", 405: "this path does not accept this method"}
-    message = words.get(error.status_code, "the request cannot be served")
-    headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, message, headers=headers))
 
 
 async def _on_disconnect(_: Request, error: Exception) -> Response:

@@ -6,8 +6,7 @@ Everything that can be refused is refused here, before the engine hears of it. K
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
-import msgspec
+from typing import Any
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
@@ -117,8 +116,13 @@ class Door:
         if (request.prompt is None) == (request.messages is None):
             field = "prompt" if request.prompt is None else "messages"
             raise invalid(field, "exactly one of prompt and messages is needed")
-        for name in ("chat_template_kwargs", "add_generation_prompt"):
-            if request.prompt is not None and getattr(request, name) is not None:
+        templated = {
+            "chat_template_kwargs": bool(request.chat_template_kwargs),
+            "add_generation_prompt": request.add_generation_prompt is False,
+            "reasoning_effort": request.reasoning_effort not in (None, "none"),
+        }
+        for name, is_asked in templated.items():
+            if request.prompt is not None and is_asked:
                 raise invalid(name, "is for messages; a prompt has no template")
 
         def build() -> list[int]:
@@ -187,11 +191,27 @@ class Door:
         return 0 if longest is None else -(-len(prompt.encode(errors="ignore")) // longest)
 
     def _render(self, request: ChatRequest | TokenizeRequest) -> str:
-        return self._codec.render_chat(
-            msgspec.to_builtins(request.messages or []),
-            add_generation_prompt=request.add_generation_prompt is not False,
-            template_kwargs=request.chat_template_kwargs or {},
-        )
+        messages = [message.shown() for message in request.messages or ()]
+        given, effort = request.chat_template_kwargs or {}, request.reasoning_effort
+
+        def render(more: dict[str, Any]) -> str:
+            return self._codec.render_chat(
+                messages,
+                add_generation_prompt=request.add_generation_prompt is not False,
+                template_kwargs={**more, **given},
+            )
+
+        for more in _template_words(effort):
+            try:
+                return render(more)
+            except InvalidRequest as error:
+                if error.field != "chat_template_kwargs" and effort != "none":
+                    raise
+        text = render({})
+        if effort not in (None, "none"):
+            words = "the template of this model has no levels of it; only none is accepted"
+            raise invalid("reasoning_effort", words)
+        return text
 
     def _draft(
         self,
@@ -241,6 +261,15 @@ def _naming(names: dict[str, str]) -> Iterator[None]:
         yield
     except InvalidRequest as error:
         raise refused(error, names) from None
+
+
+def _template_words(effort: str | None) -> tuple[dict[str, Any], ...]:
+    """How templates are told how much to reason, as they may read it: no two agree."""
+    if effort is None:
+        return ()
+    if effort == "none":
+        return ({"enable_thinking": False}, {"reasoning_effort": "none"})
+    return ({"reasoning_effort": effort},)
 
 
 def split_prompts(

@@ -9,6 +9,8 @@ from starlette.types import Receive, Scope, Send
 from duetto.core.errors import InvalidRequest, RequestTooLong
 
 RETRY_AFTER_S = 1
+MAX_ECHO = 64  # characters of what a caller sent; a field's name is shown twice
+MAX_REASON = 200  # characters of words that are not ours, or may hold the caller's
 
 
 class ApiError(Exception):
@@ -38,6 +40,11 @@ class ApiError(Exception):
         return str(said["code"] or said["type"])
 
 
+def cut(text: str, most: int = MAX_ECHO) -> str:
+    """Text of a caller as a message may show it: no reply grows with what was sent."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def invalid(param: str | None, message: str) -> ApiError:
     """400 that names the field at fault."""
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
@@ -51,13 +58,13 @@ def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
         if error.field == "max_tokens":
             message += f" The length of the completion is {param}."
         return ApiError(400, message, param=param, code="context_length_exceeded")
-    return ApiError(400, f"{param}: {error.message}", param=param)
+    return ApiError(400, f"{param}: {cut(error.message, MAX_REASON)}", param=param)
 
 
 def unknown_model(name: str, served: str) -> ApiError:
     return ApiError(
         404,
-        f"the model {name[:200]!r} does not exist; this server has {served!r}",
+        f"the model {cut(name)!r} does not exist; this server has {served!r}",
         param="model",
         code="model_not_found",
     )

@@ -1,35 +1,121 @@
-"""The bodies that clients send, as strict structs, and the reading of them.
+"""The bodies that clients send, as strict structs. Knows no tokens and no engine.
 
-A field that this version cannot honour is declared with the type `None`: null is accepted, anything
-else is refused by name. Knows no tokens and no engine; ranges are SamplingParams' to check.
+What a field that cannot be honoured may hold is declared beside it (accepted.py). Ranges of what is
+honoured are SamplingParams' to check.
 """
 
-import re
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import msgspec
+from msgspec import Meta, Raw, Struct
 
-from duetto.server.body import check_structure
-from duetto.server.errors import ApiError, invalid
+from duetto.server.accepted import ABSENT, Only
 
-T = TypeVar("T")
 Role = Literal["system", "developer", "user", "assistant"]
 ServiceTier = Literal["auto", "default"]
+Label = str | None  # for the caller's own books; by definition it changes nothing
 MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
 MAX_DETOKENIZED = 2**20
 
 
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: None = None
+    include_obfuscation: bool | None = None  # whether OpenAI may pad chunks; nothing here does
 
 
-class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+class ResponseFormat(Struct, forbid_unknown_fields=True):
     type: Literal["text"]
 
 
-class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Features(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What this version does not have. The first that is asked for is the one that is named, so
+    what others depend on comes first."""
+
+    tools: Annotated[Raw, Only([])] = ABSENT
+    functions: Annotated[Raw, Only([])] = ABSENT
+    tool_choice: Annotated[Raw, Only("none", "auto")] = ABSENT  # alike where there are no tools
+    function_call: Annotated[Raw, Only("none", "auto")] = ABSENT
+    parallel_tool_calls: Annotated[Raw, Only(True, False)] = ABSENT
+    structured_outputs: Annotated[Raw, Only()] = ABSENT
+    guided_json: Annotated[Raw, Only()] = ABSENT
+    guided_regex: Annotated[Raw, Only()] = ABSENT
+    guided_choice: Annotated[Raw, Only()] = ABSENT
+    guided_grammar: Annotated[Raw, Only()] = ABSENT
+    grammar: Annotated[Raw, Only("")] = ABSENT
+    json_schema: Annotated[Raw, Only()] = ABSENT
+    audio: Annotated[Raw, Only()] = ABSENT
+    modalities: Annotated[Raw, Only(["text"])] = ABSENT
+    web_search_options: Annotated[Raw, Only()] = ABSENT
+    prediction: Annotated[Raw, Only()] = ABSENT
+    moderation: Annotated[Raw, Only()] = ABSENT
+    documents: Annotated[Raw, Only([])] = ABSENT
+    chat_template: Annotated[Raw, Only()] = ABSENT
+    continue_final_message: Annotated[Raw, Only(False)] = ABSENT
+    verbosity: Annotated[Raw, Only("medium")] = ABSENT
+    reasoning: Annotated[Raw, Only({})] = ABSENT
+    include_reasoning: Annotated[Raw, Only(True)] = ABSENT
+    thinking_token_budget: Annotated[Raw, Only(-1)] = ABSENT
+    use_beam_search: Annotated[Raw, Only(False)] = ABSENT
+    length_penalty: Annotated[Raw, Only(1)] = ABSENT
+    early_stopping: Annotated[Raw, Only(False)] = ABSENT
+    prompt_embeds: Annotated[Raw, Only([], "")] = ABSENT
+    truncate_prompt_tokens: Annotated[Raw, Only(-1)] = ABSENT  # to the context; longer is a 400
+    mm_processor_kwargs: Annotated[Raw, Only({})] = ABSENT
+    media_io_kwargs: Annotated[Raw, Only({})] = ABSENT
+    kv_transfer_params: Annotated[Raw, Only({})] = ABSENT
+    ec_transfer_params: Annotated[Raw, Only({})] = ABSENT
+    vllm_xargs: Annotated[Raw, Only({})] = ABSENT
+    extra_body: Annotated[Raw, Only({})] = ABSENT  # of a client that put it into the body
+    logits_processors: Annotated[Raw, Only([])] = ABSENT
+    logprob_token_ids: Annotated[Raw, Only()] = ABSENT
+    repetition_detection: Annotated[Raw, Only()] = ABSENT
+    watermarking: Annotated[Raw, Only(False)] = ABSENT
+    stream_interval: Annotated[Raw, Only(1)] = ABSENT
+    detokenize: Annotated[Raw, Only(True)] = ABSENT
+    spaces_between_special_tokens: Annotated[Raw, Only(True)] = ABSENT
+    return_tokens_as_token_ids: Annotated[Raw, Only(False)] = ABSENT
+    return_prompt_text: Annotated[Raw, Only(False)] = ABSENT
+    return_token_offsets: Annotated[Raw, Only(False)] = ABSENT
+    routed_experts_prompt_start: Annotated[Raw, Only(0)] = ABSENT
+    return_mm_kwargs: Raw = ABSENT  # there is nothing that they could be returned of
+    truncation_side: Raw = ABSENT  # of what is not truncated
+    guided_decoding_backend: Raw = ABSENT
+    guided_whitespace_pattern: Raw = ABSENT
+
+
+class OtherSamplers(Features, kw_only=True):
+    """What llama.cpp and its clients call the samplers that are not here, at rest."""
+
+    typical_p: Annotated[Raw, Only(1)] = ABSENT
+    tfs_z: Annotated[Raw, Only(1)] = ABSENT
+    top_a: Annotated[Raw, Only(0)] = ABSENT
+    mirostat: Annotated[Raw, Only(0)] = ABSENT
+    dynatemp_range: Annotated[Raw, Only(0)] = ABSENT
+    xtc_probability: Annotated[Raw, Only(0)] = ABSENT
+    dry_multiplier: Annotated[Raw, Only(0)] = ABSENT
+    smoothing_factor: Annotated[Raw, Only(0)] = ABSENT
+    repeat_penalty: Annotated[Raw, Only(1)] = ABSENT  # repetition_penalty here
+    n_probs: Annotated[Raw, Only(0)] = ABSENT
+    n_keep: Annotated[Raw, Only(0, -1)] = ABSENT
+    id_slot: Annotated[Raw, Only(-1)] = ABSENT
+    lora: Annotated[Raw, Only([])] = ABSENT
+    return_progress: Annotated[Raw, Only(False)] = ABSENT
+    timings_per_token: Annotated[Raw, Only(False)] = ABSENT
+    post_sampling_probs: Annotated[Raw, Only(False)] = ABSENT
+    # Without their sampler, these change nothing.
+    mirostat_tau: Raw = ABSENT
+    mirostat_eta: Raw = ABSENT
+    dynatemp_exponent: Raw = ABSENT
+    xtc_threshold: Raw = ABSENT
+    dry_base: Raw = ABSENT
+    dry_allowed_length: Raw = ABSENT
+    dry_penalty_last_n: Raw = ABSENT
+    dry_sequence_breakers: Raw = ABSENT
+    repeat_last_n: Raw = ABSENT
+    cache_prompt: Raw = ABSENT  # an answer is the same with a cache and without
+
+
+class SamplingRequest(OtherSamplers, kw_only=True):
     """What both endpoints that sample have in common; the names are OpenAI's, then vLLM's."""
 
     model: str
@@ -60,49 +146,78 @@ class SamplingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache_salt: str | None = None
     priority: int | None = None
     response_format: ResponseFormat | None = None
-    # Labels for the caller's own books; by definition they change nothing.
-    user: str | None = None
-    metadata: Annotated[dict[str, str], msgspec.Meta(max_length=16)] | None = None
-    # Known to clients, not in this version.
-    chat_template: None = None
-    documents: None = None
-    guided_choice: None = None
-    guided_grammar: None = None
-    guided_json: None = None
-    guided_regex: None = None
-    kv_transfer_params: None = None
-    length_penalty: None = None
-    structured_outputs: None = None
-    truncate_prompt_tokens: None = None
-    use_beam_search: None = None
+    service_tier: ServiceTier | None = None
+    store: bool | None = None
+    user: Label = None
+    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
+    prompt_cache_retention: Label = None
+    prompt_cache_options: Raw = ABSENT
+    request_id: Label = None
+    session_id: Label = None
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
     prompt: str | list[str | int | list[int]]
     echo: bool | None = None
-    logprobs: int | None = None
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    logprobs: int | bool | None = None
+    best_of: int | None = None
+    suffix: Annotated[Raw, Only("")] = ABSENT
+    top_logprobs: Annotated[Raw, Only(0)] = ABSENT
+    add_generation_prompt: Annotated[Raw, Only(True)] = ABSENT
+    chat_template_kwargs: Annotated[Raw, Only({})] = ABSENT
+    max_completion_tokens: Annotated[Raw, Only()] = ABSENT
+    reasoning_effort: Annotated[Raw, Only("none")] = ABSENT  # is for a chat's template
+
+    def __post_init__(self) -> None:
+        if self.logprobs is False:  # as chats say that they want none; true is refused later
+            self.logprobs = None
 
 
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
+class TextPart(Struct, forbid_unknown_fields=True):
     type: Literal["text"]
     text: str
+    cache_control: Raw = ABSENT
+    prompt_cache_breakpoint: Raw = ABSENT
+    annotations: Annotated[Raw, Only([])] = ABSENT
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+class Message(Struct, forbid_unknown_fields=True):
     role: Role
-    content: str | Annotated[list[TextPart], msgspec.Meta(max_length=MAX_MESSAGES)]
+    content: str | Annotated[list[TextPart], Meta(max_length=MAX_MESSAGES)]
     name: str | None = None
-    # What the openai package writes into an assistant's message that is sent back.
-    annotations: None = None
-    audio: None = None
-    function_call: None = None
-    refusal: None = None
-    tool_calls: None = None
+    # What clients write into an assistant's message that is sent back.
+    tool_calls: Annotated[Raw, Only([])] = ABSENT
+    function_call: Annotated[Raw, Only()] = ABSENT
+    tool_call_id: Annotated[Raw, Only("")] = ABSENT
+    audio: Annotated[Raw, Only()] = ABSENT
+    images: Annotated[Raw, Only([])] = ABSENT
+    annotations: Annotated[Raw, Only([])] = ABSENT
+    refusal: Annotated[Raw, Only("")] = ABSENT
+    reasoning: Annotated[Raw, Only("")] = ABSENT
+    reasoning_content: Annotated[Raw, Only("")] = ABSENT
+    reasoning_details: Annotated[Raw, Only([])] = ABSENT
+    thinking_blocks: Annotated[Raw, Only([])] = ABSENT
+    parsed: Annotated[Raw, Only()] = ABSENT
+    prefix: Annotated[Raw, Only(False)] = ABSENT
+    partial: Annotated[Raw, Only(False)] = ABSENT
+    id: Raw = ABSENT
+    cache_control: Raw = ABSENT
+    provider_specific_fields: Raw = ABSENT
+
+    def shown(self) -> dict[str, Any]:
+        """What a chat template is given: what changes nothing is not there."""
+        content: str | list[dict[str, str]] = (
+            self.content
+            if isinstance(self.content, str)
+            else [{"type": part.type, "text": part.text} for part in self.content]
+        )
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": content, **named}
 
 
-Messages = Annotated[list[Message], msgspec.Meta(max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
 
 
 class ChatRequest(SamplingRequest, kw_only=True):
@@ -112,23 +227,13 @@ class ChatRequest(SamplingRequest, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: ServiceTier | None = None
-    tool_choice: Literal["none"] | None = None
-    audio: None = None
-    continue_final_message: None = None
-    function_call: None = None
-    functions: None = None
-    modalities: None = None
-    parallel_tool_calls: None = None
-    prediction: None = None
-    reasoning_effort: None = None
-    tools: None = None
-    verbosity: None = None
-    web_search_options: None = None
+    reasoning_effort: str | None = None
+    echo: Annotated[Raw, Only(False)] = ABSENT
+    suffix: Annotated[Raw, Only("")] = ABSENT
+    best_of: Annotated[Raw, Only(1)] = ABSENT
 
 
-class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class TokenizeRequest(Features, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
@@ -136,69 +241,11 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    chat_template: None = None
-    continue_final_message: None = None
-    tools: None = None
+    reasoning_effort: str | None = None
+    user: Label = None
 
 
-class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    tokens: Annotated[list[int], msgspec.Meta(max_length=MAX_DETOKENIZED)]
+class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    tokens: Annotated[list[int], Meta(max_length=MAX_DETOKENIZED)]
     model: str | None = None
-
-
-_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$|$)", re.DOTALL)
-_VALUE = re.compile(r"Invalid enum value (.*)", re.DOTALL)
-# What is accepted where only some values are, by the name of the field.
-_CHOICES = {
-    "best_of": ("1",),
-    "role": get_args(Role),
-    "service_tier": get_args(ServiceTier),
-    "tool_choice": ("none",),
-    "type": ("text",),
-}
-_PLACE = re.compile(r"\(byte ([0-9]+)\)")
-_NOT_A_NUMBER = re.compile(rb'"(\w+)"\s*:\s*-?(?:nan|infinity)', re.IGNORECASE)
-_MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$|$)", re.DOTALL)
-
-
-def decode(body: bytes, into: type[T]) -> T:
-    """Read a body, or raise a 400 that names the field at fault. Runs on any thread."""
-    check_structure(body)
-    try:
-        return msgspec.json.decode(body, type=into)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _malformed(body, str(error)) from None
-    except RecursionError:
-        raise invalid(None, "the body is nested too deeply") from None
-
-
-def _malformed(body: bytes, message: str) -> ApiError:
-    """JSON has no NaN and no Infinity, but Python's json module writes them."""
-    if place := _PLACE.search(message):
-        at = int(place.group(1))
-        named = _NOT_A_NUMBER.search(body[max(0, at - 100) : at + 9])
-        if named:
-            return invalid(named.group(1).decode(), "NaN and Infinity are no JSON numbers")
-    return invalid(None, "the body is not valid JSON in UTF-8")
-
-
-def _explain(message: str) -> ApiError:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.n`" into a field and a reason."""
-    found = _PATH.search(message)
-    path = found.group(1) if found else ""
-    reason = message[: found.start()] if found else message
-    for pattern, words in ((_UNKNOWN, "is not a known field"), (_MISSING, "is required")):
-        if named := pattern.match(message):
-            field = named.group(1)[:200]
-            return invalid(f"{path}.{field}" if path else field, words)
-    if reason.startswith("Expected `null`"):
-        reason = "is not supported in this version"
-    elif named := _VALUE.match(reason):
-        reason = f"{named.group(1)[:200]} is not supported in this version"
-        if choices := _CHOICES.get(path.rpartition(".")[2]):
-            reason += f"; accepted: {', '.join(choices)}"
-    reason = reason.replace("`", "")
-    return invalid(path or None, reason if path else f"the body: {reason}")
+    user: Label = None

@@ -6,7 +6,7 @@ from typing import Any
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.server.errors import invalid, refused
-from duetto.server.protocol import ChatRequest, CompletionRequest, SamplingRequest
+from duetto.server.protocol import ChatRequest, CompletionRequest, SamplingRequest, StreamOptions
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default; a chat may use all the room there is
 
@@ -38,6 +38,8 @@ def completion_params(request: CompletionRequest, defaults: Mapping[str, Any]) -
     """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
     asked = {**defaults, "max_tokens": None, **_given(request)}
     asked["logprobs"] = request.logprobs
+    if request.best_of not in (None, request.n or 1):
+        raise invalid("best_of", "is not supported in this version; accepted: the value of n")
     if request.echo and request.max_tokens == 0:
         # Scoring a prompt: the one token that the engine has to sample is not shown.
         asked["max_tokens"] = 1
@@ -61,8 +63,6 @@ def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingPa
         asked["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
         raise invalid("top_logprobs", "needs logprobs to be true")
-    if request.store:
-        raise invalid("store", "nothing is stored by this server; only false is accepted")
     return _checked(request, asked)
 
 
@@ -85,14 +85,20 @@ def caller_names(request: SamplingRequest) -> dict[str, str]:
 
 def _given(request: SamplingRequest) -> dict[str, Any]:
     values = ((name, getattr(request, name)) for name in _SAME_NAME)
-    return {name: value for name, value in values if value is not None}
+    given = {name: value for name, value in values if value is not None}
+    if given.get("stop") == "":  # no stop string; a list that holds one is a mistake
+        del given["stop"]
+    return given
 
 
 def _checked(request: SamplingRequest, asked: dict[str, Any]) -> SamplingParams:
-    if request.stream_options is not None and not request.stream:
+    options = request.stream_options or StreamOptions()
+    if (options.include_usage or options.continuous_usage_stats) and not request.stream:
         raise invalid("stream_options", "needs stream to be true")
     if request.stream and request.prompt_logprobs is not None:
         raise invalid("prompt_logprobs", "cannot be streamed")
+    if request.store:
+        raise invalid("store", "nothing is stored by this server; only false is accepted")
     try:
         return SamplingParams(**asked)
     except InvalidRequest as error:
