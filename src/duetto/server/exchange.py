@@ -143,7 +143,7 @@ class Exchange:
         choices = [self._shape.opening(index) for index in range(len(self._job.requests))]
         more = self._shape.beside_choices(())
         return [
-            self._envelope.around([{**choice, **NOT_ENDED, "token_ids": None}], **more)
+            self._envelope.around([choice | NOT_ENDED | self._ids(())], **more)
             for choice in choices
             if choice is not None
         ]
