@@ -7,7 +7,7 @@ from fakes import make_request
 
 from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import FinishReason
-from duetto.server.answer import TOKEN_BYTES, Answer, ClientGone
+from duetto.server.answer import ENTRY_BYTES, TOKEN_BYTES, Answer, ClientGone
 
 A, B = make_request("a"), make_request("b")
 
@@ -52,53 +52,89 @@ def test_a_reader_that_waits_is_woken():
     assert run(story())[0].text == "x"
 
 
-def test_too_much_unread_ends_the_answer_and_keeps_nothing():
+LIMIT = 10 * (TOKEN_BYTES + 4)  # ten tokens with a letter each
+
+
+def test_too_much_that_a_client_does_not_take_ends_the_answer_and_keeps_nothing():
     async def story():
-        answer = Answer([A], 10 * TOKEN_BYTES)
-        for _ in range(9):
+        answer = Answer([A], LIMIT)
+        with answer.writing():
+            for _ in range(10):
+                answer.put(text("a", "x"))
+            assert not answer.is_gone
             answer.put(text("a", "x"))
-        assert not answer.is_gone
-        answer.put(text("a", "x" * 91))
         assert answer.is_gone
         answer.put(text("a", "y" * 10**6))
         assert not answer._pending and answer.unfinished == {"a"}
         answer.put(text("a", "", finish_reason=FinishReason.ABORT))
         assert not answer.unfinished
-        with pytest.raises(ClientGone):
-            await answer.next(1)
+        for attempt in (answer.writing().__enter__, lambda: answer.next(1).send(None)):
+            with pytest.raises(ClientGone):
+                attempt()
 
     run(story())
 
 
-def scores(request_id, num_tokens):
-    scored = tuple(TokenLogprob(1, -1.0, 1) for _ in range(num_tokens))
+def scores(request_id, num_tokens, num_top=0):
+    top = tuple((i, -1.0) for i in range(num_top))
+    scored = tuple(TokenLogprob(1, -1.0, 1, top) for _ in range(num_tokens))
     return RequestUpdate(request_id, prompt_logprobs=scored)
 
 
-def test_one_large_update_never_ends_it():
-    """As many prompt log-probabilities as a step makes, however many that are."""
-
+@pytest.mark.parametrize(
+    ("update", "num_bytes"),
+    [
+        (text("a", "xy"), TOKEN_BYTES + 8),
+        (scores("a", 10), 10 * ENTRY_BYTES),
+        (scores("a", 10, 20), 210 * ENTRY_BYTES),
+        (
+            RequestUpdate("a", (SampledToken(1, TokenLogprob(1, -1.0, 1, ((1, -1.0),) * 20)),)),
+            TOKEN_BYTES + 21 * ENTRY_BYTES,
+        ),
+    ],
+)
+def test_what_waits_is_counted_as_what_it_weighs(update, num_bytes):
     async def story():
-        answer = Answer([A], 10 * TOKEN_BYTES)
-        for _ in range(3):
-            answer.put(scores("a", 1000))
-            (delta,) = await answer.next(1)
-            assert len(delta.prompt_logprobs) == 1000
-        answer.put(scores("a", 1000))
-        answer.put(text("a", "x"))  # what nobody has read is no longer small
-        assert answer.is_gone
+        enough, little = Answer([A], num_bytes + 1), Answer([A], num_bytes)
+        for answer in (enough, little):
+            with answer.writing():
+                answer.put(update)
+                answer.put(text("a", ""))
+        assert not enough.is_gone and little.is_gone
 
     run(story())
 
 
-def test_a_step_of_large_updates_never_ends_it_while_the_reader_waits():
+def test_one_step_of_all_choices_may_always_wait():
+    choices = [make_request(str(i), logprobs=20) for i in range(128)]
+    top = tuple((i, -1.0) for i in range(20))
+
+    def step(answer):
+        for choice in choices:
+            token = SampledToken(1, TokenLogprob(1, -1.0, 1, top))
+            answer.put(RequestUpdate(choice.request_id, (token,), text="x"))
+
     async def story():
-        answer = Answer([A, B], 10 * TOKEN_BYTES)
-        reader = asyncio.create_task(answer.next(5))
-        await asyncio.sleep(0)
-        answer.put(scores("a", 1000))
-        answer.put(scores("b", 1000))
-        assert [len(delta.prompt_logprobs) for delta in await reader] == [1000, 1000]
+        answer = Answer(choices, LIMIT)
+        with answer.writing():
+            step(answer)
+            assert not answer.is_gone
+            step(answer)
+            assert answer.is_gone
+
+    run(story())
+
+
+def test_what_waits_for_anything_but_the_client_never_ends_it():
+    """As the making of a large reply, or a step's many updates before the reader's turn."""
+
+    async def story():
+        answer = Answer([A, B], LIMIT)
+        for request_id in "abab":
+            answer.put(scores(request_id, 1000))
+        with answer.writing():
+            pass
+        assert [len(delta.prompt_logprobs) for delta in await answer.next(5)] == [2000, 2000]
 
     run(story())
 

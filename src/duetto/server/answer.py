@@ -1,17 +1,20 @@
 """The meeting point of the engine's updates and one HTTP request that waits for them.
 
-Updates that come while nobody reads are merged, so a slow client costs bounded memory and never
-makes the engine wait. Lives on the event loop; knows no HTTP and no engine.
+Updates that come while a client takes nothing are merged, and counted as what they weigh: so a slow
+client costs bounded memory and never makes the engine wait. Lives on the event loop; knows no HTTP
+and no engine.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import Request
 
-TOKEN_BYTES = 100  # roughly what a token with its log-probability weighs while it waits
+TOKEN_BYTES = 128  # what a token weighs while it waits, on CPython 3.11 ...
+ENTRY_BYTES = 112  # ... and each candidate with its log-probability
 
 
 class ClientGone(Exception):
@@ -43,12 +46,13 @@ class Answer:
     """All choices of one HTTP request, as far as they have come."""
 
     def __init__(self, requests: Sequence[Request], max_pending_bytes: int) -> None:
+        """`max_pending_bytes` may wait while the client takes nothing, or what one step makes."""
         self.requests = tuple(requests)
         self._index_of = {r.request_id: i for i, r in enumerate(self.requests)}
-        self._max_pending_bytes = max_pending_bytes
+        self._max_pending_bytes = max(max_pending_bytes, sum(map(_step_bytes, requests)))
         self._pending: dict[int, _Pending] = {}
         self._num_pending_bytes = 0
-        self._is_awaited = False  # the reader has read all there was, and will be woken
+        self._is_writing = False  # what was read waits for the client to take it
         self._unfinished = set(self._index_of)
         self._is_gone = False
         self._changed = asyncio.Event()
@@ -74,8 +78,10 @@ class Answer:
             self._unfinished.discard(update.request_id)
         if self._is_gone:
             return
-        # One update is as large as what was asked for; unread is what was there before it.
-        is_behind = self._num_pending_bytes > 0 and not self._is_awaited
+        # What waits for anything else than the client is not the client's fault.
+        if self._is_writing and self._num_pending_bytes >= self._max_pending_bytes:
+            self.abandon()
+            return
         pending = self._pending.setdefault(self._index_of[update.request_id], _Pending())
         pending.texts.append(update.text)
         pending.tokens.extend(update.tokens)
@@ -83,10 +89,7 @@ class Answer:
         pending.num_cached_tokens = max(pending.num_cached_tokens, update.num_cached_tokens)
         if update.finish_reason is not None:
             pending.final = update
-        num_tokens = len(update.tokens) + len(update.prompt_logprobs)
-        self._num_pending_bytes += len(update.text) + TOKEN_BYTES * num_tokens
-        if is_behind and self._num_pending_bytes > self._max_pending_bytes:
-            self.abandon()
+        self._num_pending_bytes += _weight(update)
         self._changed.set()
 
     def abandon(self) -> None:
@@ -95,25 +98,49 @@ class Answer:
         self._pending.clear()
         self._changed.set()
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While the block runs, the client has not taken what was read before.
+
+        Raises ClientGone at once if the client has gone.
+        """
+        if self._is_gone:
+            raise ClientGone
+        self._is_writing = True
+        try:
+            yield
+        finally:
+            self._is_writing = False
+
     async def next(self, timeout: float | None) -> list[Delta]:
         """What has come since the last call, by choice; empty after `timeout` silent seconds.
 
         Raises ClientGone once the client has gone or has left too much unread.
         """
-        self._is_awaited = True
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
         except TimeoutError:
             return []
-        finally:
-            self._is_awaited = False
         if self._is_gone:
             raise ClientGone
         self._changed.clear()
         pending, self._pending = self._pending, {}
         self._num_pending_bytes = 0
         return [_merge(index, pending[index]) for index in sorted(pending)]
+
+
+def _step_bytes(request: Request) -> int:
+    """What one more token of its answer weighs."""
+    shown = request.sampling.logprobs
+    return TOKEN_BYTES + (0 if shown is None else ENTRY_BYTES * (1 + shown))
+
+
+def _weight(update: RequestUpdate) -> int:
+    entries = [token.logprob for token in update.tokens if token.logprob is not None]
+    num_entries = sum(1 + len(entry.top) for entry in (*entries, *update.prompt_logprobs))
+    text_bytes = 4 * len(update.text)  # at most
+    return text_bytes + TOKEN_BYTES * len(update.tokens) + ENTRY_BYTES * num_entries
 
 
 def _merge(index: int, pending: _Pending) -> Delta:

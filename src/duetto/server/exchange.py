@@ -5,11 +5,10 @@ Knows no model and no scheduling; what a choice looks like is the shape's affair
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -18,7 +17,7 @@ from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
 from duetto.server.door import Job
 from duetto.server.errors import ApiError, engine_failure, stopping
-from duetto.server.json_parts import PartsResponse, encode, json_parts, packed
+from duetto.server.json_parts import WRITE_BYTES, PartsResponse, encode, json_parts, packed
 from duetto.server.protocol import StreamOptions
 from duetto.server.relay import Relay
 from duetto.server.replies import Envelope, Json, timings, usage
@@ -242,8 +241,13 @@ class EventStream(Response):
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 )
-                async for event in self._events(first):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                async for events in self._events(first):
+                    for at in range(0, len(events), WRITE_BYTES):
+                        body = events[at : at + WRITE_BYTES]
+                        with answer.writing():
+                            await send(
+                                {"type": "http.response.body", "body": body, "more_body": True}
+                            )
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 self._relay.delivered(answer)
             except ClientGone:
@@ -255,7 +259,7 @@ class EventStream(Response):
             yield opening
         try:
             while True:
-                if events := self._show(deltas):
+                for events in self._show(deltas):
                     yield events
                 if answer.has_ended:
                     break
@@ -269,14 +273,20 @@ class EventStream(Response):
             yield _encode(self._exchange.usage_chunk())
         yield DONE
 
-    def _show(self, deltas: list[Delta]) -> bytes:
-        events = []
+    def _show(self, deltas: list[Delta]) -> Iterator[bytes]:
+        """A write's worth at a time, so that no more is encoded than is being written."""
+        events, num_bytes = [], 0
         for delta in deltas:
             self._exchange.check(delta)
             chunk = self._exchange.chunk(delta)
             if chunk is not None:
                 events.append(self._event(chunk))
-        return b"".join(events)
+                num_bytes += len(events[-1])
+            if num_bytes >= WRITE_BYTES:
+                yield b"".join(events)
+                events, num_bytes = [], 0
+        if events:
+            yield b"".join(events)
 
     def _event(self, chunk: Json) -> bytes:
         if self._options.include_usage:  # OpenAI's is null in every chunk but the last
@@ -303,4 +313,4 @@ async def _watched(answer: Answer, relay: Relay, receive: Receive) -> AsyncItera
 
 
 def _encode(body: Json) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+    return b"data: " + encode(body) + b"\n\n"

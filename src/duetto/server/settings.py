@@ -35,7 +35,7 @@ class ServerSettings:
     max_held_bytes: int = 64 * 2**20  # of large bodies that are being read and tokenized
     max_reply_bytes: int = 128 * 2**20  # that one reply could take which is not streamed
     max_replies_bytes: int = 2**30  # that all of them could take together
-    max_pending_bytes: int = 2**20  # of one answer that its client does not read
+    max_pending_bytes: int = 64 * 1024  # of one stream whose client takes nothing
     sse_keep_alive_s: float = 15.0  # a comment is sent into a stream that was silent this long
     body_timeout_s: float = 30.0
     step_timeout_s: StepTimeout = "auto"  # of one step, after which the engine counts as hung
