@@ -83,7 +83,7 @@ def product_error(x: Array, weight: Any, isa: str) -> Array:
         steps = np.maximum.reduceat(np.abs(x), cuts, axis=1) / 127
         rounding = np.repeat(steps, np.diff([*cuts, weight.k]), axis=1) / 2
     else:
-        rounding = np.abs(x) * (2.0**-8 if weight.format == "bf16" else 0)
+        rounding = np.abs(x) * (2.0**-8 if weight.format in ("bf16", "bf12") else 0)
     slack: Array = rounding @ magnitudes + np.abs(x) @ magnitudes * 2.0**-20
     return slack
 

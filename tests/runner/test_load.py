@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.backends.cpu.native import native
+from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.reference import ReferenceBackend
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.errors import CheckpointError, ConfigError
@@ -131,16 +131,17 @@ def test_dtypes_round_what_they_are_said_to_round(checkpoint):
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_cpu_backend_is_the_reference_within_its_own_rounding(checkpoint, dtype, kv_dtype):
-    """fp32 adds up in another order; bf16 weights have their inputs rounded to bf16 as well."""
+    """fp32 adds up in another order; where bf16 is multiplied by its own instruction, the inputs of
+    bf16 weights are rounded to 8 bits too, in a model so narrow that nothing evens out."""
     prompt = list(range(1, 30))
     loaded = [
         load_model(checkpoint, backend=backend, dtype=dtype, kv_cache_dtype=kv_dtype)
         for backend in ("cpu", "reference")
     ]
     native, reference = (greedy(model, prompt, 1) for model in loaded)
-    limit = 1e-4 if (dtype, kv_dtype) != ("bfloat16", "float32") else 0.1
-    if dtype == "bfloat16" or kv_dtype != "float32":  # a rounding that tips the other way
-        limit = 0.1
+    limit = 1e-4 if kv_dtype == "float32" else 0.1  # a rounding that tips the other way
+    if dtype == "bfloat16":
+        limit = 0.2 if choose_isa() == "avx512_bf16" else 0.1
     assert max(logprob_differences(native, reference)) < limit
     assert loaded[0].kv_dtype == kv_dtype
 
@@ -171,7 +172,11 @@ def test_float16_weights_are_widened_and_that_is_told(checkpoint):
     assert load_model(checkpoint, backend="cpu", dtype="float16", quantization="int8").notes == ()
 
 
-def test_a_weight_of_too_many_exponents_stays_in_16_bits_and_that_is_told(checkpoint, tmp_path):
+def test_a_weight_of_too_many_exponents_stays_in_16_bits_and_that_is_told(
+    checkpoint, tmp_path, monkeypatch
+):
+    if choose_isa() == "avx512_bf16":  # it rounds inputs, so fp32 weights are no twin there
+        monkeypatch.setenv("DUETTO_ISA", "avx512_vnni")
     (tmp_path / "config.json").symlink_to(checkpoint / "config.json")
     tensors = load_file(checkpoint / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
