@@ -22,34 +22,81 @@ DUETTO_INLINE uint16_t coded_number(const CodedHead& head, const uint8_t* line, 
     return (uint16_t)(high << 8 | line[chunk * 32 + place]);
 }
 
-#if defined(__AVX2__)
-DUETTO_INLINE __m256i coded_table(const CodedHead& head) {
-    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)head.high_bytes));
+// Two chunks of a coded line share their bytes of codes: the words of 32 outputs are decoded at once, in
+// kPairVecs vectors, output o of the line in place coded_word(o) of its 64 words. (16 lanes: two runs of 8
+// outputs, as interleaving bytes within 16 bytes leaves them; putting them in order would take as many
+// shuffles again.)
+inline constexpr int kPairVecs = 32 / kLanes;
+DUETTO_INLINE int coded_word(int output) {
+    if (kLanes < 16) return output;
+    return output / 32 * 32 + output / 8 % 2 * 16 + output / 16 % 2 * 8 + output % 8;
 }
 
-// 32 numbers of a coded line, in two vectors.
-DUETTO_INLINE void decode_chunk(__m256i table, const uint8_t* line, int chunk, __m256i (&words)[2]) {
-    __m256i codes = _mm256_loadu_si256((const __m256i*)(line + 128 + chunk / 2 * 32));
-    if (chunk % 2 == 1) codes = _mm256_srli_epi16(codes, 4);
-    const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
-    const __m256i low = _mm256_loadu_si256((const __m256i*)(line + chunk * 32));
-    words[0] = _mm256_unpacklo_epi8(low, high);
-    words[1] = _mm256_unpackhi_epi8(low, high);
+#if defined(__AVX512BW__)
+typedef __m512i CodedTable;
+DUETTO_INLINE CodedTable coded_table(const CodedHead& head) {
+    return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)head.high_bytes));
+}
+DUETTO_INLINE void decode_pair(CodedTable table, const CodedHead&, const uint8_t* line, int pair,
+                               vi (&words)[kPairVecs]) {
+    const __m512i shift = _mm512_set_epi64(4, 4, 4, 4, 0, 0, 0, 0);
+    const __m256i packed = _mm256_loadu_si256((const __m256i*)(line + 128 + pair * 32));
+    const __m512i codes = _mm512_srlv_epi64(_mm512_broadcast_i64x4(packed), shift);
+    const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+    const __m512i low = _mm512_loadu_si512(line + pair * 64);
+    words[0] = (vi)_mm512_unpacklo_epi8(low, high);
+    words[1] = (vi)_mm512_unpackhi_epi8(low, high);
+}
+#elif defined(__AVX2__) && !defined(DUETTO_EMULATE_512)
+typedef __m256i CodedTable;
+DUETTO_INLINE CodedTable coded_table(const CodedHead& head) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)head.high_bytes));
+}
+DUETTO_INLINE void decode_pair(CodedTable table, const CodedHead&, const uint8_t* line, int pair,
+                               vi (&words)[kPairVecs]) {
+    const __m256i packed = _mm256_loadu_si256((const __m256i*)(line + 128 + pair * 32));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        const __m256i codes = i == 0 ? packed : _mm256_srli_epi16(packed, 4);
+        const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+        const __m256i low = _mm256_loadu_si256((const __m256i*)(line + pair * 64 + i * 32));
+        words[2 * i] = (vi)_mm256_unpacklo_epi8(low, high);
+        words[2 * i + 1] = (vi)_mm256_unpackhi_epi8(low, high);
+    }
+}
+#else
+struct CodedTable {};
+DUETTO_INLINE CodedTable coded_table(const CodedHead&) { return {}; }
+DUETTO_INLINE void decode_pair(CodedTable, const CodedHead& head, const uint8_t* line, int pair,
+                               vi (&words)[kPairVecs]) {
+    int32_t places[32];
+    for (int output = 0; output < 32; output++) {
+        const int number = pair * 64 + output * 2;
+        places[coded_word(output)] =
+            coded_number(head, line, number) | coded_number(head, line, number + 1) << 16;
+    }
+    std::memcpy(words, places, sizeof places);
 }
 #endif
 
 // Lines of bf12 as lines of bf16, without exceptions.
 DUETTO_INLINE void decode_lines(const CodedHead& head, const uint8_t* coded, int64_t lines,
                                 uint8_t* out) {
-#if defined(__AVX2__)
-    const __m256i table = coded_table(head);
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(DUETTO_EMULATE_512))
+    const CodedTable table = coded_table(head);
 #pragma GCC unroll 1
     for (int64_t line = 0; line < lines; line++) {
+#pragma GCC unroll 2
+        for (int pair = 0; pair < 2; pair++) {
+            vi words[kPairVecs];
+            decode_pair(table, head, coded, pair, words);
+#if defined(__AVX512BW__)  // (stored whole: what is stored in halves cannot be forwarded to a load)
+            const __m512i x = (__m512i)words[0], y = (__m512i)words[1];
+            words[0] = (vi)_mm512_shuffle_i64x2(x, y, 0x44);
+            words[1] = (vi)_mm512_shuffle_i64x2(x, y, 0xee);
+#endif
 #pragma GCC unroll 4
-        for (int chunk = 0; chunk < 4; chunk++) {
-            __m256i words[2];
-            decode_chunk(table, coded, chunk, words);
-            std::memcpy(out + chunk * 64, words, 64);
+            for (int v = 0; v < kPairVecs; v++) store_int(out + pair * 128 + v * kLanes * 4, words[v]);
         }
         coded += kCodedLineBytes;
         out += kTile * 4;
@@ -107,76 +154,147 @@ DUETTO_INLINE void decode_block(const uint8_t* tile, int64_t tile_lines, int64_t
     }
 }
 
-#if defined(__AVX2__)
-// How far ahead of what it decodes the kernel for one row fetches memory, in bytes (measured).
-inline constexpr int64_t kCodedAhead = 1536;
-
-// sum + the words of 8 outputs times a row's two numbers, as Bf16::dot adds them lane by lane. 8 lanes
-// on wider machines too: they keep up with memory.
-DUETTO_INLINE void add_products(__m256& sum, __m256i words, const uint8_t* a) {
-#if defined(__AVX512BF16__)
-    const __m256i x = (__m256i)_mm256_broadcast_ss((const float*)a);
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(words), "v"(x));
+// Rows that coded lines are multiplied with as they are decoded in registers, at most; of more rows a
+// block of lines is decoded first. (AVX2 has registers for one; elsewhere decoding is too slow.)
+#if defined(__AVX512F__) || defined(DUETTO_EMULATE_512)
+inline constexpr int kCodedRows = 12;
+#elif defined(__AVX2__)
+inline constexpr int kCodedRows = 1;
 #else
-    __m256i x0, x1;
-    if constexpr (Bf12::kRow == Row::bf16) {  // emulated: products of two bf16 are exact
-        const __m256i pair = (__m256i)_mm256_broadcast_ss((const float*)a);
-        x0 = _mm256_slli_epi32(pair, 16);
-        x1 = _mm256_and_si256(pair, _mm256_set1_epi32(-65536));
-    } else {
-        x0 = (__m256i)_mm256_broadcast_ss((const float*)a);
-        x1 = (__m256i)_mm256_broadcast_ss((const float*)a + 1);
-    }
-    const __m256i w1 = _mm256_and_si256(words, _mm256_set1_epi32(-65536));
-    sum = _mm256_fmadd_ps((__m256)_mm256_slli_epi32(words, 16), (__m256)x0, sum);
-    sum = _mm256_fmadd_ps((__m256)w1, (__m256)x1, sum);
+inline constexpr int kCodedRows = 0;
 #endif
+// How far ahead of what it decodes memory is fetched, in bytes, and the lines that pass at a time where
+// one pass has registers for half of the outputs (measured).
+inline constexpr int64_t kCodedAhead = 1536, kCodedLines = 64;
+
+// acc[r][v] += one line's words of P pairs of chunks times R rows' words.
+template <int R, int V>
+DUETTO_INLINE void multiply_decoded(vf (&acc)[R][V], int first, const vi (&words)[kPairVecs],
+                                    const uint8_t* a, int64_t lda) {
+#pragma GCC unroll 2
+    for (int i = 0; i < Bf12::kWords; i++) {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            const vi x = broadcast_word(a + r * lda + i * 4);
+#pragma GCC unroll 4
+            for (int v = 0; v < kPairVecs; v++) {
+                acc[r][first + v] = Bf12::dot(acc[r][first + v], Bf12::word(words[v], i), x);
+            }
+        }
+    }
 }
 
-// One row times coded lines without exceptions, all outputs at once.
-DUETTO_INLINE void multiply_coded(__m256 (&sums)[8], const CodedHead& head, const uint8_t* coded,
-                                  const uint8_t* a, int64_t lines) {
-    const __m256i table = coded_table(head);
+// R rows times coded lines without exceptions, P pairs of chunks from `pair` on. sums: [R][64], places as
+// coded_word has them.
+template <int R, int P>
+DUETTO_INLINE void multiply_coded(float* sums, const CodedHead& head, const uint8_t* coded, int pair,
+                                  const uint8_t* a, int64_t lda, int64_t lines) {
+    constexpr int V = P * kPairVecs;
+    const CodedTable table = coded_table(head);
+    sums += pair * 32;
+    vf acc[R][V];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) acc[r][v] = load(sums + r * kTile + v * kLanes);
+    }
 #pragma GCC unroll 1
     for (int64_t line = 0; line < lines; line++) {
-        for (int i = 0; i < kCodedLineBytes; i += 64) prefetch(coded + kCodedAhead + i);
-#pragma GCC unroll 4
-        for (int chunk = 0; chunk < 4; chunk++) {
-            __m256i words[2];
-            decode_chunk(table, coded, chunk, words);
-            add_products(sums[chunk * 2], words[0], a);
-            add_products(sums[chunk * 2 + 1], words[1], a);
+        if (pair == 0) {
+            for (int i = 0; i < kCodedLineBytes; i += 64) prefetch(coded + kCodedAhead + i);
+        }
+#pragma GCC unroll 2
+        for (int p = 0; p < P; p++) {
+            vi words[kPairVecs];
+            decode_pair(table, head, coded, pair + p, words);
+            multiply_decoded<R, V>(acc, p * kPairVecs, words, a, lda);
         }
         coded += kCodedLineBytes;
         a += Bf12::kWords * 4;
     }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) store(sums + r * kTile + v * kLanes, acc[r][v]);
+    }
 }
 
-// One row times a tile, decoded in registers: `out` [64].
-static __attribute__((noinline)) void tile_coded(const uint8_t* tile, int64_t lines, const uint8_t* row,
-                                                 float* out) {
-    constexpr int64_t row_bytes = Bf12::kWords * 4;  // of a line
-    const CodedHead& head = *(const CodedHead*)tile;
-    const CodedException* exceptions = exceptions_of(tile, lines);
-    alignas(64) uint8_t decoded[kTile * 4];
-    __m256 sums[8] = {};
-    int64_t line = 0;
-    for (int32_t e = 0; line < lines;) {
-        const bool any = e < head.num_exceptions;
-        const int64_t next = any ? exceptions[e].place / kLineNumbers : lines;
-        multiply_coded(sums, head, tile + sizeof(CodedHead) + line * kCodedLineBytes,
-                       row + line * row_bytes, next - line);
-        line = next;
-        if (!any) break;
-        decode_block(tile, lines, line, 1, decoded);
-        const __m256i* words = (const __m256i*)decoded;
-        for (int v = 0; v < 8; v++) add_products(sums[v], words[v], row + line * row_bytes);
-        line++;
-        while (e < head.num_exceptions && exceptions[e].place < line * kLineNumbers) e++;
+// R rows times one line with exceptions: the first of them, and those that are not of this line.
+template <int R>
+DUETTO_INLINE const CodedException* multiply_exceptions(float* sums, const CodedHead& head,
+                                                        const uint8_t* coded, const uint8_t* a,
+                                                        int64_t lda, const CodedException* e,
+                                                        const CodedException* end) {
+    alignas(64) uint16_t numbers[kLineNumbers];
+    const int64_t line = e->place / kLineNumbers;
+    for (int pair = 0; pair < 2; pair++) {
+        vi words[kPairVecs];
+        decode_pair(coded_table(head), head, coded, pair, words);
+        std::memcpy(numbers + pair * 64, words, sizeof words);
     }
-    for (int v = 0; v < 8; v++) _mm256_storeu_ps(out + v * 8, sums[v]);
+    for (; e < end && e->place / kLineNumbers == line; e++) {
+        const int number = e->place % kLineNumbers;
+        numbers[coded_word(number / 2) * 2 + number % 2] = e->bits;
+    }
+    for (int v = 0; v < kTile / kLanes; v++) {
+        const vi words = load_int(numbers + v * kLanes * 2);
+        for (int r = 0; r < R; r++) {
+            float* p = sums + r * kTile + v * kLanes;
+            vf sum = load(p);
+            for (int i = 0; i < Bf12::kWords; i++) {
+                sum = Bf12::dot(sum, Bf12::word(words, i), broadcast_word(a + r * lda + i * 4));
+            }
+            store(p, sum);
+        }
+    }
+    return e;
 }
-#endif
+
+// R rows, `lda` bytes apart, times a tile that is decoded in registers: out [R][64].
+template <int R>
+static __attribute__((noinline)) void tile_coded(const uint8_t* tile, int64_t lines,
+                                                 const uint8_t* rows, int64_t lda, float* out) {
+    constexpr int64_t row_bytes = Bf12::kWords * 4;  // of a line
+    constexpr bool whole = kLanes < 16 || R * kTile / kLanes <= 24;  // registers for all outputs
+    const CodedHead& head = *(const CodedHead*)tile;
+    const uint8_t* coded = tile + sizeof(CodedHead);
+    const CodedException* e = exceptions_of(tile, lines);
+    const CodedException* const end = e + head.num_exceptions;
+    alignas(64) float sums[R * kTile] = {};
+    for (int64_t line = 0; line < lines;) {
+        const int64_t exception = e < end ? e->place / kLineNumbers : lines;
+        int64_t next = exception;
+        if (!whole && next - line > kCodedLines) next = line + kCodedLines;
+        const uint8_t* from = coded + line * kCodedLineBytes;
+        const uint8_t* a = rows + line * row_bytes;
+        if constexpr (whole) {
+            multiply_coded<R, 2>(sums, head, from, 0, a, lda, next - line);
+        } else {
+            multiply_coded<R, 1>(sums, head, from, 0, a, lda, next - line);
+            multiply_coded<R, 1>(sums, head, from, 1, a, lda, next - line);
+        }
+        line = next;
+        if (line < exception || line == lines) continue;
+        e = multiply_exceptions<R>(sums, head, coded + line * kCodedLineBytes, rows + line * row_bytes,
+                                   lda, e, end);
+        line++;
+    }
+    for (int r = 0; r < R; r++) {
+        for (int output = 0; output < kTile; output += 8) {
+            std::memcpy(out + r * kTile + output, sums + r * kTile + coded_word(output), 32);
+        }
+    }
+}
+
+// As many rows as there are, up to kCodedRows.
+template <int R>
+static void tile_coded_rows(int64_t count, const uint8_t* tile, int64_t lines, const uint8_t* rows,
+                            int64_t lda, float* out) {
+    if constexpr (R > 0) {
+        if (count == R) return tile_coded<R>(tile, lines, rows, lda, out);
+        tile_coded_rows<R - 1>(count, tile, lines, rows, lda, out);
+    }
+}
 
 }  // namespace DUETTO_ISA
 }  // namespace duetto

@@ -367,11 +367,11 @@ static void panel_tile(const PackedWeight& w, const uint8_t* prepared, int64_t r
     b.row_bytes = at.size;
     b.sums = sums;
     b.unfinished = unfinished;
-#if defined(__AVX2__)
     if constexpr (kIsCoded<F>) {
-        if (rows == 1) return tile_coded(data, lines, prepared, sums);
+        if (rows <= kCodedRows) {
+            return tile_coded_rows<kCodedRows>(rows, data, lines, prepared, at.size, sums);
+        }
     }
-#endif
     for (int64_t g = 0; g < groups; g++) {
         const int64_t begin = g * group_lines;
         const int64_t end = begin + group_lines < lines ? begin + group_lines : lines;
