@@ -83,6 +83,22 @@ def test_a_foreign_file_is_seen(packed: PackedCache) -> None:
     assert "damaged" in unusable(packed) or "cannot be read" in unusable(packed)
 
 
+def test_a_pipe_is_not_waited_for(packed: PackedCache) -> None:
+    packed.directory.mkdir(parents=True)
+    os.mkfifo(packed.file("k"))
+    assert "is a named pipe" in unusable(packed)
+    packed.write("k", arena(0))  # takes its place
+    assert packed.read("k", np.empty(SIZE, np.uint8))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_is_not_read(packed: PackedCache) -> None:
+    packed.write("k", arena(0))
+    os.chown(packed.directory, 54_321, -1)
+    os.chown(packed.file("k"), 54_321, -1)
+    assert "belongs to user 54321, not to you" in unusable(packed)
+
+
 @pytest.mark.parametrize("text", [b"[]", b"{}", b'{"key": "k"}', b"7", b"\xff"])
 def test_a_header_of_another_version_is_seen(packed: PackedCache, text: bytes) -> None:
     packed.write("k", arena(0))

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from duetto.core.errors import CheckpointError
-from duetto.models.checkpoint import INDEX, Checkpoint, load_weights
+from duetto.models.checkpoint import Checkpoint, load_weights
 from duetto.models.programs import load_program
+from duetto.models.weight_files import INDEX
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

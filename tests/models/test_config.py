@@ -248,6 +248,29 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"num_hidden_layers": 10**9}, "num_hidden_layers", "from 1 to"),
     ({"head_dim": 2**30}, "head_dim", "from 1 to"),
     ({"hidden_size": 2**30}, "head_dim", "from 1 to"),
+    (
+        {"intermediate_size": 2**31 - 1},
+        "intermediate_size",
+        "2147483647 is more than any model has",
+    ),
+    (
+        {"intermediate_size": 2**31 - 8},
+        "intermediate_size",
+        "2147483640 is more than any model has",
+    ),
+    ({"intermediate_size": 2**31}, "intermediate_size", "from 1 to 2147483647"),
+    ({"vocab_size": 2**30}, "vocab_size", "1073741824 is more than any model has"),
+    ({"hidden_size": 2**30, "head_dim": 64}, "hidden_size", "1073741824 is more than any"),
+    (
+        {"num_attention_heads": 2**31 - 4, "num_key_value_heads": 4, "head_dim": 64},
+        "num_attention_heads",
+        "137438953216 columns, with head_dim is more than any model has",
+    ),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 1e20}},
+        "max_position_embeddings",
+        "accepted: up to 2147483647",
+    ),
     ({"max_position_embeddings": float("inf")}, "max_position_embeddings", "whole number"),
     ({"eos_token_id": [1, "2"]}, "eos_token_id", "token id"),
 ]

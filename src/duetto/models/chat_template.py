@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from duetto.core.errors import CheckpointError, InvalidRequest
+from duetto.models.checkpoint_file import is_there, read_text_part
 from duetto.models.json_file import JsonSection
 from duetto.models.template_answer import Kind
 from duetto.models.template_process import BudgetBroken, TemplateProcesses
@@ -191,11 +192,8 @@ def load_chat_template(
     Raises CheckpointError for a template that cannot be read; see ChatTemplate.
     """
     file = model_dir / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return ChatTemplate(file.read_text(encoding="utf-8"), file, special_tokens)
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(file, f"cannot be read: {error}") from error
+    if is_there(file):
+        return ChatTemplate(read_text_part(file), file, special_tokens)
     if tokenizer_config is None or tokenizer_config.get("chat_template") is None:
         return None
     source = tokenizer_config.get("chat_template")

@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from duetto.core.errors import CheckpointError
+from duetto.models.checkpoint_file import open_part
 from duetto.models.decoder import EMBEDDING
-from duetto.models.json_file import read_json
+from duetto.models.weight_files import INDEX, weight_files
 from duetto.program.dtype import Dtype
 from duetto.program.program import Program, WeightSpec
 
 Weights = dict[str, NDArray[Any]]
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 LM_HEAD = "lm_head.weight"
 
 STORED_AS: dict[Dtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -69,7 +68,7 @@ class Checkpoint:
             _check(model_dir, self._tensors, spec)
         self._copied_head = _check_nothing_is_left(self._tensors, program)
         files = sorted({tensor.file for tensor in self._tensors.values()})
-        self._files = {file: os.open(file, os.O_RDONLY) for file in files}
+        self._files = {file: open_part(file) for file in files}
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -228,7 +227,7 @@ def load_weights(
 def _find_tensors(model_dir: Path) -> dict[str, _Tensor]:
     """Which tensor is where. Names are with the prefix `model.`."""
     tensors: dict[str, _Tensor] = {}
-    for file, indexed in _files(model_dir):
+    for file, indexed in weight_files(model_dir):
         header, start = _read_header(file)
         wanted = header.keys() if indexed is None else indexed
         if absent := wanted - header.keys():
@@ -251,15 +250,16 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
 
     The safetensors library has then checked all of it against the file: sizes, order, overlaps.
     """
+    descriptor = open_part(file)
     try:
-        with safe_open(file, framework="numpy"), file.open("rb") as opened:
-            header = _header_bytes(opened.fileno())
-    except FileNotFoundError:
-        raise CheckpointError(file, f"is missing, but {INDEX} names it") from None
+        with safe_open(file, framework="numpy"):
+            header = _header_bytes(descriptor)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             file, f"is truncated or no safetensors file ({error}); download it again"
         ) from error
+    finally:
+        os.close(descriptor)
     entries = json.loads(header[8:])
     entries.pop("__metadata__", None)
     return entries, len(header)
@@ -269,39 +269,6 @@ def _header_bytes(descriptor: int) -> bytes:
     """The length of the header (u64, little-endian) and the header."""
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     return os.pread(descriptor, 8 + length, 0)
-
-
-def _files(model_dir: Path) -> Iterator[tuple[Path, set[str] | None]]:
-    """Each safetensors file, with the tensors that the index places in it; None without an index.
-
-    What a file holds beside them is not read: the same tensor may lie in two files.
-    """
-    if (model_dir / INDEX).exists():
-        yield from _shards(model_dir)
-    elif (model_dir / SINGLE).exists():
-        yield model_dir / SINGLE, None
-    elif pickles := sorted([*model_dir.glob("*.bin"), *model_dir.glob("*.pt*")]):
-        raise CheckpointError(
-            pickles[0],
-            "is a pickle, which can run code and is never read; convert it to safetensors",
-        )
-    else:
-        raise CheckpointError(model_dir, f"holds neither {SINGLE} nor {INDEX}")
-
-
-def _shards(model_dir: Path) -> Iterator[tuple[Path, set[str]]]:
-    index = read_json(model_dir / INDEX)
-    weight_map = index.section("weight_map")
-    if weight_map is None or not weight_map.values:
-        index.refuse("weight_map", "must map each tensor to its file")
-    by_file: dict[str, set[str]] = {}
-    for name, file in weight_map.values.items():
-        # A checkpoint is untrusted input: it may name files beside it only.
-        if not isinstance(file, str) or file in ("", ".", "..") or {"/", "\\", os.sep} & set(file):
-            weight_map.refuse(name, f"{file!r} is not the name of a file in this directory")
-        by_file.setdefault(file, set()).add(name)
-    for file, names in sorted(by_file.items()):
-        yield model_dir / file, names
 
 
 def _canonical(name: str) -> str:

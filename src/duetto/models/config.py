@@ -13,12 +13,15 @@ from typing import Any, cast
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
-from duetto.models.json_file import JsonSection, read_json
+from duetto.models.checkpoint_file import is_there
+from duetto.models.json_file import MAX_INTEGER, JsonSection, read_json
 from duetto.models.rope import LinearScaling, RopeConfig, YarnScaling, read_rope, read_rope_type
+from duetto.models.weight_files import adapter_in
 from duetto.program.dtype import DTYPES, Dtype
 from duetto.program.ops import Activation
 
 MAX_LAYERS, MAX_HEAD_DIM = 4096, 4096  # a config beyond them is a slip, and would fill the memory
+MAX_WIDTH = 2**24  # of a vector or a vocabulary; the largest published ones are below 2**19
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -121,7 +124,10 @@ class GenerationDefaults:
 
 def read_config(model_dir: Path) -> ModelConfig:
     """Raises CheckpointError if config.json is missing, malformed or not supported."""
-    return parse_config(read_json(model_dir / "config.json"))
+    file = model_dir / "config.json"
+    if not is_there(file) and (adapter := adapter_in(model_dir)) is not None:
+        raise adapter
+    return parse_config(read_json(file))
 
 
 def read_generation_config(model_dir: Path) -> GenerationDefaults:
@@ -130,7 +136,7 @@ def read_generation_config(model_dir: Path) -> GenerationDefaults:
     Raises CheckpointError, naming the key, for a value that no request could have.
     """
     file = model_dir / "generation_config.json"
-    if not file.exists():
+    if not is_there(file):
         return GenerationDefaults()
     section = read_json(file)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -151,6 +157,7 @@ def parse_config(section: JsonSection) -> ModelConfig:
     _refuse_what_is_not_computed(config, model_type)
 
     num_heads, num_kv_heads, head_dim = _heads(config)
+    _refuse_what_no_memory_holds(config, num_heads * head_dim)
     ropes = _ropes(config, model_type, head_dim)
     layers = tuple(
         LayerConfig(config.integer("sliding_window") if kind == SLIDING else None, ropes[kind])
@@ -213,6 +220,17 @@ def _heads(config: JsonSection) -> tuple[int, int, int]:
         )
     head_dim = config.integer("head_dim", hidden_size // num_heads, maximum=MAX_HEAD_DIM)
     return num_heads, num_kv_heads, head_dim
+
+
+def _refuse_what_no_memory_holds(config: JsonSection, head_columns: int) -> None:
+    """Sizes that only a slip can have, before anything is laid out for them."""
+    sizes = {key: config.integer(key) for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    for key, size in (sizes | {"num_attention_heads": head_columns}).items():
+        if size > MAX_WIDTH:
+            of_heads = "" if key in sizes else " columns, with head_dim"
+            config.refuse(
+                key, f"{size}{of_heads} is more than any model has; accepted: up to {MAX_WIDTH}"
+            )
 
 
 def _layer_kinds(config: JsonSection, model_type: str) -> list[str]:
@@ -319,10 +337,15 @@ def _context_length(config: JsonSection, model_type: str, rope: RopeConfig) -> i
         return length
     match rope.scaling:
         case LinearScaling(factor):
-            return int(length * factor)
+            scaled = int(length * factor)
         case YarnScaling() as yarn:
-            return max(length, int(yarn.original_length * yarn.factor))
-    return length
+            scaled = max(length, int(yarn.original_length * yarn.factor))
+        case _:
+            return length
+    if scaled > MAX_INTEGER:
+        what = f"rope scaling makes {length} to {scaled:g}; accepted: up to {MAX_INTEGER}"
+        config.refuse("max_position_embeddings", what)
+    return scaled
 
 
 def _dtype(config: JsonSection) -> Dtype | None:

@@ -11,6 +11,7 @@ from reprlib import repr as shown  # of any value, a line that is not long
 from typing import Any, NoReturn
 
 from duetto.core.errors import CheckpointError
+from duetto.models.checkpoint_file import read_text_part
 
 MAX_INTEGER = 2**31 - 1
 # Wide of every constant of a model, and so far inside floating point that no formula leaves it.
@@ -100,13 +101,9 @@ class JsonSection:
 
 
 def read_json(file: Path) -> JsonSection:
-    """Raises CheckpointError if `file` is missing or holds no JSON object."""
+    """Raises CheckpointError if `file` is missing, is no file or holds no JSON object."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"), parse_int=_parse_integer)
-    except FileNotFoundError:
-        raise CheckpointError(file, "is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(file, f"cannot be read: {error}") from error
+        values = json.loads(read_text_part(file), parse_int=_parse_integer)
     except json.JSONDecodeError as error:
         raise CheckpointError(file, f"is not valid JSON: {error}") from error
     except RecursionError:

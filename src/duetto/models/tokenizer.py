@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 
 from duetto.core.errors import CheckpointError, InvalidRequest
 from duetto.models.chat_template import ChatTemplate, load_chat_template
+from duetto.models.checkpoint_file import is_there, read_part
 from duetto.models.json_file import JsonSection, read_json
 from duetto.models.token_bytes import TokenBytes, byte_pieces, decoder_types
 from duetto.models.token_rows import check_vocabulary, tokens_beyond
@@ -247,18 +248,19 @@ def _try_out(tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
-    if not file.is_file():
+    if not is_there(file):
         hint = "; tokenizer.model alone is not read: let transformers save the tokenizer once"
         has_model = (file.parent / "tokenizer.model").is_file()
         raise CheckpointError(file, "is missing" + (hint if has_model else ""))
+    data = read_part(file)
     try:
-        return call(tokenizers.Tokenizer.from_file, str(file))
+        return call(tokenizers.Tokenizer.from_buffer, data)
     except LibraryError as error:
         raise CheckpointError(file, f"the tokenizers library cannot read it: {error}") from error
 
 
 def _read_optional(file: Path) -> JsonSection | None:
-    return read_json(file) if file.is_file() else None
+    return read_json(file) if is_there(file) else None
 
 
 def _add_tokens(tokenizer: tokenizers.Tokenizer, config: JsonSection) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.cpu.native import native
+from duetto.core.files import UnfitFile, open_file
 
 Bytes = NDArray[np.uint8]
 
@@ -60,9 +61,11 @@ class PackedCache:
         the arena then holds anything.
         """
         try:
-            descriptor = os.open(self.file(key), os.O_RDONLY)
+            descriptor = open_file(self.file(key), is_private=True)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except UnfitFile as error:
+            raise CacheUnusable(f"{self.file(key)} cannot be read: it {error}") from None
         except OSError as error:
             raise CacheUnusable(f"{self.file(key)} cannot be read: {error.strerror}") from None
         try:
