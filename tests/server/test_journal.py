@@ -150,7 +150,7 @@ def test_a_label_finds_nothing_of_another_tenant(caplog):
         ("POST", "/v1/completions", {**COMPLETION, "prompt": "SECRET" * 99}, 400,
          "context_length_exceeded"),
         ("POST", "/v1/completions", {**COMPLETION, "model": "SECRET"}, 404, "model_not_found"),
-        ("POST", "/v1/SECRET%0AINFO%20forged", COMPLETION, 404, "invalid_request_error"),
+        ("POST", "/v1/SECRET%0AINFO%20forged", COMPLETION, 404, "unknown_url"),
         ("SECRET", "/v1/completions", None, 405, "invalid_request_error"),
         ("GET", "/v1/requests/SECRET/timeline", None, 404, "request_not_found"),
     ],
