@@ -226,6 +226,11 @@ def test_a_foreign_page_cannot_make_a_keyless_server_compute(kind, headers, stat
         assert client.get("/v1/models", headers=headers).is_success
 
 
+def test_where_every_page_may_none_is_foreign():
+    with TestClient(make_app(SpeakingExecutor("ok"), allowed_origins=("*",))[0]) as client:
+        assert send(client, "text/plain", {"Sec-Fetch-Site": "cross-site"}).is_success
+
+
 def test_what_a_browser_asks_about_first_is_left_to_the_browser(client):
     foreign = {"Origin": "https://evil.example"}
     with TestClient(make_app(SpeakingExecutor("ok"))[0]) as keyless:

@@ -90,6 +90,7 @@ SAMPLED = [
     {"stream": False, "stream_options": {}},
     {"stream_options": {"include_usage": False}},
     {"response_format": {"type": "text"}},
+    {"response_format": {"type": "text", "json_schema": None}},
     {"add_generation_prompt": True},
     {"chat_template_kwargs": {}},
     {"min_tokens": 0},
@@ -262,8 +263,11 @@ def test_each_limited_field_of_a_message_accepts_null():
             assert message.shown() == {"role": "assistant", "content": ""}
 
 
-def test_a_part_may_carry_a_label(client):
-    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+@pytest.mark.parametrize(
+    "more", [{"cache_control": {"type": "ephemeral", "ttl": "1h"}}, {"image_url": None}], ids=str
+)
+def test_a_part_may_carry_a_label(client, more):
+    part = {"type": "text", "text": "hi", **more}
     messages = [{"role": "user", "content": [part]}]
     assert client.post("/v1/chat/completions", json={**CHAT, "messages": messages}).is_success
 
@@ -326,6 +330,32 @@ def test_with_tools_the_error_is_about_tools(client, odd):
     """They come last in the body here, and what is before them is odd too."""
     error = error_of(client.post("/v1/chat/completions", json={**CHAT, **odd, **TOOLS}))
     assert error["param"] == "tools"
+
+
+CALLS = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"content": None, "tool_calls": CALLS}, "messages[1].tool_calls"),
+        ({"tool_calls": CALLS}, "messages[1].tool_calls"),
+        ({"content": None, "function_call": {"name": "f"}}, "messages[1].function_call"),
+        ({"content": None, "audio": {"id": "a"}}, "messages[1].audio"),
+        ({"content": None, "tool_calls": []}, "messages[1].content"),
+        ({"content": [{"image_url": {"url": "x"}, "type": "image_url"}]},
+         "messages[1].content[0].type"),
+        ({"content": [{"input_audio": {}, "type": "input_audio"}]}, "messages[1].content[0].type"),
+        ({"content": [{"type": "text", "text": "a", "file": {}}]}, "messages[1].content[0].file"),
+    ],
+)  # fmt: skip
+def test_the_history_of_an_agent_is_refused_for_its_calls(client, said, param):
+    result = {"role": "tool", "tool_call_id": "c", "content": "4"}
+    messages = [*CHAT["messages"], {"role": "assistant", **said}, result]
+    if param.endswith(".file"):
+        messages.pop()  # it is read to its end before fields of parts are compared
+    error = error_of(client.post("/v1/chat/completions", json={**CHAT, "messages": messages}))
+    assert error["param"] == param
 
 
 def test_a_feature_is_named_before_a_field_that_nobody_knows(client):

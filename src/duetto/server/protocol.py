@@ -25,6 +25,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
 class ResponseFormat(Struct, forbid_unknown_fields=True):
     type: Literal["text"]
+    json_schema: None = None
 
 
 class Features(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -181,6 +182,13 @@ class TextPart(Struct, forbid_unknown_fields=True):
     cache_control: Raw = ABSENT
     prompt_cache_breakpoint: Raw = ABSENT
     annotations: Annotated[Raw, Only([])] = ABSENT
+    # What parts of other types hold, and some clients write as null into each.
+    image_url: Annotated[Raw, Only()] = ABSENT
+    input_audio: Annotated[Raw, Only()] = ABSENT
+    audio_url: Annotated[Raw, Only()] = ABSENT
+    video_url: Annotated[Raw, Only()] = ABSENT
+    file: Annotated[Raw, Only()] = ABSENT
+    refusal: Annotated[Raw, Only("")] = ABSENT
 
 
 class Message(Struct, forbid_unknown_fields=True):

@@ -6,11 +6,11 @@ then what the parser met first. Runs on any thread.
 
 import re
 from difflib import get_close_matches
-from typing import TypeVar, get_args
+from typing import Annotated, TypeVar, get_args
 
 import msgspec
 
-from duetto.server.accepted import NOT_SUPPORTED, limited, refusals, unread
+from duetto.server.accepted import ABSENT, NOT_SUPPORTED, Only, limited, refusals, unread
 from duetto.server.body import check_structure
 from duetto.server.errors import MAX_ECHO, ApiError, cut, invalid
 from duetto.server.protocol import (
@@ -51,6 +51,18 @@ class _Format(msgspec.Struct):
     response_format: ResponseFormat | None = None
 
 
+class _Said(msgspec.Struct):
+    """Of a message, what a client may have been after; before its content, which it may lack."""
+
+    tool_calls: Annotated[msgspec.Raw, Only([])] = ABSENT
+    function_call: Annotated[msgspec.Raw, Only()] = ABSENT
+    audio: Annotated[msgspec.Raw, Only()] = ABSENT
+
+
+class _Messages(msgspec.Struct):
+    messages: list[_Said] | None = None
+
+
 class _Biases(msgspec.Struct):
     logit_bias: dict[str, msgspec.Raw] = {}
 
@@ -61,7 +73,7 @@ def decode(body: bytes, into: type[T]) -> T:
     try:
         request = msgspec.json.decode(body, type=into)
     except msgspec.ValidationError as error:
-        raise _asked_feature(body, into) or _explain(str(error), body, into) from None
+        raise _cause(str(error), body, into) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(body, str(error)) from None
     except RecursionError:
@@ -81,21 +93,33 @@ def _check_messages(messages: list[Message]) -> None:
                 raise refusal
 
 
+def _cause(message: str, body: bytes, into: type) -> ApiError:
+    try:
+        return _asked_feature(body, into) or _explain(message, body, into)
+    except RecursionError:
+        return invalid(None, "the body is nested too deeply")
+
+
 def _asked_feature(body: bytes, into: type) -> ApiError | None:
     """The refusal of a feature that a body with faults asks for, wherever in it."""
     try:
         values = msgspec.json.decode(body, type=unread(into))
-    except (msgspec.MsgspecError, RecursionError):  # not an object, or nested too deeply
+    except msgspec.MsgspecError:  # not an object
         return None
     for refusal in refusals(values, into):
         return refusal
+    try:
+        said = msgspec.json.decode(body, type=_Messages).messages or []
+    except msgspec.ValidationError:
+        said = []
+    for index, message in enumerate(said):
+        for refusal in refusals(message, _Said, f"messages[{index}]."):
+            return refusal
     if issubclass(into, SamplingRequest):
         try:
             msgspec.json.decode(body, type=_Format)
         except msgspec.ValidationError as error:
             return _explain(str(error), body, into)
-        except RecursionError:
-            return None
     return None
 
 
@@ -122,7 +146,9 @@ def _explain(message: str, body: bytes, into: type) -> ApiError:
         return invalid(before + named.group(1), "is required")
     if " - at `key` in `$.logit_bias`" in message:
         return invalid(path, _wrong_key(body))
-    if named := _VALUE.match(reason):
+    if reason.startswith("Expected `null`"):
+        reason = NOT_SUPPORTED
+    elif named := _VALUE.match(reason):
         reason = f"{cut(named.group(1))} {NOT_SUPPORTED}"
         if choices := _CHOICES.get(path.rpartition(".")[2]):
             reason += f"; accepted: {', '.join(choices)}"
