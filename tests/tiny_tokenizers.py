@@ -122,3 +122,84 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
         character_level,
     )
 }
+
+
+def gemma_like() -> Tokenizer:
+    """As in Gemma 2 and 3: no space in front, and runs of spaces that are added tokens."""
+    tokenizer = byte_fallback_bpe()
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_tokens([AddedToken("▁" * n, normalized=False) for n in (2, 3, 4, 8)])
+    tokenizer.add_tokens([AddedToken("\n" * n, normalized=False) for n in (1, 2)])
+    tokenizer.add_tokens([AddedToken("<table>", normalized=False), "<0x0G>"])
+    return tokenizer
+
+
+def phi3_like() -> Tokenizer:
+    """As in Phi-3: Llama 2's, with added tokens that swallow the spaces after them."""
+    tokenizer = byte_fallback_bpe()
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True, special=True)])
+    tokenizer.add_tokens([AddedToken("<|sys|>", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.add_tokens([AddedToken("▁<PRE>", normalized=False), "<as text>"])
+    return tokenizer
+
+
+def mistral_like() -> Tokenizer:
+    """As in Mistral v1's newer files: Metaspace in front of the first piece only."""
+    tokenizer = byte_fallback_bpe()
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return tokenizer
+
+
+def qwen_like() -> Tokenizer:
+    """As in Qwen 2 and 3: what is encoded is composed first, so lengths may change."""
+    tokenizer = byte_level_bpe()
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True)])
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), "é", "Ġx y"])
+    return tokenizer
+
+
+def gpt2_like() -> Tokenizer:
+    """As in GPT-2 and RoBERTa: a space in front, and offsets without the spaces of a token."""
+    tokenizer = byte_level_bpe()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    return tokenizer
+
+
+def t5_like() -> Tokenizer:
+    """As in T5 and XLM: NFKC, which makes two characters of one, and a token after each text."""
+    tokenizer = unigram()
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    return tokenizer
+
+
+def bert_like() -> Tokenizer:
+    """As in BERT: lower case, without accents, and a token before and after each text."""
+    tokenizer = wordpiece()
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 1))
+    return tokenizer
+
+
+# What encodes a text to other text, or says less about it.
+STRANGE_KINDS: dict[str, Callable[[], Tokenizer]] = {
+    make.__name__: make
+    for make in (
+        gemma_like,
+        phi3_like,
+        mistral_like,
+        qwen_like,
+        gpt2_like,
+        t5_like,
+        bert_like,
+    )
+}
+ALL_KINDS = KINDS | STRANGE_KINDS

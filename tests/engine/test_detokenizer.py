@@ -8,12 +8,13 @@ from itertools import product
 from os.path import commonprefix
 
 import pytest
+from fakes import ByteCodec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import KINDS, TEXT, byte_fallback_bpe, byte_level_bpe
+from tiny_tokenizers import ALL_KINDS, KINDS, TEXT, byte_fallback_bpe, byte_level_bpe
 
 from duetto.core.sampling_params import SamplingParams
-from duetto.engine.detokenizer import Detokenizer, TextDelta
+from duetto.engine.detokenizer import Detokenizer, TextDelta, TokenStarts
 from duetto.models.tokenizer import Tokenizer
 
 Decode = Callable[[Sequence[int], bool], str]
@@ -289,3 +290,74 @@ def test_stop_strings_made_to_be_slow() -> None:
     start = time.process_time()
     run(bytes_decode, [], [[97]] * 5_000, params)
     assert time.process_time() - start < 3.0
+
+
+def slow_starts(decode: Decode, prompt: Sequence[int], output: Sequence[int], skip: bool):
+    """Of text that is text: how much of what is shown at the end was sure before each token."""
+    text = whole_text(decode, prompt, output, skip)
+    texts = [whole_text(decode, prompt, output[:n], skip) for n in range(len(output))]
+    return [len(commonprefix((before, text))) for before in texts]  # noqa: RUF071
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_tokens_begin_where_the_text_before_them_ends(kind: str, skip: bool) -> None:
+    codec = Tokenizer(ALL_KINDS[kind]())
+
+    def decode(ids: Sequence[int], skip: bool) -> str:
+        return codec.decode(ids, skip_special_tokens=skip)
+
+    for before in ("", "The quick", "a</s>"):
+        prompt = codec.encode(before) if before else []
+        for text in ("the <s>dog é世界🙂 the", " and\n\n    x", *TEXT[:2], TEXT[-1][:9]):
+            output = codec.encode(text, add_special_tokens=False)
+            expected = slow_starts(decode, prompt, output, skip)
+            at = TokenStarts(decode, prompt, skip_special_tokens=skip, start=100)
+            assert [at.push(i) - 100 for i in output] == expected
+            assert expected == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (b"a\xe2\x82bc\xe2\x82\xacd", [0, 1, 1, 2, 3, 4, 4, 4, 5]),
+        (b"\xff\xff\xe2\x82\xac", [0, 1, 2, 2, 2]),  # what never makes a character is one each
+        (b"\xc3\xc3\xa9\xff!", [0, 1, 1, 2, 3]),
+        ("é\U0001f642".encode(), [0, 0, 1, 1, 1, 1]),
+    ],
+)
+def test_starts_of_bytes_that_are_no_text(output: bytes, expected: list[int]) -> None:
+    codec = ByteCodec()
+    at = TokenStarts(
+        lambda ids, skip: codec.decode(ids, skip_special_tokens=skip), (), skip_special_tokens=True
+    )
+    assert [at.push(byte) for byte in output] == expected
+    assert at.push(256) == len(output.decode(errors="replace"))  # a token that is not shown
+
+
+def test_a_character_that_the_prompt_began_begins_the_answer() -> None:
+    codec = ByteCodec()
+    for prompt, output, expected in (
+        (b"a\xe4\xb8", b"\x96b", [0, 1]),
+        (b"a\xe4", b"\xb8\x96b", [0, 0, 1]),
+        (b"a\xe4", b"b", [0]),
+    ):
+        at = TokenStarts(
+            lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
+            prompt,
+            skip_special_tokens=True,
+        )
+        assert [at.push(byte) for byte in output] == expected
+
+
+def test_starts_stay_linear_where_bytes_never_make_text() -> None:
+    longest = 0
+
+    def decode(ids: Sequence[int], skip: bool) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return ByteCodec().decode(ids, skip_special_tokens=skip)
+
+    at = TokenStarts(decode, (), skip_special_tokens=True)
+    assert [at.push(0xFF) for _ in range(500)] == list(range(500))
+    assert longest < 100

@@ -1,12 +1,10 @@
 """How log-probabilities and text offsets are shown, whole and streamed."""
 
 import pytest
-from fakes import ByteCodec
 from server.fakes_server import MODEL, SpeakingExecutor, chunks, make_app, post
 from starlette.testclient import TestClient
 
 from duetto.core.batch import SampledToken, TokenLogprob
-from duetto.server.replies import TextOffsets
 
 TEXT = "Hello, wörld!"
 NUM_TOKENS = len(TEXT.encode()) + 1  # and the end of sequence
@@ -98,12 +96,6 @@ def test_text_offsets_of_an_echo_leave_out_what_it_does_not_show(client):
         (choice,) = post(client, "/v1/completions", {**body, "prompt": prompt})["choices"]
         assert choice["logprobs"]["text_offset"] == offsets
         assert choice["text"][offsets[-2]] == "H"
-
-
-def test_text_offsets_after_half_a_character():
-    offsets = TextOffsets(ByteCodec())
-    starts = [offsets.push(byte, hides_special=True) for byte in b"a\xe2\x82bc\xe2\x82\xacd"]
-    assert starts == [0, 1, 1, 2, 3, 4, 4, 4, 5]
 
 
 def test_tokens_that_are_half_a_character_do_not_share_an_entry(client):

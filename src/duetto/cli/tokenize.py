@@ -15,6 +15,7 @@ from duetto.cli.default_model import model_or_demo
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.cli.stdin import read_stdin
 from duetto.core.errors import ConfigError
+from duetto.core.text import bytes_in_place
 from duetto.models.bpe_trainer import Merge, learn_merges, split_words
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
 
@@ -113,7 +114,7 @@ def visible(piece: bytes) -> str:
 
 def _split(tokenizer: Tokenizer, text: str, special: bool) -> _Split:
     token_ids = tokenizer.encode(text, add_special_tokens=special)
-    return _Split(text, token_ids, [tokenizer.token_bytes(i) for i in token_ids])
+    return _Split(text, token_ids, bytes_in_place(tokenizer, token_ids))
 
 
 def _print_split(split: _Split) -> None:

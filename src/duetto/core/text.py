@@ -1,4 +1,4 @@
-"""The two things the deciding half needs from a tokenizer, as a protocol; models/ implements it."""
+"""What the deciding half needs from a tokenizer, as a protocol; models/ implements it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -60,3 +60,17 @@ class TextCodec(Protocol):
         May wait for another process: not to be called on an event loop.
         """
         ...
+
+
+def bytes_in_place(codec: TextCodec, token_ids: Sequence[int]) -> list[bytes]:
+    """The bytes that each token adds to the text of them all, special tokens shown.
+
+    As token_bytes, but of the one that begins the text, of which a tokenizer may drop a space.
+    """
+    found = [codec.token_bytes(token_id) for token_id in token_ids]
+    index = next((i for i, data in enumerate(found) if data), None)
+    if index is not None:
+        text = codec.decode(token_ids[: index + 1], skip_special_tokens=False)
+        if text != found[index].decode(errors="replace"):
+            found[index] = text.encode()
+    return found

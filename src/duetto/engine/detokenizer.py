@@ -89,6 +89,44 @@ class Detokenizer:
         return self._stops.push(text)
 
 
+class TokenStarts:
+    """Where each token begins in the text that a Detokenizer shows of the same tokens.
+
+    Counted in characters. Tokens that are parts of one character begin where it does; a token
+    without text begins where the text before it ends. Stop strings cut the text, not the count.
+    """
+
+    __slots__ = ("_decode", "_num_emitted", "_skip", "_window")
+
+    def __init__(
+        self,
+        decode: Decode,
+        prompt_token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        start: int = 0,
+    ) -> None:
+        """`start` is how much is shown before: an echoed prompt."""
+        self._decode = decode
+        self._skip = skip_special_tokens
+        self._window = _Window(decode, skip_special_tokens, prompt_token_ids)
+        self._num_emitted = start
+
+    def push(self, token_id: int) -> int:
+        before = self._window.held
+        new = self._window.push(token_id)
+        after = new + self._window.held
+        if before and before == after:
+            # One more byte of the character that is held, or nothing to be seen.
+            adds = bool(self._decode((token_id, token_id), self._skip))
+            within = len(before) - adds
+        else:  # what is held was a beginning of something else, or is a character of its own now
+            within = len(commonprefix((before, after)))  # noqa: RUF071  no paths
+        start = self._num_emitted + within
+        self._num_emitted += len(new)
+        return start
+
+
 class _Window:
     """The last few tokens of a text, decoded together.
 
@@ -96,11 +134,20 @@ class _Window:
     text     [ emitted                | certain now | unfinished ]
     """
 
-    __slots__ = ("_decode", "_num_context", "_num_emitted", "_prompt_text", "_skip", "_tokens")
+    __slots__ = (
+        "_decode",
+        "_num_context",
+        "_num_emitted",
+        "_prompt_text",
+        "_skip",
+        "_tokens",
+        "held",
+    )
 
     def __init__(self, decode: Decode, skip_special: bool, prompt: Sequence[int]) -> None:
         self._decode = decode
         self._skip = skip_special
+        self.held = ""  # of the output's text: its unfinished end
         self._tokens: list[int] = []
         self._num_context = 0
         # The context must show some text, or a tokenizer that drops a text's first space would
@@ -131,6 +178,7 @@ class _Window:
         text = self._decode(self._tokens, self._skip)
         unfinished = text.endswith(UNFINISHED)
         new = self._emit(text, len(text.rstrip(UNFINISHED)) if unfinished else len(text))
+        self.held = self._unfinished(text) if unfinished else ""
         if not new and not self._decode((token_id, token_id), self._skip):
             # A token without text (a skipped special one) is no use as context. Twice, as the
             # single space of a text that is a space may be what the tokenizer drops.
@@ -157,6 +205,13 @@ class _Window:
         self._prompt_text = None
         return new
 
+    def _unfinished(self, text: str) -> str:
+        """What of the window's text is the output's, and not emitted."""
+        start = self._num_emitted
+        if self._prompt_text is not None:
+            start = max(start, len(commonprefix((self._prompt_text, text))))  # noqa: RUF071
+        return text[start:]
+
     def _move(self) -> None:
         """At the end of a character: what came since the last move becomes the left context."""
         self._tokens = self._tokens[self._num_context :]
@@ -175,6 +230,7 @@ class _Window:
             if right and left + right == text:
                 break
         new = self._emit(text, len(left))
+        self.held = text[self._num_emitted :]
         self._tokens = self._tokens[cut:]
         self._num_context = 0
         self._num_emitted = 0

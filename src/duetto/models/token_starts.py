@@ -11,21 +11,23 @@ from typing import Any
 from tokenizers import processors
 
 
-def token_starts(offsets: Sequence[tuple[int, int]], num_characters: int) -> list[int]:
-    """Where each token begins, such that the tokens tile the text: what stands between two tokens
-    (spaces that a tokenizer drops) belongs to the second, and what follows the last one to it.
+def token_starts(offsets: Sequence[tuple[int, int]], text: str) -> list[int]:
+    """Where in `text` each token begins, such that the tokens tile it.
 
     `offsets` are (start, end) in characters. Tokens that are parts of one character begin where it
-    does. A token that stands for no text (start == end) begins where the text before it ends.
+    does. Spaces that no token covers (a tokenizer drops them) belong to the token after them, other
+    characters (an accent that was composed or removed) to the one before, and what follows the last
+    token to it. A token that stands for no text begins where the text before it ends.
     """
     starts: list[int] = []
     last = max((i for i, (start, end) in enumerate(offsets) if end > start), default=-1)
     reached, previous = 0, 0
     for index, (start, end) in enumerate(offsets):
         if index > last:
-            previous = num_characters if last >= 0 else 0
+            previous = len(text) if last >= 0 else 0
         elif end > start:
-            previous = max(previous, min(start, reached))
+            begins = min(start, reached + len(text[reached:start].rstrip()))
+            previous = max(previous, begins)
         else:
             previous = max(previous, reached)
         reached = max(reached, end)

@@ -99,7 +99,7 @@ class Tokenizer:
     ) -> tuple[list[int], list[int]]:
         """As `encode`, and where in `text` each token begins."""
         encoding = self._encode(self._tokenizer.encode_batch, text, add_special_tokens)
-        return encoding.ids, token_starts(encoding.offsets, len(text))
+        return encoding.ids, token_starts(encoding.offsets, text)
 
     def _encode(
         self, encode_batch: Callable[..., list[Any]], text: str, add_special_tokens: bool

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
-from duetto.core.text import TextCodec
+from duetto.core.text import TextCodec, bytes_in_place
 from duetto.engine.thread import SteppedEngine
 from duetto.server.body import body_of
 from duetto.server.byte_budget import ByteBudget, Held
@@ -208,7 +208,8 @@ class Api:
                 "tokens": tokens,
             }
             if wire.return_token_strs:
-                fields["token_strs"] = [self._codec.token_text(token_id) for token_id in tokens]
+                shown = bytes_in_place(self._codec, tokens)
+                fields["token_strs"] = [data.decode(errors="replace") for data in shown]
             return packed(json_parts(fields))
 
         return PartsResponse(await self._work.reply(reply, TOKEN_BYTES * len(tokens)))

@@ -14,6 +14,7 @@ from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.intake import encode_bad_words, make_request
+from duetto.server.echo import Echo, echo_of_ids, echo_of_text
 from duetto.server.errors import invalid, refused
 from duetto.server.protocol import (
     ChatRequest,
@@ -33,6 +34,7 @@ MAX_SALT_CHARS = 128
 class Prompt:
     token_ids: tuple[int, ...]
     text: str | None  # as it was sent; None if ids were sent
+    echo: Echo | None = None  # only if asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,10 @@ class Door:
 
         def build() -> Job:
             encoded = [self._encode(request, prompt, sampling, add_special) for prompt in prompts]
-            return self._draft(request, encoded, sampling, arrival)
+            job = self._draft(request, encoded, sampling, arrival)
+            return self._with_echoes(request, job, add_special) if request.echo else job
 
-        at_once = not request.bad_words
+        at_once = not request.bad_words and not request.echo
         return self._accept(await self._work.text(build, arrival.num_bytes, at_once=at_once))
 
     async def chat(self, request: ChatRequest, sampling: SamplingParams, arrival: Arrival) -> Job:
@@ -181,6 +184,21 @@ class Door:
                 ids = self._codec.encode(prompt, add_special_tokens=add_special)
             return Prompt(tuple(ids), prompt)
         return Prompt(tuple(prompt), None)
+
+    def _with_echoes(self, request: CompletionRequest, job: Job, add_special: bool) -> Job:
+        prompts = []
+        for prompt in job.prompts:
+            with _naming({}):
+                prompts.append(replace(prompt, echo=self._echo(request, prompt, add_special)))
+        return replace(job, prompts=tuple(prompts))
+
+    def _echo(self, request: CompletionRequest, prompt: Prompt, add_special: bool) -> Echo:
+        with_tokens = request.logprobs is not None
+        if prompt.text is None:
+            return echo_of_ids(self._codec, prompt.token_ids, with_tokens=with_tokens)
+        return echo_of_text(
+            self._codec, prompt.text, add_special_tokens=add_special, with_tokens=with_tokens
+        )
 
     def _fewest_tokens(self, prompt: str | list[int]) -> int:
         """How many tokens a prompt is at least, told without tokenizing."""

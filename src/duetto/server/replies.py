@@ -3,7 +3,6 @@
 Plain functions from tokens and text to dicts; they know no engine, no queue and no HTTP.
 """
 
-import codecs
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,65 +103,43 @@ def chat_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> Json:
     }
 
 
-class TextOffsets:
-    """Where each token begins in the text that it is shown in, counted in characters.
-
-    Tokens that are parts of one character begin where it does.
-    """
-
-    def __init__(self, codec: TextCodec) -> None:
-        self._codec = codec
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._num_characters = 0
-
-    def push(self, token_id: int, *, hides_special: bool) -> int:
-        twice = (token_id, token_id)  # as a tokenizer may drop the first space of a text
-        if hides_special and not self._codec.decode(twice, skip_special_tokens=True):
-            return self._num_characters
-        data = self._codec.token_bytes(token_id)
-        if data and not 0x80 <= data[0] < 0xC0:  # a character that was begun has no rest
-            self._num_characters += len(self._decoder.decode(b"", final=True))
-        start = self._num_characters
-        self._num_characters += len(self._decoder.decode(data))
-        return start
-
-
 def completion_logprobs(
     tokens: Sequence[TokenLogprob],
     codec: TextCodec,
-    offsets: list[int],
-    first_id: int | None = None,
+    offsets: Sequence[int],
+    prompt_bytes: Sequence[bytes] = (),
 ) -> Json:
-    """Parallel lists; `offsets` has one for each token, the first one's included.
+    """Parallel lists, as long as `offsets`.
 
-    `first_id` is a prompt's first token, which nothing precedes and nothing scores.
+    `prompt_bytes` are what an echoed prompt's tokens show, before the answer's. With one offset
+    more than tokens, the first is a prompt's first, which nothing precedes and nothing scores.
     """
-
-    def name(token_id: int) -> str:
-        data = codec.token_bytes(token_id)
-        try:
-            data.decode()
-        except UnicodeDecodeError:  # half a character: as OpenAI writes it, or all would be U+FFFD
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-        return codec.token_text(token_id)
-
-    names: list[str] = []
-    logprobs: list[float | None] = []
-    tops: list[dict[str, float] | None] = []
-    if first_id is not None:
-        names, logprobs, tops = [name(first_id)], [None], [None]
-    for token in tokens:
-        names.append(name(token.token_id))
+    unscored = len(offsets) - len(tokens)
+    names = [_name(data) for data in prompt_bytes]
+    names += [_name(codec.token_bytes(t.token_id)) for t in tokens[len(names) - unscored :]]
+    logprobs: list[float | None] = [None] * unscored
+    tops: list[dict[str, float] | None] = [None] * unscored
+    for token, name in zip(tokens, names[unscored:], strict=True):
         logprobs.append(finite(token.logprob))
         # Likeliest last, so that of two tokens with the same text the likelier one is shown.
-        top = {name(i): finite(value) for i, value in reversed(token.top)}
-        tops.append({name(token.token_id): finite(token.logprob), **top})
+        top = {
+            name if i == token.token_id else _name(codec.token_bytes(i)): finite(value)
+            for i, value in reversed(token.top)
+        }
+        tops.append({name: finite(token.logprob), **top})
     return {
         "tokens": names,
         "token_logprobs": logprobs,
         "top_logprobs": tops,
-        "text_offset": offsets,
+        "text_offset": list(offsets),
     }
+
+
+def _name(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:  # half a character: as OpenAI writes it, or all would be U+FFFD
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def prompt_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> list[Json | None]:

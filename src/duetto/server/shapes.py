@@ -8,12 +8,13 @@ from typing import ClassVar, Protocol
 
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.text import TextCodec
+from duetto.engine.detokenizer import TokenStarts
 from duetto.server.door import Job, Prompt
+from duetto.server.echo import Echo
 from duetto.server.json_parts import NUM_AT_ONCE, Columns, EncodedParts, Rows
 from duetto.server.protocol import ChatRequest, CompletionRequest
 from duetto.server.replies import (
     Json,
-    TextOffsets,
     chat_logprobs,
     completion_logprobs,
     prompt_logprobs,
@@ -29,6 +30,8 @@ NOT_SAID: Json = {
     "reasoning": None,
     "reasoning_content": None,
 }
+
+_NO_ECHO = Echo("")
 
 
 class Shape(Protocol):
@@ -109,13 +112,18 @@ class CompletionShape:
         self._request = request
         self._job = job
         self._codec = codec
-        self._offsets = [TextOffsets(codec) for _ in job.requests]
         self._scored: dict[int, EncodedParts] = {}  # by prompt, whose answers all show the same
+        self._starts: dict[int, TokenStarts] = {}  # of the choices that show log-probabilities
 
     def opening(self, index: int) -> Json | None:
         if not self._request.echo and not self._request.return_token_ids:
             return None
-        return {"index": index, "text": self._echo(index), "logprobs": None, **self._ids(index)}
+        return {
+            "index": index,
+            "text": self._echo(index).text,
+            "logprobs": None,
+            **self._ids(index),
+        }
 
     def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
         shown = self._logprobs(index, tokens, ())
@@ -130,7 +138,7 @@ class CompletionShape:
     ) -> Json:
         choice = {
             "index": index,
-            "text": self._echo(index) + text,
+            "text": self._echo(index).text + text,
             "logprobs": self._logprobs(index, tokens, scored),
             **self._ids(index),
             "prompt_logprobs": None,
@@ -151,13 +159,8 @@ class CompletionShape:
     def _prompt(self, index: int) -> Prompt:
         return self._job.prompts[index // self._job.sampling.n]
 
-    def _echo(self, index: int) -> str:
-        if not self._request.echo:
-            return ""
-        prompt = self._prompt(index)
-        if prompt.text is not None:
-            return prompt.text
-        return self._codec.decode(prompt.token_ids, skip_special_tokens=False)
+    def _echo(self, index: int) -> Echo:
+        return self._prompt(index).echo or _NO_ECHO
 
     def _ids(self, index: int) -> Json:
         shown = self._prompt(index).token_ids if self._request.return_token_ids else None
@@ -169,22 +172,29 @@ class CompletionShape:
         if self._request.logprobs is None:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
-        scorable, prompt, push = shown, self._prompt(index), self._offsets[index].push
-        offsets, first_id = [], None
-        if self._request.echo:  # never streamed, so all of it comes at once
-            scorable, first_id = [*scored, *shown], prompt.token_ids[0]
-            hides = prompt.text is not None
-            offsets = [push(token_id, hides_special=hides) for token_id in prompt.token_ids]
-        hides = self._job.sampling.skip_special_tokens
-        offsets += [push(token.token_id, hides_special=hides) for token in shown]
-        num_first = 0 if first_id is None else 1  # what precedes the rows of `scorable`
+        starts, echo = self._starts_of(index), self._echo(index)
+        # With echo never streamed, so all of it comes at once.
+        offsets = [*echo.starts, *[starts.push(token.token_id) for token in shown]]
+        scorable = [*scored, *shown] if echo.starts else shown
+        num_first = len(offsets) - len(scorable)  # the prompt's first token, which nothing scores
 
         def rows(start: int, end: int) -> Json:
-            first = first_id if start == 0 else None
-            shown_at = offsets[start + num_first if start else 0 : end + num_first]
-            return completion_logprobs(scorable[start:end], self._codec, shown_at, first)
+            part = slice(start + num_first if start else 0, end + num_first)
+            return completion_logprobs(
+                scorable[start:end], self._codec, offsets[part], echo.token_bytes[part]
+            )
 
         return _columns(len(scorable), rows)
+
+    def _starts_of(self, index: int) -> TokenStarts:
+        if index not in self._starts:
+            self._starts[index] = TokenStarts(
+                lambda ids, skip: self._codec.decode(ids, skip_special_tokens=skip),
+                self._prompt(index).token_ids,
+                skip_special_tokens=self._job.sampling.skip_special_tokens,
+                start=len(self._echo(index).text),
+            )
+        return self._starts[index]
 
 
 def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | Columns:
