@@ -93,6 +93,7 @@ def test_the_longest_and_the_shortest_shutdown_work():
         ("--sse-keep-alive-interval", {"sse_keep_alive_interval": -1.0}),
         ("--max-num-queued-reqs", {"max_num_queued_reqs": -1}),
         ("--api-key", {"api_key": ("",)}),
+        ("--allowed-origins", {"allowed_origins": ("null", "https://a.example/")}),
         ("--seed", {"args": EngineArgs(seed=2**64)}),
         ("--host", {"host": "0.0.0.0"}),
     ],
