@@ -381,6 +381,7 @@ def test_a_feature_is_named_before_a_field_that_nobody_knows(client):
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a", "naem": "x"}]},
          "did you mean name?"),
         ("/v1/chat/completions", {"stream": True, "stream_options": {"usage": True}}, ""),
+        ("/v1/chat/completions", {"enable_thinking": False}, "from chat_template_kwargs"),
         ("/v1/chat/completions", {"zzzzz": 1}, ""),
     ],
 )  # fmt: skip

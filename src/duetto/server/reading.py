@@ -162,6 +162,8 @@ def _hint(field: str, path: str, into: type) -> str:
     for place, other in _ELSEWHERE.items():
         if not path and field in _honoured(other):
             return f"; it is one of {place}"
+    if field in ("enable_thinking", "thinking"):
+        return "; templates read it from chat_template_kwargs"
     close = get_close_matches(field[:MAX_ECHO].lower(), _honoured(kind), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
