@@ -78,7 +78,7 @@ def test_what_cannot_be_explained_is_one_line(server):
     url, _, _ = server
     with pytest.raises(ConfigError, match="v1/requests/nope/timeline: no request of this id"):
         explain("nope", url=url)
-    with pytest.raises(ConfigError, match="no such path"):
+    with pytest.raises(ConfigError, match="no request of this id"):
         explain("nope/../x", url=url)
     with pytest.raises(ConfigError, match="is `duetto serve` running"):
         explain(url="http://127.0.0.1:1")

@@ -92,11 +92,16 @@ def make_engine(executor: Any, config: SchedulerConfig = CONFIG) -> Engine:
 
 
 def make_app(
-    executor: Any, config: SchedulerConfig = CONFIG, codec: Any = CODEC, **settings: Any
+    executor: Any,
+    config: SchedulerConfig = CONFIG,
+    codec: Any = CODEC,
+    roof_time: Any = None,
+    **settings: Any,
 ) -> tuple[Starlette, Engine]:
     engine = make_engine(executor, config)
     made = ServerSettings(served_model_name=MODEL, version="1.2.3", **settings)
-    return create_app(engine=engine, codec=codec, config=config, settings=made), engine
+    app = create_app(engine=engine, codec=codec, config=config, settings=made, roof_time=roof_time)
+    return app, engine
 
 
 @contextmanager

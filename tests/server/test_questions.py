@@ -1,9 +1,12 @@
 """Where a request's time went, asked over HTTP."""
 
+import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
+import httpx2
 import pytest
 from fakes import make_request
 from server.fakes_server import MODEL, SpeakingExecutor, chunks, make_app, post, wait_until
@@ -14,9 +17,12 @@ from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.request import FinishReason
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.core.timings import Part
+from duetto.server import questions
 from duetto.server.explain import cache_miss, so_far, timeline
-from duetto.server.history import Ended, History
-from duetto.server.timeline import segments, trace
+from duetto.server.history import Ended, History, Step
+from duetto.server.json_parts import NUM_AT_ONCE
+from duetto.server.questions import _item_parts
+from duetto.server.timeline import Steps, segments, trace
 
 TEXT = "Hello!"
 PROMPT = "a prompt of more than one block"
@@ -127,11 +133,11 @@ def test_a_request_in_the_queue_waits_and_says_so():
     for start in (1.0, 2.0, 3.0):
         history.record_step(step(start, {"a": (1, 8)}))
     (running,) = history.running(b"")
-    told = so_far(running, history.steps(), None, 4.0, is_whole=history.remembers_since(0.0))
+    told = so_far(running, of("w", history.steps()), 4.0, is_whole=history.remembers_since(0.0))
     assert told["segments"] == [{"kind": "wait", "start_ms": 0.0, "ms": 4000.0}]
     assert "waits in the queue" in told["why"] and told["segments_are_whole"]
     history.record_step(step(4.0, {"w": (8, 0)}, prompt_tokens=8))
-    told = so_far(running, history.steps(), None, 5.0, is_whole=history.remembers_since(0.0))
+    told = so_far(running, of("w", history.steps()), 5.0, is_whole=history.remembers_since(0.0))
     assert "prompt is being computed" in told["why"] and not told["segments_are_whole"]
 
 
@@ -173,7 +179,7 @@ def test_a_stream_that_is_not_read_shows_in_the_readers_part(client):
     history.record_delivery("r0", 9.0)
     (ended,) = history.ended(b"")
     assert ended.reader_s == 4.0 and ended.total_s == 9.0
-    told = timeline(ended, [], None, tells_other_salts=False)
+    told = timeline(ended, of("r0", []), tells_other_salts=False)
     assert sum(told["parts_ms"].values()) == told["total_ms"] == 9000.0
     assert "client had not read" in told["why"] or told["parts_ms"]["reader"] < 4500
 
@@ -222,6 +228,14 @@ STEPS = [
 ]
 
 
+def of(name, records, roof_time=None):
+    return Steps([kept(record) for record in records], [name], roof_time)
+
+
+def kept(record):
+    return record if isinstance(record, Step) else Step.of(record)
+
+
 def ended_like(name, num_prompt, num_output, finish_time):
     request = make_request(name, range(num_prompt))
     request.timings.token_times = [finish_time] * num_output
@@ -234,7 +248,7 @@ def ended_like(name, num_prompt, num_output, finish_time):
 
 
 def test_segments_tell_prompt_decode_shared_and_what_was_computed_again():
-    found, is_whole = segments(ended_like("a", 8, 4, 10.0), STEPS, lambda shape: 0.25)
+    found, is_whole = segments(ended_like("a", 8, 4, 10.0), of("a", STEPS, lambda shape: 0.25))
     assert is_whole
     assert [(s.kind, s.start, s.end, s.num_tokens) for s in found] == [
         ("wait", 0.0, 1.0, 0),
@@ -251,7 +265,7 @@ def test_segments_tell_prompt_decode_shared_and_what_was_computed_again():
 
 
 def test_segments_end_with_the_request_not_with_its_last_step():
-    found, _ = segments(ended_like("a", 8, 4, 9.75), STEPS, None)
+    found, _ = segments(ended_like("a", 8, 4, 9.75), of("a", STEPS))
     last = found[-1].shown(0.0)
     assert (last["start_ms"], last["ms"], last["busy_ms"]) == (9000.0, 750.0, 750.0)
     assert last["longest_step_ms"] == 750.0
@@ -259,8 +273,8 @@ def test_segments_end_with_the_request_not_with_its_last_step():
 
 def test_forgotten_steps_are_told():
     ended = ended_like("a", 8, 4, 10.0)
-    assert segments(ended, STEPS[1:], None) != segments(ended, STEPS, None)
-    assert not segments(ended, STEPS[-1:], None)[1]
+    assert segments(ended, of("a", STEPS[1:])) != segments(ended, of("a", STEPS))
+    assert not segments(ended, of("a", STEPS[-1:]))[1]
 
 
 def test_history_is_bounded():
@@ -268,7 +282,7 @@ def test_history_is_bounded():
     for index in range(5):
         history.record_step(step(float(index), {"a": (1, index)}))
         history.record_update(*ended_request(f"r{index}"))
-    assert [s.start_time for s in history.steps()] == [2.0, 3.0, 4.0]
+    assert [s.record.start_time for s in history.steps()] == [2.0, 3.0, 4.0]
     assert [e.request_id for e in history.ended(b"")] == ["r4", "r3"]
     assert all(type(e) is Ended for e in history.ended(b""))
 
@@ -278,16 +292,85 @@ def test_a_slow_machine_is_told_from_a_full_one():
     history = History()
     request.timings.predicted_s = 1.0
     history.record_update(request, update)
-    why = timeline(history.ended(b"")[0], [], None, tells_other_salts=False)["why"]
+    why = timeline(history.ended(b"")[0], of("r0", []), tells_other_salts=False)["why"]
     assert "computing its own prompt" in why and "4.0 times what is expected" in why
     assert "80%" in why
     waited, update = ended_request("w", waited_s=4.5)
     history.record_update(waited, update)
-    why = timeline(history.ended(b"")[0], [], None, tells_other_salts=False)["why"]
+    why = timeline(history.ended(b"")[0], of("w", []), tells_other_salts=False)["why"]
     assert "waiting for its turn" in why and "expected" not in why
 
 
 def test_a_trace_is_json_of_finite_numbers():
-    text = json.dumps(trace(STEPS, [ended_like("a", 8, 4, 10.0)], lambda shape: 0.1))
+    text = json.dumps(
+        [*trace([kept(s) for s in STEPS], [ended_like("a", 8, 4, 10.0)], lambda shape: 0.1)]
+    )
     assert "NaN" not in text and "Infinity" not in text
-    assert json.loads(text)["traceEvents"][2]["args"]["of_roof"] == 0.1
+    assert json.loads(text)[2]["args"]["of_roof"] == 0.1
+
+
+class CountedIds(tuple):
+    """The ids of a step, counting how often they are looked through."""
+
+    num_passes = 0
+
+    def __iter__(self):
+        CountedIds.num_passes += 1
+        return super().__iter__()
+
+    def __contains__(self, item):
+        return any(each == item for each in self)
+
+    def index(self, item):
+        return list(self).index(item)
+
+
+def test_many_choices_cost_one_pass_over_the_steps_and_none_of_it_on_the_loop():
+    """Each choice once looked through all steps, twice, and priced each again, on the event loop:
+    2.4 s of it for 32 choices and a full history (benchmarks/observed.py)."""
+    num_choices, num_steps, priced_on = 16, 50, []
+
+    def price(shape):
+        assert len(shape.requests) == num_choices
+        priced_on.append(threading.get_ident())
+        return 0.1
+
+    app, _ = make_app(SpeakingExecutor(TEXT), roof_time=price)
+    history = app.state.relay.history
+    ids = [f"{'f' * 32}-0-{index}" for index in range(num_choices)]
+    for number in range(num_steps):
+        made = step(float(number), dict.fromkeys(ids, (1, number)))
+        history.record_step(made._replace(request_ids=CountedIds(made.request_ids)))
+    for each in ids:
+        request, update = ended_request(each)
+        update.timings.finish_time = float(num_steps)
+        history.record_update(request, update)
+    loop_thread = []
+
+    async def ask():
+        loop_thread.append(threading.get_ident())
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as asking:
+            return await asking.get(f"/v1/requests/{'f' * 32}/timeline")
+
+    CountedIds.num_passes = 0
+    choices = asyncio.run(ask()).json()["choices"]
+    assert [choice["id"] for choice in choices] == sorted(ids)
+    assert all(sum(s.get("steps", 0) for s in c["segments"]) == num_steps for c in choices)
+    assert CountedIds.num_passes <= num_steps
+    assert len(priced_on) == num_steps and not set(priced_on) & set(loop_thread)
+
+
+def test_a_long_list_of_segments_is_the_same_in_parts():
+    segments = [{"kind": "decode", "start_ms": float(i)} for i in range(3 * NUM_AT_ONCE + 1)]
+    item = {"id": "x", "segments": segments, "why": "because"}
+    assert json.loads(b"".join(_item_parts(item))) == item
+    short = {"id": "x", "segments": segments[:1]}
+    assert json.loads(b"".join(_item_parts(short))) == short
+
+
+def test_too_many_questions_at_once_are_told_to_come_back(client, monkeypatch):
+    monkeypatch.setattr(questions, "MAX_ASKED", 0)
+    for path in ("/v1/requests", "/debug/steps.json"):
+        reply = client.get(path)
+        assert reply.status_code == 503 and "Retry-After" in reply.headers

@@ -240,7 +240,9 @@ class Api:
 
     async def metrics(self, _: Request) -> Response:
         kind = "text/plain; version=0.0.4; charset=utf-8"
-        return Response(self._metrics.exposition(), headers={"Content-Type": kind})
+        # Some milliseconds, in which a thread leaves the interpreter to others now and then.
+        text = await asyncio.to_thread(self._metrics.exposition)
+        return Response(text, headers={"Content-Type": kind})
 
     # --- steps of a request ----------------------------------------------------------------------
 

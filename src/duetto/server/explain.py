@@ -3,14 +3,12 @@
 Knows what is remembered of a request; knows no engine and no HTTP.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-from duetto.core.batch import StepRecord
 from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.timings import Part
 from duetto.server.history import Ended, Running
-from duetto.server.timeline import RoofTime, ms, segments, segments_until
+from duetto.server.timeline import Steps, ms, segments, segments_until
 
 Json = dict[str, Any]
 
@@ -79,13 +77,12 @@ def listed(ended: Ended) -> Json:
 
 def timeline(
     ended: Ended,
-    steps: Sequence[StepRecord],
-    roof_time: RoofTime | None,
+    steps: Steps,
     *,
     tells_other_salts: bool,
 ) -> Json:
     """All that is known of where one request's time went."""
-    found, is_whole = segments(ended, steps, roof_time)
+    found, is_whole = segments(ended, steps)
     miss = cache_miss(ended.cache_miss, tells_other_salts=tells_other_salts)
     gap_end, origin = ended.longest_gap_end, ended.arrival_time
     return {
@@ -108,15 +105,14 @@ def timeline(
 
 def so_far(
     running: Running,
-    steps: Sequence[StepRecord],
-    roof_time: RoofTime | None,
+    steps: Steps,
     now: float,
     *,
     is_whole: bool,
 ) -> Json:
     """What is known of a request that has not ended. How its time divides into parts, what the
     cache had, and why, is told when it has."""
-    found, num_tokens = segments_until(running, steps, roof_time, now)
+    found, num_tokens = segments_until(running, steps, now)
     total_s, origin = now - running.arrival_time, running.arrival_time
     state = (
         f"{running.num_output_tokens} tokens are generated so far"

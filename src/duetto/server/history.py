@@ -3,17 +3,45 @@
 Bounded: the oldest are forgotten. Lives on the event loop; knows no HTTP and no words.
 """
 
+from array import array
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.cache_miss import CacheMiss
 from duetto.core.request import Request
+from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import Part
 
 MAX_STEPS = 4096
-MAX_ROWS = 2**17  # requests of all remembered steps together: about 13 MB
+MAX_ROWS = 2**17  # requests of all remembered steps together: about 3 MB
 MAX_REQUESTS = 1024
+
+
+class Step(NamedTuple):
+    """A step as it is remembered. What it did for each request is numbers in one array: as many
+    objects would each be looked at by every collection of garbage, which stops all threads."""
+
+    record: StepRecord  # without its shape
+    rows: "array[int]"  # of each request, what its RequestShape holds
+
+    @classmethod
+    def of(cls, record: StepRecord) -> "Step":
+        rows = array("q", chain.from_iterable(record.shape.requests))
+        return cls(record._replace(shape=EMPTY), rows)
+
+    def request_shape(self, place: int) -> RequestShape:
+        """What the step did for the request at this place of `request_ids`."""
+        start = place * _ROW
+        return RequestShape(*self.rows[start : start + _ROW])
+
+    def shape(self) -> BatchShape:
+        return BatchShape(tuple([self.request_shape(i) for i in range(len(self.rows) // _ROW)]))
+
+
+_ROW = len(RequestShape._fields)
 
 
 @dataclass(slots=True)
@@ -67,7 +95,7 @@ class Running:
 
 class History:
     def __init__(self, max_steps: int = MAX_STEPS, max_requests: int = MAX_REQUESTS) -> None:
-        self._steps: deque[StepRecord] = deque()
+        self._steps: deque[Step] = deque()
         self._num_rows = 0
         self._max_steps = max_steps
         self._max_requests = max_requests
@@ -92,10 +120,10 @@ class History:
         return self._labels.get((tenant, label))
 
     def record_step(self, record: StepRecord) -> None:
-        self._steps.append(record)
+        self._steps.append(Step.of(record))
         self._num_rows += len(record.request_ids)
         while len(self._steps) > self._max_steps or self._num_rows > MAX_ROWS:
-            self._num_rows -= len(self._steps.popleft().request_ids)
+            self._num_rows -= len(self._steps.popleft().record.request_ids)
             self._has_forgotten = True
 
     def record_arrival(self, request: Request, name: str = "") -> None:
@@ -156,13 +184,13 @@ class History:
         if ended is not None:
             ended.reader_s = max(0.0, now - ended.finish_time)
 
-    def steps(self) -> list[StepRecord]:
+    def steps(self) -> list[Step]:
         """Oldest first."""
         return list(self._steps)
 
     def remembers_since(self, time: float) -> bool:
         """Whether no step that began after `time` has been forgotten."""
-        return not self._has_forgotten or self._steps[0].start_time <= time
+        return not self._has_forgotten or self._steps[0].record.start_time <= time
 
     def running(self, tenant: bytes) -> list[Running]:
         """The requests of a tenant that have not ended, the oldest first."""

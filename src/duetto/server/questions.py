@@ -5,18 +5,22 @@ remembered (history.py) and no engine.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from duetto.server.errors import ApiError, json_response
-from duetto.server.explain import listed, so_far, timeline
+from duetto.server.errors import ApiError, overloaded
+from duetto.server.explain import Json, listed, so_far, timeline
 from duetto.server.history import Ended, History, Running, reply_of
+from duetto.server.json_parts import NUM_AT_ONCE, EncodedParts, PartsResponse, json_parts, packed
 from duetto.server.relay import Relay
 from duetto.server.settings import ServerSettings
-from duetto.server.timeline import RoofTime, trace
+from duetto.server.timeline import Pace, RoofTime, Steps, trace
+
+MAX_ASKED = 64  # questions that wait for their turn or are answered
 
 _PREFIXES = ("chatcmpl-", "cmpl-")
 
@@ -31,6 +35,8 @@ class Questions:
         self._clock = relay.clock
         self._settings = settings
         self._roof_time = roof_time
+        self._turn = asyncio.Semaphore(1)
+        self._num_asked = 0
 
     def routes(self) -> list[Route]:
         return [
@@ -42,7 +48,7 @@ class Questions:
     async def requests(self, request: Request) -> Response:
         """Those that ended of late, the last one first."""
         mine = self._history.ended(_tenant(request))
-        return json_response({"object": "list", "data": [listed(ended) for ended in mine]})
+        return await self._made(lambda: _around({"object": "list"}, "data", map(listed, mine)))
 
     async def timeline(self, request: Request) -> Response:
         """Every choice of a reply, by the reply's id; or one, by its own. Of one that is still
@@ -61,36 +67,71 @@ class Questions:
                 param="id",
                 code="request_not_found",
             )
-        steps, now = history.steps(), self._clock()
-        choices = [
-            timeline(
-                ended,
-                steps,
-                self._roof_time,
-                tells_other_salts=self._settings.only_local_hosts,
-            )
-            for ended in mine
-        ]
-        choices += [
-            so_far(
-                each,
-                steps,
-                self._roof_time,
-                now,
-                is_whole=history.remembers_since(each.arrival_time),
-            )
-            for each in running
-        ]
-        choices.sort(key=lambda choice: str(choice["id"]))
-        return json_response({"id": asked, "object": "timeline", "choices": choices})
+        both: list[Ended | Running] = [*mine, *running]
+        both.sort(key=lambda one: one.request_id)
+        records, now = history.steps(), self._clock()
+        since = {each.request_id: history.remembers_since(each.arrival_time) for each in running}
+        tells_other_salts = self._settings.only_local_hosts
+
+        def choices() -> Iterator[Json]:
+            steps = Steps(records, [one.request_id for one in both], self._roof_time)
+            for one in both:
+                if isinstance(one, Ended):
+                    yield timeline(one, steps, tells_other_salts=tells_other_salts)
+                else:
+                    yield so_far(one, steps, now, is_whole=since[one.request_id])
+
+        head = {"id": asked, "object": "timeline"}
+        return await self._made(lambda: _around(head, "choices", choices()))
 
     async def steps(self, request: Request) -> Response:
         """The last steps as a trace that Perfetto loads."""
-        mine, steps = self._history.ended(_tenant(request)), self._history.steps()
-        seen = {request_id for step in steps for request_id in step.request_ids}
-        own = [ended for ended in reversed(mine) if ended.request_id in seen]
-        # It can be megabytes: no stream should stutter while it is made.
-        return await asyncio.to_thread(lambda: json_response(trace(steps, own, self._roof_time)))
+        records, mine = self._history.steps(), self._history.ended(_tenant(request))[::-1]
+        head = {"displayTimeUnit": "ms"}
+        return await self._made(
+            lambda: _around(head, "traceEvents", trace(records, mine, self._roof_time))
+        )
+
+    async def _made(self, parts: Callable[[], Iterator[bytes]]) -> Response:
+        """A reply that a thread makes in small parts: it can be megabytes, and no stream should
+        stutter meanwhile. One at a time. Raises ApiError 503 if too many wait."""
+        if self._num_asked >= MAX_ASKED:
+            raise overloaded(f"{self._num_asked} such questions wait; try again later")
+        self._num_asked += 1
+        try:
+            async with self._turn:
+                return PartsResponse(await asyncio.to_thread(lambda: packed(parts())))
+        finally:
+            self._num_asked -= 1
+
+
+def _around(head: Json, name: str, items: Iterable[Json]) -> Iterator[bytes]:
+    """The JSON of `head` with the list of the items as one more field, item by item."""
+    yield msgspec.json.encode(head)[:-1] + b"," + msgspec.json.encode(name) + b":["
+    for place, item in enumerate(items):
+        if place:
+            yield b","
+        yield from _item_parts(item)
+    yield b"]}"
+
+
+def _item_parts(item: Json) -> Iterator[bytes]:
+    """One with as many segments as there are steps is a megabyte."""
+    segments = item.get("segments", ())
+    if len(segments) <= NUM_AT_ONCE:
+        yield msgspec.json.encode(item)
+        return
+    shown = {**item, "segments": EncodedParts(list(_encoded(segments)))}
+    yield from json_parts(shown)
+
+
+def _encoded(segments: Sequence[Json]) -> Iterator[bytes]:
+    pace = Pace()
+    for start in range(0, len(segments), NUM_AT_ONCE):
+        yield b"," if start else b"["
+        yield msgspec.json.encode(segments[start : start + NUM_AT_ONCE])[1:-1]
+        pace.did(NUM_AT_ONCE)
+    yield b"]"
 
 
 def _sought(

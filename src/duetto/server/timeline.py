@@ -3,16 +3,22 @@
 Plain functions from records to JSON; they know no engine and no HTTP.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import sleep
 from typing import Any
 
 from duetto.core.batch import StepRecord
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.server.history import Ended, Running
+from duetto.server.history import Ended, Running, Step
 
 Json = dict[str, Any]
 RoofTime = Callable[[BatchShape], float]  # seconds a step would take if it reached its roof
+
+ROWS_PER_PAUSE = 500  # of one request in one step, each of which takes one or two microseconds
+ROWS_PER_PRICE, ROWS_PER_EVENT = 10, 10
+PAUSE_S = 1e-4
 
 
 @dataclass(slots=True)
@@ -64,63 +70,134 @@ class Segment:
         }
 
 
-def segments(
-    ended: Ended, steps: Sequence[StepRecord], roof_time: RoofTime | None
-) -> tuple[list[Segment], bool]:
+class Steps:
+    """Remembered steps, with those that each of some requests was in: found in one pass."""
+
+    def __init__(
+        self, steps: Sequence[Step], wanted: Iterable[str], roof_time: RoofTime | None
+    ) -> None:
+        """`wanted` are the ids of the requests that will be asked for."""
+        self.pace = Pace()
+        self._steps = steps
+        self._roof_time = roof_time
+        self._roofs: dict[int, float] = {}
+        # Of each request: numbers of steps, and its place in them.
+        self._of = {each: (array("L"), array("L")) for each in wanted}
+        for number, step in enumerate(steps):
+            for place, request_id in enumerate(step.record.request_ids):
+                mine = self._of.get(request_id)
+                if mine is not None:
+                    mine[0].append(number)
+                    mine[1].append(place)
+            self.pace.did(len(step.record.request_ids))
+
+    def has(self, request_id: str) -> bool:
+        """Whether any of the steps computed something for a request."""
+        return bool(self._of[request_id][0])
+
+    def of(self, request_id: str) -> Iterator[tuple[int, StepRecord, RequestShape]]:
+        """The steps that did, oldest first: their numbers, records, and what they computed."""
+        for number, place in zip(*self._of[request_id], strict=True):
+            step = self._steps[number]
+            yield number, step.record, step.request_shape(place)
+
+    def roof_s(self, number: int) -> float | None:
+        """What a step would have taken at the roof; priced once, however often it is asked."""
+        if self._roof_time is None:
+            return None
+        known = self._roofs.get(number)
+        if known is None:
+            known = self._roofs[number] = self._roof_time(self._steps[number].shape())
+            self.pace.did(ROWS_PER_PRICE)
+        return known
+
+
+class Pace:
+    """A pause after each millisecond or so of work: threads that wait for the interpreter, the
+    event loop's and the engine's, would otherwise get it every 5 ms only."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+
+    def did(self, num_rows: int) -> None:
+        """Call it after work, `num_rows` times what one request in one step takes."""
+        self._num_rows += num_rows
+        if self._num_rows >= ROWS_PER_PAUSE:
+            self._num_rows = 0
+            sleep(PAUSE_S)
+
+
+def segments(ended: Ended, steps: Steps) -> tuple[list[Segment], bool]:
     """What a request did, in order; and whether all of its steps are still remembered."""
-    found, num_tokens = segments_until(ended, steps, roof_time, ended.finish_time)
+    found, num_tokens = segments_until(ended, steps, ended.finish_time)
     return found, _is_whole(ended, num_tokens)
 
 
 def segments_until(
-    request: Ended | Running, steps: Sequence[StepRecord], roof_time: RoofTime | None, until: float
+    request: Ended | Running, steps: Steps, until: float
 ) -> tuple[list[Segment], int]:
     """What a request did up to an instant, in order; and how many tokens were computed for it."""
     found = [Segment("wait", request.arrival_time, request.arrival_time)]
     reached, num_tokens = 0, 0  # the most that it ever had computed, and tokens in all
     at = 0  # what it had computed after the step before
-    for step, own in _steps_of(request.request_id, steps, until):
+    for number, step, own in steps.of(request.request_id):
+        if step.start_time > until:
+            break
         if not num_tokens:
             found[0].end = step.start_time
-        if own.num_past + own.num_new <= reached:
-            kind, own_prompt = "recompute", own.num_new
-        elif own.num_past < request.num_prompt_tokens:
-            kind, own_prompt = "prompt", own.num_new
-        else:
-            kind, own_prompt = "decode", 0
-        others = step.num_prompt_tokens - min(own_prompt, step.num_prompt_tokens)
-        kind = "shared" if kind == "decode" and others else kind
+        kind, others = _kind(step, own, reached, request.num_prompt_tokens)
         if own.num_past < at:  # it has lost its blocks in between
             found.append(Segment("wait", found[-1].end, step.start_time))
         # A step goes on after a request's last token: others' text is made, and it is recorded.
         end = min(step.end_time, until)
         if found[-1].kind != kind:
             found.append(Segment(kind, step.start_time, end))
-        roof_s = None if roof_time is None else roof_time(step.shape)
-        found[-1].add(step, end, own.num_new, others, roof_s)
+        found[-1].add(step, end, own.num_new, others, steps.roof_s(number))
         at = own.num_past + own.num_new
         reached = max(reached, at)
         num_tokens += own.num_new
+        steps.pace.did(1)
     if not num_tokens:
         found[0].end = until
     return found, num_tokens
 
 
-def trace(steps: Sequence[StepRecord], own: Sequence[Ended], roof_time: RoofTime | None) -> Json:
+def _kind(
+    step: StepRecord, own: RequestShape, reached: int, num_prompt_tokens: int
+) -> tuple[str, int]:
+    """What a step was for one of its requests, and how many tokens of others' prompts it had."""
+    if own.num_past + own.num_new <= reached:
+        kind, own_prompt = "recompute", own.num_new
+    elif own.num_past < num_prompt_tokens:
+        kind, own_prompt = "prompt", own.num_new
+    else:
+        kind, own_prompt = "decode", 0
+    others = step.num_prompt_tokens - min(own_prompt, step.num_prompt_tokens)
+    return "shared" if kind == "decode" and others else kind, others
+
+
+def trace(
+    remembered: Sequence[Step], own: Sequence[Ended], roof_time: RoofTime | None
+) -> Iterator[Json]:
     """Chrome's trace events, which Perfetto (ui.perfetto.dev) loads: a track of steps, counters,
-    and a track for each of the requests that are given."""
-    events = [_name("process_name", 1, 0, "engine"), _name("thread_name", 1, 1, "steps")]
-    for step in steps:
-        events += _step_events(step, roof_time)
-    events.append(_name("process_name", 2, 0, "requests"))
-    for track, ended in enumerate(own, start=1):
-        mine = [s for s in segments(ended, steps, None)[0] if s.end > s.start]
-        events.append(_name("thread_name", 2, track, ended.request_id))
-        events += [_slice(2, track, s.kind, s.start, s.end, s.shown(s.start)) for s in mine]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    and a track for each of the requests that are given and were in one of the steps."""
+    steps = Steps(remembered, [ended.request_id for ended in own], roof_time)
+    yield _name("process_name", 1, 0, "engine")
+    yield _name("thread_name", 1, 1, "steps")
+    for number, step in enumerate(remembered):
+        yield from _step_events(step.record, steps.roof_s(number))
+        steps.pace.did(ROWS_PER_EVENT)
+    yield _name("process_name", 2, 0, "requests")
+    seen = (ended for ended in own if steps.has(ended.request_id))
+    for track, ended in enumerate(seen, start=1):
+        mine = [s for s in segments(ended, steps)[0] if s.end > s.start]
+        yield _name("thread_name", 2, track, ended.request_id)
+        for s in mine:
+            yield _slice(2, track, s.kind, s.start, s.end, s.shown(s.start))
+            steps.pace.did(ROWS_PER_EVENT)
 
 
-def _step_events(step: StepRecord, roof_time: RoofTime | None) -> list[Json]:
+def _step_events(step: StepRecord, roof_s: float | None) -> list[Json]:
     duration = step.end_time - step.start_time
     told = {
         "tokens": step.num_tokens,
@@ -128,7 +205,7 @@ def _step_events(step: StepRecord, roof_time: RoofTime | None) -> list[Json]:
         "requests": step.num_scheduled,
         "preemptions": step.num_preemptions,
         "expected_ms": ms(step.predicted_s),
-        "of_roof": None if roof_time is None else fraction(roof_time(step.shape), duration),
+        "of_roof": fraction(roof_s, duration),
     }
     name = f"{step.num_tokens} tokens"
     counters = {
@@ -142,14 +219,6 @@ def _step_events(step: StepRecord, roof_time: RoofTime | None) -> list[Json]:
             for title, values in counters.items()
         ),
     ]
-
-
-def _steps_of(
-    request_id: str, steps: Sequence[StepRecord], until: float
-) -> Iterator[tuple[StepRecord, RequestShape]]:
-    for step in steps:
-        if step.start_time <= until and request_id in step.request_ids:
-            yield step, step.shape.requests[step.request_ids.index(request_id)]
 
 
 def _is_whole(ended: Ended, num_tokens: int) -> bool:
