@@ -15,7 +15,7 @@ from starlette.routing import Route
 from duetto.server.errors import ApiError, overloaded
 from duetto.server.explain import Json, listed, so_far, timeline
 from duetto.server.history import Ended, History, Running, reply_of
-from duetto.server.json_parts import NUM_AT_ONCE, EncodedParts, PartsResponse, json_parts, packed
+from duetto.server.json_parts import NUM_AT_ONCE, PartsResponse, Rows, json_parts, packed
 from duetto.server.relay import Relay
 from duetto.server.settings import ServerSettings
 from duetto.server.timeline import Pace, RoofTime, Steps, trace
@@ -117,21 +117,17 @@ def _around(head: Json, name: str, items: Iterable[Json]) -> Iterator[bytes]:
 
 def _item_parts(item: Json) -> Iterator[bytes]:
     """One with as many segments as there are steps is a megabyte."""
-    segments = item.get("segments", ())
+    pace = Pace()
+    segments: list[Json] = item.get("segments", [])
     if len(segments) <= NUM_AT_ONCE:
         yield msgspec.json.encode(item)
         return
-    shown = {**item, "segments": EncodedParts(list(_encoded(segments)))}
-    yield from json_parts(shown)
 
-
-def _encoded(segments: Sequence[Json]) -> Iterator[bytes]:
-    pace = Pace()
-    for start in range(0, len(segments), NUM_AT_ONCE):
-        yield b"," if start else b"["
-        yield msgspec.json.encode(segments[start : start + NUM_AT_ONCE])[1:-1]
+    def rows(start: int, end: int) -> list[Json]:
         pace.did(NUM_AT_ONCE)
-    yield b"]"
+        return segments[start:end]
+
+    yield from json_parts({**item, "segments": Rows(len(segments), rows)})
 
 
 def _sought(
