@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import KINDS, SPECIAL, TEXT, byte_fallback_bpe, byte_level_bpe
+from tiny_tokenizers import ALL_KINDS, KINDS, SPECIAL, TEXT, byte_fallback_bpe, byte_level_bpe
 from tokenizers import Tokenizer as Library
 from tokenizers import processors
 
@@ -272,11 +272,11 @@ def test_the_longest_token_bounds_a_text_only_where_every_byte_is_kept() -> None
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_agrees_with_transformers(kind: str, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  an extra
 
-    library = KINDS[kind]()
+    library = ALL_KINDS[kind]()
     if library.post_processor is None:
         library.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 1)]
@@ -296,3 +296,15 @@ def test_agrees_with_transformers(kind: str, tmp_path: Path) -> None:
             assert ours.encode(text, add_special_tokens=special) == ids
             expected = theirs.decode(ids, skip_special_tokens=special)
             assert ours.decode(ids, skip_special_tokens=special) == expected
+        if len(text) < 20:
+            _check_starts(ours, theirs, text)
+
+
+def _check_starts(ours: Tokenizer, theirs: Any, text: str) -> None:
+    """Where transformers says that a token begins, or at the spaces before it."""
+    told = theirs(text, return_offsets_mapping=True)
+    ids, starts = ours.encode_with_starts(text)
+    assert ids == told["input_ids"]
+    for at, (start, end) in zip(starts, told["offset_mapping"], strict=True):
+        if end > start:
+            assert at == start or not text[at:start].strip(), (text, at, start)

@@ -186,3 +186,26 @@ def test_a_strange_file_is_refused_or_serves(name: str, tmp_path: Path) -> None:
             codec.decode(codec.encode(text))
         except InvalidRequest as error:
             assert error.field == "prompt"
+
+
+def test_a_file_that_makes_a_text_grow_without_bound_is_refused(tmp_path: Path) -> None:
+    """Memory that ends, ends the process: the library has no way to refuse."""
+    bomb = [normalizers.Replace("a", "a" * 1000)] * 3
+    cases = [
+        ("normalizer", normalizers.Sequence(bomb), "1,000,000,000"),
+        ("normalizer", normalizers.Sequence([normalizers.Sequence(bomb[:1])]), "1,000"),
+        ("normalizer", normalizers.Sequence([normalizers.Prepend("ab")] * 4), "81"),
+        ("decoder", decoders.Sequence([decoders.Replace("a", "aaaaa")] * 3), "125"),
+    ]
+    for part, value, number in cases:
+        library = byte_level_bpe()
+        setattr(library, part, value)
+        library.save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(CheckpointError, match=f"its {part} may make {number} characters"):
+            load_tokenizer(tmp_path)
+    library = byte_level_bpe()
+    library.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"), normalizers.Replace("…", "...")]
+    )
+    library.save(str(tmp_path / "tokenizer.json"))
+    load_tokenizer(tmp_path)

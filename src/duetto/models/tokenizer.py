@@ -24,6 +24,7 @@ from duetto.models.json_file import JsonSection, read_json
 from duetto.models.token_bytes import TokenBytes, byte_pieces, decoder_types
 from duetto.models.token_rows import check_vocabulary, tokens_beyond
 from duetto.models.token_starts import keep_offsets, token_starts
+from duetto.models.tokenizer_growth import check_growth
 from duetto.models.tokenizer_library import LibraryError, call, refusing_panics
 
 _MAX_ID_DIGITS = 9
@@ -58,6 +59,7 @@ class Tokenizer:
         `vocab_size` is how many rows the model's embedding has; without a model, as many as there
         are ids. Raises CheckpointError if the tokenizer belongs to a model with more.
         """
+        check_growth(file, normalizer=tokenizer.normalizer, decoder=tokenizer.decoder)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.post_processor = keep_offsets(tokenizer.post_processor)
