@@ -116,7 +116,25 @@ class OtherSamplers(Features, kw_only=True):
     cache_prompt: Raw = ABSENT  # an answer is the same with a cache and without
 
 
-class SamplingRequest(OtherSamplers, kw_only=True):
+class OtherServers(OtherSamplers, kw_only=True):
+    """What clients of SGLang, OpenRouter and Mistral send, where it asks for nothing."""
+
+    regex: Annotated[Raw, Only()] = ABSENT
+    ebnf: Annotated[Raw, Only()] = ABSENT
+    no_stop_trim: Annotated[Raw, Only(False)] = ABSENT
+    return_hidden_states: Annotated[Raw, Only(False)] = ABSENT
+    lora_path: Annotated[Raw, Only()] = ABSENT
+    rid: Raw = ABSENT  # a label
+    transforms: Annotated[Raw, Only([])] = ABSENT
+    plugins: Annotated[Raw, Only([])] = ABSENT
+    models: Annotated[Raw, Only([])] = ABSENT
+    route: Annotated[Raw, Only()] = ABSENT
+    provider: Annotated[Raw, Only({})] = ABSENT
+    safe_prompt: Annotated[Raw, Only(False)] = ABSENT
+    random_seed: Annotated[Raw, Only()] = ABSENT
+
+
+class SamplingRequest(OtherServers, kw_only=True):
     """What both endpoints that sample have in common; the names are OpenAI's, then vLLM's."""
 
     model: str
