@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import ALL_KINDS, KINDS, TEXT, byte_fallback_bpe, byte_level_bpe
 
 from duetto.core.sampling_params import SamplingParams
-from duetto.engine.detokenizer import Detokenizer, TextDelta, TokenStarts
+from duetto.engine.detokenizer import Detokenizer, TextDelta, TokenPlaces
 from duetto.models.tokenizer import Tokenizer
 
 Decode = Callable[[Sequence[int], bool], str]
@@ -312,8 +312,8 @@ def test_tokens_begin_where_the_text_before_them_ends(kind: str, skip: bool) -> 
         for text in ("the <s>dog é世界🙂 the", " and\n\n    x", *TEXT[:2], TEXT[-1][:9]):
             output = codec.encode(text, add_special_tokens=False)
             expected = slow_starts(decode, prompt, output, skip)
-            at = TokenStarts(decode, prompt, skip_special_tokens=skip, start=100)
-            assert [at.push(i) - 100 for i in output] == expected
+            at = TokenPlaces(decode, prompt, skip_special_tokens=skip, start=100)
+            assert [at.push(i).start - 100 for i in output] == expected
             assert expected == sorted(expected)
 
 
@@ -328,11 +328,11 @@ def test_tokens_begin_where_the_text_before_them_ends(kind: str, skip: bool) -> 
 )
 def test_starts_of_bytes_that_are_no_text(output: bytes, expected: list[int]) -> None:
     codec = ByteCodec()
-    at = TokenStarts(
+    at = TokenPlaces(
         lambda ids, skip: codec.decode(ids, skip_special_tokens=skip), (), skip_special_tokens=True
     )
-    assert [at.push(byte) for byte in output] == expected
-    assert at.push(256) == len(output.decode(errors="replace"))  # a token that is not shown
+    assert [at.push(byte).start for byte in output] == expected
+    assert at.push(256).start == len(output.decode(errors="replace"))  # a token that is not shown
 
 
 def test_a_character_that_the_prompt_began_begins_the_answer() -> None:
@@ -342,12 +342,12 @@ def test_a_character_that_the_prompt_began_begins_the_answer() -> None:
         (b"a\xe4", b"\xb8\x96b", [0, 0, 1]),
         (b"a\xe4", b"b", [0]),
     ):
-        at = TokenStarts(
+        at = TokenPlaces(
             lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
             prompt,
             skip_special_tokens=True,
         )
-        assert [at.push(byte) for byte in output] == expected
+        assert [at.push(byte).start for byte in output] == expected
 
 
 def test_starts_stay_linear_where_bytes_never_make_text() -> None:
@@ -358,6 +358,6 @@ def test_starts_stay_linear_where_bytes_never_make_text() -> None:
         longest = max(longest, len(ids))
         return ByteCodec().decode(ids, skip_special_tokens=skip)
 
-    at = TokenStarts(decode, (), skip_special_tokens=True)
-    assert [at.push(0xFF) for _ in range(500)] == list(range(500))
+    at = TokenPlaces(decode, (), skip_special_tokens=True)
+    assert [at.push(0xFF).start for _ in range(500)] == list(range(500))
     assert longest < 100

@@ -10,6 +10,7 @@ from server.fakes_server import CONFIG, MODEL, SpeakingExecutor, chunks, post
 from starlette.testclient import TestClient
 from tiny_tokenizers import (
     ALL_KINDS,
+    KINDS,
     TEXT,
     byte_fallback_bpe,
     byte_level_bpe,
@@ -98,6 +99,8 @@ def test_tokens_tile_the_answer_and_the_echo(kind):
             parts = parts_of(whole, shown)
             assert parts[-len(output) :] == plain
             assert "".join(parts[: -len(output)]) == prompt
+            if kind in KINDS:  # which do not change what they encode
+                check_names(shown, parts)
 
             ids = codec.encode(prompt)
             whole, shown = completed(client, executor, output, prompt=ids, echo=True)
@@ -111,7 +114,7 @@ def check_names(shown, parts):
     """A token is named as it is shown, if it is shown, and no character begins before it."""
     begun = False
     for name, part in zip(shown["tokens"], parts, strict=True):
-        assert begun or name.startswith("bytes:") or part in (name, "")
+        assert begun or name.startswith("bytes:") or part in (name, "") or "<unk>" in name
         begun = name.startswith("bytes:")
 
 
@@ -127,6 +130,17 @@ def test_the_dummy_space_is_not_in_the_text(make):
             assert "".join(at_start) == "the th"
             assert text[shown["text_offset"][num - 1] :].startswith("th")
             assert shown["text_offset"][num] == len("the th")
+
+
+@pytest.mark.parametrize("make", [byte_fallback_bpe, mistral_like, phi3_like])
+def test_a_text_that_the_answer_begins_has_no_dummy_space_either(make):
+    client, _, executor = serving(make)
+    with client:
+        output = make().encode("▁the▁th", add_special_tokens=False).ids[1:]
+        for prompt in ("", "</s>"):
+            text, shown = completed(client, executor, output, prompt=prompt)
+            check_names(shown, parts_of(text, shown))
+            assert not text.startswith(" ") and "".join(shown["tokens"]) == text
 
 
 def test_special_tokens_that_the_client_spelt_are_in_the_text():

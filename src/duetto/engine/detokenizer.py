@@ -89,7 +89,14 @@ class Detokenizer:
         return self._stops.push(text)
 
 
-class TokenStarts:
+class Place(NamedTuple):
+    """Where a token stands in a text."""
+
+    start: int
+    text: str  # what became certain with it
+
+
+class TokenPlaces:
     """Where each token begins in the text that a Detokenizer shows of the same tokens.
 
     Counted in characters. Tokens that are parts of one character begin where it does; a token
@@ -112,7 +119,7 @@ class TokenStarts:
         self._window = _Window(decode, skip_special_tokens, prompt_token_ids)
         self._num_emitted = start
 
-    def push(self, token_id: int) -> int:
+    def push(self, token_id: int) -> Place:
         before = self._window.held
         new = self._window.push(token_id)
         after = new + self._window.held
@@ -124,7 +131,7 @@ class TokenStarts:
             within = len(commonprefix((before, after)))  # noqa: RUF071  no paths
         start = self._num_emitted + within
         self._num_emitted += len(new)
-        return start
+        return Place(start, new)
 
 
 class _Window:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from duetto.core.text import TextCodec
-from duetto.engine.detokenizer import TokenStarts
+from duetto.engine.detokenizer import TokenPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +35,28 @@ def echo_of_ids(codec: TextCodec, token_ids: Sequence[int], *, with_tokens: bool
     text = codec.decode(token_ids, skip_special_tokens=False)
     if not with_tokens:
         return Echo(text)
-    at = TokenStarts(
+    at = TokenPlaces(
         lambda ids, skip: codec.decode(ids, skip_special_tokens=skip), (), skip_special_tokens=False
     )
-    starts = [at.push(token_id) for token_id in token_ids]
+    starts = [at.push(token_id).start for token_id in token_ids]
     return Echo(text, starts, _shown(codec, token_ids, text, starts))
+
+
+def bytes_shown(data: bytes, text: str) -> bytes:
+    """The bytes of a token that has added `text`: without the space in front, if there is none.
+
+    Tokenizers put one before a text and after a special token; the text shows none there.
+    """
+    if data.startswith(b" ") and data[1:].decode(errors="replace") == text:
+        return data[1:]
+    return data
 
 
 def _shown(
     codec: TextCodec, token_ids: Sequence[int], text: str, starts: Sequence[int]
 ) -> list[bytes]:
-    """The bytes of each token, without the space that a tokenizer puts in front of a text."""
-    found = [codec.token_bytes(token_id) for token_id in token_ids]
-    for index, (start, data) in enumerate(zip(starts, found, strict=True)):
-        if start > 0:
-            break
-        end = starts[index + 1] if index + 1 < len(starts) else len(text)
-        if data.startswith(b" ") and text[start:end] == data[1:].decode(errors="replace"):
-            found[index] = data[1:]
-    return found
+    parts = pairwise([*starts, len(text)])
+    return [
+        bytes_shown(codec.token_bytes(token_id), text[start:end])
+        for token_id, (start, end) in zip(token_ids, parts, strict=True)
+    ]

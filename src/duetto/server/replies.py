@@ -107,16 +107,15 @@ def completion_logprobs(
     tokens: Sequence[TokenLogprob],
     codec: TextCodec,
     offsets: Sequence[int],
-    prompt_bytes: Sequence[bytes] = (),
+    token_bytes: Sequence[bytes],
 ) -> Json:
-    """Parallel lists, as long as `offsets`.
+    """Parallel lists, as long as `offsets` and `token_bytes`, which are of the tokens shown.
 
-    `prompt_bytes` are what an echoed prompt's tokens show, before the answer's. With one offset
-    more than tokens, the first is a prompt's first, which nothing precedes and nothing scores.
+    With one of these more than tokens, the first is of an echoed prompt's first, which nothing
+    precedes and nothing scores.
     """
     unscored = len(offsets) - len(tokens)
-    names = [_name(data) for data in prompt_bytes]
-    names += [_name(codec.token_bytes(t.token_id)) for t in tokens[len(names) - unscored :]]
+    names = [_name(data) for data in token_bytes]
     logprobs: list[float | None] = [None] * unscored
     tops: list[dict[str, float] | None] = [None] * unscored
     for token, name in zip(tokens, names[unscored:], strict=True):

@@ -8,9 +8,9 @@ from typing import ClassVar, Protocol
 
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.text import TextCodec
-from duetto.engine.detokenizer import TokenStarts
+from duetto.engine.detokenizer import TokenPlaces
 from duetto.server.door import Job, Prompt
-from duetto.server.echo import Echo
+from duetto.server.echo import Echo, bytes_shown
 from duetto.server.json_parts import NUM_AT_ONCE, Columns, EncodedParts, Rows
 from duetto.server.protocol import ChatRequest, CompletionRequest
 from duetto.server.replies import (
@@ -113,7 +113,7 @@ class CompletionShape:
         self._job = job
         self._codec = codec
         self._scored: dict[int, EncodedParts] = {}  # by prompt, whose answers all show the same
-        self._starts: dict[int, TokenStarts] = {}  # of the choices that show log-probabilities
+        self._shown_at: dict[int, TokenPlaces] = {}  # of the choices that show log-probabilities
 
     def opening(self, index: int) -> Json | None:
         if not self._request.echo and not self._request.return_token_ids:
@@ -172,29 +172,30 @@ class CompletionShape:
         if self._request.logprobs is None:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
-        starts, echo = self._starts_of(index), self._echo(index)
-        # With echo never streamed, so all of it comes at once.
-        offsets = [*echo.starts, *[starts.push(token.token_id) for token in shown]]
+        echo = self._echo(index)  # which is never streamed with these, so all of it comes at once
+        offsets, names = [*echo.starts], [*echo.token_bytes]
+        for token in shown:
+            place = self._places(index).push(token.token_id)
+            offsets.append(place.start)
+            names.append(bytes_shown(self._codec.token_bytes(token.token_id), place.text))
         scorable = [*scored, *shown] if echo.starts else shown
         num_first = len(offsets) - len(scorable)  # the prompt's first token, which nothing scores
 
         def rows(start: int, end: int) -> Json:
             part = slice(start + num_first if start else 0, end + num_first)
-            return completion_logprobs(
-                scorable[start:end], self._codec, offsets[part], echo.token_bytes[part]
-            )
+            return completion_logprobs(scorable[start:end], self._codec, offsets[part], names[part])
 
         return _columns(len(scorable), rows)
 
-    def _starts_of(self, index: int) -> TokenStarts:
-        if index not in self._starts:
-            self._starts[index] = TokenStarts(
+    def _places(self, index: int) -> TokenPlaces:
+        if index not in self._shown_at:
+            self._shown_at[index] = TokenPlaces(
                 lambda ids, skip: self._codec.decode(ids, skip_special_tokens=skip),
                 self._prompt(index).token_ids,
                 skip_special_tokens=self._job.sampling.skip_special_tokens,
                 start=len(self._echo(index).text),
             )
-        return self._starts[index]
+        return self._shown_at[index]
 
 
 def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | Columns:
