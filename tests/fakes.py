@@ -36,6 +36,7 @@ def make_request(
     arrival_time: float = 0.0,
     priority: int = 0,
     cache_salt: bytes = b"",
+    tenant: bytes = b"",
     **sampling: Any,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, stop_token_ids=tuple(stop_token_ids), **sampling)
@@ -50,6 +51,7 @@ def make_request(
         arrival_time=arrival_time,
         priority=priority,
         cache_salt=cache_salt,
+        tenant=tenant,
     )
 
 

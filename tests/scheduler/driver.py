@@ -5,6 +5,7 @@ forget the cache; and a preemption out of the blue. The state machine of Hypothe
 walk both drive it; the faults planted by test_planted_faults.py are planted in its scheduler.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -20,6 +21,7 @@ from scheduler.judge import (
     check_state,
     check_time,
     fits,
+    is_claim,
     price,
 )
 
@@ -149,16 +151,39 @@ class Driver:
         check_items(batch, running, c)
         check_budget(batch, running, was_running, c)
         check_time(batch, running, c)
-        newcomers = running.keys() - was_running
-        if newcomers and self.scheduler.waiting:
-            waiting = [self.live[request.request_id] for request in self.scheduler.waiting]
-            check_newcomers([self.live[i] for i in newcomers], waiting, self.scheduler)
-        preempted = was_running - running.keys()
-        if preempted:
+        # Whoever was preempted may be back in the same step, if it finds its KV in others' blocks.
+        preempted = {i for i in was_running if self._was_preempted(i)}
+        assert preempted.issuperset(was_running - running.keys()), "gone without a trace"
+        stayed = was_running - preempted
+        newcomers = [i for i in running if i not in stayed]  # as they were admitted
+        if preempted and not self._is_claim(preempted, newcomers, was_running):
             assert not newcomers, "a newcomer takes the blocks of one who has just lost them"
             check_preempted([self.live[i] for i in preempted], [self.live[i] for i in running], c)
+        if newcomers and self.scheduler.waiting:
+            waiting = [self.live[request.request_id] for request in self.scheduler.waiting]
+            places = Counter(self.live[i].request.tenant for i in stayed)
+            check_newcomers([self.live[i] for i in newcomers], waiting, places, self.scheduler)
         if c.scheduling_policy == "static":
-            assert newcomers <= self._chosen, "a newcomer joins a batch that runs"
+            assert self._chosen.issuperset(newcomers), "a newcomer joins a batch that runs"
+
+    def _was_preempted(self, request_id: str) -> bool:
+        account = self.live[request_id]
+        return account.request.timings.num_preemptions > account.num_preemptions
+
+    def _is_claim(
+        self, preempted: set[str], newcomers: Sequence[str], was_running: set[str]
+    ) -> bool:
+        """Whether one request gave its place to another client's, and then accounts for it."""
+        if len(preempted) > 1:
+            return False
+        (victim,) = (self.live[i] for i in preempted)
+        waited = {*newcomers, *(r.request_id for r in self.scheduler.waiting)} - preempted
+        claimants, running = ([self.live[i] for i in ids] for ids in (waited, was_running))
+        if not is_claim(victim, claimants, running, self.config):
+            return False
+        victim.num_preemptions += 1
+        assert victim.num_preemptions <= self.config.max_preemptions, "preempted too often"
+        return True
 
     def _run(self, batch: ScheduledBatch, fault: Fault | None, victim: str) -> list[RequestUpdate]:
         executor = self.executor

@@ -390,6 +390,58 @@ BUDGET_IN_TIME = [
     ),
 ]
 
+FAIRNESS = [
+    Fault(
+        "clients do not take turns",
+        "fairness",
+        "if self._level is None or not _has_several([r.tenant for r in waiting]):",
+        "if True:",
+    ),
+    Fault(
+        "places given back are not counted",
+        "fairness",
+        "        self._num_running[request.tenant] -= 1\n",
+        "",
+    ),
+    Fault(
+        "turns are not remembered",
+        "fairness",
+        "        self._last_turn[request.tenant] = self._num_turns\n",
+        "        self._last_turn[request.tenant] = 0\n",
+    ),
+    Fault(
+        "a place is claimed back",
+        "fairness",
+        "self._num_running[request.tenant] + 1 >= self",
+        "self._num_running[request.tenant] >= self",
+    ),
+    Fault(
+        "a place is taken from who is more urgent",
+        "fairness",
+        "if r.tenant == richest and self._level(r) == own]",
+        "if r.tenant == richest]",
+    ),
+    Fault("nobody gives way", "scheduler", "            self._even_out()\n", "            pass\n"),
+    Fault(
+        "the first gives way",
+        "scheduler",
+        "            self._preempt(max(victims, key=self._place))",
+        "            self._preempt(min(victims, key=self._place))",
+    ),
+    Fault(
+        "a protected request gives way",
+        "scheduler",
+        "victims = [r for r in others if not self._is_protected(r)]",
+        "victims = others",
+    ),
+    Fault(
+        "only a place is a need, not blocks",
+        "scheduler",
+        "return len(self.running) >= most or not self._has_room(request, cached)",
+        "return len(self.running) >= most",
+    ),
+]
+
 EVICTION = [
     Fault(
         "head of a prefix evicted before its tail",
@@ -424,4 +476,4 @@ MISSES = [
 ]
 
 FAULTS = [*BLOCK_POOL, *PREFIX, *PLAN, *ROOM, *ORDER, *ENDS, *BUDGET_IN_TIME]
-FAULTS += [*EVICTION, *MISSES]
+FAULTS += [*FAIRNESS, *EVICTION, *MISSES]

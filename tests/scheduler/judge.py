@@ -4,7 +4,8 @@ Conservation laws and orders that follow from the requests alone: never a second
 would share its mistakes. `Account` is what a judge remembers of one request.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fakes import ShadowExecutor, generate_alone, shadow_kvs
@@ -160,15 +161,76 @@ def check_time(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedul
 
 
 def check_newcomers(
-    newcomers: Iterable[Account], waiting: Iterable[Account], scheduler: Scheduler
+    newcomers: Sequence[Account],
+    waiting: Collection[Account],
+    num_running: Mapping[bytes, int],
+    scheduler: Scheduler,
 ) -> None:
-    """Nobody is overtaken, but by those who need not wait for a prefix that is being computed."""
-    last = max((account.place for account in newcomers), default=None)
-    if last is None:
-        return
-    for account in waiting:
-        if account.place < last:
-            assert _waits_for_prefix(account.request, scheduler), "overtaken"
+    """Nobody is overtaken, but by a client with fewer places, and by those who need not wait for a
+    prefix that is being computed.
+
+    `newcomers` are in the order in which they were admitted; `num_running` counts each client's
+    places before the first of them.
+    """
+    policy, counts = scheduler.config.scheduling_policy, Counter(num_running)
+    passed = {a.request.request_id for a in waiting if _waits_for_prefix(a.request, scheduler)}
+    for number, admitted in enumerate(newcomers):
+        rivals = [*newcomers[number + 1 :], *waiting]  # those passed over may be first of theirs
+        for rival in rivals:
+            if rival.request.request_id not in passed:
+                assert not _is_overtaken(rival, admitted, rivals, counts, policy), "overtaken"
+        counts[admitted.request.tenant] += 1
+
+
+def _is_overtaken(
+    rival: Account,
+    admitted: Account,
+    rivals: Collection[Account],
+    num_running: Mapping[bytes, int],
+    policy: str,
+) -> bool:
+    """Whether `rival` should have been admitted before."""
+    own, other = rival.request, admitted.request
+    if policy == "static" or own.tenant == other.tenant:
+        return rival.place < admitted.place
+    is_level = policy == "fcfs" or own.priority == other.priority
+    if not is_level:  # one of the other's level must go before both
+        leaders = (a for a in (admitted, *rivals) if a.request.priority == other.priority)
+        return rival.place < admitted.place and min(a.place for a in leaders) > rival.place
+    of_client = [a for a in rivals if a.request.tenant == own.tenant and a.place < rival.place]
+    if of_client:  # not its client's first, or perhaps not
+        return False
+    return num_running[own.tenant] < num_running[other.tenant]
+
+
+def is_claim(
+    victim: Account,
+    claimants: Collection[Account],
+    running: Collection[Account],
+    c: SchedulerConfig,
+) -> bool:
+    """Whether a running request may have had to give its place to another client's.
+
+    `running` are those of before the step; `claimants` those that waited then.
+    """
+    counts, tenant = Counter(a.request.tenant for a in running), victim.request.tenant
+    most = max(counts.values())
+    if c.scheduling_policy == "static" or counts[tenant] < most:
+        return False
+    for claimant in claimants:
+        own = claimant.request
+        if counts[own.tenant] + 1 >= most:
+            continue
+        could = [
+            a.place
+            for a in running
+            if a.request.tenant == tenant
+            and a.num_preemptions < c.max_preemptions
+            and (c.scheduling_policy == "fcfs" or a.request.priority == own.priority)
+        ]
+        if could and victim.place == max(could):
+            return True
+    return False
 
 
 def _waits_for_prefix(request: Request, scheduler: Scheduler) -> bool:

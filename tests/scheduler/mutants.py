@@ -15,7 +15,8 @@ import duetto.scheduler.scheduler
 
 PACKAGE = "duetto.scheduler"
 ORDER = (  # importers last
-    *("block_pool", "prefix", "latency", "plan", "budget", "policy", "misses", "accept"),
+    *("block_pool", "prefix", "latency", "plan", "budget", "fairness", "policy", "misses"),
+    "accept",
     "scheduler",
 )
 FOLDER = Path(duetto.scheduler.scheduler.__file__).parent

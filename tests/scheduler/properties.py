@@ -298,6 +298,95 @@ def begins_no_prompt_behind_one_that_was_cut(make: MakeScheduler = Scheduler) ->
     script.finish()
 
 
+def _of(tenant: bytes, count: int, max_tokens: int, first: int = 0) -> list[Request]:
+    return [
+        make_request(
+            f"{tenant.decode()}{first + i}", (1 + i, 2, 3), max_tokens, tenant=tenant, seed=i
+        )
+        for i in range(count)
+    ]
+
+
+def lets_clients_take_turns(make: MakeScheduler = Scheduler) -> None:
+    """At each admission the client with the fewest running requests is next."""
+    script = Script(make, max_num_seqs=4, num_blocks=64)
+    script.add(*_of(b"a", 6, 2), *_of(b"b", 2, 2), *_of(b"c", 1, 2))
+    script.step()
+    assert script.running == ["a0", "b0", "c0", "a1"]
+    script.finish()
+
+
+def lets_clients_take_turns_at_the_only_place(make: MakeScheduler = Scheduler) -> None:
+    """None runs whenever the place is free: the last turns tell. Nobody starves, though two others
+    ask again each time."""
+    script = Script(make, max_num_seqs=1, num_blocks=64)
+    script.add(*_of(b"a", 3, 1))
+    order: list[str] = []
+    for number in range(8):
+        for tenant in (b"b", b"c"):
+            if not any(r.tenant == tenant for r in script.scheduler.waiting):
+                script.add(*_of(tenant, 1, 1, number))
+        order += script.step()
+    assert [each[0] for each in order] == list("abcabcab")
+    script.finish()
+
+
+def gives_a_small_request_a_place_at_once(make: MakeScheduler = Scheduler) -> None:
+    """It waits neither behind those of another client nor for all the tokens of their answers."""
+    script = Script(make, max_num_seqs=4, num_blocks=64)
+    script.add(*_of(b"a", 12, 30))
+    script.steps(3)
+    script.add(*_of(b"b", 1, 2))
+    assert "b0" in script.step()
+    assert script.running == ["a0", "a1", "a2", "b0"]  # the last of the other's gave way
+    script.step()
+    assert script.step().keys() == {"a0", "a1", "a2", "a3"}  # and is back before those who wait
+    script.finish()
+
+
+def moves_as_few_places_as_make_the_shares_even(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, max_num_seqs=7, num_blocks=256, max_num_batched_tokens=64)
+    script.add(*_of(b"a", 20, 40))
+    script.step()
+    script.add(*_of(b"b", 20, 40))
+    script.steps(12)
+    running = [name[0] for name in script.running]
+    assert running.count("a") == 4 and running.count("b") == 3
+    assert script.scheduler.counts.num_preemptions == 3  # and none is claimed back
+    script.finish()
+
+
+def gives_blocks_to_a_client_that_has_none(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, max_num_seqs=8, num_blocks=8, enable_prefix_caching=False)
+    script.add(*(make_request(f"a{i}", (1,) * 5, 24, tenant=b"a") for i in range(4)))
+    script.step()
+    script.add(make_request("b0", (2,) * 5, 2, tenant=b"b"))
+    assert script.waiting == ["b0"]
+    assert script.step().keys() == {"a0", "a1", "a2", "b0"}
+    script.finish()
+
+
+def takes_no_place_from_a_more_urgent_request(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, max_num_seqs=2, scheduling_policy="priority", num_blocks=64)
+    script.add(*_of(b"a", 2, 9))
+    script.step()
+    script.add(make_request("b0", (7,), 2, tenant=b"b", priority=1))
+    assert script.step().keys() == {"a0", "a1"}
+    script.add(make_request("b1", (8,), 2, tenant=b"b"))
+    assert script.step().keys() == {"a0", "b1"}
+    script.finish()
+
+
+def keeps_a_static_batch_as_it_is(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, max_num_seqs=2, scheduling_policy="static", num_blocks=64)
+    script.add(*_of(b"a", 2, 9))
+    script.step()
+    script.add(*_of(b"b", 1, 2))
+    script.steps(5)
+    assert script.running == ["a0", "a1"]
+    script.finish()
+
+
 def _parts(request: Request) -> dict[Part, float]:
     return {part: seconds for part, seconds in request.timings.parts.items() if seconds}
 
@@ -323,4 +412,11 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     lets_a_prompt_go_on_beside_streams_that_are_too_slow,
     gives_a_prompt_four_steps_of_streams_that_are_slow,
     begins_no_prompt_behind_one_that_was_cut,
+    lets_clients_take_turns,
+    lets_clients_take_turns_at_the_only_place,
+    gives_a_small_request_a_place_at_once,
+    moves_as_few_places_as_make_the_shares_even,
+    gives_blocks_to_a_client_that_has_none,
+    takes_no_place_from_a_more_urgent_request,
+    keeps_a_static_batch_as_it_is,
 ]

@@ -31,6 +31,7 @@ class Habits:
     rules: tuple[str, ...]  # those of RULES that happen
     prefixes: tuple[tuple[int, ...], ...]
     salts: tuple[bytes, ...]
+    tenants: tuple[bytes, ...]
     rare: float  # how many requests ask for something special
     max_live: int
 
@@ -79,6 +80,7 @@ def random_habits(rng: Random) -> Habits:
         rules=tuple(rng.sample(RULES, rng.randint(1, len(RULES)))),
         prefixes=tuple(_tokens(rng, rng.randint(0, 7)) for _ in range(rng.randint(1, 3))),
         salts=(b"",) if rng.random() < 0.7 else (b"", b"a"),
+        tenants=(b"",) if rng.random() < 0.5 else (b"", b"", b"", b"x", b"y"),
         rare=sometimes(0.3),
         max_live=rng.randint(2, 8),
     )
@@ -97,6 +99,7 @@ def random_request(rng: Random, habits: Habits, request_id: str) -> Request:
         seed=rng.randrange(4),
         priority=rng.randrange(4),
         cache_salt=rng.choice(habits.salts),
+        tenant=rng.choice(habits.tenants),
         min_tokens=rng.randint(0, max_tokens) if special else 0,
         prompt_logprobs=2 if special and rng.random() < 0.7 else None,
         n=rng.randint(2, 4) if special and rng.random() < 0.5 else 1,

@@ -29,6 +29,7 @@ class Request:
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     arrival_time: float = 0.0
     priority: int = 0  # lower first
+    tenant: bytes = b""  # whose it is: where several wait, they take turns
     cache_salt: bytes = b""  # requests with different salts never share a block
     num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
 

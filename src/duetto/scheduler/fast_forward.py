@@ -93,14 +93,17 @@ def _is_queue_blocked(scheduler: Scheduler) -> bool | None:
     have reused is one more to take.
     """
     config, num_running = scheduler.config, len(scheduler.running)
-    waiting = scheduler._candidates()
-    is_full = num_running >= min(config.max_num_seqs, config.max_num_batched_tokens)
-    if not waiting or is_full:
+    waiting = next(scheduler._candidates(), None)
+    if waiting is None:
+        return False
+    if scheduler._turns.is_contended(scheduler.waiting):
+        return None  # one client may have to give a place to another
+    if num_running >= min(config.max_num_seqs, config.max_num_batched_tokens):
         return False
     if scheduler._hashes_being_computed():
         return None  # somebody may be passed over, and somebody else be the first
-    cached = scheduler.pool.find(reusable_hashes(waiting[0], config))
-    if scheduler._has_room(waiting[0], cached):
+    cached = scheduler.pool.find(reusable_hashes(waiting, config))
+    if scheduler._has_room(waiting, cached):
         return None
     if not config.enable_chunked_prefill:
         return None  # what it needs of the budget may change too; a chunk needs one token of it

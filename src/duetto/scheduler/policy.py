@@ -1,8 +1,9 @@
 """Policies: who goes first, and who may be admitted. Pure functions; no state, no clock.
 
-A policy is two functions. `order` gives a request's place as a key that never changes while it
+A policy is three functions. `order` gives a request's place as a key that never changes while it
 lives, so queues stay sorted without re-sorting. `choose` says which waiting requests may be
-admitted, given whom it chose in the step before: their ids, or None for anyone.
+admitted, given whom it chose in the step before: their ids, or None for anyone. `level` says among
+which requests clients take turns (fairness.py); without it they do not.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from duetto.core.config import SchedulerConfig, SchedulingPolicy
 from duetto.core.request import Request
+from duetto.scheduler.fairness import Level
 
 Order = Callable[[Request, SchedulerConfig], float]
 Chosen = frozenset[str] | None
@@ -55,10 +57,20 @@ def batch_by_batch(
 class Policy:
     order: Order
     choose: Choose
+    level: Level | None
+
+
+def one_level(_request: Request) -> int:
+    return 0
+
+
+def level_of_priority(request: Request) -> int:
+    """Ageing moves a request within the order; turns are taken among those of one priority."""
+    return request.priority
 
 
 POLICIES: dict[SchedulingPolicy, Policy] = {
-    "fcfs": Policy(by_arrival, anyone),
-    "priority": Policy(by_priority, anyone),
-    "static": Policy(by_arrival, batch_by_batch),
+    "fcfs": Policy(by_arrival, anyone, one_level),
+    "priority": Policy(by_priority, anyone, level_of_priority),
+    "static": Policy(by_arrival, batch_by_batch, None),
 }

@@ -5,7 +5,7 @@ phases: a request has tokens, some of them have KV, and a step computes some of 
 """
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from duetto.core.batch import (
@@ -23,6 +23,7 @@ from duetto.core.timings import Part
 from duetto.scheduler.accept import check_whole, finish_reason, stop_reason
 from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.budget import StepBudget, StepTime
+from duetto.scheduler.fairness import Turns
 from duetto.scheduler.latency import QueueClock, account_step
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import plan
@@ -58,6 +59,7 @@ class Scheduler:
         self.running: dict[str, Request] = {}  # admitted; holds room for all the tokens it has
         self._policy = POLICIES[config.scheduling_policy]
         self._chosen: Chosen = None  # who may be admitted; None: anyone
+        self._turns = Turns(self._policy.level)
         self._queue_clock = QueueClock()
         self._misses = MissMemory(config)
         self._num_added = 0
@@ -92,6 +94,8 @@ class Scheduler:
     def schedule(self, now: float) -> ScheduledBatch:
         """Choose what to compute. Running requests first, then as many waiting ones as fit."""
         lacks_blocks = self._make_room() > 0
+        if not lacks_blocks:
+            self._even_out()
         budget = StepBudget(self.config, self._step_time)
         counts = self._share(budget)
         if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
@@ -207,9 +211,9 @@ class Scheduler:
 
         Returns whether it is blocks that the next in order lacks.
         """
-        if not self.waiting:
-            return False
         most = self.config.max_num_seqs
+        if not self.waiting or budget.is_spent or len(self.running) >= most:
+            return False
         self._chosen = self._policy.choose(self._chosen, self.waiting, len(self.running), most)
         computing = self._hashes_being_computed()
         for request in self._candidates():
@@ -230,10 +234,36 @@ class Scheduler:
             computing.update(uncomputed_hashes(request, self.config))
         return False
 
-    def _candidates(self) -> list[Request]:
-        """The waiting requests that may be admitted, in their order."""
+    def _candidates(self) -> Iterator[Request]:
+        """The waiting requests that may be admitted, in their order, clients by turns."""
         chosen = self._chosen
-        return [r for r in self.waiting if chosen is None or r.request_id in chosen]
+        return self._turns.in_order(
+            [r for r in self.waiting if chosen is None or r.request_id in chosen]
+        )
+
+    def _even_out(self) -> None:
+        """Let a client with many places give one up, at most one a step, to one that has fewer.
+
+        Without this, a small request would wait for all the tokens of another client's answers.
+        What is preempted finds most of its KV in the prefix cache when it comes back.
+        """
+        if not self._turns.is_contended(self.waiting):
+            return
+        first = next(self._candidates(), None)
+        if first is None or not self._is_in_need(first):
+            return
+        others = self._turns.those_in_the_way(first, self.running.values())
+        victims = [r for r in others if not self._is_protected(r)]
+        if victims:
+            self._preempt(max(victims, key=self._place))
+
+    def _is_in_need(self, request: Request) -> bool:
+        """Whether a place or blocks are all that a waiting request waits for."""
+        if self._next_missing_hash(request) in self._hashes_being_computed():
+            return False
+        most = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
+        cached = self.pool.find(reusable_hashes(request, self.config))
+        return len(self.running) >= most or not self._has_room(request, cached)
 
     def _has_room(self, request: Request, cached: list[int]) -> bool:
         """Whether there are blocks for all of a request beside those that it reuses."""
@@ -252,6 +282,7 @@ class Scheduler:
         request.num_computed_tokens = self._num_past(request, cached)
         self.waiting.remove(request)
         self.running[request.request_id] = request
+        self._turns.take(request)
         self._queue_clock.leave(request, now)
         if request.timings.first_scheduled_time is None:
             self._note_first_admission(request, len(cached), now)
@@ -346,6 +377,7 @@ class Scheduler:
 
     def _drop(self, request: Request) -> None:
         del self.running[request.request_id]
+        self._turns.give_back(request)
         self.pool.release(request.block_table)
         request.block_table = []
         request.num_published_blocks = 0
