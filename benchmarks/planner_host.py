@@ -259,7 +259,9 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[StepRow]]:
     )
     with show_progress("runs", total=len(models) * (len(options.loads) + 3)) as bar:
         for path in models:
-            write_hardware(measure_host(options.backend), calibration_file())
+            with TemporaryDirectory() as folder:
+                spec = measure_host(options.backend, folder=Path(folder))
+            write_hardware(spec, calibration_file())
             bar.advance()
             with loaded_model(path, args) as built:
                 scale, trace = trace_for(built, options)

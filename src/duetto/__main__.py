@@ -1,5 +1,15 @@
-"""`python -m duetto` is the command line."""
+"""Where the command line starts. Its imports take a moment, in which Ctrl-C may come already."""
 
-from duetto.cli.app import main
+import sys
+from importlib import import_module
 
-main()
+
+def main() -> None:
+    try:
+        import_module("duetto.cli.app").main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

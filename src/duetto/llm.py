@@ -4,7 +4,7 @@ Names and result shapes are vLLM's. Knows no arrays: everything it runs, it runs
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -65,6 +65,8 @@ class LLM:
             logger.warning("note: %s", note)
         self._seed = 0 if args.seed is None else args.seed
         self._num_prompts = 0
+        self.is_stopped: Callable[[], bool] = lambda: False
+        """Asked before each step: once true, what runs is aborted, and ends as it is."""
         self._running: dict[str, _Answer] = {}  # by the id of each request that has not ended
 
     def __enter__(self) -> "LLM":
@@ -269,7 +271,10 @@ class LLM:
                     self._running[request.request_id] = answer
             while any(answer.has_grown or not answer.output.finished for answer in answers):
                 if not any(answer.has_grown for answer in answers):
-                    self._step()
+                    if self.is_stopped():
+                        self._abort(list(self._running))
+                    else:
+                        self._step()
                 for answer in answers:
                     if answer.has_grown:
                         answer.has_grown = False

@@ -91,6 +91,7 @@ def test_a_host_is_measured_and_kept(tmp_path, backend):
     done: list[tuple[int, int]] = []
     spec = measure_host(
         backend,
+        folder=tmp_path,
         seconds_per_step=0.0,
         config=dict(SHAPES["tiny"]),
         small_config=dict(SHAPES["tiny"]),
@@ -113,6 +114,6 @@ def test_a_host_is_measured_and_kept(tmp_path, backend):
         assert rates == sorted(rates, reverse=True)
 
 
-def test_a_backend_that_is_none_is_refused():
+def test_a_backend_that_is_none_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="auto, cpu, reference"):
-        measure_host("cuda")
+        measure_host("cuda", folder=tmp_path)

@@ -133,6 +133,8 @@ async def drive(
     Under `max_concurrency` a request waits inside the client until one of the others has its
     answer; its `scheduled_s` stays its arrival, so that the wait is seen. With `is_closed_loop`
     arrival times are ignored and a request arrives when it is its turn.
+
+    Cancelled, it drops what is under way and returns the records that there are.
     """
     slots = asyncio.Semaphore(max_concurrency or len(requests))
     records: dict[int, RequestRecord] = {}
@@ -143,12 +145,16 @@ async def drive(
             records[index] = await send(request, scheduled_s)
         on_done(records[index])
 
-    async with asyncio.TaskGroup() as group:
-        for index, request in sorted(enumerate(requests), key=lambda each: each[1].arrival_s):
-            if not is_closed_loop and (wait_s := request.arrival_s - clock()) > 0:
-                await asyncio.sleep(wait_s)
-            group.create_task(one(index, request))
-    return [records[index] for index in range(len(requests))]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, request in sorted(enumerate(requests), key=lambda each: each[1].arrival_s):
+                if not is_closed_loop and (wait_s := request.arrival_s - clock()) > 0:
+                    await asyncio.sleep(wait_s)
+                group.create_task(one(index, request))
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
+    return [records[index] for index in sorted(records)]
 
 
 def started_clock() -> Clock:

@@ -35,6 +35,7 @@ class LatencyPlan:
 class LatencyResult:
     latencies_s: tuple[float, ...]  # of whole batches
     report: Report  # over the requests of all measured batches
+    is_interrupted: bool = False  # before all of them were
 
     @property
     def batch(self) -> Distribution:
@@ -50,15 +51,21 @@ class LatencyResult:
             "latencies": self.latencies_s,
             "percentiles": percentiles,
             **self.report.as_json(),
+            "interrupted": self.is_interrupted,
         }
 
 
 def measure_latency(
-    llm: OfflineLLM, plan: LatencyPlan, *, advance: Callable[[int], None] = lambda _count: None
-) -> LatencyResult:
+    llm: OfflineLLM,
+    plan: LatencyPlan,
+    *,
+    advance: Callable[[int], None] = lambda _count: None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> LatencyResult | None:
     """Time `num_iters` batches after some that count nowhere; calls advance(1) after each batch.
 
-    Every prompt of every batch is different, so a prefix cache never helps.
+    Every prompt of every batch is different, so a prefix cache never helps. Once `is_stopped`, the
+    batch under way does not count, and is the last; None if none was measured before.
     """
     num_batches = plan.num_iters_warmup + plan.num_iters
     workload = random_workload(
@@ -73,11 +80,16 @@ def measure_latency(
     for first in range(0, num_batches * plan.batch_size, plan.batch_size):
         start = perf_counter()
         outputs = run_offline(llm, workload.requests[first : first + plan.batch_size])
+        if is_stopped():
+            break
         latencies.append(perf_counter() - start)
         records += records_of(outputs)
         advance(1)
     measured = latencies[plan.num_iters_warmup :]
+    if not measured:
+        return None
     return LatencyResult(
         tuple(measured),
         summarize(records[plan.num_iters_warmup * plan.batch_size :], sum(measured)),
+        is_interrupted=len(latencies) < num_batches,
     )

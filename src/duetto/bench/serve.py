@@ -4,6 +4,7 @@ Works with any OpenAI-compatible server. What only some servers have (/tokenize,
 usage with every chunk) is asked for once, before the run. Prints nothing.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,10 +45,12 @@ class ServeResult:
     records: tuple[RequestRecord, ...]
     model: str
     notes: tuple[str, ...]
+    is_interrupted: bool = False
 
     def as_json(self, *, detailed: bool = False) -> dict[str, JsonValue]:
         """The report and, if `detailed`, vLLM's lists with one entry per request."""
         result = {"model_id": self.model, **self.report.as_json(), "notes": self.notes}
+        result |= {"interrupted": self.is_interrupted}
         if not detailed:
             return result
         return result | {
@@ -71,7 +74,9 @@ async def run_serve(
 ) -> ServeResult:
     """Drive the server and report. Raises ConfigError if it cannot be driven at all.
 
-    A first request, which counts nowhere, finds out whether the server answers and how it counts.
+    Cancelled (as asyncio.run does at Ctrl-C), it reports what had ended; with nothing to report the
+    cancellation goes on. A first request, which counts nowhere, finds out whether the server
+    answers and how it counts.
     """
     async with open_http(target) as http:
         if target.is_chat:
@@ -88,8 +93,15 @@ async def run_serve(
             is_closed_loop=load.is_closed_loop,
             on_done=on_done,
         )
+        if is_interrupted := len(records) < len(workload.requests):
+            if not records:
+                raise asyncio.CancelledError
+            ended = f"{len(records)} of {len(workload.requests)} requests"
+            notes += (f"interrupted: {ended} had ended, and are what is counted",)
         report = summarize(records, clock(), slo=load.slo, percentiles=load.percentiles)
-    return ServeResult(report, tuple(records), target.model, workload.notes + notes)
+    return ServeResult(
+        report, tuple(records), target.model, workload.notes + notes, is_interrupted=is_interrupted
+    )
 
 
 def find_model(base_url: str, api_key: str | None) -> str:

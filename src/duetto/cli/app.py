@@ -1,5 +1,6 @@
 """The command line. Each command is a file of its own and loads only when it runs."""
 
+import signal
 import sys
 from contextlib import suppress
 from io import TextIOWrapper
@@ -7,6 +8,7 @@ from io import TextIOWrapper
 from cyclopts import App, Parameter
 
 from duetto import __version__
+from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.units import HELP, read_units
 from duetto.core.errors import DuettoError
 
@@ -44,16 +46,33 @@ def main() -> None:
             app()
         finally:  # here, where it can still be told, and not at the interpreter's end
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        _leave_interrupted()
     except DuettoError as error:
         sys.exit(f"duetto: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
         _close_stdout()
         sys.exit(141)
     except OSError as error:  # a full disk, say; what a checkpoint lacks is a CheckpointError
         _close_stdout()
         sys.exit(f"duetto: {error}")
+    except Exception as error:
+        if not _comes_of_interrupt(error):
+            raise
+        _leave_interrupted()
+
+
+def _leave_interrupted() -> None:
+    """By Ctrl-C, without more words; another one, which came of impatience, changes nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(INTERRUPTED)
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether this was raised while a KeyboardInterrupt was on its way out."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _close_stdout() -> None:

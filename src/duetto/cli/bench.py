@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from duetto.bench.serve import Load, find_model, run_serve, token_counter
 from duetto.bench.throughput import measure_throughput
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.interrupt import INTERRUPTED, first_interrupt
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.core.errors import ConfigError
@@ -79,15 +81,21 @@ def latency(
     with (
         LLM(model_or_demo(model), args=args) as llm,
         show_progress("batches", total=num_batches) as bar,
+        first_interrupt() as llm.is_stopped,
     ):
-        result = measure_latency(llm, plan, advance=bar.advance)
-    if as_json:
+        result = measure_latency(llm, plan, advance=bar.advance, is_stopped=llm.is_stopped)
+    if result is None:
+        _nothing_measured(as_json)
+    elif as_json:
         print_json(result.as_json())
-        return
-    console = open_console()
-    print_report(result.report, console)
-    batch = result.batch
-    say(console, f"batch latency, s: mean {batch.mean:.4f}, median {batch.median:.4f}")
+    else:
+        console, batch = open_console(), result.batch
+        print_report(result.report, console)
+        say(console, f"batch latency, s: mean {batch.mean:.4f}, median {batch.median:.4f}")
+        if result.is_interrupted:
+            say(console, f"note: interrupted after {batch.count} of {num_iters} batches")
+    if result is None or result.is_interrupted:
+        sys.exit(INTERRUPTED)
 
 
 @app.command
@@ -117,13 +125,20 @@ def throughput(
         tokenizer = llm.get_tokenizer()
         chosen = dataset or DatasetOptions()
         workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed or 0)
-        result = measure_throughput(llm, workload, slo=limits, use_tqdm=True)
-    if as_json:
+        with first_interrupt() as llm.is_stopped:
+            result = measure_throughput(
+                llm, workload, slo=limits, use_tqdm=True, is_stopped=llm.is_stopped
+            )
+    if result is None:
+        _nothing_measured(as_json)
+    elif as_json:
         print_json(result.as_json())
-        return
-    console = open_console()
-    print_report(result.report, console, notes=result.notes)
-    print_parts(result.parts_s, console)
+    else:
+        console = open_console()
+        print_report(result.report, console, notes=result.notes)
+        print_parts(result.parts_s, console)
+    if result is None or result.is_interrupted:
+        sys.exit(INTERRUPTED)
 
 
 @app.command
@@ -211,7 +226,11 @@ def serve(
     workload = arrivals.apply(workload, has_times=dataset.has_times, seed=seed)
     with show_progress("requests", total=len(workload.requests)) as bar:
         driven = run_serve(target, workload, load, on_done=lambda _record: bar.advance())
-        result = asyncio.run(driven)
+        try:
+            result = asyncio.run(driven)
+        except KeyboardInterrupt:
+            _nothing_measured(as_json)
+            sys.exit(INTERRUPTED)
     about: dict[str, JsonValue] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "backend": backend,
@@ -226,6 +245,14 @@ def serve(
         print_json(about | result.as_json())
     else:
         print_report(result.report, open_console(), notes=result.notes)
+    if result.is_interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _nothing_measured(as_json: bool) -> None:
+    print("interrupted: nothing was measured so far", file=sys.stderr)
+    if as_json:
+        print_json({"completed": 0, "interrupted": True})
 
 
 def _extra_body(text: str) -> dict[str, Any]:

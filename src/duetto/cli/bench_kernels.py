@@ -1,5 +1,6 @@
 """`duetto bench kernels`: what each native kernel reaches of what the machine gives."""
 
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
 from duetto.bench.kernels import KernelBench, Machine, Measured, Widths, most_bytes
+from duetto.cli.interrupt import end_at_once
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
@@ -85,27 +87,40 @@ def kernels(
             f"{available / 2**30:.1f} GiB are available"
         )
     isa, pool = choose_isa(), in_words("--threads", native.Pool, threads)
-    bench = KernelBench(native, pool, isa, widths)
+    results: list[Measured] = []
+    bench: KernelBench | None = None
 
-    def measure() -> Iterator[Measured]:
-        if "linear" in kernel:
-            yield from bench.linears(weights, rows)
-        if "attention" in kernel:
-            yield from bench.attention(kv, rows)
-        if "rows" in kernel:
-            yield from bench.by_rows(rows)
+    def show(is_interrupted: bool) -> None:
+        machine = None if bench is None else bench.machine
+        if as_json:
+            found = [] if machine is None else [result.as_json(machine) for result in results]
+            print_json({"machine": machine, "kernels": found, "interrupted": is_interrupted})
+        elif machine is not None:
+            _print(machine, results)
+        if is_interrupted:
+            print(f"interrupted: {len(results)} measurements so far", file=sys.stderr)
 
-    results = []
-    with show_progress("kernels") as bar:
-        for result in measure():
+    with end_at_once(lambda: show(is_interrupted=True)), show_progress("kernels") as bar:
+        bench = KernelBench(native, pool, isa, widths)
+        for result in _measure(bench, kernel, rows, weights, kv):
             results.append(result)
             bar.advance()
-    machine = bench.machine
-    if as_json:
-        found = [result.as_json(machine) for result in results]
-        print_json({"machine": machine, "kernels": found})
-    else:
-        _print(machine, results)
+    show(is_interrupted=False)
+
+
+def _measure(
+    bench: KernelBench,
+    kernel: tuple[KernelName, ...],
+    rows: tuple[int, ...],
+    weights: tuple[WeightName, ...],
+    kv: tuple[KvName, ...],
+) -> Iterator[Measured]:
+    if "linear" in kernel:
+        yield from bench.linears(weights, rows)
+    if "attention" in kernel:
+        yield from bench.attention(kv, rows)
+    if "rows" in kernel:
+        yield from bench.by_rows(rows)
 
 
 def widths_of(program: Program) -> Widths:

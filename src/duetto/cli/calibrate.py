@@ -1,10 +1,13 @@
 """`duetto calibrate`: what this machine reaches, measured once and kept for the planner."""
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
+from duetto.cli.interrupt import end_at_once
 from duetto.cli.measure_host import measure_host
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.planner.find_hardware import calibration_file, write_hardware
@@ -33,8 +36,12 @@ def calibrate(
         The last line of stdout is one JSON document: what is kept.
     """
     file = out or calibration_file()
-    with show_progress("measuring") as bar:
-        spec = measure_host(backend, threads, on_progress=bar.reach)
+    with (
+        TemporaryDirectory() as folder,
+        end_at_once(lambda: shutil.rmtree(folder, ignore_errors=True)),
+        show_progress("measuring") as bar,
+    ):
+        spec = measure_host(backend, threads, folder=Path(folder), on_progress=bar.reach)
     write_hardware(spec, file)
     if as_json:
         print_json(spec)

@@ -8,14 +8,21 @@ from cyclopts import Parameter
 
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.output import JsonFlag
 from duetto.cli.stdin import read_line
-from duetto.cli.stream import print_answer, stats_line
+from duetto.cli.stream import print_answer, stats_line, was_interrupted
 from duetto.core.errors import ConfigError, EngineError, InvalidRequest
+from duetto.core.outputs import RequestOutput
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
-HELP = "A line is a message. /clear forgets the conversation, /exit (or end of input) leaves."
+HELP = (
+    "A line is a message. /clear forgets the conversation, /exit (or end of input) leaves; Ctrl-C "
+    "ends an answer, and at the prompt the program."
+)
+INTERRUPTED_ANSWER = "[interrupted: what was said so far stays in the conversation]"
+INTERRUPTED_QUESTION = "[interrupted before a word was said: the message is forgotten]"
 _COMMAND = re.compile(r"/[\w-]+")  # the whole line: "/etc/hosts has what?" is a message
 
 
@@ -59,7 +66,9 @@ def chat(
     start = [{"role": "system", "content": system_prompt}] if system_prompt else []
     with LLM(model_or_demo(model), args=args) as llm:
         if quick is not None:
-            _answer(llm, [*start, {"role": "user", "content": quick}], params, stats, as_json)
+            quick_turn = [*start, {"role": "user", "content": quick}]
+            if was_interrupted(_answer(llm, quick_turn, params, stats, as_json)):
+                sys.exit(INTERRUPTED)
             return
         _converse(llm, start, params, stats)
 
@@ -84,11 +93,15 @@ def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, sta
             continue
         turn = [*messages, {"role": "user", "content": line}]
         try:
-            text = _answer(llm, turn, params, stats)
+            output = _answer(llm, turn, params, stats)
         except (InvalidRequest, EngineError) as error:  # too long, say: go on without it
             print(f"duetto: {error}", file=sys.stderr)
         else:
-            messages = [*turn, {"role": "assistant", "content": text}]
+            text = output.outputs[0].text
+            if was_interrupted(output):
+                print(INTERRUPTED_ANSWER if text else INTERRUPTED_QUESTION, file=sys.stderr)
+            if text or not was_interrupted(output):
+                messages = [*turn, {"role": "assistant", "content": text}]
 
 
 def _answer(
@@ -97,8 +110,8 @@ def _answer(
     params: SamplingParams,
     stats: bool,
     as_json: bool = False,
-) -> str:
+) -> RequestOutput:
     output = print_answer(llm, llm.chat_prompt(messages), params, as_json=as_json)
     if stats and not as_json:
         print(stats_line(output), file=sys.stderr)
-    return output.outputs[0].text
+    return output

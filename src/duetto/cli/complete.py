@@ -8,9 +8,10 @@ from cyclopts import Parameter
 
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
+from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.output import JsonFlag
 from duetto.cli.stdin import read_stdin
-from duetto.cli.stream import print_answer, stats_line
+from duetto.cli.stream import print_answer, stats_line, was_interrupted
 from duetto.core.errors import ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
@@ -75,6 +76,8 @@ def complete(
         output = print_answer(llm, {"prompt": text}, params, as_json=as_json)
     if stats and not as_json:
         print(stats_line(output), file=sys.stderr)
+    if was_interrupted(output):
+        sys.exit(INTERRUPTED)
 
 
 def tell_apart(

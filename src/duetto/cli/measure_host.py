@@ -12,7 +12,6 @@ from math import sqrt
 from pathlib import Path
 from platform import machine
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -126,12 +125,16 @@ def measure_host(
     backend: str = "auto",
     threads: int | None = None,
     *,
+    folder: Path,
     seconds_per_step: float = SECONDS_PER_STEP,
     config: dict[str, Any] = MODEL,
     small_config: dict[str, Any] = SMALL_MODEL,
     on_progress: Progress | None = None,
 ) -> HardwareSpec:
-    """The machine as `--hardware host`. Raises ConfigError for a backend that cannot run."""
+    """The machine as `--hardware host`, by models that are made in `folder`.
+
+    Raises ConfigError for a backend that cannot run.
+    """
     if backend not in ("auto", "cpu", "reference"):
         raise ConfigError(f"--backend: {backend!r} is not one of auto, cpu, reference")
     is_native = backend != "reference" and why_unavailable() is None
@@ -143,21 +146,20 @@ def measure_host(
     roofs = [_roofs(threads) if is_native else _plain_roofs()]
     total, done = len(configs) * len(variants) * len(shapes), 0
     measured: list[list[_Measured]] = [[] for _ in configs]
-    with TemporaryDirectory() as folder:
-        for number, its_config in enumerate(configs):
-            model = Path(folder, str(number))
-            make_model(its_config, model, dtype="bfloat16")
-            for variant in variants:
-                loaded = _load(model, variant, threads)
-                probe = _probe(loaded, model, shapes)
-                steps = []
-                for shape in shapes:
-                    steps.append(_measure(probe, loaded, variant, shape, seconds_per_step))
-                    done += 1
-                    if on_progress is not None:
-                        on_progress(done, total)
-                measured[number].append(_measured(loaded, variant, steps))
-                roofs.append(_roofs(threads) if is_native else _plain_roofs())
+    for number, its_config in enumerate(configs):
+        model = folder / str(number)
+        make_model(its_config, model, dtype="bfloat16")
+        for variant in variants:
+            loaded = _load(model, variant, threads)
+            probe = _probe(loaded, model, shapes)
+            steps = []
+            for shape in shapes:
+                steps.append(_measure(probe, loaded, variant, shape, seconds_per_step))
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+            measured[number].append(_measured(loaded, variant, steps))
+            roofs.append(_roofs(threads) if is_native else _plain_roofs())
     return _spec(_highest(roofs, measured[0]), *measured)
 
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from duetto.bench.metrics import JsonValue
+from duetto.cli.interrupt import first_interrupt
 from duetto.cli.output import print_json
 from duetto.core.errors import EngineError
 from duetto.core.outputs import RequestOutput
+from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
 
@@ -16,15 +18,17 @@ def print_answer(
 ) -> RequestOutput:
     """Print the text as it becomes certain, or at the end as JSON; return the finished answer.
 
-    Raises EngineError if the engine failed on it.
+    Ctrl-C ends the answer as it is: its finish_reason is then "abort". Raises EngineError if the
+    engine failed on it.
     """
     num_printed = 0
     output = None
-    for output in llm.stream(prompt, params):
-        text = output.outputs[0].text
-        if not as_json:
-            print(text[num_printed:], end="", flush=True)
-        num_printed = len(text)
+    with first_interrupt() as llm.is_stopped:
+        for output in llm.stream(prompt, params):
+            text = output.outputs[0].text
+            if not as_json:
+                print(text[num_printed:], end="", flush=True)
+            num_printed = len(text)
     if not as_json:
         print()
     assert output is not None, "every request ends in a final update"
@@ -33,6 +37,10 @@ def print_answer(
     if as_json:
         print_json(answer_json(output))
     return output
+
+
+def was_interrupted(output: RequestOutput) -> bool:
+    return output.outputs[0].finish_reason == FinishReason.ABORT.value
 
 
 def answer_json(output: RequestOutput) -> dict[str, JsonValue]:
