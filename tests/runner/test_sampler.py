@@ -9,7 +9,14 @@ from duetto.core.batch import SamplingInput
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
 from duetto.runner import sampler
-from duetto.runner.sampler import sample_token, token_logprob, uniform
+from duetto.runner.sampler import (
+    _largest,
+    _nucleus,
+    _set_of_largest,
+    sample_token,
+    token_logprob,
+    uniform,
+)
 
 INF = float("inf")
 
@@ -408,3 +415,27 @@ class TestLogprobs:
         kinds = {type(got.token_id), type(got.logprob.rank), type(got.logprob.top[0][0])}
         assert kinds == {int}
         assert {type(got.logprob.logprob), type(got.logprob.top[0][1])} == {float}
+
+
+class TestWhatIsWantedOfMany:
+    """The shortcuts for large vocabularies and counts give what plain sorting gives."""
+
+    @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 5000, 20_000])
+    @pytest.mark.parametrize("decimals", [1, 8])
+    def test_the_largest_are_those_of_a_stable_sort(self, size, decimals):
+        draw = np.random.default_rng(size)
+        values = np.round(draw.standard_normal(size), decimals).astype(np.float32)
+        values[draw.random(size) < 0.2] = -np.inf
+        order = np.argsort(-values, kind="stable")
+        for count in sorted({1, 2, 20, size // 2, size - 1, size} & set(range(1, size + 1))):
+            assert list(_largest(values, count)) == list(order[:count])
+            assert list(_set_of_largest(values, count)) == sorted(order[:count])
+
+    @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 1 - 1e-12])
+    @pytest.mark.parametrize("size", [1, 63, 64, 65, 3000])
+    def test_the_nucleus_is_the_fewest_of_the_largest(self, size, top_p):
+        weights = np.round(np.random.default_rng(size).random(size), 2)
+        order = np.argsort(-weights, kind="stable")
+        enough = np.flatnonzero(np.cumsum(weights[order]) >= top_p * weights.sum())
+        expected = order[: enough[0] + 1] if len(enough) else order
+        assert list(_nucleus(weights, top_p)) == sorted(expected)

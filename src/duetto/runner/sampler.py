@@ -73,7 +73,8 @@ def token_logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
 
 def _logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
     assert 0 <= token_id < len(row)
-    shifted = row.astype(np.float64) - float(row.max())
+    shifted = row.astype(np.float64)
+    shifted -= float(row.max())
     log_total = float(np.log(np.exp(shifted).sum()))
     return TokenLogprob(
         token_id=token_id,
@@ -164,7 +165,7 @@ def _candidates(logits: Row, params: SamplingParams) -> tuple[Ids, NDArray[np.fl
     leaves little to exponentiate.
     """
     if 0 < params.top_k < len(logits):
-        ids = np.sort(_largest(logits, params.top_k))
+        ids = _set_of_largest(logits, params.top_k)
         weights = logits[ids].astype(np.float64)
     else:
         ids = np.arange(len(logits))
@@ -177,23 +178,25 @@ def _candidates(logits: Row, params: SamplingParams) -> tuple[Ids, NDArray[np.fl
         kept = np.flatnonzero(weights >= params.min_p)
         ids, weights = ids[kept], weights[kept]
     if params.top_p < 1.0:
-        kept = np.sort(_nucleus(weights, params.top_p))
+        kept = _nucleus(weights, params.top_p)
         ids, weights = ids[kept], weights[kept]
     return ids, weights
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> Ids:
-    """The fewest of the largest weights that hold `top_p` of their sum (Holtzman et al., 2020)."""
-    wanted = top_p * float(weights.sum())
-    size = _FIRST_NUCLEUS
+    """The fewest of the largest weights that hold `top_p` of their sum (Holtzman et al., 2020), by
+    ascending index."""
+    wanted, num_weights = top_p * float(weights.sum()), len(weights)
+    size = min(_FIRST_NUCLEUS, num_weights)
     while True:  # sorting the whole vocabulary would cost more than all the rest
-        order = _largest(weights, size)
-        enough = np.cumsum(weights[order]) >= wanted
+        largest = np.partition(weights, num_weights - size)[num_weights - size :]
+        largest.sort()
+        enough = np.cumsum(largest[::-1]) >= wanted
         if enough.any():
-            return order[: int(enough.argmax()) + 1]
-        if size >= len(weights):
-            return order  # the two sums round differently
-        size *= 8
+            return _set_of_largest(weights, int(enough.argmax()) + 1)
+        if size == num_weights:
+            return np.arange(num_weights)  # the two sums round differently
+        size = min(8 * size, num_weights)
 
 
 def _draw(ids: Ids, weights: NDArray[np.float64], point: float) -> int:
@@ -245,15 +248,35 @@ def _draw_in_fp32(logits: Row, params: SamplingParams, point: float) -> int | No
 
 def _largest(values: Row, count: int) -> Ids:
     """Indices of the `count` largest values, largest first; equal ones by index."""
-    if count >= len(values):
-        candidates = np.arange(len(values))
-    elif count <= 0:
+    if count <= 0:
         return np.arange(0)
-    else:
-        threshold = np.partition(values, len(values) - count)[len(values) - count]
-        candidates = np.flatnonzero(values >= threshold)
+    candidates = np.flatnonzero(values >= _at_least(values, count))
     order = np.argsort(-values[candidates], kind="stable")
     return candidates[order[:count]]
+
+
+def _at_least(values: Row, count: int) -> float:
+    """A bound that `count` values or more reach, and few others."""
+    if count >= len(values):
+        return -math.inf
+    num_blocks = len(values) // _BLOCK
+    if num_blocks < 2 * count:
+        return float(np.partition(values, len(values) - count)[len(values) - count])
+    # The largest of that many blocks reach it: many times faster than to part all values.
+    tops = values[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
+    return float(np.partition(tops, num_blocks - count)[num_blocks - count])
+
+
+def _set_of_largest(values: Row, count: int) -> Ids:
+    """Indices of the `count` largest values in ascending order; lower ones first among equals.
+
+    The set of `_largest` without its order, which is what costs where many are wanted.
+    """
+    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    kept = values > threshold
+    equal = np.flatnonzero(values == threshold)
+    kept[equal[: count - int(np.count_nonzero(kept))]] = True
+    return np.flatnonzero(kept)
 
 
 def _ids(token_ids: Iterable[int], vocab_size: int) -> Ids:
