@@ -9,6 +9,7 @@ Whether `encode` adds a beginning-of-sequence token is what tokenizer.json says;
 transformers 5, `add_bos_token` in tokenizer_config.json does not count beside it.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +27,10 @@ from duetto.models.token_rows import check_vocabulary, tokens_beyond
 from duetto.models.token_starts import keep_offsets, token_starts
 from duetto.models.tokenizer_growth import check_growth
 from duetto.models.tokenizer_library import LibraryError, call, refusing_panics
+
+# Texts come one at a time, for which the library's own threads do nothing; so a text is worked on
+# by the thread that asks, with the priority that this thread has.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _MAX_ID_DIGITS = 9
 _MANY = 4096  # tokens, which take about 0.3 ms to decode

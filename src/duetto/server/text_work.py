@@ -7,6 +7,8 @@ worked on at a time, so that there is always a thread for a small one.
 
 import asyncio
 import itertools
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,6 +26,9 @@ LARGE_BYTES = 64 * 1024  # takes about 20 ms to tokenize
 LARGE_REPLY_BYTES = 2**21
 LETS_PASS_S_PER_BYTE = 1e-5  # so 2 MB let pass what is small and comes within 20 s
 NUM_SMALL_THREADS = 2
+# A step waits for the slowest of its threads, so a text must not take a core from it for long. Not
+# more, as a thread that is seldom run may be holding the interpreter.
+LARGE_NICENESS = 5
 
 
 @dataclass(order=True, slots=True)
@@ -37,7 +42,7 @@ class _Item:
 class _Lane:
     """A queue with threads of its own, which start when there is something to do."""
 
-    def __init__(self, name: str, num_threads: int) -> None:
+    def __init__(self, name: str, num_threads: int, niceness: int = 0) -> None:
         self._queue: PriorityQueue[_Item] = PriorityQueue()
         self._numbers = itertools.count()
         # Daemons: what a native library computes cannot be interrupted, and must hold no exit up.
@@ -45,6 +50,7 @@ class _Lane:
             threading.Thread(target=self._run, name=f"duetto-{name}", daemon=True)
             for _ in range(num_threads)
         ]
+        self._niceness = niceness
         self._has_started = False
 
     def put(self, work: Callable[[], T], due: float) -> "Future[T]":
@@ -61,6 +67,8 @@ class _Lane:
             self._queue.put(_Item(float("-inf"), next(self._numbers), None, Future()))
 
     def _run(self) -> None:
+        if self._niceness and sys.platform == "linux":  # where threads have a niceness of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         while True:
             item = self._queue.get()
             if item.work is None:
@@ -81,7 +89,7 @@ class TextWork:
         self._clock = clock
         self.bodies = ByteBudget(max_bytes, LARGE_BYTES, "large requests are being read")
         self._small = _Lane("text", NUM_SMALL_THREADS)
-        self._large = _Lane("large-text", 1)
+        self._large = _Lane("large-text", 1, LARGE_NICENESS)
         self._replies = _Lane("reply", 1)
         self._large_replies = _Lane("large-reply", 1)
 
