@@ -26,7 +26,7 @@ from duetto.models.token_bytes import TokenBytes, byte_pieces, decoder_types
 from duetto.models.token_rows import check_vocabulary, tokens_beyond
 from duetto.models.token_starts import keep_offsets, token_starts
 from duetto.models.tokenizer_growth import check_growth
-from duetto.models.tokenizer_library import LibraryError, call, refusing_panics
+from duetto.models.tokenizer_library import LibraryError, call, library_error, refusing_panics
 
 # Texts come one at a time, for which the library's own threads do nothing; so a text is worked on
 # by the thread that asks, with the priority that this thread has.
@@ -149,14 +149,15 @@ class Tokenizer:
         text: str
         try:
             if len(token_ids) > _MANY:  # only a batch releases the GIL while it works
-                (text,) = call(library.decode_batch, [token_ids], skip_special_tokens=skips)
+                (text,) = library.decode_batch([token_ids], skip_special_tokens=skips)
             else:
-                text = call(library.decode, token_ids, skip_special_tokens=skips)
+                text = library.decode(token_ids, skip_special_tokens=skips)
             if self._byte_pieces and "\ufffd" in text:
                 text = self._decode_runs(token_ids, self._skipped if skips else ())
-        except LibraryError as error:
+        except BaseException as error:
+            cause = library_error(error)
             raise InvalidRequest(
-                "prompt", f"this model's tokenizer cannot decode these token ids: {error}"
+                "prompt", f"this model's tokenizer cannot decode these token ids: {cause}"
             ) from error
         return text
 
@@ -177,7 +178,7 @@ class Tokenizer:
                 pieces.append(bytes(self._byte_pieces[i] for i, _ in run).decode(errors="replace"))
             else:
                 pieces += (piece for _, piece in run)
-        text: str = call(self._decoder.decode, pieces)
+        text: str = self._decoder.decode(pieces)
         return text
 
     def token_text(self, token_id: int) -> str:

@@ -34,12 +34,18 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call the library. Raises LibraryError for whatever goes wrong in it."""
     try:
         return function(*args, **kwargs)
-    except Exception as error:
-        raise LibraryError(error) from error
     except BaseException as error:
-        if not is_panic(error):
-            raise
-        raise LibraryError(error) from error
+        raise library_error(error) from error
+
+
+def library_error(error: BaseException) -> LibraryError:
+    """What was raised around the library, where `call` would cost too much: for each token.
+
+    Raises it again if it is neither an error nor a panic.
+    """
+    if not isinstance(error, Exception) and not is_panic(error):
+        raise error
+    return LibraryError(error)
 
 
 @contextmanager
