@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny_tokenizers import gemma_like
+from tiny_tokenizers import byte_fallback_bpe, gemma_like
 from tokenizers import AddedToken
 
 from duetto import LLM, InvalidRequest, SamplingParams
@@ -61,6 +61,19 @@ def test_decoded_tokens_are_what_they_add_to_the_text(gemma):
     assert step[spaces].decoded_token == output.outputs[0].text == "    "
     at = output.prompt_token_ids.index(spaces)
     assert output.prompt_logprobs[at][spaces].decoded_token == "    "
+
+
+def test_the_token_that_begins_a_text_is_named_as_it_stands_there(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "llama")
+    library = byte_fallback_bpe()
+    library.save(str(tmp_path / "llama" / "tokenizer.json"))
+    the = library.token_to_id("▁th")
+    params = SamplingParams(max_tokens=3, allowed_token_ids=(the,), logprobs=0)
+    with LLM(tmp_path / "llama") as llm:
+        for prompt, first in (("", "th"), ("e", " th")):
+            (answer,) = llm.generate(prompt, params)[0].outputs
+            shown = [step[the].decoded_token for step in answer.logprobs]
+            assert shown == [first, " th", " th"] and "".join(shown) == answer.text
 
 
 def test_a_tokenizer_of_another_model_is_refused(gemma, tmp_path):

@@ -18,7 +18,7 @@ from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
 from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
-from duetto.core.text import TextCodec
+from duetto.core.text import TextCodec, bytes_shown
 from duetto.demo import NO_MODEL_NAMED, READER
 from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
@@ -342,7 +342,8 @@ class _Answer:
         for token in update.tokens:
             completion.token_ids.append(token.token_id)
             if completion.logprobs is not None and token.logprob is not None:
-                completion.logprobs.append(self._logprobs(token.logprob))
+                text = update.text if len(update.tokens) == 1 else ""
+                completion.logprobs.append(self._logprobs(token.logprob, text))
                 completion.cumulative_logprob = (
                     completion.cumulative_logprob or 0.0
                 ) + token.logprob.logprob
@@ -357,12 +358,16 @@ class _Answer:
             completion.timings = update.timings
             self.output.finished = all(c.finish_reason for c in self.output.outputs)
 
-    def _logprobs(self, scored: TokenLogprob) -> dict[int, Logprob]:
-        """The token itself and the likeliest, by token id."""
+    def _logprobs(self, scored: TokenLogprob, text: str = "") -> dict[int, Logprob]:
+        """The token itself, which added `text` (if that is known), and the likeliest, by id."""
         found = {scored.token_id: (scored.logprob, scored.rank)}
         for rank, (token_id, logprob) in enumerate(scored.top, start=1):
             found.setdefault(token_id, (logprob, rank))
-        return {i: Logprob(p, rank, self.codec.token_text(i)) for i, (p, rank) in found.items()}
+        names = {token_id: self.codec.token_text(token_id) for token_id in found}
+        if text:
+            shown = bytes_shown(self.codec.token_bytes(scored.token_id), text)
+            names[scored.token_id] = shown.decode(errors="replace")
+        return {i: Logprob(p, rank, names[i]) for i, (p, rank) in found.items()}
 
 
 def _empty_completion(index: int, sampling: SamplingParams) -> CompletionOutput:

@@ -74,3 +74,13 @@ def bytes_in_place(codec: TextCodec, token_ids: Sequence[int]) -> list[bytes]:
         if text != found[index].decode(errors="replace"):
             found[index] = text.encode()
     return found
+
+
+def bytes_shown(data: bytes, text: str) -> bytes:
+    """The bytes of a token that has added `text`: without the space in front, if there is none.
+
+    Tokenizers put one before a text and after a special token; the text shows none there.
+    """
+    if data.startswith(b" ") and data[1:].decode(errors="replace") == text:
+        return data[1:]
+    return data

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from duetto.core.text import TextCodec
+from duetto.core.text import TextCodec, bytes_shown
 from duetto.engine.detokenizer import TokenPlaces
 
 
@@ -40,16 +40,6 @@ def echo_of_ids(codec: TextCodec, token_ids: Sequence[int], *, with_tokens: bool
     )
     starts = [at.push(token_id).start for token_id in token_ids]
     return Echo(text, starts, _shown(codec, token_ids, text, starts))
-
-
-def bytes_shown(data: bytes, text: str) -> bytes:
-    """The bytes of a token that has added `text`: without the space in front, if there is none.
-
-    Tokenizers put one before a text and after a special token; the text shows none there.
-    """
-    if data.startswith(b" ") and data[1:].decode(errors="replace") == text:
-        return data[1:]
-    return data
 
 
 def _shown(

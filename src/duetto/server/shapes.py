@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from duetto.core.batch import SampledToken, TokenLogprob
-from duetto.core.text import TextCodec
+from duetto.core.text import TextCodec, bytes_shown
 from duetto.engine.detokenizer import TokenPlaces
 from duetto.server.door import Job, Prompt
-from duetto.server.echo import Echo, bytes_shown
+from duetto.server.echo import Echo
 from duetto.server.json_parts import NUM_AT_ONCE, Columns, EncodedParts, Rows
 from duetto.server.protocol import ChatRequest, CompletionRequest
 from duetto.server.replies import (
