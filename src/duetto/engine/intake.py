@@ -26,6 +26,7 @@ def make_request(
     default_seed: int | None = None,
     priority: int = 0,
     cache_salt: bytes = b"",
+    tenant: bytes = b"",
     bad_word_ids: tuple[tuple[int, ...], ...] | None = None,
 ) -> Request:
     """The request that answers one prompt, before `fan_out` makes `sampling.n` of it.
@@ -56,6 +57,7 @@ def make_request(
         arrival_time=arrival_time,
         priority=priority,
         cache_salt=cache_salt,
+        tenant=tenant,
     )
     _check_choice(request, codec.vocab_size)
     config.check_fits(request)

@@ -41,6 +41,7 @@ from duetto.server.metrics import Metrics
 from duetto.server.middleware import HostGuard, KeyGuard, RequestFrame
 from duetto.server.origins import OriginGuard, Origins
 from duetto.server.paths import on_http_exception
+from duetto.server.places import client_of
 from duetto.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -173,7 +174,9 @@ class Api:
             wire, sampling, prompts = await self._work.read(
                 lambda: self._read_completion(body), len(body)
             )
-            with self._relay.reserved(self._checked_fan(len(prompts), sampling)):
+            with self._relay.reserved(
+                self._checked_fan(len(prompts), sampling), client_of(request.scope)
+            ):
                 arrival = self._arrival(request, len(body))
                 door = self._door.completion(wire, prompts, sampling, arrival)
                 job = await _while_connected(request, door)
@@ -185,7 +188,7 @@ class Api:
     async def chat_completions(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
             wire, sampling = await self._work.read(lambda: self._read_chat(body), len(body))
-            with self._relay.reserved(self._checked_fan(1, sampling)):
+            with self._relay.reserved(self._checked_fan(1, sampling), client_of(request.scope)):
                 arrival = self._arrival(request, len(body))
                 door = self._door.chat(wire, sampling, arrival)
                 job = await _while_connected(request, door)
@@ -195,7 +198,7 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
-            with self._relay.reserved(1):
+            with self._relay.reserved(1, client_of(request.scope)):
                 wire = await self._work.read(lambda: decode(body, TokenizeRequest), len(body))
                 self._check_model(wire.model)
                 door = self._door.tokenize(wire, len(body))
@@ -216,7 +219,7 @@ class Api:
 
     async def detokenize(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
-            with self._relay.reserved(1):
+            with self._relay.reserved(1, client_of(request.scope)):
                 wire = await self._work.read(lambda: decode(body, DetokenizeRequest), len(body))
                 self._check_model(wire.model)
                 door = self._door.detokenize(wire.tokens, len(body))
@@ -287,7 +290,7 @@ class Api:
         tenant = state.get("tenant", b"")
         own = state["request_id"]
         name = self._relay.history.claim(tenant, state["request_label"], own)
-        return Arrival(own, num_bytes, tenant, name)
+        return Arrival(own, num_bytes, tenant, name, client_of(request.scope))
 
     def _submit(self, wire: SamplingRequest, job: Job, shape: Shape, arrival: Arrival) -> Exchange:
         streams = bool(wire.stream)

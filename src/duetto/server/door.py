@@ -56,6 +56,7 @@ class Arrival:
     num_bytes: int
     tenant: bytes = b""  # digest of the API key; tenants share no KV blocks
     name: str = ""  # what the client knows the reply by: its own label, or our id
+    client: bytes = b""  # who takes turns with others: a key or an address (places.py)
 
 
 class Door:
@@ -262,6 +263,7 @@ class Door:
                     bad_word_ids=bad_word_ids,
                     priority=priority,
                     cache_salt=salt,
+                    tenant=arrival.client,
                 )
                 for index, prompt in enumerate(prompts)
             ]

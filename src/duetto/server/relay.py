@@ -10,25 +10,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+from duetto.core.batch import StepRecord
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread, SteppedEngine
 from duetto.engine.watchdog import Watchdog
 from duetto.server.answer import Answer
-from duetto.server.errors import ApiError, overloaded, stopping, unavailable
+from duetto.server.errors import ApiError, stopping, unavailable
 from duetto.server.history import History
 from duetto.server.journal import Journal
 from duetto.server.metrics import Metrics
+from duetto.server.places import Places
 from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Live:
     request: Request
     answer: Answer
+    has_started: bool = False  # it was seen in a step
 
 
 class Relay:
@@ -46,8 +49,7 @@ class Relay:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
-        self._capacity = config.max_num_seqs + settings.max_num_queued_reqs
-        self._num_reserved = 0
+        self._places = Places(config.max_num_seqs, settings.max_num_queued_reqs, clock)
         self._live: dict[str, _Live] = {}
         self._thread: EngineThread | None = None
         self._watchdog: Watchdog | None = None
@@ -99,20 +101,21 @@ class Relay:
         self.journal.stop()
 
     @contextmanager
-    def reserved(self, num_requests: int) -> Iterator[None]:
-        """Hold places in the queue while a prompt is tokenized. Raises ApiError 503 if full."""
+    def reserved(self, num_requests: int, client: bytes = b"") -> Iterator[None]:
+        """Hold places in the queue while a prompt is tokenized.
+
+        Raises ApiError 503 if it is full, and 429 if `client` holds its share (places.py).
+        """
         if self.is_stopping:
             raise stopping()
         if not self._running_thread().is_alive:
             raise unavailable("the engine has stopped", "engine_dead")
-        taken = len(self._live) + self._num_reserved
-        if taken + num_requests > self._capacity:
-            raise overloaded(f"{taken} requests are running or waiting; try again later")
-        self._num_reserved += num_requests
+        self._places.ask(client, num_requests)
+        self._places.take(client, num_requests)
         try:
             yield
         finally:
-            self._num_reserved -= num_requests
+            self._places.give_back(client, num_requests)
 
     def submit(self, requests: tuple[Request, ...], name: str = "") -> Answer:
         """Hand requests to the engine. The answer must be given to `close`, whatever happens.
@@ -124,6 +127,7 @@ class Relay:
         self.journal.record_arrival(requests, name)
         for request in requests:
             self._live[request.request_id] = _Live(request, answer)
+            self._places.take(request.tenant, 1)
             self.history.record_arrival(request, name)
             thread.add(request)
         return answer
@@ -159,6 +163,8 @@ class Relay:
                 live = self._live[update.request_id]
             else:
                 live = self._live.pop(update.request_id)
+                has_started = live.has_started
+                self._places.give_back(live.request.tenant, 1, has_started=has_started)
             self._metrics.record_update(live.request, update)
             ended = self.history.record_update(live.request, update)
             self.journal.record_update(live.request, update, ended)
@@ -166,12 +172,20 @@ class Relay:
             if live.answer.is_gone and live.answer.unfinished:
                 self.close(live.answer)
         if report.record is not None:
+            self._note_started(report.record)
             self._metrics.record_step(report.record)
             self.history.record_step(report.record)
             self.journal.record_step(report.record)
         if not self._live:  # what ended between steps has no step to be recorded in
             self._metrics.record_idle()
             self.journal.record_idle()
+
+    def _note_started(self, record: StepRecord) -> None:
+        for request_id in record.request_ids:
+            live = self._live.get(request_id)
+            if live is not None and not live.has_started:
+                live.has_started = True
+                self._places.start(live.request.tenant)
 
     def _fail(self, reason: str) -> None:
         """The engine has ended or hangs: tell everyone who waits. On the watchdog's thread."""
