@@ -6,7 +6,7 @@ from duetto.server.byte_budget import ByteBudget
 from duetto.server.errors import ApiError
 
 
-def test_large_holdings_are_bounded_and_small_ones_are_not():
+def test_large_holdings_are_bounded_and_small_ones_have_twice_the_room():
     budget = ByteBudget(most=1000, little=100, what="things are held")
     first = budget.hold(900)
     small = budget.hold(100)
@@ -23,3 +23,8 @@ def test_large_holdings_are_bounded_and_small_ones_are_not():
     first.release()
     assert budget.num_bytes == 150
     budget.hold(800)
+    little = [budget.hold(100) for _ in range(10)]
+    with pytest.raises(ApiError):
+        budget.hold(100)
+    little[0].release()
+    budget.hold(100)

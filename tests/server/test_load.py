@@ -17,6 +17,10 @@ from server.fakes_server import (
 )
 from server.test_lifecycle import LONG, send
 
+from duetto.server import serve
+from duetto.server.json_parts import Rows
+from duetto.server.wire import BoundedHttp
+
 SHORT = {"model": MODEL, "prompt": "hello", "max_tokens": 1}
 
 
@@ -276,4 +280,42 @@ def test_large_replies_together_are_bounded_and_small_ones_go_on(monkeypatch):
         for connection in (held, small):
             connection.close()
         executor.gate.set()
+        wait_until(lambda: app.state.replies.num_bytes == 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("logit_bias", {"logit_bias": {str(i): 1 for i in range(200)}}),
+        ("allowed_token_ids", {"allowed_token_ids": list(range(200))}),
+        ("stop_token_ids", {"stop_token_ids": list(range(200)), "min_tokens": 1}),
+    ],
+)
+def test_long_lists_count_for_each_answer_that_runs(field, more, monkeypatch):
+    monkeypatch.setattr("duetto.server.sampling.MAX_STEP_ENTRIES", 8 * 200 - 1)
+    with serving() as (url, _):
+        for n, status in ((1, 200), (7, 200), (8, 400), (100, 400)):
+            reply = httpx2.post(f"{url}/v1/completions", json={**SHORT, "n": n, **more})
+            assert reply.status_code == status
+        error = reply.json()["error"]
+        assert error["param"] == field
+        assert "200 entries" in error["message"] and "8 answers" in error["message"]
+
+
+def test_a_client_that_takes_nothing_of_a_whole_reply_is_cut_and_nothing_stays_held(monkeypatch):
+    cut = []
+
+    class Watched(BoundedHttp):
+        write_timeout_s = 0.5
+
+        def connection_lost(self, exc):
+            cut.append(self.client)
+            super().connection_lost(exc)
+
+    monkeypatch.setattr(serve, "BoundedHttp", Watched)
+    monkeypatch.setattr("duetto.server.exchange.LARGE_BYTES", 2**18)
+    monkeypatch.setattr(Rows, "parts", lambda _: iter([b"[" + b" " * 2**25 + b"]"]))
+    with serving() as (url, app):
+        with send(url, "/v1/completions", {**PROMPT, "prompt_logprobs": 20}) as connection:
+            wait_until(lambda: connection.getsockname() in cut)
         wait_until(lambda: app.state.replies.num_bytes == 0)

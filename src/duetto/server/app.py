@@ -54,7 +54,7 @@ from duetto.server.questions import Questions
 from duetto.server.reading import decode
 from duetto.server.relay import Relay
 from duetto.server.replies import Envelope, Json
-from duetto.server.sampling import chat_params, completion_params
+from duetto.server.sampling import chat_params, check_step_entries, completion_params
 from duetto.server.settings import ServerSettings
 from duetto.server.shapes import ChatShape, CompletionShape, Shape
 from duetto.server.text_work import TextWork
@@ -283,6 +283,7 @@ class Api:
                 f"{what}; this server holds at most {running + queued}: {running} that run and "
                 f"{queued} that wait (--max-num-seqs, --max-num-queued-reqs)",
             )
+        check_step_entries(sampling, min(asked, running))
         return asked
 
     def _arrival(self, request: Request, num_bytes: int) -> Arrival:

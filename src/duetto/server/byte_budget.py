@@ -4,7 +4,7 @@ from duetto.server.errors import overloaded
 
 
 class ByteBudget:
-    """Those who hold little are never refused: their number is bounded elsewhere."""
+    """Those who hold little find room where others are refused: twice as much."""
 
     def __init__(self, most: int, little: int, what: str) -> None:
         """`what` is held, as an error says it."""
@@ -20,7 +20,8 @@ class ByteBudget:
         return held
 
     def check(self, num_held: int, num_more: int) -> None:
-        if num_held + num_more > self._little and self.num_bytes + num_more > self._most:
+        is_little = num_held + num_more <= self._little
+        if self.num_bytes + num_more > (2 * self._most if is_little else self._most):
             raise overloaded(f"{self.num_bytes} bytes of {self._what}; try again later")
 
 

@@ -8,6 +8,7 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.server.errors import invalid, refused
 from duetto.server.protocol import ChatRequest, CompletionRequest, SamplingRequest, StreamOptions
 
+MAX_STEP_ENTRIES = 2**20  # about 0.1 s, and six times the largest vocabularies
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default; a chat may use all the room there is
 
 _SAME_NAME = (
@@ -64,6 +65,25 @@ def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingPa
     elif request.top_logprobs:
         raise invalid("top_logprobs", "needs logprobs to be true")
     return _checked(request, asked)
+
+
+def check_step_entries(sampling: SamplingParams, num_running: int) -> None:
+    """Refuse lists that would make each step long: every answer that runs looks at its own.
+
+    Raises ApiError 400, naming the longest list, with the numbers.
+    """
+    sizes = {
+        "logit_bias": len(sampling.logit_bias),
+        "allowed_token_ids": len(sampling.allowed_token_ids or ()),
+        "stop_token_ids": len(sampling.stop_token_ids) if sampling.min_tokens else 0,
+    }
+    if num_running * sum(sizes.values()) > MAX_STEP_ENTRIES:
+        field = max(sizes, key=lambda name: sizes[name])
+        raise invalid(
+            field,
+            f"{sum(sizes.values())} entries of {', '.join(sizes)} for each of {num_running} "
+            f"answers are too much work in a step; at most {MAX_STEP_ENTRIES} together",
+        )
 
 
 def default_max_tokens(request: SamplingRequest, defaults: Mapping[str, Any]) -> int | None:
