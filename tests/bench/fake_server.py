@@ -14,13 +14,27 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 GAP_S = 0.05  # between tokens
+TEMPLATE_TOKENS = 6  # that a chat has beside its text
 
 
 class FakeServer:
-    """Streams max_tokens tokens, GAP_S apart. Text prompts ask for other behaviours."""
+    """Streams max_tokens tokens, GAP_S apart. Text prompts ask for other behaviours.
 
-    def __init__(self, *, has_counts: bool = True) -> None:
+    A word is a token, and "tN" is the token N. Answers that may end do so after `ends_after`.
+    """
+
+    def __init__(
+        self,
+        *,
+        has_counts: bool = True,
+        counts_chats: bool = True,
+        spells: bool = True,
+        ends_after: int | None = None,
+    ) -> None:
         self.has_counts = has_counts  # whether it knows continuous_usage_stats
+        self.counts_chats = counts_chats  # whether /tokenize takes messages
+        self.spells = spells  # whether it has /detokenize
+        self.ends_after = ends_after
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.num_active = 0
@@ -43,7 +57,8 @@ class FakeServer:
     async def _events(self, body: dict[str, Any], counts: bool) -> AsyncIterator[str]:
         self.num_active += 1
         self.most_active = max(self.most_active, self.num_active)
-        prompt, num_tokens = body.get("prompt"), body["max_tokens"]
+        prompt, num_tokens = body.get("prompt"), self._num_tokens(body)
+        num_prompt = _num_prompt_tokens(body)
         try:
             if "messages" in body:
                 yield _event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
@@ -62,7 +77,10 @@ class FakeServer:
                     return
                 yield _event(self._chunk(body, number, counts))
             yield _event(
-                {"choices": [], "usage": _usage(num_tokens * 2 if prompt == "wide" else num_tokens)}
+                {
+                    "choices": [],
+                    "usage": _usage(num_prompt, num_tokens * 2 if prompt == "wide" else num_tokens),
+                }
             )
             yield "data: [DONE]\n\n"
         finally:
@@ -71,21 +89,36 @@ class FakeServer:
     def _chunk(self, body: dict[str, Any], number: int, counts: bool) -> dict[str, Any]:
         """A chunk of one token; for the prompt "wide" of two."""
         width = _width(body)
-        reason = "length" if number == body["max_tokens"] else None
+        is_last = number == self._num_tokens(body)
+        is_whole = number == body["max_tokens"]
+        reason = ("length" if is_whole else "stop") if is_last else None
         said = {"delta": {"content": "x"}} if "messages" in body else {"text": "x"}
         choice = {"index": 0, **said, "finish_reason": reason}
         if body.get("return_token_ids"):
             choice["token_ids"] = [7] * width
-        usage = _usage(number * width) if counts else None
+        usage = _usage(_num_prompt_tokens(body), number * width) if counts else None
         return {"id": "x", "object": "x", "choices": [choice], "usage": usage}
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": "fake-model"}]})
 
+    def _num_tokens(self, body: dict[str, Any]) -> int:
+        most: int = body["max_tokens"]
+        ends = None if body.get("ignore_eos") else self.ends_after
+        return most if ends is None else min(most, ends)
+
     async def tokenize(self, request: Request) -> Response:
-        return JSONResponse({"count": len((await request.json())["prompt"].split())})
+        body = await request.json()
+        if "messages" in body and not self.counts_chats:
+            return _error(400, "prompt: is required")
+        words = body.get("prompt", "").split()
+        ids = [int(word[1:]) if word[1:].isdecimal() else 0 for word in words]
+        count = _num_prompt_tokens(body)
+        return JSONResponse({"count": count, "tokens": ids, "max_model_len": 4096})
 
     async def detokenize(self, request: Request) -> Response:
+        if not self.spells:
+            return _error(404, "no such path")
         tokens = (await request.json())["tokens"]
         return JSONResponse({"prompt": " ".join(f"t{token}" for token in tokens)})
 
@@ -117,9 +150,16 @@ def _width(body: dict[str, Any]) -> int:
     return 2 if body.get("prompt") == "wide" else 1
 
 
-def _usage(num_tokens: int) -> dict[str, Any]:
+def _num_prompt_tokens(body: dict[str, Any]) -> int:
+    if "messages" in body:
+        return TEMPLATE_TOKENS + sum(len(m["content"].split()) for m in body["messages"])
+    prompt = body["prompt"]
+    return len(prompt.split()) if isinstance(prompt, str) else len(prompt)
+
+
+def _usage(num_prompt_tokens: int, num_tokens: int) -> dict[str, Any]:
     return {
-        "prompt_tokens": 11,
+        "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_tokens,
         "prompt_tokens_details": {"cached_tokens": 4},
     }

@@ -61,7 +61,7 @@ def test_instants_and_usage(server: FakeServer) -> None:
     record = ask(server, scheduled_s=-1.0)
     assert (record.outcome, record.error, record.finish_reason) == ("ok", None, "length")
     assert counts(record) == [1, 1, 1, 1]
-    assert (record.num_prompt_tokens, record.num_output_tokens) == (11, 4)
+    assert (record.num_prompt_tokens, record.num_output_tokens) == (3, 4)
     assert record.num_cached_tokens == 4
     assert record.held_s >= 1.0
     assert record.ttft_s is not None

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
-from bench.fake_server import FakeServer
+from bench.fake_server import TEMPLATE_TOKENS, FakeServer
 
 from duetto.bench.client import Target
 from duetto.bench.metrics import SLO
 from duetto.bench.serve import Load, ServeResult, find_model, run_serve, token_counter
+from duetto.bench.traces import Fit, read_azure
 from duetto.bench.workload import Lengths, Workload, WorkloadRequest, random_workload
 from duetto.core.errors import ConfigError
 
@@ -83,12 +85,73 @@ def test_a_server_that_does_not_count_per_chunk() -> None:
     assert "continuous_usage_stats" not in server.bodies[-1]["stream_options"]
 
 
-def test_chat_sends_ids_as_the_server_spells_them(server: FakeServer) -> None:
-    result = run(server, workload(1), is_chat=True)
-    ids = workload(1).requests[0].prompt_token_ids or ()
-    spelled = " ".join(f"t{token}" for token in ids)
-    assert server.bodies[-1]["messages"] == [{"role": "user", "content": spelled}]
-    assert "random token ids as text" in result.notes[0]
+def test_chats_have_the_lengths_asked_for(server: FakeServer) -> None:
+    made = random_workload(
+        4, input_lengths=Lengths(12, "uniform", 0.3), output_lengths=Lengths(2), vocab_size=50
+    )
+    result = run(server, made, is_chat=True)
+    asked = [len(request.prompt_token_ids or ()) for request in made.requests]
+    assert [record.num_prompt_tokens for record in result.records] == asked
+    ids = made.requests[0].prompt_token_ids or ()
+    spelled = " ".join(f"t{token}" for token in ids[: len(ids) - TEMPLATE_TOKENS])
+    sent = [body["messages"][0]["content"] for body in server.bodies[-4:]]
+    assert spelled in sent and result.notes == ()
+    document = result.as_json(detailed=True)
+    assert document["input_lens"] == document["asked_input_lens"] == asked
+    assert document["mean_input_len"] == document["mean_asked_input_len"] == sum(asked) / 4
+    assert (document["min_input_len"], document["max_input_len"]) == (min(asked), max(asked))
+
+
+def test_a_trace_sent_as_chats_has_its_lengths(server: FakeServer) -> None:
+    file = Path(__file__).parent / "fixtures" / "azure_conv_5.csv"
+    made = read_azure(file, vocab_size=50, fit=Fit(0.1, max_output_len=2))
+    made = made.with_arrivals([0.0] * len(made.requests))
+    result = run(server, made, is_chat=True)
+    asked = [len(request.prompt_token_ids or ()) for request in made.requests]
+    assert [record.num_prompt_tokens for record in result.records] == asked
+
+
+def test_a_template_longer_than_the_prompt_is_told(server: FakeServer) -> None:
+    result = run(server, workload(2), is_chat=True)
+    assert [record.num_prompt_tokens for record in result.records] == [TEMPLATE_TOKENS + 1] * 2
+    assert "2 of 2 chat prompts have not exactly the length" in result.notes[0]
+    assert "14 tokens in all for 10 (+40%)" in result.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("spells", "how"),
+    [
+        (True, "(HTTP 400), so prompts are random token ids as text"),
+        (False, "(HTTP 404), so prompts are common words"),
+    ],
+)
+def test_a_server_that_counts_no_chats_comes_near(spells: bool, how: str) -> None:
+    made = random_workload(3, input_lengths=Lengths(30), output_lengths=Lengths(1), vocab_size=50)
+    with FakeServer(counts_chats=False, spells=spells).running() as server:
+        result = run(server, made, is_chat=True)
+    assert all(abs(record.num_prompt_tokens - 30) <= 2 for record in result.records)
+    assert "/tokenize" in result.notes[0] and how in result.notes[0]
+    assert "not of the lengths asked for" in result.notes[1]
+
+
+def test_texts_are_sent_as_they_are_and_what_the_template_adds_is_told(server: FakeServer) -> None:
+    text = WorkloadRequest(prompt_text="five words are in here", num_prompt_tokens=5,
+                           num_output_tokens=1)  # fmt: skip
+    result = run(server, Workload((text,)), is_chat=True)
+    assert server.bodies[-1]["messages"][0]["content"] == text.prompt_text
+    assert "11 tokens in all for 5 (+120%); the chat template adds" in result.notes[0]
+    assert run(server, Workload((text,))).notes == ()
+
+
+def test_answers_that_end_early_are_told() -> None:
+    with FakeServer(ends_after=2).running() as server:
+        result = run(server, workload(3))
+        document = result.as_json(detailed=True)
+        assert "3 of 3 answers ended before the length asked for (6 tokens" in result.notes[0]
+        assert "--ignore-eos" in result.notes[0] and document["ended_early"] == 3
+        assert (document["mean_output_len"], document["mean_asked_output_len"]) == (2.0, 3.0)
+        assert (document["output_lens"], document["asked_output_lens"]) == ([2] * 3, [3] * 3)
+        assert run(server, workload(3), ignore_eos=True).notes == ()
 
 
 def test_a_server_that_refuses_everything_is_one_line(server: FakeServer) -> None:

@@ -111,6 +111,8 @@ async def send(
         end_s=chunks[-1].time_s if chunks else clock(),
         chunks=tuple(chunks),
         num_prompt_tokens=usage.prompt_tokens or len(request.prompt_token_ids or ()),
+        num_prompt_tokens_asked=request.num_prompt_tokens,
+        num_output_tokens_asked=request.num_output_tokens,
         num_output_tokens=max(usage.completion_tokens, answer.num_timed_tokens),
         num_cached_tokens=(usage.prompt_tokens_details or _Details()).cached_tokens or 0,
         outcome=outcome,

@@ -141,6 +141,39 @@ def parse_percentiles(text: str) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthsSeen:
+    """How long prompts or answers were, in tokens, and how long they were to be."""
+
+    got: tuple[int, ...]
+    asked: tuple[int, ...] | None  # None: nobody asked for lengths
+
+    @property
+    def num_shorter(self) -> int:
+        return sum(got < asked for got, asked in zip(self.got, self.asked or (), strict=False))
+
+    @property
+    def are_as_asked(self) -> bool:
+        return self.got == self.asked
+
+    def as_json(self, name: str) -> dict[str, JsonValue]:
+        """mean_, min_ and max_ of `name`, and of `asked_name` if lengths were asked for."""
+        both = {name: self.got, f"asked_{name}": self.asked}
+        return {
+            f"{word}_{which}": of(lengths)
+            for which, lengths in both.items()
+            for word, of in (("mean", _mean), ("min", min), ("max", max))
+            if lengths
+        }
+
+
+NO_LENGTHS = LengthsSeen((), None)
+
+
+def _mean(lengths: Sequence[int]) -> float:
+    return sum(lengths) / len(lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a run showed. Latencies in seconds; only requests that came through count in them."""
 
@@ -162,6 +195,8 @@ class Report:
     slo: SLO | None
     num_good: int | None  # None without an SLO
     errors: Mapping[str, int]  # message -> how often
+    prompt_lengths: LengthsSeen = NO_LENGTHS  # these two of requests that came through
+    output_lengths: LengthsSeen = NO_LENGTHS
 
     @property
     def num_requests(self) -> int:
@@ -181,6 +216,9 @@ class Report:
             "total_output_tokens": self.num_output_tokens,
             "total_cached_tokens": self.num_cached_tokens,
             "untimed_output_tokens": self.num_untimed_tokens,
+            **self.prompt_lengths.as_json("input_len"),
+            **self.output_lengths.as_json("output_len"),
+            "ended_early": self.output_lengths.num_shorter,
             "request_throughput": self.per_second(self.num_ok),
             "output_throughput": self.per_second(self.num_output_tokens),
             "total_token_throughput": self.per_second(
@@ -234,6 +272,8 @@ def summarize(
         num_output_tokens=num_output_tokens,
         num_cached_tokens=sum(r.num_cached_tokens for r in ok),
         num_untimed_tokens=num_output_tokens - sum(c.num_tokens for r in ok for c in r.chunks),
+        prompt_lengths=_lengths([(r.num_prompt_tokens, r.num_prompt_tokens_asked) for r in ok]),
+        output_lengths=_lengths([(r.num_output_tokens, r.num_output_tokens_asked) for r in ok]),
         ttft=distribution([ttft for ttft, _ in first], percentiles),
         tpot=distribution(tpots, percentiles),
         itl=distribution([gap for r in ok for gap in r.itl_s], percentiles),
@@ -244,6 +284,13 @@ def summarize(
         slo=slo,
         num_good=None if slo is None else sum(slo.is_met(r) for r in records),
         errors=errors,
+    )
+
+
+def _lengths(pairs: Sequence[tuple[int, int | None]]) -> LengthsSeen:
+    asked = tuple(asked for _, asked in pairs if asked is not None)
+    return LengthsSeen(
+        got=tuple(got for got, _ in pairs), asked=asked if len(asked) == len(pairs) > 0 else None
     )
 
 

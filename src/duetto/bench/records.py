@@ -35,6 +35,8 @@ class RequestRecord:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0  # as the server counts; at least the sum over chunks
     num_cached_tokens: int = 0
+    num_prompt_tokens_asked: int | None = None  # None: nobody asked for a length
+    num_output_tokens_asked: int | None = None
     outcome: Outcome = "ok"
     finish_reason: str | None = None
     error: str | None = None

@@ -13,6 +13,7 @@ import httpx2
 
 from duetto.bench.client import Target, drive, open_http, send, started_clock
 from duetto.bench.metrics import DEFAULT_PERCENTILES, SLO, JsonValue, Report, summarize
+from duetto.bench.prompts import chat_workload
 from duetto.bench.records import RequestRecord
 from duetto.bench.workload import Workload, WorkloadRequest
 from duetto.core.errors import ConfigError
@@ -56,6 +57,8 @@ class ServeResult:
         return result | {
             "input_lens": [r.num_prompt_tokens for r in self.records],
             "output_lens": [r.num_output_tokens for r in self.records],
+            "asked_input_lens": [r.num_prompt_tokens_asked for r in self.records],
+            "asked_output_lens": [r.num_output_tokens_asked for r in self.records],
             "cached_lens": [r.num_cached_tokens for r in self.records],
             "scheduled_s": [r.scheduled_s for r in self.records],
             "sent_s": [r.sent_s for r in self.records],
@@ -80,7 +83,7 @@ async def run_serve(
     """
     async with open_http(target) as http:
         if target.is_chat:
-            workload = await _with_texts(http, workload)
+            workload = await _chats(http, target, workload)
         target, notes = await _settle(http, target, workload.requests[0])
         for request in workload.requests[: load.num_warmups]:
             await send(http, target, _backwards(request), 0.0, started_clock())
@@ -99,9 +102,8 @@ async def run_serve(
             ended = f"{len(records)} of {len(workload.requests)} requests"
             notes += (f"interrupted: {ended} had ended, and are what is counted",)
         report = summarize(records, clock(), slo=load.slo, percentiles=load.percentiles)
-    return ServeResult(
-        report, tuple(records), target.model, workload.notes + notes, is_interrupted=is_interrupted
-    )
+    notes = (*workload.notes, *notes, *_length_notes(report, target))
+    return ServeResult(report, tuple(records), target.model, notes, is_interrupted=is_interrupted)
 
 
 def find_model(base_url: str, api_key: str | None) -> str:
@@ -176,32 +178,31 @@ def _backwards(request: WorkloadRequest) -> WorkloadRequest:
     return replace(request, prompt_token_ids=(request.prompt_token_ids or ())[::-1])
 
 
-async def _with_texts(http: httpx2.AsyncClient, workload: Workload) -> Workload:
-    """The workload with its token ids as the text that they stand for, by the server's tokenizer.
-
-    The text may have another number of tokens when it comes back; the server's usage tells.
-    """
-
-    async def as_text(request: WorkloadRequest) -> WorkloadRequest:
-        if request.prompt_text is not None:
-            return request
-        reply = await http.post(
-            "/detokenize", json={"tokens": request.prompt_token_ids}, timeout=SETUP_TIMEOUT_S
-        )
-        reply.raise_for_status()
-        text = str(reply.json()["prompt"])
-        return replace(request, prompt_token_ids=None, prompt_text=text)
-
-    if all(request.prompt_text is not None for request in workload.requests):
-        return workload
+async def _chats(http: httpx2.AsyncClient, target: Target, workload: Workload) -> Workload:
     try:
-        requests = [await as_text(request) for request in workload.requests]
+        return await chat_workload(http, target, workload)
     except httpx2.ConnectError as error:
-        raise _unreachable(str(http.base_url).rstrip("/"), error) from None
-    except (httpx2.HTTPError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{http.base_url}detokenize: {error}; the chat endpoint takes text, so token ids need "
-            f"it; use --backend openai, or --dataset-name sharegpt"
-        ) from None
-    note = "prompts are random token ids as text, so their lengths are near the ones asked for"
-    return replace(workload, requests=tuple(requests), notes=(*workload.notes, note))
+        raise _unreachable(target.base_url, error) from None
+
+
+def _length_notes(report: Report, target: Target) -> tuple[str, ...]:
+    """What a reader must know of lengths that are not those asked for."""
+    notes, prompts, outputs = [], report.prompt_lengths, report.output_lengths
+    if prompts.asked and not prompts.are_as_asked and report.num_input_tokens:
+        asked, got = sum(prompts.asked), report.num_input_tokens
+        cause = "; the chat template adds its own" if target.is_chat and got > asked else ""
+        notes.append(
+            f"prompts are not of the lengths asked for: {got} tokens in all for {asked} "
+            f"({got / asked - 1:+.0%}){cause}"
+        )
+    if outputs.num_shorter and outputs.asked:
+        advice = (
+            "the server stops all the same"
+            if target.ignore_eos
+            else "--ignore-eos asks for whole lengths"
+        )
+        notes.append(
+            f"{outputs.num_shorter} of {len(outputs.got)} answers ended before the length asked "
+            f"for ({sum(outputs.got)} tokens in all for {sum(outputs.asked)}): {advice}"
+        )
+    return tuple(notes)

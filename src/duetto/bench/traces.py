@@ -238,7 +238,11 @@ def read_sharegpt(
             continue
         outputs.append(fit.scaled(num_output))
         (num_output,) = _cut(outputs[-1:], fit.max_output_len)
-        requests.append(WorkloadRequest(prompt_text=prompt, num_output_tokens=num_output))
+        requests.append(
+            WorkloadRequest(
+                prompt_text=prompt, num_prompt_tokens=num_input, num_output_tokens=num_output
+            )
+        )
     _check_not_empty(file, requests)
     notes = fit.notes([], outputs)
     if num_left_out:

@@ -18,16 +18,22 @@ LengthKind = Literal["fixed", "uniform", "lognormal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadRequest:
-    """One request to send: its prompt as token ids or as text (exactly one of the two)."""
+    """One request to send: its prompt as token ids or as text (exactly one of the two).
+
+    `num_prompt_tokens` is the length asked for, by default that of the ids; None if nobody knows.
+    """
 
     num_output_tokens: int
     prompt_token_ids: tuple[int, ...] | None = None
     prompt_text: str | None = None
+    num_prompt_tokens: int | None = None
     arrival_s: float = 0.0  # after the start of the run
 
     def __post_init__(self) -> None:
         if (self.prompt_token_ids is None) == (self.prompt_text is None):
             raise ValueError("a workload request has either prompt_token_ids or prompt_text")
+        if self.num_prompt_tokens is None and self.prompt_token_ids is not None:
+            object.__setattr__(self, "num_prompt_tokens", len(self.prompt_token_ids))
 
 
 @dataclass(frozen=True, slots=True)

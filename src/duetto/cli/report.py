@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from duetto.bench.metrics import Distribution, Report
+from duetto.bench.metrics import Distribution, LengthsSeen, Report
 from duetto.cli.output import say, show_table
 
 
@@ -23,6 +23,9 @@ def print_report(report: Report, console: Console, *, notes: Sequence[str] = ())
         f"{report.per_second(report.num_output_tokens):.1f} output tokens/s, "
         f"{report.per_second(num_tokens):.1f} tokens/s with prompts",
     )
+    for what, lengths in (("prompts", report.prompt_lengths), ("answers", report.output_lengths)):
+        if lengths.got:
+            say(console, f"{what} of {_told(lengths)}")
     if report.num_input_tokens:
         share = report.num_cached_tokens / report.num_input_tokens
         say(console, f"{report.num_cached_tokens} prompt tokens cached ({share:.0%})")
@@ -37,6 +40,21 @@ def print_report(report: Report, console: Console, *, notes: Sequence[str] = ())
         say(console, f"note: {note}")
     for message, times in report.errors.items():
         say(console, f"error, {times} times: {message}")
+
+
+def _told(lengths: LengthsSeen) -> str:
+    """Mean and range in tokens, and those asked for where they are others."""
+    told = f"{_range(lengths.got)} tokens"
+    if lengths.asked is None:
+        return told
+    return (
+        f"{told}, as asked" if lengths.are_as_asked else f"{told}; asked: {_range(lengths.asked)}"
+    )
+
+
+def _range(lengths: Sequence[int]) -> str:
+    low, high = min(lengths), max(lengths)
+    return f"{low}" if low == high else f"{low} to {high} (mean {sum(lengths) / len(lengths):.1f})"
 
 
 def print_parts(parts_s: Mapping[str, float], console: Console) -> None:

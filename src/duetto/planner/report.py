@@ -14,6 +14,7 @@ from duetto.bench.metrics import (
     DEFAULT_PERCENTILES,
     SLO,
     JsonValue,
+    LengthsSeen,
     Report,
     distribution,
 )
@@ -149,6 +150,8 @@ def _report(
         slo=slo,
         num_good=num_good,
         errors=_refusals(simulation.served),
+        prompt_lengths=LengthsSeen(tuple(s.num_prompt_tokens for s in done), None),
+        output_lengths=LengthsSeen(tuple(map(len, times)), None),
     )
 
 
