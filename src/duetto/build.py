@@ -70,6 +70,8 @@ class EngineArgs:
     """What computes: cpu (native), or reference (slow, and plain to read)."""
     threads: int | None = None
     """Threads that compute; by default as many as this process may use."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub; by default its main branch."""
     packed_cache: str = "auto"
     """Where quantized weights are kept for the next start; off for nowhere."""
     seed: int | None = None
@@ -87,6 +89,10 @@ class EngineArgs:
         itl_target(self.target_itl, enable_chunked_prefill=True)
         check_policy(self.scheduling_policy)
         self._check_others()
+        if self.revision is not None and (type(self.revision) is not str or not self.revision):
+            raise ConfigError(
+                f"--revision: must be a branch, a tag or a commit, not {self.revision!r}"
+            )
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
 
@@ -134,7 +140,7 @@ def build(
     `on_status` is told, in a line, of work that will take a while.
     Raises ConfigError or CheckpointError, with one line that names the flag or the file.
     """
-    root = find_checkpoint(model)
+    root = find_checkpoint(model, args.revision)
     # Weights come last: whatever can be refused without them is.
     generation = read_generation_config(root)
     model_config = read_config(root)
@@ -223,19 +229,27 @@ def scheduler_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
     )
 
 
-def find_checkpoint(model: str | Path) -> Path:
+def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
     """A directory as it is; a model that ships by its name; `org/name` from the hub's cache or the
-    hub."""
+    hub, there as it is at a branch, tag or commit.
+
+    Raises ConfigError or CheckpointError, in one line.
+    """
     path = Path(model)
+    is_here = path.is_dir() or model in DEMO_MODELS
+    if is_here and revision is not None:
+        raise ConfigError(f"--revision: is for models on the hub, and {model} is here")
     if path.is_dir():
         return path
-    if model in DEMO_MODELS:
+    if is_here:
         return demo_model_dir(str(model))
     is_name = isinstance(model, str) and model.count("/") == 1 and not model.startswith((".", "/"))
     if path.exists() or not is_name:
         raise CheckpointError(path, "is not a directory with a checkpoint")
     # Loaded only here: the hub's client takes longer to import than all the rest of Duetto.
-    found: Path = import_module("duetto.models.hub").download(str(model))
+    hub = import_module("duetto.models.hub")
+    with show_progress(f"downloading {model}") as bar:
+        found: Path = hub.download(str(model), revision, bar.reach)
     return found
 
 

@@ -46,7 +46,9 @@ def main() -> None:
             app()
         finally:  # here, where it can still be told, and not at the interpreter's end
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if str(error):  # what was broken off, and how to go on
+            print(f"duetto: {error}", file=sys.stderr)
         _leave_interrupted()
     except DuettoError as error:
         sys.exit(f"duetto: {error}")

@@ -104,6 +104,8 @@ def examine(
     utilization: float = 0.9,
 ) -> Report:
     """All that `duetto fit` says. Raises ConfigError or CheckpointError for what cannot be."""
+    if args.revision is not None:
+        raise ConfigError("--revision: is for models on the hub, and what fits is told of others")
     config = find_config(model)
     program = build_program(config, args.asked_len)
     _check_headers(Path(model), program)

@@ -62,6 +62,11 @@ def adapter_in(model_dir: Path) -> CheckpointError | None:
     )
 
 
+def files_in_index(index_file: Path) -> list[str]:
+    """The names of the shards. Raises CheckpointError for an index that is none."""
+    return [file.name for file in _shards(index_file)]
+
+
 def _shards(index_file: Path) -> dict[Path, set[str] | None]:
     """Each shard with its tensors, in the order of their names."""
     index = read_json(index_file)
