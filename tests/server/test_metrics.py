@@ -1,9 +1,13 @@
 """Metrics after known traffic."""
 
 import pytest
+from numpy.random import default_rng
+from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from server.fakes_server import CONFIG, MODEL, SpeakingExecutor, make_app, wait_until
 from starlette.testclient import TestClient
+
+from duetto.server.metrics import TOKEN_GAP_BUCKETS, _observe_all
 
 
 @pytest.fixture
@@ -99,3 +103,19 @@ def test_an_engine_failure_is_counted(client, executor):
     got = samples(client)
     assert got["vllm:request_success_total", ("finished_reason", "error")] == 1
     assert got["vllm:num_requests_running",] == 0
+
+
+def test_many_values_at_once_are_observed_as_one_by_one():
+    edges = [*TOKEN_GAP_BUCKETS, 1e-9, 79.9, 80.1, 1e6, 0.0]
+    values = edges + [edge * (1 + 1e-12) for edge in edges] + default_rng(0).random(500).tolist()
+    made = [Histogram("x", "x", buckets=TOKEN_GAP_BUCKETS, registry=None) for _ in range(2)]
+    for value in values:
+        made[0].observe(value)
+    _observe_all(made[1], list(values))
+    _observe_all(made[1], [])
+    found = [[(s.name, s.labels, s.value) for s in each.collect()[0].samples] for each in made]
+    one, many = ([s for s in samples if "sum" not in s[0] and "created" not in s[0]]
+                 for samples in found)  # fmt: skip
+    assert one == many and len(one) > len(TOKEN_GAP_BUCKETS)
+    sums = [next(s[2] for s in samples if "sum" in s[0]) for samples in found]
+    assert sums[0] == pytest.approx(sums[1])

@@ -5,6 +5,7 @@ Every metric in docs/metrics.md is computed from these. Seconds on the engine's 
 
 import enum
 from dataclasses import dataclass, field
+from operator import sub
 
 from duetto.core.cache_miss import CacheMiss
 
@@ -63,7 +64,7 @@ class RequestTimings:
     @property
     def itl_s(self) -> list[float]:
         """Gaps between consecutive output tokens; one fewer than there are tokens."""
-        return [b - a for a, b in zip(self.token_times, self.token_times[1:], strict=False)]
+        return list(map(sub, self.token_times[1:], self.token_times))
 
     @property
     def tpot_s(self) -> float | None:

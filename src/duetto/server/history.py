@@ -149,8 +149,9 @@ class History:
         times = update.timings
         if times is None or times.finish_time is None:
             return None
-        gap_s, gap_end = max(zip(times.itl_s, times.token_times[1:], strict=True), default=(0, 0))
-        tokens = times.token_times
+        tokens, gaps = times.token_times, times.itl_s
+        gap_s = max(gaps, default=None)
+        gap_end = None if gap_s is None else tokens[gaps.index(gap_s) + 1]
         ended = Ended(
             request_id=request.request_id,
             name=reply_of(request.request_id) if running is None else running.name,
@@ -165,8 +166,8 @@ class History:
             last_token_time=tokens[-1] if tokens else None,
             finish_time=times.finish_time,
             parts=dict(times.parts),
-            longest_gap_s=gap_s if len(tokens) > 1 else None,
-            longest_gap_end=gap_end if len(tokens) > 1 else None,
+            longest_gap_s=gap_s,
+            longest_gap_end=gap_end,
             num_preemptions=times.num_preemptions,
             cache_miss=times.cache_miss,
             was_admitted=times.first_scheduled_time is not None,
