@@ -62,16 +62,16 @@ def test_small_requests_are_answered_while_large_texts_wait():
         large = {"model": MODEL, "prompt": "x" * 2**18}
         held = [send(url, "/tokenize", large) for _ in range(6)]
         held += [send(url, "/v1/completions", large) for _ in range(6)]
-        wait_until(lambda: app.state.relay._num_reserved == 12)
+        wait_until(lambda: app.state.relay._places.num_held == 12)
         for prompt in ("hello", "y" * 5000):
             reply = httpx2.post(f"{url}/v1/completions", json={**SHORT, "prompt": prompt})
             assert reply.status_code == 200
-        assert app.state.relay._num_reserved == 12  # none of them has been done
+        assert app.state.relay._places.num_held == 12  # none of them has been done
         for connection in held[1:]:
             connection.close()  # and who leaves gives the place back at once
-        wait_until(lambda: app.state.relay._num_reserved == 1)
+        wait_until(lambda: app.state.relay._places.num_held == 1)
         codec.gate.set()
-        wait_until(lambda: app.state.relay._num_reserved == 0)
+        wait_until(lambda: app.state.relay._places.num_held == 0)
         held[0].close()
 
 
@@ -101,13 +101,13 @@ def test_more_bytes_than_may_be_held_are_503():
     with serving(codec, max_held_bytes=2**19) as (url, app):
         large = {"model": MODEL, "prompt": "x" * 2**18}
         held = send(url, "/tokenize", large)
-        wait_until(lambda: app.state.relay._num_reserved == 1)
+        wait_until(lambda: app.state.relay._places.num_held == 1)
         reply = httpx2.post(f"{url}/tokenize", json=large)
         assert reply.status_code == 503 and int(reply.headers["Retry-After"]) >= 1
         assert httpx2.post(f"{url}/tokenize", json={"prompt": "x" * 10_000}).status_code == 200
         codec.gate.set()
         held.close()
-        wait_until(lambda: app.state.relay._num_reserved == 0)
+        wait_until(lambda: app.state.relay._places.num_held == 0)
         assert httpx2.post(f"{url}/tokenize", json=large).status_code == 200
 
 

@@ -35,6 +35,8 @@ def test_a_text_of_some_size_is_worked_on_by_its_own_thread(size, thread):
 
 def test_what_may_take_long_leaves_the_event_loop_however_small():
     assert with_work(lambda work: work.text(name, 10, at_once=False)) == "duetto-text"
+    assert with_work(lambda work: work.chat(name, 10)) == "duetto-chat"
+    assert with_work(lambda work: work.chat(name, LARGE_BYTES + 1)) == "duetto-large-text"
     assert with_work(lambda work: work.read(name, LARGE_BYTES + 1)) == "duetto-text"
     assert with_work(lambda work: work.reply(name, LARGE_BYTES + 1)) == "duetto-reply"
 

@@ -75,12 +75,15 @@ def _logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
     assert 0 <= token_id < len(row)
     shifted = row.astype(np.float64)
     shifted -= float(row.max())
-    log_total = float(np.log(np.exp(shifted).sum()))
+    likeliest = _largest(row, num_top)
+    own, tops = float(shifted[token_id]), shifted[likeliest].tolist()
+    np.exp(shifted, out=shifted)  # in place: a fresh array of this size costs as much again
+    log_total = float(np.log(shifted.sum()))
     return TokenLogprob(
         token_id=token_id,
-        logprob=float(shifted[token_id]) - log_total,
+        logprob=own - log_total,
         rank=1 + int(np.count_nonzero(row > row[token_id])),
-        top=tuple((int(i), float(shifted[i]) - log_total) for i in _largest(row, num_top)),
+        top=tuple((i, at - log_total) for i, at in zip(likeliest.tolist(), tops, strict=True)),
     )
 
 

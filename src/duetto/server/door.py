@@ -112,8 +112,7 @@ class Door:
             prompt = self._encode(request, text, sampling, add_special)
             return self._draft(request, [prompt], sampling, arrival)
 
-        # A template is a program, so it never runs on the event loop.
-        return self._accept(await self._work.text(build, arrival.num_bytes, at_once=False))
+        return self._accept(await self._work.chat(build, arrival.num_bytes))
 
     async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> list[int]:
         """Raises ApiError 400, naming the field."""
@@ -137,8 +136,9 @@ class Door:
             with _naming({"prompt": "messages"}):
                 return self._codec.encode(self._render(request), add_special_tokens=add_special)
 
-        at_once = request.messages is None
-        return await self._work.text(build, num_bytes, at_once=at_once)
+        if request.messages is not None:
+            return await self._work.chat(build, num_bytes)
+        return await self._work.text(build, num_bytes)
 
     async def detokenize(self, tokens: list[int], num_bytes: int) -> str:
         """Raises ApiError 400, naming the field."""

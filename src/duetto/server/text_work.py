@@ -89,6 +89,7 @@ class TextWork:
         self._clock = clock
         self.bodies = ByteBudget(max_bytes, LARGE_BYTES, "large requests are being read")
         self._small = _Lane("text", NUM_SMALL_THREADS)
+        self._chats = _Lane("chat", NUM_SMALL_THREADS)
         self._large = _Lane("large-text", 1, LARGE_NICENESS)
         self._replies = _Lane("reply", 1)
         self._large_replies = _Lane("large-reply", 1)
@@ -106,6 +107,11 @@ class TextWork:
         lane = self._small if num_bytes <= LARGE_BYTES else self._large
         return await self._wait(lane, work, num_bytes)
 
+    async def chat(self, work: Callable[[], T], num_bytes: int) -> T:
+        """Work with a template: a program, which may take its time, and never runs at once."""
+        lane = self._chats if num_bytes <= LARGE_BYTES else self._large
+        return await self._wait(lane, work, num_bytes)
+
     async def reply(self, work: Callable[[], T], num_bytes: int) -> T:
         """Make a reply of about `num_bytes`, in its turn."""
         if num_bytes <= LARGE_BYTES:
@@ -115,7 +121,8 @@ class TextWork:
 
     def stop(self) -> None:
         """End the threads once they have done what they are at."""
-        for lane in (self._small, self._large, self._replies, self._large_replies):
+        texts, replies = (self._small, self._chats, self._large), self._replies
+        for lane in (*texts, replies, self._large_replies):
             lane.stop()
 
     async def _wait(self, lane: _Lane, work: Callable[[], T], num_bytes: int) -> T:
