@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import inf
 from multiprocessing import get_context
@@ -32,6 +32,7 @@ from duetto.program.kv_size import bytes_per_block
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "lessons.md"
 MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
+SEED = 1
 LIMITS = SLO(ttft=1.0, tpot=0.03)
 Numbers = dict[str, float]
 
@@ -52,7 +53,7 @@ class Load:
             self.rate,
             input_lengths=Lengths(self.prompt, "lognormal", self.spread),
             output_lengths=Lengths(self.answer, "lognormal", self.spread),
-            seed=1,
+            seed=SEED,
         )
 
 
@@ -66,9 +67,12 @@ class Point:
     load: Load
 
 
+# Lessons are about one thing at a time: no cap on a step's time, and more places than are needed.
+PLAIN = Layout(max_num_seqs=256, max_num_batched_tokens=2048, target_itl="off")
+
+
 def simulated(point: Point) -> Numbers:
-    layout = replace(point.layout, graphs=True)  # an engine of today: the host is out of the way
-    fleet = make_fleet(find_program(MODEL), find_hardware(HARDWARE), layout)
+    fleet = make_fleet(find_program(MODEL), find_hardware(HARDWARE), point.layout)
     workload = point.load.workload()
     outcome = sum_up(simulate(workload, fleet), fleet.num_devices, slo=LIMITS)
     return numbers(outcome, workload.arrivals[-1].arrival_s)
@@ -108,7 +112,7 @@ def chunk_sizes(seconds: float) -> list[Point]:
     for rate in (1.0, 4.0):
         load = Load(rate, 2000, 200, count(rate, seconds))
         for budget in (128, 256, 512, 1024, 2048, 4096, 8192):
-            layout = Layout(max_num_batched_tokens=budget)
+            layout = replace(PLAIN, max_num_batched_tokens=budget)
             points.append(Point(f"{rate:g} requests/s", budget, layout, load))
     return points
 
@@ -124,7 +128,9 @@ def batch_sizes(_seconds: float) -> list[Point]:
     for prompt in (128, 2048):
         for size in (1, 2, 4, 8, 16, 32, 64, 128, 256):
             load = Load(float("inf"), prompt, 128, 2 * size, 0.0)
-            points.append(Point(f"prompts of {prompt}", size, Layout(max_num_seqs=size), load))
+            points.append(
+                Point(f"prompts of {prompt}", size, replace(PLAIN, max_num_seqs=size), load)
+            )
     return points
 
 
@@ -132,7 +138,9 @@ def batchings(seconds: float) -> list[Point]:
     """Static and continuous at rising rates."""
     points = []
     for policy in ("static", "fcfs"):
-        layout = Layout(scheduling_policy=policy, max_num_seqs=64, max_num_batched_tokens=1024)
+        layout = replace(
+            PLAIN, scheduling_policy=policy, max_num_seqs=64, max_num_batched_tokens=1024
+        )
         name = "static" if policy == "static" else "continuous"
         for rate in (0.25, 0.5, 1, 2, 4, 8, 12):
             load = Load(rate, 512, 200, count(rate, 4 * seconds), 0.8)
@@ -142,11 +150,11 @@ def batchings(seconds: float) -> list[Point]:
 
 SHAPES = {"long prompts": (4000, 64), "balanced": (1000, 250), "long answers": (200, 1000)}
 FOUR = {
-    "4 chunked (512)": Layout(replicas=4, max_num_batched_tokens=512, router="least-loaded"),
-    "4 chunked (2048)": Layout(replicas=4, max_num_batched_tokens=2048, router="least-loaded"),
-    "1 prefill + 3 decode": Layout(replicas=3, prefill_replicas=1, router="least-loaded"),
-    "2 prefill + 2 decode": Layout(replicas=2, prefill_replicas=2, router="least-loaded"),
-    "3 prefill + 1 decode": Layout(replicas=1, prefill_replicas=3, router="least-loaded"),
+    "4 chunked (512)": replace(PLAIN, replicas=4, max_num_batched_tokens=512),
+    "4 chunked (2048)": replace(PLAIN, replicas=4),
+    "1 prefill + 3 decode": replace(PLAIN, replicas=3, prefill_replicas=1),
+    "2 prefill + 2 decode": replace(PLAIN, replicas=2, prefill_replicas=2),
+    "3 prefill + 1 decode": replace(PLAIN, replicas=1, prefill_replicas=3),
 }
 SLOW_NAME = "2 + 2 over 10 Gbit/s"
 SLOW_LINK = replace(FOUR["2 prefill + 2 decode"], kv_bandwidth=1.25)
@@ -300,17 +308,63 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
+def command(point: Point) -> str:
+    """What simulates a point again: every flag that is not as `duetto simulate` has it."""
+    load = point.load
+    flags = {
+        "hardware": HARDWARE,
+        "num_prompts": load.num_requests,
+        "request_rate": load.rate,
+        "random_input_len": load.prompt,
+        "random_output_len": load.answer,
+        "seed": SEED,
+        "slo": f"ttft={LIMITS.ttft:g}s,tpot={1000 * (LIMITS.tpot or 0):g}ms",
+    }
+    if load.spread:
+        flags |= {"random_lengths": "lognormal", "random_range_ratio": load.spread}
+    plain = Layout()
+    for entry in fields(Layout):
+        value = getattr(point.layout, entry.name)
+        if value != getattr(plain, entry.name):
+            flags[entry.name] = value
+    words = (f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
+    return " \\\n    ".join(
+        wrap(f"duetto simulate {MODEL} {' '.join(words)}", 94, break_on_hyphens=False)
+    )
+
+
+def examples(seconds: float) -> dict[str, Point]:
+    """A row of each lesson, in words, and what is simulated for it."""
+    chosen = {
+        "a chunk of 512 at 4 requests/s": (chunk_sizes, "4 requests/s", 512),
+        "32 requests with prompts of 2,048": (batch_sizes, "prompts of 2048", 32),
+        "a static batch at 2 requests/s": (batchings, "static", 2),
+        "long prompts on 2 + 2 at 4 requests/s": (
+            splits,
+            "long prompts: 2 prefill + 2 decode",
+            4,
+        ),
+    }
+    return {
+        words: next(p for p in lesson(seconds) if (p.line, p.x) == (line, x))
+        for words, (lesson, line, x) in chosen.items()
+    }
+
+
 def filled(text: str, indent: str = "") -> str:
     """In lines of up to 100 columns, to stand behind an indent."""
     lines = wrap(text, 100 - len(indent), break_on_hyphens=False)
     return f"\n{indent}".join(lines)
 
 
-def page(chunks: Results, batches: Results, policies: Results, split: Results) -> str:
+def page(
+    chunks: Results, batches: Results, policies: Results, split: Results, seconds: float
+) -> str:
+    again = "\n".join(f"# {words}\n{command(one)}" for words, one in examples(seconds).items())
     return f"""# Lessons, simulated
 
 Written by `benchmarks/lessons.py`; do not edit. The real scheduler in virtual time; the prices of
-steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/gpus.py`, with `--graphs`.
+steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/gpus.py`, with graphs.
 No number here was measured: they are about schedules, and as good as those prices
 ([planner-published.md](planner-published.md) has them beside others' measurements). Lengths are
 lognormal, arrivals are a Poisson process; [metrics.md](../metrics.md) defines the metrics. Limits,
@@ -385,10 +439,7 @@ room on it, its ITL has hardly a tail. But the split is fixed, and the load is n
 
 ```sh
 python benchmarks/lessons.py
-duetto simulate {MODEL} --hardware {HARDWARE} --graphs --random-input-len 2000 \\
-    --random-output-len 200 --max-num-batched-tokens 512 --slo ttft=1s,tpot=50ms
-duetto simulate {MODEL} --hardware {HARDWARE}:4 --replicas 2 --prefill-replicas 2 \\
-    --graphs --request-rate 8 --gantt split.svg
+{again}
 ```
 """
 
@@ -412,7 +463,7 @@ def main() -> None:
     panels = [("ttft_p50", "TTFT p50, ms"), ("tpot_p50", "TPOT p50, ms")]
     draw(policies, panels, "requests/s", folder / "lessons-batching.svg", yscale="log")
     draw_splits(split, SHAPES, folder / "lessons-splits.svg")
-    options.output.write_text(page(*found))
+    options.output.write_text(page(*found, options.seconds))
     names = ("chunks", "batches", "batchings", "splits")
     print(json.dumps(dict(zip(names, found, strict=True))))
 

@@ -370,8 +370,8 @@ Medians of the repetitions, answers of 128 tokens, held-out configurations only.
 - Llama-2-70B on two devices with 64 requests took 0.8 s for 32,768 tokens, which is nine times
   the devices' peak: a row that was not measured as the others were.
 - The host's part is that of an engine of 2023 which launches every kernel from Python: a next
-  token of the 70B takes 45 ms on four devices and on eight. It is the default nevertheless, as it
-  is what was measured; `--graphs` is without it.
+  token of the 70B takes 45 ms on four devices and on eight. It is what was
+  measured; `--no-graphs` asks for it, and the default is without.
 """
 
 

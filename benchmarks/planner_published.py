@@ -3,7 +3,7 @@
     python benchmarks/planner_published.py [--out docs/benchmarks/planner-published.md]
 
 Each row is a step that somebody's page tells alone: a first token or a next token. Predictions are
-with `--graphs`, since all of these engines keep the host out of the way; and without.
+with graphs, since all of these engines keep the host out of the way; and without.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -143,7 +143,7 @@ def summary_table(rows: Sequence[Published]) -> str:
         "next token, 8 to 64 requests": lambda row: row.what == "next" and row.batch > 1,
         "all": lambda _row: True,
     }
-    lines = ["| | rows | with `--graphs` | without |", "|---|---|---|---|"]
+    lines = ["| | rows | with graphs | `--no-graphs` |", "|---|---|---|---|"]
     for name, belongs in groups.items():
         own = [row for row in rows if belongs(row)]
         cells = [
@@ -167,10 +167,9 @@ over published: the median, and in brackets the least and the most.
 
 {summary}
 
-- The kernels carry over; the host does not. Without `--graphs` a step is priced with what vLLM of
-  2023 spent on scheduling, launching and sampling, which is as long as a whole next token of these
-  engines. That is what the measurements were, so it is the default; whoever asks about an engine of
-  today asks with `--graphs`.
+- The kernels carry over; the host does not. With `--no-graphs` a step is priced with what vLLM
+  of 2023 spent on scheduling, launching and sampling, which is as long as a whole next token of
+  these engines. That is what the measurements were; the default is an engine of today, with graphs.
 - A first token of few tokens is predicted too fast: the host is in the published time.
 - First tokens are the published latency of a whole request (NIM's over HTTP).
 - An all-reduce of a few numbers takes 30 µs and 1.5 µs for each hop, as NCCL did in 2023. Engines
@@ -178,7 +177,7 @@ over published: the median, and in brackets the least and the most.
 - Products of 8 bits reach less of their peak than those of 16, so long prompts of 8 bits are
   predicted too fast on an H100; one efficiency serves both.
 
-## Row by row, with `--graphs`, in milliseconds
+## Row by row, with graphs, in milliseconds
 
 {rows}
 

@@ -9,7 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from duetto.core.config import SchedulerConfig, SchedulingPolicy, check_policy, itl_target
+from duetto.core.config import (
+    BLOCK_SIZE,
+    MAX_NUM_SEQS,
+    SchedulerConfig,
+    SchedulingPolicy,
+    batched_tokens,
+    check_policy,
+    itl_target,
+)
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
@@ -23,7 +31,6 @@ from duetto.progress import show_progress
 from duetto.runner.load import LoadedModel, LoadOptions, load_model
 from duetto.scheduler.scheduler import Scheduler
 
-DEFAULT_BATCHED_TOKENS = 512
 _POSITIVE = (
     "max_model_len",
     "max_num_seqs",
@@ -49,14 +56,14 @@ class EngineArgs:
     max_model_len: int | Literal["auto"] | None = None
     """Longest prompt and answer together; by default, and for auto, the model's own or what
     fits."""
-    max_num_seqs: int = 64
+    max_num_seqs: int = MAX_NUM_SEQS
     """Most requests that run at one time."""
     max_num_batched_tokens: int | None = None
     """Most tokens computed in one step; 512 by default, or a whole context without chunking."""
     target_itl: float | Literal["auto", "off"] | None = "auto"
     """Milliseconds that a step beside streams is to take at most; prompts are cut accordingly.
     auto is 250, or four steps of the streams alone if that is more; off is no limit."""
-    block_size: int = 32
+    block_size: int = BLOCK_SIZE
     """Tokens in a KV block."""
     kv_cache_memory_bytes: int | None = None
     """Memory for KV; by default at most a quarter of what is available."""
@@ -209,10 +216,11 @@ def _precision(loaded: LoadedModel) -> Precision:
 
 def scheduler_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
     """The scheduler's part of `args`, with nothing left to choose."""
-    budget = args.max_num_batched_tokens
-    if budget is None:
-        whole = 0 if args.enable_chunked_prefill else loaded.max_model_len
-        budget = max(DEFAULT_BATCHED_TOKENS, whole)
+    budget = batched_tokens(
+        args.max_num_batched_tokens,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        max_model_len=loaded.max_model_len,
+    )
     target = itl_target(args.target_itl, enable_chunked_prefill=args.enable_chunked_prefill)
     return SchedulerConfig(
         num_blocks=loaded.num_blocks,

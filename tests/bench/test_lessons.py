@@ -1,5 +1,8 @@
 """The sentences of lessons.md that depend on figures say what the figures say."""
 
+import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,3 +64,26 @@ def test_numbers_at_an_axis_have_no_powers(tmp_path: Path) -> None:
     text = file.read_text()
     assert "mathdefault" not in text and "\\times" not in text
     assert "<!-- 40 -->" in text
+
+
+@pytest.mark.parametrize("words", list(lessons.examples(10)))
+def test_a_command_of_the_page_gives_its_row(words: str) -> None:
+    """With a quarter of the load: what is compared is that both simulate the same."""
+    point = lessons.examples(10)[words]
+    shown = shlex.split(lessons.command(point).replace("\\\n", " "))
+    done = subprocess.run(
+        [sys.executable, "-m", *shown, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found, expected = json.loads(done.stdout.splitlines()[-1]), lessons.simulated(point)
+    assert found["num_devices"] == (4 if "long prompts" in words else 1)
+    for name in ("ttft", "itl", "tpot"):
+        key = f"{name}_p50"
+        assert found[f"median_{name}_ms"] == pytest.approx(expected[key])
+    assert found["p99_itl_ms"] == pytest.approx(expected["itl_p99"])
+
+
+def test_the_page_has_the_commands() -> None:
+    page = lessons.PAGE.read_text()
+    for point in lessons.examples(40).values():
+        assert lessons.command(point) in page

@@ -43,7 +43,13 @@ def test_simulate_prints_the_same_bytes_again(tmp_path: Path) -> None:
 def test_simulate_for_people() -> None:
     done = duetto("simulate", *QUICK, "--hardware", "h100:4", "--tp", "2", "--price", "2.5")
     assert done.returncode == 0, done.stderr
-    for words in ("2 x h100:4", "TTFT", "busy", "KV", "for a million output tokens"):
+    for words in (
+        "2 of 4 h100: 1 replica of 2 devices (tp 2, pp 1)",
+        "TTFT",
+        "busy",
+        "KV",
+        "for a million output tokens",
+    ):
         assert words in done.stdout
 
 

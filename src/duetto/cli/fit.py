@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from duetto.build import DEFAULT_BATCHED_TOKENS, EngineArgs, plan_options
+from duetto.build import EngineArgs, plan_options
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
-from duetto.core.config import SchedulerConfig, itl_target
+from duetto.core.config import SchedulerConfig, batched_tokens, itl_target
 from duetto.core.errors import ConfigError
 from duetto.models.checkpoint import Checkpoint
 from duetto.models.config import ModelConfig
@@ -277,8 +277,11 @@ def _least_degree(program: Program, hardware: HardwareSpec, layout: Layout) -> L
 
 def _budget(args: EngineArgs, max_model_len: int) -> int:
     """As at a start: without chunking, a whole context goes into one step."""
-    whole = 0 if args.enable_chunked_prefill else max_model_len
-    return args.max_num_batched_tokens or max(DEFAULT_BATCHED_TOKENS, whole)
+    return batched_tokens(
+        args.max_num_batched_tokens,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        max_model_len=max_model_len,
+    )
 
 
 # --- what the knobs would change ---------------------------------------------------------------

@@ -208,7 +208,12 @@ def _notes(problem: Problem, found: Plan, rate: Rate | None) -> tuple[str, ...]:
     if not found.simulated:
         return ()
     layout, own = found.simulated[0].layout, problem.workload.requests_per_s
-    notes = notes_on_host(problem.hardware, layout.on(problem.hardware).arithmetic, layout.graphs)
+    deployment = layout.on(problem.hardware)
+    notes = notes_on_host(problem.hardware, deployment.arithmetic, deployment.graphs)
+    notes += (
+        f"a step has at most {layout.max_num_seqs} requests (--max-num-seqs), and prompts are cut "
+        f"so that it does not hold up streams (--target-itl {layout.target_itl})",
+    )
     if found.best is not None and own and (rate is None or own > GAIN * rate.requests_per_s):
         notes += (
             f"{len(problem.workload.arrivals)} requests are too few to show a queue at {own:.2f}/s:"

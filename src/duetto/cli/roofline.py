@@ -35,7 +35,7 @@ def roofline(
     quantization: QuantizationName = "none",
     kv_dtype: Annotated[KVName, Parameter(name=("--kv-dtype", "--kv-cache-dtype"))] = "auto",
     micro_batches: int = 1,
-    graphs: Annotated[bool, Parameter(negative="")] = False,
+    graphs: bool | None = None,
     datasheet: Annotated[bool, Parameter(negative="")] = False,
     picture: Path | None = None,
     as_json: JsonFlag = False,
@@ -67,8 +67,8 @@ def roofline(
     micro_batches
         Parts in which a batch goes through the stages of --pp.
     graphs
-        Leave out what the host takes: steps are replayed as graphs and prepared ahead, as in
-        engines of today. Without it, the host takes what it did in vLLM of 2023.
+        The host takes no time: steps are replayed as graphs and prepared ahead, as in engines of
+        today. Assumed of GPUs; --no-graphs: the host takes what it did in vLLM of 2023.
     datasheet
         Take the vendor's peaks for what is reached, and leave out all overhead.
     picture
@@ -112,7 +112,8 @@ def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> Non
         console,
         f"{spec.name}: {spec.peaks[deployment.arithmetic] / 1e12:.4g} TFLOP/s "
         f"({deployment.arithmetic}), {spec.memory_bandwidth / 1e9:.4g} GB/s, as of {spec.date}; "
-        f"TP {deployment.tensor_parallel}, PP {deployment.pipeline_parallel}",
+        f"TP {deployment.tensor_parallel}, PP {deployment.pipeline_parallel}"
+        + (", graphs" if deployment.graphs else ""),
     )
     for name, step in found.steps.items():
         show_table(console, _table(name, step), drop=("FLOP/B", "GFLOP", "MB", "bound"))

@@ -37,7 +37,6 @@ def simulate(
     hardware: str,
     slo: SloFlag = (),
     price: float | None = None,
-    target_itl: float | None = None,
     seed: int = 0,
     metric_percentiles: str = "50,90,99",
     quantization: QuantizationName = "none",
@@ -60,8 +59,6 @@ def simulate(
         Limits for goodput, each with its unit, like ttft=1s,itl=50ms; of ttft, itl, tpot, e2e.
     price
         Of one device for an hour, in any currency: adds the cost of a million output tokens.
-    target_itl
-        Milliseconds that a step beside streams is to take: the scheduler chooses its tokens.
     seed
         Of synthetic lengths and arrivals.
     metric_percentiles
@@ -81,11 +78,10 @@ def simulate(
     wanted = parse_percentiles(metric_percentiles)
     layout, load = layout or Layout(), load or LoadOptions()
     check_used(layout)
-    itl_s = None if target_itl is None else target_itl / 1000
     config, spec = find_config(model), find_hardware(hardware)
     program = build_program(config, layout.max_model_len)
     layout = with_weights(layout, config.dtype, quantization)
-    fleet = make_fleet(program, spec, layout, target_itl_s=itl_s)
+    fleet = make_fleet(program, spec, layout)
     workload = load.load(seed)
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
         simulation = run(workload, fleet, on_arrival=bar.advance)
@@ -100,13 +96,31 @@ def simulate(
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
         print_json(about | outcome.as_json())
     else:
-        host = notes_on_host(spec, layout.on(spec).arithmetic, layout.graphs)
-        _print(replace(outcome, notes=(*outcome.notes, *host)), layout, hardware)
+        deployment = layout.on(spec)
+        notes = (
+            *outcome.notes,
+            *notes_on_host(spec, deployment.arithmetic, deployment.graphs),
+            *_notes_on_places(outcome, layout),
+        )
+        _print(replace(outcome, notes=notes), layout.on_devices(spec))
 
 
-def _print(outcome: Outcome, layout: Layout, hardware: str) -> None:
+def _notes_on_places(outcome: Outcome, layout: Layout) -> tuple[str, ...]:
+    """Where it is not the devices that requests wait for."""
+    if not any(
+        use.max_waiting and use.mean_running > 0.9 * layout.max_num_seqs * use.num_batches
+        for use in outcome.pools.values()
+    ):
+        return ()
+    return (
+        f"requests waited for one of the {layout.max_num_seqs} places of a step; more of them "
+        "(--max-num-seqs) may serve more",
+    )
+
+
+def _print(outcome: Outcome, layout: str) -> None:
     console = open_console()
-    say(console, f"{outcome.num_devices} x {hardware}: {layout.describe()}")
+    say(console, layout)
     print_report(outcome.report, console, notes=outcome.notes)
     print_parts(outcome.parts_s, console)
     for name, use in outcome.pools.items():

@@ -9,6 +9,11 @@ from duetto.core.request import Request
 
 SchedulingPolicy = Literal["fcfs", "priority", "static"]
 
+# What an engine takes where it is not told, simulated or not: every room reads these here.
+BLOCK_SIZE = 32  # tokens
+MAX_NUM_SEQS = 64  # requests that run at one time
+BATCHED_TOKENS = 512  # of a step
+
 # Chunks may always take a quarter of what the streams' own tokens take, so a target that is too low
 # for the model slows streams by at most that (or by the price of one token, if that is more), and a
 # prompt has at least a fifth of the engine: its TTFT is at most about five times as long as alone.
@@ -47,6 +52,12 @@ def itl_target(asked: float | str | None, *, enable_chunked_prefill: bool) -> It
     return ItlTarget(float(asked) / 1000)
 
 
+def batched_tokens(asked: int | None, *, enable_chunked_prefill: bool, max_model_len: int) -> int:
+    """What `--max-num-batched-tokens` means: without chunking, a step holds a whole context."""
+    whole = 0 if enable_chunked_prefill else max_model_len
+    return asked or max(BATCHED_TOKENS, whole)
+
+
 def check_policy(name: str) -> None:
     """Raise ConfigError for a scheduling policy that there is not."""
     if name not in get_args(SchedulingPolicy):
@@ -60,9 +71,9 @@ class SchedulerConfig:
 
     num_blocks: int
     max_model_len: int
-    block_size: int = 32  # tokens
-    max_num_seqs: int = 64  # requests admitted at one time
-    max_num_batched_tokens: int = 512  # tokens computed in one step
+    block_size: int = BLOCK_SIZE
+    max_num_seqs: int = MAX_NUM_SEQS
+    max_num_batched_tokens: int = BATCHED_TOKENS
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"

@@ -175,6 +175,6 @@ def notes_on_host(hardware: HardwareSpec, arithmetic: str, graphs: bool) -> tupl
     if graphs or hardware.reached(arithmetic) != GPU_EFFICIENCIES:
         return ()
     return (
-        "the host's part of a step is that of vLLM of 2023; --graphs leaves it out, as engines "
-        "of today nearly do",
+        "the host's part of a step is that of vLLM of 2023; without --no-graphs it is left out, as "
+        "engines of today nearly do",
     )

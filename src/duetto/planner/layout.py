@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from duetto.core.config import SchedulerConfig, SchedulingPolicy
+from duetto.core.config import (
+    BATCHED_TOKENS,
+    BLOCK_SIZE,
+    MAX_NUM_SEQS,
+    SchedulerConfig,
+    SchedulingPolicy,
+    itl_target,
+)
 from duetto.core.errors import ConfigError
 from duetto.planner.cost_model import CostModel, Deployment, StepTotals
 from duetto.planner.disaggregation import Disaggregation, KVLink
+from duetto.planner.gpus import GPU_EFFICIENCIES
 from duetto.planner.hardware import HardwareSpec
 from duetto.planner.host import computable
 from duetto.planner.memory import MemoryFit, fit_device
@@ -56,7 +64,7 @@ class Layout:
     """Pipeline parallelism: stages that share the layers."""
     micro_batches: int | None = None
     """Batches that may be in the stages of --pp at one time, each with its own requests and its
-    share of places and KV blocks; by default one for each stage."""
+    share of the KV blocks; by default one for each stage."""
     replicas: int = 1
     """Engines that serve; with prefill replicas, those that decode."""
     prefill_replicas: int = 0
@@ -66,17 +74,21 @@ class Layout:
     float8, int8 and int4 in bfloat16; a host without these in float32 and int8."""
     kv_cache_dtype: KVName = "auto"
     """What keys and values are stored in; auto is 16 bits, or 32 with float32 weights."""
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = BATCHED_TOKENS
     """Most tokens computed in one step; without chunking, at least a whole context."""
-    max_num_seqs: int = 256
-    """Most requests that run at one time on a replica."""
+    max_num_seqs: int = MAX_NUM_SEQS
+    """Most requests that run at one time on a replica; with stages, in each batch under way."""
     max_model_len: int | None = None
     """Longest prompt and answer together; by default the model's own, or what fits."""
-    block_size: int = 32
+    target_itl: float | Literal["auto", "off"] | None = "auto"
+    """Milliseconds that a step beside streams is to take at most; prompts are cut accordingly.
+    auto is 250, or four steps of the streams alone if that is more; off is no limit."""
+    block_size: int = BLOCK_SIZE
     """Tokens in a KV block."""
-    graphs: bool = False
+    graphs: bool | None = None
     """The device never waits for the host, as in engines of today: steps are replayed as graphs
-    and prepared ahead. Without it, launches and scheduling take what they did in vLLM of 2023."""
+    and prepared ahead. Assumed of GPUs; --no-graphs: launches and scheduling take what they did in
+    vLLM of 2023."""
     enable_chunked_prefill: bool = True
     """Compute long prompts in parts that share steps with other requests."""
     enable_prefix_caching: bool = True
@@ -111,13 +123,12 @@ class Layout:
             raise ConfigError(f"--kv-bandwidth {self.kv_bandwidth}: must be above 0")
         if self.max_local_prefill < 0:
             raise ConfigError(f"--max-local-prefill {self.max_local_prefill}: must be 0 or more")
+        itl_target(self.target_itl, enable_chunked_prefill=True)
 
     @property
     def num_batches(self) -> int:
-        """That may be under way in a replica at one time. Each has a place at least."""
-        if self.pp == 1:
-            return 1
-        return min(self.micro_batches or self.pp, self.max_num_seqs)
+        """That may be under way in a replica at one time."""
+        return 1 if self.pp == 1 else self.micro_batches or self.pp
 
     @property
     def devices_per_replica(self) -> int:
@@ -137,7 +148,10 @@ class Layout:
         found = self.deployment
         weight_bytes = hardware.weight_bytes.get(self.weights, found.precision.weight_bytes)
         precision = replace(found.precision, weight_bytes=weight_bytes)
-        return computable(replace(found, precision=precision), hardware)
+        graphs = self.graphs
+        if graphs is None:  # a host that was measured takes what it took
+            graphs = hardware.efficiencies == GPU_EFFICIENCIES
+        return computable(replace(found, precision=precision, graphs=graphs), hardware)
 
     @property
     def deployment(self) -> Deployment:
@@ -148,7 +162,7 @@ class Layout:
             pipeline_parallel=self.pp,
             precision=Precision(_WEIGHT_BYTES[self.weights], activations, kv_bytes),
             arithmetic="bfloat16" if self.dtype in ("int8", "int4") else self.weights,
-            graphs=self.graphs,
+            graphs=self.graphs is True,
         )
 
     def describe(self) -> str:
@@ -163,6 +177,28 @@ class Layout:
         else:
             parts.append(f"{self.replicas} replica{'s' * (self.replicas > 1)}")
         return ", ".join((*parts, self.weights, f"{self.max_num_batched_tokens} tokens a step"))
+
+    def on_devices(self, hardware: HardwareSpec) -> str:
+        """Which devices do what, in words: 4 of 8 h100: 2 replicas of 2 devices each, ..."""
+        there = hardware.num_devices
+        used = f"{self.num_devices} of {there}" if there else str(self.num_devices)
+        number, each = self.replicas + self.prefill_replicas, self.devices_per_replica
+        kinds = f"{self.replicas} replica{'s' * (number > 1)}"
+        if self.prefill_replicas:
+            kinds = f"{self.prefill_replicas} prefill and {self.replicas} decode replicas"
+        size = f"{each} device{'s' * (each > 1)}" + " each" * (number > 1)
+        parts = [f"{used} {hardware.name}: {kinds} of {size} (tp {self.tp}, pp {self.pp})"]
+        if self.pp > 1:
+            parts.append(f"up to {self.num_batches} batches under way")
+        return ", ".join(
+            (
+                *parts,
+                self.weights,
+                f"{self.max_num_batched_tokens} tokens a step",
+                f"{self.max_num_seqs} requests in one",
+                *["graphs"] * self.on(hardware).graphs,
+            )
+        )
 
 
 def with_weights(
@@ -199,8 +235,6 @@ def make_fleet(
     program: Program,
     hardware: HardwareSpec,
     layout: Layout,
-    *,
-    target_itl_s: float | None = None,
 ) -> Fleet:
     """The fleet of a layout.
 
@@ -217,7 +251,7 @@ def make_fleet(
     model = CostModel(program, hardware, layout.on(hardware))
     num_blocks = _blocks_of_batch(num_kv_blocks(program, hardware, layout), layout)
     replica = ReplicaSpec(
-        scheduler=_scheduler(program, layout, num_blocks, target_itl_s),
+        scheduler=_scheduler(program, layout, num_blocks),
         step_time=model.step_time,
         next_token_times=next_token_times(model),
         num_devices=layout.devices_per_replica,
@@ -227,7 +261,8 @@ def make_fleet(
     if not layout.prefill_replicas:
         return fleet
     # A step without streams needs no limit: nobody waits for a next token.
-    prefill = replace(replica, scheduler=_scheduler(program, layout, num_blocks, None))
+    endless = replace(layout, target_itl="off")
+    prefill = replace(replica, scheduler=_scheduler(program, endless, num_blocks))
     apart = Disaggregation(
         prefill=prefill,
         num_replicas=layout.prefill_replicas,
@@ -266,22 +301,22 @@ def _blocks_of_batch(num_blocks: int, layout: Layout) -> int:
     )
 
 
-def _scheduler(
-    program: Program, layout: Layout, num_blocks: int, target_itl_s: float | None
-) -> SchedulerConfig:
+def _scheduler(program: Program, layout: Layout, num_blocks: int) -> SchedulerConfig:
     """Of each batch that may be under way."""
     longest = layout.max_model_len or min(program.max_model_len, num_blocks * layout.block_size)
     budget = layout.max_num_batched_tokens
+    target = itl_target(layout.target_itl, enable_chunked_prefill=layout.enable_chunked_prefill)
     return SchedulerConfig(
         num_blocks=num_blocks,
         max_model_len=longest,
         block_size=layout.block_size,
-        max_num_seqs=layout.max_num_seqs // layout.num_batches,
+        max_num_seqs=layout.max_num_seqs,
         max_num_batched_tokens=budget if layout.enable_chunked_prefill else max(budget, longest),
         enable_chunked_prefill=layout.enable_chunked_prefill,
         enable_prefix_caching=layout.enable_prefix_caching,
         scheduling_policy=layout.scheduling_policy,
-        target_itl_s=target_itl_s,
+        target_itl_s=target.seconds,
+        target_itl_steps=target.steps,
     )
 
 
