@@ -112,9 +112,10 @@ def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> Non
         console,
         f"{spec.name}: {spec.peaks[deployment.arithmetic] / 1e12:.4g} TFLOP/s "
         f"({deployment.arithmetic}), {spec.memory_bandwidth / 1e9:.4g} GB/s, as of {spec.date}; "
-        f"TP {deployment.tensor_parallel}, PP {deployment.pipeline_parallel}"
-        + (", graphs" if deployment.graphs else ""),
+        f"TP {deployment.tensor_parallel}, PP {deployment.pipeline_parallel}",
     )
+    if deployment.graphs:
+        say(console, "steps are replayed as graphs: the host takes no time (--no-graphs)")
     for name, step in found.steps.items():
         show_table(console, _table(name, step), drop=("FLOP/B", "GFLOP", "MB", "bound"))
     show_table(console, _sanity(found, deployment), wrap=1)
