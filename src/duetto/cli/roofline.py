@@ -203,7 +203,7 @@ def _sanity(found: Roofline, deployment: Deployment) -> Table:
     for name, value in (
         ("parameters", f"{sanity.parameters:,} ({sanity.matrix_parameters:,} in products)"),
         ("2 · parameters", f"{sanity.flops_per_token / 1e9:.4g} GFLOP per token"),
-        *((f"2 · n · parameters, {name}", _rule(step)) for name, step in found.steps.items()),
+        *((f"2 · n · params, {name}", _rule(step)) for name, step in found.steps.items()),
         ("KV", f"{sanity.kv_bytes_per_token:,} bytes per token"),
         ("weights, GB", weights),
         ("balance, datasheet", f"{sanity.balance_flops_per_byte:.4g} FLOP per byte"),
