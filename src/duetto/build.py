@@ -22,6 +22,11 @@ from duetto.core.errors import CheckpointError, ConfigError
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.models.config import read_config, read_generation_config
+from duetto.models.other_formats import (
+    directory_of_others,
+    neither_here_nor_there,
+    other_format,
+)
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
 from duetto.planner.host import HostPrices, StepTime, host_prices
 from duetto.planner.learned import LearnedStepTime
@@ -248,12 +253,16 @@ def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
     if is_here and revision is not None:
         raise ConfigError(f"--revision: is for models on the hub, and {model} is here")
     if path.is_dir():
+        if (why := directory_of_others(path)) is not None:
+            raise CheckpointError(path, why)
         return path
     if is_here:
         return demo_model_dir(str(model))
+    if (why := other_format(model)) is not None:
+        raise ConfigError(f"{model}: {why}")
     is_name = isinstance(model, str) and model.count("/") == 1 and not model.startswith((".", "/"))
     if path.exists() or not is_name:
-        raise CheckpointError(path, "is not a directory with a checkpoint")
+        raise ConfigError(f"{model}: {neither_here_nor_there(model)}")
     # Loaded only here: the hub's client takes longer to import than all the rest of Duetto.
     hub = import_module("duetto.models.hub")
     with show_progress(f"downloading {model}") as bar:

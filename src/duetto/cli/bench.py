@@ -22,6 +22,7 @@ from duetto.cli.default_model import model_or_demo
 from duetto.cli.interrupt import INTERRUPTED, first_interrupt
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
+from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
 from duetto.llm import LLM
 from duetto.progress import show_progress
@@ -168,7 +169,7 @@ def serve(
     Parameters
     ----------
     base_url
-        Where the server is.
+        Where the server is, like 127.0.0.1:8000.
     backend
         openai sends to /v1/completions, openai-chat to /v1/chat/completions.
     endpoint
@@ -200,7 +201,7 @@ def serve(
     as_json
         The last line of stdout is one JSON document.
     """
-    base_url = base_url.rstrip("/").removesuffix("/v1")
+    base_url = server_url("--base-url", base_url)
     api_key = api_key or os.environ.get("OPENAI_API_KEY")
     dataset, arrivals = dataset or DatasetOptions(), arrivals or ArrivalOptions()
     load = Load(

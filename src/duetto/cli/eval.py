@@ -20,6 +20,7 @@ from duetto.bench.serve import find_model
 from duetto.bench.worlds.world import Order
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
+from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
@@ -103,7 +104,7 @@ def _from_model(model: str, plan: EvalPlan, items: list[Item]) -> list[str | Non
 def _from_server(
     base_url: str, model: str | None, api_key: str | None, plan: EvalPlan, items: list[Item]
 ) -> tuple[str, list[str | None]]:
-    base_url = base_url.rstrip("/").removesuffix("/v1")
+    base_url = server_url("--base-url", base_url)
     api_key = api_key or os.environ.get("OPENAI_API_KEY")
     model = model or find_model(base_url, api_key)
     target = Target(base_url=base_url, model=model, is_chat=True, api_key=api_key)

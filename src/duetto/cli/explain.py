@@ -12,6 +12,7 @@ from rich.table import Table
 
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.cli.serve import API_KEY_VARIABLE
+from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
 
 TIMEOUT_S = 30.0
@@ -39,7 +40,7 @@ def explain(
     request_id
         The id of a reply (cmpl-… or chatcmpl-…); by default the slowest that ended of late.
     url
-        The server.
+        The server, like 127.0.0.1:8000.
     api_key
         A key of the server; also read from DUETTO_API_KEY.
     trace
@@ -49,7 +50,9 @@ def explain(
     """
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
+    with httpx.Client(
+        base_url=server_url("--url", url), headers=headers, timeout=TIMEOUT_S
+    ) as client:
         if trace is not None:
             trace.write_bytes(_get(client, "/debug/steps.json").content)
             if json_output:

@@ -13,6 +13,7 @@ from duetto.core.errors import ConfigError
 from duetto.models.json_file import read_json
 from duetto.models.make_model import MadeModel
 from duetto.models.make_model import make_model as write_model
+from duetto.models.other_formats import other_format
 from duetto.models.shapes import SHAPES
 from duetto.program.dtype import Dtype
 from duetto.progress import show_progress
@@ -72,6 +73,8 @@ def _find_config(shape: str) -> tuple[Mapping[str, Any], Path]:
         path /= "config.json"
     if shape in SHAPES:
         return SHAPES[shape], Path(shape)
+    if (why := other_format(shape)) is not None:
+        raise ConfigError(f"{shape}: {why}")
     if not path.is_file():
         raise ConfigError(
             f"{shape}: is neither a config.json nor one of the shapes {', '.join(SHAPES)}"

@@ -12,6 +12,7 @@ from duetto.core.errors import ConfigError
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.models.config import ModelConfig, parse_config
 from duetto.models.json_file import JsonSection, read_json
+from duetto.models.other_formats import other_format
 from duetto.models.programs import build_program
 from duetto.models.shapes import SHAPES
 from duetto.program.program import Program
@@ -91,11 +92,15 @@ def find_config(model: str) -> ModelConfig:
     if model and path.is_dir():
         return parse_config(read_json(path / "config.json"))
     if path.is_file():
+        if (why := other_format(model)) is not None:
+            raise ConfigError(f"{model}: {why}")
         return parse_config(read_json(path))
     if model in DEMO_MODELS:
         return parse_config(read_json(demo_model_dir(model) / "config.json"))
     shapes = {**SHAPES, **LARGE_SHAPES}
     if model.lower() not in shapes:
+        if (why := other_format(model)) is not None:
+            raise ConfigError(f"{model}: {why}")
         raise ConfigError(
             f"{model or 'an empty name'}: is no checkpoint directory, no config.json and no named "
             f"shape; the named shapes are {', '.join((*shapes, *DEMO_MODELS))}"
