@@ -1,27 +1,35 @@
 """A budget in milliseconds: eight streams, and a long prompt that arrives beside them.
 
-    python benchmarks/target_itl.py --model path/to/checkpoint
+    python benchmarks/target_itl.py
+    python benchmarks/target_itl.py --models path/to/checkpoint llama-3.2-1b --seconds 150
 
-First the prompt runs alone, and the streams without it. Then, for a fixed number of tokens a step
-and for a target ITL, the streams run, the prompt arrives, and the gaps between the streams' tokens
-are taken from its arrival to its first token. The target is a multiple of a step of the streams
-alone. `cold` is the first prompt that a new engine meets, for which it has no measured price of a
-chunk; before the others it has met one. The prompt is repeated as often as `--seconds` allow.
-Writes a page of Markdown; the last line of stdout is one JSON document.
+First the prompt runs alone, and the streams without it. Then, for each budget (off, the default,
+numbers of milliseconds, a fixed number of tokens), the streams run, the prompt arrives, and the
+gaps between the streams' tokens are taken from its arrival to its first token. `cold` is the first
+prompt that a new engine meets, for which it has no measured price of a chunk; before the others it
+has met one. The prompt is repeated as often as `--seconds` allow. A model is a checkpoint or a name
+that `duetto make-model` knows, whose weights are then random. All but the first get fewer budgets,
+and a prompt of half the length. Writes a page of Markdown; the last line of stdout is one JSON
+document.
 """
 
 import argparse
 import json
 import random
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from in_process import loaded_model, machine, markdown_table, new_engine, today
 
-from duetto.build import Built, EngineArgs
+from duetto.build import DEFAULT_BATCHED_TOKENS, Built, EngineArgs
+from duetto.core.config import DEFAULT_ITL_TARGET
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
@@ -53,18 +61,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
+    about: str  # the model
     alone: float  # TTFT of the prompt, seconds
     decode_step: float
+    prompt_len: int
     repetitions: int
-    fixed: Sequence[Row]
-    timed: Sequence[tuple[float, Row]]  # with their targets
+    rows: Sequence[tuple[float | None, Row]]  # with their targets, seconds
 
 
 class Bench:
     """One model, and requests of random tokens for it."""
 
-    def __init__(self, built: Built, options: argparse.Namespace) -> None:
-        self.built, self.options = built, options
+    def __init__(self, built: Built, options: argparse.Namespace, prompt_len: int) -> None:
+        self.built, self.options, self.prompt_len = built, options, prompt_len
         self._random = random.Random(options.seed)
         self._num_requests = 0
 
@@ -93,7 +102,7 @@ class Bench:
         return statistics.median(r.end_time - r.start_time for r in records[8:] if r is not None)
 
     def _arrive(self, engine: Engine, streams: Sequence[Request]) -> Arrival:
-        prompt = self._request(self.options.prompt_len, 1)
+        prompt = self._request(self.prompt_len, 1)
         engine.add(prompt)
         num_steps = 0
         while prompt.finish_reason is None:
@@ -148,41 +157,71 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def measure(built: Built, args: EngineArgs, options: argparse.Namespace) -> Measured:
-    bench = Bench(built, options)
+def measure(
+    built: Built, args: EngineArgs, options: argparse.Namespace, *, is_short: bool
+) -> Measured:
+    prompt_len = options.prompt_len // (2 if is_short else 1)
+    longest = built.scheduler_config.max_model_len
+    if prompt_len >= longest:
+        raise SystemExit(
+            f"--prompt-len {prompt_len}: {built.name} takes {longest} tokens, prompt and answer; "
+            f"accepted: at most {longest - 1}"
+        )
+    bench = Bench(built, options, prompt_len)
     bench.arrivals(args, 1, 0)  # warm-up: caches, page faults
-    alone = statistics.median(a.ttft for a in bench.arrivals(args, 3, 0))
+    alone = statistics.median(a.ttft for a in bench.arrivals(args, 1 if is_short else 3, 0))
     decode_step = bench.decode_step(args, options.num_streams)
-    count = repetitions(alone, options)
+    budgets = _budgets(args, options, decode_step, is_short=is_short)
+    seconds = options.seconds / 2 if is_short else options.seconds
+    count = min(max(int(seconds / (1.6 * alone * len(budgets))) - 1, 1), 12)
     rows = []
-    for tokens in options.fixed:
-        fixed = replace(args, max_num_batched_tokens=tokens)
-        found = bench.arrivals(fixed, 2, options.num_streams)
-        rows.append(row(f"{tokens} tokens a step", found, alone, decode_step))
-    targets = []
+    for name, target, budget in budgets:
+        cold, *learned = bench.arrivals(budget, count + 1, options.num_streams)
+        if target is not None:
+            rows.append((target, row(f"{name}, cold", [cold], alone, decode_step)))
+            name = f"{name}, learned"
+        rows.append((target, row(name, learned, alone, decode_step)))
+    about = (
+        f"{built.name}, {built.model.program.num_parameters:,} parameters, {built.model.dtype}, "
+        f"{built.model.backend} backend"
+    )
+    return Measured(about, alone, decode_step, prompt_len, count, rows)
+
+
+def _budgets(
+    args: EngineArgs, options: argparse.Namespace, decode_step: float, *, is_short: bool
+) -> list[tuple[str, float | None, EngineArgs]]:
+    """Name, target in seconds, and how the engine is run."""
+    off = replace(args, target_itl="off")
+    least_s, steps = DEFAULT_ITL_TARGET
+    assert least_s is not None
+    budgets: list[tuple[str, float | None, EngineArgs]] = [
+        ("off", None, off),
+        ("the default", max(least_s, steps * decode_step), replace(args, target_itl="auto")),
+        (
+            f"{options.target:g} ms",
+            options.target / 1000,
+            replace(args, target_itl=options.target),
+        ),
+    ]
+    if is_short:
+        return budgets
     for factor in options.factors:
         target = factor * decode_step
         timed = replace(args, target_itl=target * 1000)
-        cold, *learned = bench.arrivals(timed, count + 1, options.num_streams)
-        for name, found in (("cold", [cold]), ("learned", learned)):
-            title = f"target {target * 1000:.1f} ms, {name}"
-            targets.append((target, row(title, found, alone, decode_step)))
-    return Measured(alone, decode_step, count, rows, targets)
-
-
-def repetitions(alone: float, options: argparse.Namespace) -> int:
-    """How often the prompt may arrive at each target, beside the first time."""
-    # With a target of f steps, the prompt has 1 - 1/f of the time.
-    once = alone * sum(factor / (factor - 1) for factor in options.factors)
-    others = alone * (4 + 3 * len(options.fixed))
-    return min(max(int((options.seconds - others) / once) - 1, 2), 12)
+        budgets.append((f"{target * 1000:.1f} ms, {factor:g} steps", target, timed))
+    for tokens in options.fixed:
+        budgets.append(
+            (f"off, {tokens} tokens a step", None, replace(off, max_num_batched_tokens=tokens))
+        )
+    return budgets
 
 
 def table(measured: Measured) -> str:
-    header = ["budget", "ITL p50", "ITL p99", "ITL max", "p99 ÷ target", "TTFT", "steps"]
+    header = ["--target-itl", "ITL p50", "ITL p99", "ITL max", "p99 ÷ target", "TTFT", "steps"]
     header.append("TTFT ÷ (alone + decodes)")
     lines = []
-    for target, each in [*((None, row) for row in measured.fixed), *measured.timed]:
+    for target, each in measured.rows:
         times = (each.itl_p50, each.itl_p99, each.itl_max)
         ratio = "–" if target is None else f"{each.itl_p99 / target:.2f}"
         cells = [*(f"{t * 1000:.1f}" for t in times), ratio, f"{each.ttft * 1000:.0f}"]
@@ -190,30 +229,37 @@ def table(measured: Measured) -> str:
     return markdown_table(header, lines)
 
 
-def page(measured: Measured, built: Built, options: argparse.Namespace, where: str) -> str:
-    alone, step = measured.alone, measured.decode_step
+def section(measured: Measured, options: argparse.Namespace) -> str:
+    return f"""## {measured.about}
+
+{options.num_streams} streams decode; a prompt of {measured.prompt_len} tokens arrives
+({measured.repetitions} times). Alone its TTFT is {measured.alone * 1000:.0f} ms; a step of the
+streams alone takes {measured.decode_step * 1000:.1f} ms (medians).
+
+{table(measured)}
+"""
+
+
+def page(found: Sequence[Measured], options: argparse.Namespace, where: str) -> str:
+    sections = "\n".join(section(each, options) for each in found)
     return f"""# A budget in milliseconds, measured
 
 Written by `benchmarks/target_itl.py` on {today()}; do not edit.
 Machine: {where}.
-Model: {built.name}, {built.model.program.num_parameters:,} parameters, {built.model.dtype},
-{built.model.backend} backend.
 
-{options.num_streams} streams decode; a prompt of {options.prompt_len} tokens arrives
-({measured.repetitions} times). Alone its TTFT is {alone * 1000:.0f} ms; a step of the streams alone
-takes {step * 1000:.1f} ms (medians). Gaps between the streams' tokens are those that end between
-the prompt's arrival and its first token; times are in milliseconds.
+Gaps between the streams' tokens (ITL) are those that end between the prompt's arrival and its first
+token; times are in milliseconds. `off` is what a server did before there was a default: a step
+takes as long as its {DEFAULT_BATCHED_TOKENS} tokens take. The default is 250 ms, or four steps of
+the streams alone if that is more. `cold` is the first prompt that a new engine meets, whose price
+it has only guessed; it learns from every step. The last column divides the prompt's TTFT by what it
+takes alone and the streams' own steps in the same time: 1 is a prompt that loses nothing else by
+being cut.
 
-{table(measured)}
-
-The last column divides the prompt's TTFT by what it takes alone and the streams' own steps in the
-same time: 1 is a prompt that loses nothing else by being cut. `cold` is the first prompt that a new
-engine meets, whose price it has only guessed; it learns from every step.
-
+{sections}
 ## Again
 
 ```sh
-python benchmarks/target_itl.py --model path/to/checkpoint
+python benchmarks/target_itl.py
 ```
 """
 
@@ -222,20 +268,34 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="a checkpoint; default: a tiny random one")
+    parser.add_argument("--models", nargs="+", default=["smollm2-135m", "llama-3.2-1b"])
+    parser.add_argument("--target", type=float, default=400.0, help="milliseconds, for each model")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--num-streams", type=int, default=8)
     parser.add_argument("--prompt-len", type=int, default=2048)
     parser.add_argument("--lead-in", type=int, default=24, help="steps before the prompt arrives")
-    parser.add_argument("--seconds", type=float, default=480.0, help="for all, about")
-    parser.add_argument("--factors", type=float, nargs="+", default=[1.5, 2.0, 4.0])
-    parser.add_argument("--fixed", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the first model, about")
+    parser.add_argument("--factors", type=float, nargs="+", default=[2.0, 4.0])
+    parser.add_argument("--fixed", type=int, nargs="+", default=[64])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()
     if min(options.factors) <= 1:
         parser.error("--factors: must be above 1; at 1 there is no time for a prompt")
     return options
+
+
+@contextmanager
+def model_at(name: str, args: EngineArgs) -> Iterator[Built]:
+    """A checkpoint, or one of random weights that is made for the occasion."""
+    with TemporaryDirectory() as folder:
+        path = Path(name)
+        if not path.is_dir():
+            path = Path(folder) / name
+            command = [sys.executable, "-m", "duetto", "make-model", name, str(path)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with loaded_model(path, args) as built:
+            yield built
 
 
 def main() -> None:
@@ -245,26 +305,33 @@ def main() -> None:
         enable_prefix_caching=False,
         backend=options.backend,
     )
-    with loaded_model(options.model, args) as built:
-        longest = built.scheduler_config.max_model_len
-        if options.prompt_len >= longest:
-            raise SystemExit(
-                f"--prompt-len {options.prompt_len}: {built.name} takes {longest} tokens, prompt "
-                f"and answer; accepted: at most {longest - 1}"
-            )
-        measured = measure(built, args, options)
-        options.output.write_text(page(measured, built, options, where), encoding="utf-8")
-    learned = [(target, each) for target, each in measured.timed if each.name.endswith("learned")]
+    found = []
+    for number, name in enumerate(options.models):
+        with model_at(name, args) as built:
+            found.append(measure(built, args, options, is_short=number > 0))
+        options.output.write_text(page(found, options, where), encoding="utf-8")
+    timed = [
+        (target, each)
+        for measured in found
+        for target, each in measured.rows
+        if target is not None and each.name.endswith("learned")
+    ]
     document = {
         "benchmark": "target_itl",
         "date": today(),
         "machine": where,
-        "alone_ttft_s": measured.alone,
-        "decode_step_s": measured.decode_step,
-        "repetitions": measured.repetitions,
-        "targets": [{"target_s": target, **asdict(each)} for target, each in measured.timed],
-        "worst_p99_over_target": max(each.itl_p99 / target for target, each in learned),
-        "worst_ttft_over_bound": max(each.ttft_bound for _, each in learned),
+        "models": [
+            {
+                "model": measured.about,
+                "alone_ttft_s": measured.alone,
+                "decode_step_s": measured.decode_step,
+                "repetitions": measured.repetitions,
+                "rows": [{"target_s": target, **asdict(each)} for target, each in measured.rows],
+            }
+            for measured in found
+        ],
+        "worst_p99_over_target": max(each.itl_p99 / target for target, each in timed),
+        "worst_ttft_over_bound": max(each.ttft_bound for _, each in timed),
         "limits": [ITL_LIMIT, TTFT_LIMIT],
     }
     print(f"wrote {options.output.name}")
