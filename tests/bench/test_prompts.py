@@ -10,6 +10,7 @@ import tiny_tokenizers
 from numpy.random import default_rng
 from tokenizers import Tokenizer
 
+from duetto.bench import prompts
 from duetto.bench.client import Target
 from duetto.bench.prompts import _Tokenizer, chat_workload, fitted
 from duetto.bench.workload import Lengths, SharedPrefixes, random_workload
@@ -96,3 +97,15 @@ def test_the_template_gets_the_arguments_of_the_run() -> None:
     asked = [body for body in bodies if "messages" in body]
     assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in asked)
     assert not any("top_p" in body for body in bodies)
+
+
+def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "RETRY_S", 0.0)
+    replies = [429, 503, 200]
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(replies.pop(0), json={"count": 7})
+
+    transport = httpx2.MockTransport(answer)
+    client = httpx2.AsyncClient(transport=transport, base_url=TARGET.base_url)
+    assert asyncio.run(_Tokenizer(client, TARGET).prompt("a")).num_tokens == 7

@@ -18,8 +18,10 @@ from duetto.bench.workload import Workload, WorkloadRequest
 
 MAX_ROUNDS = 8
 MAX_STARTS = 4
-AT_ONCE = 4  # prompts whose text is sought at the same time
+AT_ONCE = 16  # prompts whose text is sought at the same time
 TIMEOUT_S = 30.0
+BUSY = (429, 503)  # asks to come again: after RETRY_S seconds, MAX_TRIES times in all
+RETRY_S, MAX_TRIES = 0.5, 20
 # What most tokenizers make one token of, whatever is before it; one of them will do.
 FILLERS = (" a", " the", "a", " 1", "1", ".", "!", "\n")
 # For servers that spell no ids: about a token each.
@@ -62,7 +64,11 @@ class _Tokenizer:
 
     async def _ask(self, path: str, **body: Any) -> dict[str, Any]:
         body |= {"model": self.target.model}
-        reply = await self.http.post(path, json=body, timeout=TIMEOUT_S)
+        for _ in range(MAX_TRIES):
+            reply = await self.http.post(path, json=body, timeout=TIMEOUT_S)
+            if reply.status_code not in BUSY:
+                break
+            await asyncio.sleep(RETRY_S)
         reply.raise_for_status()
         found = reply.json()
         if not isinstance(found, dict):

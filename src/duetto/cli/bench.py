@@ -171,7 +171,8 @@ def serve(
     base_url
         Where the server is, like 127.0.0.1:8000.
     backend
-        openai sends to /v1/completions, openai-chat to /v1/chat/completions.
+        openai sends to /v1/completions, openai-chat to /v1/chat/completions: there, texts are made
+        whose prompts have the lengths asked for, by the server's /tokenize and /detokenize.
     endpoint
         Another path to send to.
     model
