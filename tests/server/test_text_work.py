@@ -37,7 +37,7 @@ def test_what_may_take_long_leaves_the_event_loop_however_small():
     assert with_work(lambda work: work.text(name, 10, at_once=False)) == "duetto-text"
     assert with_work(lambda work: work.chat(name, 10)) == "duetto-chat"
     assert with_work(lambda work: work.chat(name, LARGE_BYTES + 1)) == "duetto-large-text"
-    assert with_work(lambda work: work.read(name, LARGE_BYTES + 1)) == "duetto-text"
+    assert with_work(lambda work: work.read(name, LARGE_BYTES + 1)) == "duetto-body"
     assert with_work(lambda work: work.reply(name, LARGE_BYTES + 1)) == "duetto-reply"
 
 

@@ -145,7 +145,7 @@ class Door:
         size = self._codec.vocab_size
 
         def build() -> str:
-            for token_id in (min(tokens, default=0), max(tokens, default=0)):
+            for token_id in tokens:  # min and max hold the interpreter for as long as they take
                 if not 0 <= token_id < size:
                     raise invalid("tokens", f"{token_id} is outside the vocabulary of {size}")
             with _naming({"prompt": "tokens"}):

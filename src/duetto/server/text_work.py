@@ -88,6 +88,7 @@ class TextWork:
         """`max_bytes` of large bodies may be held at a time."""
         self._clock = clock
         self.bodies = ByteBudget(max_bytes, LARGE_BYTES, "large requests are being read")
+        self._bodies = _Lane("body", 1)  # a parser holds the interpreter, so two were no faster
         self._small = _Lane("text", NUM_SMALL_THREADS)
         self._chats = _Lane("chat", NUM_SMALL_THREADS)
         self._large = _Lane("large-text", 1, LARGE_NICENESS)
@@ -98,7 +99,7 @@ class TextWork:
         """Work on JSON, which takes milliseconds where a tokenizer takes seconds."""
         if num_bytes <= LARGE_BYTES:
             return work()
-        return await self._wait(self._small, work, num_bytes)
+        return await self._wait(self._bodies, work, num_bytes)
 
     async def text(self, work: Callable[[], T], num_bytes: int, *, at_once: bool = True) -> T:
         """Work on a text, in its turn; a short one `at_once`, unless it may take long anyway."""
@@ -121,8 +122,8 @@ class TextWork:
 
     def stop(self) -> None:
         """End the threads once they have done what they are at."""
-        texts, replies = (self._small, self._chats, self._large), self._replies
-        for lane in (*texts, replies, self._large_replies):
+        texts = (self._bodies, self._small, self._chats, self._large)
+        for lane in (*texts, self._replies, self._large_replies):
             lane.stop()
 
     async def _wait(self, lane: _Lane, work: Callable[[], T], num_bytes: int) -> T:
