@@ -248,7 +248,7 @@ def attacks() -> dict[str, Callable[[], Attack]]:
         "tokenize": lambda: Attack(
             "/tokenize", [{"prompt": text(2 * MIB, i % 3)} for i in range(24)]
         ),
-        "detokenize": lambda: Attack("/detokenize", [{"tokens": ids * 650}] * 12),
+        "detokenize": lambda: Attack("/detokenize", [{"tokens": ids * 260}] * 12),
         "token_strs": lambda: Attack(
             "/tokenize", [{"prompt": text(2 * MIB, 3), "return_token_strs": True}] * 2
         ),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from duetto.server.body import MAX_CONTAINERS, MAX_STRINGS, check_structure
+from duetto.server.body import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, check_structure
 from duetto.server.errors import ApiError
 
 
@@ -31,6 +31,7 @@ def test_long_texts_and_full_lists_pass(body):
         (b'{"prompt":["[[\\\\","\\"",' + b"{}," * MAX_CONTAINERS + b"[]]}", "lists and objects"),
         (b'{"stop":[' + b'"",' * 1_000_000 + b'""]}', f"at most {MAX_STRINGS}"),
         (b"[" * 4 * 2**20, "lists and objects"),
+        (b'{"tokens": [' + b"100," * 2**19 + b"100]}", f"at most {MAX_VALUES}"),
         (b'"' * 4 * 2**20, "strings"),
     ],
 )

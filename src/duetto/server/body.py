@@ -16,7 +16,8 @@ from duetto.server.text_work import TextWork
 
 MAX_CONTAINERS = 40_000  # lists and objects: 5000 messages have 20,000 with parts and tools
 MAX_STRINGS = 400_000  # keys count: a bias for each token of the largest vocabularies
-_BACKSLASH, _QUOTE = b"\\", b'"'
+MAX_VALUES = 2**19  # items of lists and objects: a parser holds the interpreter for 20 ms
+_BACKSLASH, _QUOTE, _COMMA = b"\\", b'"', b","
 
 
 @asynccontextmanager
@@ -52,18 +53,23 @@ async def body_of(
 
 def check_structure(body: bytes) -> None:
     """Refuse what is made of more lists, objects and strings than any request needs."""
-    if _num_containers(body) <= MAX_CONTAINERS and body.count(_QUOTE) <= 2 * MAX_STRINGS:
+    is_plain = body.count(_QUOTE) <= 2 * MAX_STRINGS and body.count(_COMMA) < MAX_VALUES
+    if is_plain and _num_containers(body) <= MAX_CONTAINERS:
         return  # which says enough, as a bracket in a text makes the count larger
     # A backslash stands in strings only, so without the escapes each quote opens or closes one.
     plain = body.replace(_BACKSLASH * 2, b"").replace(_BACKSLASH + _QUOTE, b"")
     num_strings = plain.count(_QUOTE) // 2
     if num_strings > MAX_STRINGS:
         raise invalid(None, f"the body holds {num_strings} strings; at most {MAX_STRINGS}")
-    found = sum(_num_containers(outside) for outside in plain.split(_QUOTE)[::2])
-    if found > MAX_CONTAINERS:
-        raise invalid(
-            None, f"the body holds {found} lists and objects; at most {MAX_CONTAINERS} are accepted"
-        )
+    parts = plain.split(_QUOTE)[::2]
+    num_values = 1 + sum(part.count(_COMMA) for part in parts)
+    num_containers = sum(map(_num_containers, parts))
+    for found, most, what in (
+        (num_containers, MAX_CONTAINERS, "lists and objects"),
+        (num_values, MAX_VALUES, "items"),
+    ):
+        if found > most:
+            raise invalid(None, f"the body holds {found} {what}; at most {most} are accepted")
 
 
 def _num_containers(text: bytes) -> int:

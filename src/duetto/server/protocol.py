@@ -14,7 +14,7 @@ Role = Literal["system", "developer", "user", "assistant"]
 ServiceTier = Literal["auto", "default"]
 Label = str | None  # for the caller's own books; by definition it changes nothing
 MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
-MAX_DETOKENIZED = 2**20
+MAX_DETOKENIZED = 2**18
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
