@@ -28,8 +28,8 @@ from tempfile import TemporaryDirectory
 
 from in_process import loaded_model, machine, markdown_table, new_engine, today
 
-from duetto.build import DEFAULT_BATCHED_TOKENS, Built, EngineArgs
-from duetto.core.config import DEFAULT_ITL_TARGET
+from duetto.build import Built, EngineArgs
+from duetto.core.config import BATCHED_TOKENS, DEFAULT_ITL_TARGET
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
@@ -249,7 +249,7 @@ Machine: {where}.
 
 Gaps between the streams' tokens (ITL) are those that end between the prompt's arrival and its first
 token; times are in milliseconds. `off` is what a server did before there was a default: a step
-takes as long as its {DEFAULT_BATCHED_TOKENS} tokens take. The default is 250 ms, or four steps of
+takes as long as its {BATCHED_TOKENS} tokens take. The default is 250 ms, or four steps of
 the streams alone if that is more. `cold` is the first prompt that a new engine meets, whose price
 it has only guessed; it learns from every step. The last column divides the prompt's TTFT by what it
 takes alone and the streams' own steps in the same time: 1 is a prompt that loses nothing else by
