@@ -1,6 +1,5 @@
 """`duetto doctor`: what this machine offers, and what of Duetto is ready on it."""
 
-import os
 import platform
 import re
 import sys
@@ -15,6 +14,7 @@ from rich.table import Table
 from duetto import __version__
 from duetto.backends.cpu.native import why_unavailable
 from duetto.cli.output import JsonFlag, open_console, print_json, show_table
+from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.planner.model import find_program
 from duetto.runner.host_memory import available_memory_bytes
@@ -48,7 +48,7 @@ def examine() -> dict[str, Any]:
         "duetto": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus_usable": len(os.sched_getaffinity(0)),
+        "cpus_usable": usable_cpus(),
         "memory_available_bytes": available_memory_bytes(),
         "native_module": native is not None,
         "cpu_features": native or [],

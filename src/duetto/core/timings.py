@@ -18,9 +18,7 @@ class Part(enum.Enum):
     PROMPT = "prompt"  # a step computed tokens of its own prompt (or recomputed lost ones)
     DECODE = "decode"  # a step computed its next token, with nothing but next tokens beside it
     SHARED = "shared"  # a step computed its next token beside other requests' prompts
-    STALLED = (
-        "stalled"  # admitted, but no step computed anything for it: the moment before an abort
-    )
+    STALLED = "stalled"  # admitted, but the steps computed nothing for it: others had their tokens
     PREEMPTED = "preempted"  # put back into the queue, its blocks taken
 
     __hash__ = object.__hash__  # Enum's own is Python code, run at each step for each request

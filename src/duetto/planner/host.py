@@ -6,8 +6,8 @@ Loads no weights and runs nothing.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from os import sched_getaffinity
 
+from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape
 from duetto.planner.cost_model import CostModel, Deployment
@@ -71,7 +71,7 @@ def _guess() -> HardwareSpec:
     """A few cores of a server of 2020. Measured steps correct its scale at once."""
     return HardwareSpec(
         name="a guess",
-        peaks={"float32": 40e9 * len(sched_getaffinity(0))},
+        peaks={"float32": 40e9 * usable_cpus()},
         memory_bandwidth=20e9,
         memory_bytes=2**33,
     )

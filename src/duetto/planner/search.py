@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, product
 from math import ceil
 from multiprocessing import get_context
-from os import sched_getaffinity
 
+from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.hardware import HardwareSpec
@@ -276,7 +276,7 @@ def _judge_here(layout: Layout) -> Verdict:
 @contextmanager
 def _workers(problem: Problem, num_processes: int | None, num_tasks: int) -> Iterator[Executor]:
     """A process for each core that may be used, and no more than there is work for."""
-    count = num_processes or len(sched_getaffinity(0))
+    count = num_processes or usable_cpus()
     with ProcessPoolExecutor(
         max(1, min(count, num_tasks)),
         mp_context=get_context("spawn"),  # a fork would copy threads' locks
