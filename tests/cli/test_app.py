@@ -162,11 +162,19 @@ def test_help_names_every_command():
         assert command in run.stdout
 
 
-@pytest.mark.parametrize("words", [("fit",), ("complete", "x", "--bogus", "1"), ("nonsense",)])
-def test_wrong_usage_is_an_error(words):
-    run = duetto(*words)
-    assert run.returncode != 0
-    assert "Traceback" not in run.stderr + run.stdout
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("fit",), ("--model requires an argument", "see duetto fit --help")),
+        (("complete", "x", "--bogus", "1"), ("--bogus", "see duetto complete --help")),
+        (("nonsense",), ("nonsense", "serve, chat", "see duetto --help")),
+        (("serve", "--hots", "x"), ("Did you mean --host?",)),
+        (("serve", "a", "b", "c"), ("b c: is more than this command takes",)),
+        (("bench", "serve", "--timeout", "long"), ("--timeout", "see duetto bench serve --help")),
+    ],
+)
+def test_wrong_usage_is_an_error(words, told):
+    check_fails_in_one_line(duetto(*words), *told)
 
 
 # --- start-up: one line that names the file and the cause -------------------------------------

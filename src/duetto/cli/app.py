@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from duetto import __version__
 from duetto.cli.interrupt import INTERRUPTED
@@ -43,13 +43,15 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            app()
+            app(exit_on_error=False, print_error=False)
         finally:  # here, where it can still be told, and not at the interpreter's end
             sys.stdout.flush()
     except KeyboardInterrupt as error:
         if str(error):  # what was broken off, and how to go on
             print(f"duetto: {error}", file=sys.stderr)
         _leave_interrupted()
+    except CycloptsError as error:
+        sys.exit(f"duetto: {_wrong_usage(error)}")
     except DuettoError as error:
         sys.exit(f"duetto: {error}")
     except BrokenPipeError:  # the reader of our output has gone
@@ -62,6 +64,15 @@ def main() -> None:
         if not _comes_of_interrupt(error):
             raise
         _leave_interrupted()
+
+
+def _wrong_usage(error: CycloptsError) -> str:
+    """In one line, which a pipe does not wrap."""
+    words = " ".join(str(error).split())
+    if isinstance(error, UnusedCliTokensError):
+        words = f"{' '.join(error.unused_tokens or ())}: is more than this command takes"
+    command = " ".join(("duetto", *(error.command_chain or ())))
+    return f"{words.removesuffix('.')} (see {command} --help)"
 
 
 def _leave_interrupted() -> None:
