@@ -233,9 +233,13 @@ def test_a_template_that_does_not_compile(broken):
     check_fails_in_one_line(serve(broken), "chat_template.jinja")
 
 
-def test_a_template_that_raises(broken):
+def test_a_template_that_raises_stops_chats_only(broken):
     (broken / "chat_template.jinja").write_text("{{ messages[0].nothing.at_all }}")
-    check_fails_in_one_line(serve(broken), "chat_template.jinja")
+    run = duetto("complete", broken, "def f", "--max-tokens", 2, "--ignore-eos")
+    assert run.returncode == 0
+    chat = duetto("chat", broken, "--max-tokens", 2, stdin="hello\n")
+    assert "the chat template fails" in chat.stderr
+    assert "Traceback" not in chat.stderr
 
 
 def test_a_public_address_without_a_key(tiny_model):

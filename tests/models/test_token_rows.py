@@ -8,6 +8,7 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Library
 
 from duetto.core.errors import CheckpointError, InvalidRequest
+from duetto.models.token_rows import check_vocabulary
 from duetto.models.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -65,6 +66,15 @@ def test_a_tokenizer_whose_own_vocabulary_has_no_rows_belongs_to_another_model(
         load_tokenizer(tmp_path, vocab_size=rows)
     assert caught.value.file == tmp_path / "tokenizer.json"
     assert str(rows) in str(caught.value) and str(size - 1) in str(caught.value)
+
+
+def test_one_added_token_far_beyond_the_rows_belongs_to_another_model() -> None:
+    library = byte_level_bpe()
+    rows = library.get_vocab_size()
+    library.add_tokens([f"<filler_{i}>" for i in range(100)])
+    far = {rows + 99: "<filler_99>"}
+    with pytest.raises(CheckpointError, match=f"1 tokens lie beyond it, up to {rows + 99}"):
+        check_vocabulary(library, far, rows, Path("tokenizer.json"))
 
 
 def test_more_added_tokens_than_any_published_checkpoint_lacks_rows_for_are_refused() -> None:

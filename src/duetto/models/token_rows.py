@@ -28,12 +28,13 @@ def check_vocabulary(
     """Raise CheckpointError if the tokenizer plainly belongs to a model with more rows.
 
     What it learned from text must have a row each, and what it puts around every prompt; of the
-    tokens that were added to it, a few may lack one: those in `beyond`, as tokens_beyond gives it.
+    tokens that were added to it, a few right behind the last row may lack one: those in `beyond`,
+    as tokens_beyond gives it.
     """
     if not beyond:
         return
     learned = beyond.keys() - tokenizer.get_added_tokens_decoder().keys()
-    if learned or len(beyond) > MAX_TOKENS_WITHOUT_ROW:
+    if learned or max(beyond) >= vocab_size + MAX_TOKENS_WITHOUT_ROW:
         why = f"{len(beyond)} tokens lie beyond it, up to {max(beyond)}"
     elif around := beyond.keys() & set(_around_prompts(tokenizer)):
         why = f"it puts {beyond[min(around)]!r} ({min(around)}) around each prompt"
