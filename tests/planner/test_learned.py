@@ -138,6 +138,14 @@ def test_what_says_nothing_is_not_learned_from() -> None:
     assert model.prices == before and model.num_observed == 0
 
 
+def test_it_says_of_which_sizes_steps_were_measured() -> None:
+    model = LearnedStepTime(true_time)
+    assert not model.has_measured(BatchShape(streams(4, 100)))  # it was only begun from a guess
+    model.observe(BatchShape(streams(4, 100)), 1e-3)
+    assert model.has_measured(BatchShape(streams(5, 1000)))
+    assert not model.has_measured(BatchShape(streams(64, 100)))
+
+
 def test_of_many_steps_alike_in_a_row_few_are_learned_from() -> None:
     model = LearnedStepTime()
     alike = BatchShape(streams(4, 100))

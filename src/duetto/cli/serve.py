@@ -66,7 +66,8 @@ def serve(
     as_json
         With --dry-run: the last line of stdout is one JSON document.
     max_num_queued_reqs
-        Most requests that wait; more are told to come back (503).
+        Most requests that wait; more are told to come back (503). While others ask, one client
+        (an API key, or an address where there are none) may have half of them (then 429).
     sse_keep_alive_interval
         Seconds of silence after which a stream gets a comment.
     shutdown_timeout
