@@ -200,6 +200,13 @@ def test_processes_end_with_the_server() -> None:
     assert ended
 
 
+def test_a_process_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUETTO_API_KEY", "secret")
+    (process,) = processes_of(ChatTemplate("a", FILE))._idle
+    environment = Path(f"/proc/{process._process.pid}/environ")
+    assert not environment.exists() or b"secret" not in environment.read_bytes()
+
+
 def test_a_second_process_waits_for_the_first_to_be_busy() -> None:
     template = ChatTemplate("{{ messages[0].content }}", FILE)
     for _ in range(20):

@@ -4,12 +4,14 @@ They are started when they are needed and ended when they break their budget; se
 docs/design/chat-templates.md. Any thread may ask; who asks waits. Knows no Jinja.
 """
 
+import re
 import signal
 import socket
 import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from os import environ
 from subprocess import DEVNULL, Popen
 from threading import Condition
 from time import monotonic
@@ -23,6 +25,7 @@ CPU_S, CPU_S_PER_MIB = 0.3, 0.1  # of one message: per message, and per MiB of i
 MAX_BYTES, BYTES_PER_BYTE = 64 * 2**20, 16  # of a process: in all, and per byte of a message
 WALL_PER_CPU = 10  # a process may have to wait for its processor
 MAX_PROCESSES = 4
+_ENV = re.compile(r"PYTHON|PATH$|LD_|DYLD_|LANG$|LC_|TZ$")  # what it gets: no keys, no tokens
 _START_S = 30.0  # in which a process begins to answer
 _PATIENCE_S = 0.02  # before a second process is started, since the first is busy
 _NO_MEMORY = f"takes more than {MAX_BYTES >> 20} MiB of memory"
@@ -108,6 +111,7 @@ class _Process:
                     stdout=DEVNULL,
                     stderr=DEVNULL,
                     start_new_session=True,  # a Ctrl-C is for the server
+                    env={name: value for name, value in environ.items() if _ENV.match(name)},
                 )
         except BaseException:
             self._socket.close()
