@@ -163,6 +163,7 @@ def test_a_process_that_is_stopped_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InvalidRequest, match="takes longer than 0"):
         template.render([USER])
     assert not process.is_alive
+    assert len(processes_of(template)._idle) == 1  # another one is there already
     assert template.render([USER]) == "Hello"
 
 

@@ -69,9 +69,10 @@ class TemplateProcesses:
             if process is None:
                 process = _Process(self._load)
             yield process
-        except BaseException:  # of an answer that is still to come, nothing is known
+        except BaseException as error:  # of an answer that is still to come, nothing is known
             if process is not None:
                 process.end()
+                process = self._another() if isinstance(error, BudgetBroken) else None
             raise
         finally:
             with self._changed:
@@ -80,6 +81,13 @@ class TemplateProcesses:
                 else:
                     self._num_processes -= 1
                 self._changed.notify()
+
+    def _another(self) -> "_Process | None":
+        """Instead of one that was ended: who broke it waits for it, and not the next chat."""
+        try:
+            return _Process(self._load)
+        except (BudgetBroken, OSError):
+            return None
 
     def _take(self) -> "_Process | None":
         """One that is idle; None: one is to be started, and is counted already."""

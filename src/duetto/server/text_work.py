@@ -26,6 +26,7 @@ LARGE_BYTES = 64 * 1024  # takes about 20 ms to tokenize
 LARGE_REPLY_BYTES = 2**21
 LETS_PASS_S_PER_BYTE = 1e-5  # so 2 MB let pass what is small and comes within 20 s
 NUM_SMALL_THREADS = 2
+NUM_CHAT_THREADS = 4  # they wait for the processes that templates run in, of which there are 4
 # A step waits for the slowest of its threads, so a text must not take a core from it for long. Not
 # more, as a thread that is seldom run may be holding the interpreter.
 LARGE_NICENESS = 5
@@ -90,7 +91,7 @@ class TextWork:
         self.bodies = ByteBudget(max_bytes, LARGE_BYTES, "large requests are being read")
         self._bodies = _Lane("body", 1)  # a parser holds the interpreter, so two were no faster
         self._small = _Lane("text", NUM_SMALL_THREADS)
-        self._chats = _Lane("chat", NUM_SMALL_THREADS)
+        self._chats = _Lane("chat", NUM_CHAT_THREADS)
         self._large = _Lane("large-text", 1, LARGE_NICENESS)
         self._replies = _Lane("reply", 1)
         self._large_replies = _Lane("large-reply", 1)
