@@ -13,6 +13,7 @@ from duetto.runner.sampler import (
     _largest,
     _nucleus,
     _set_of_largest,
+    _wide_nucleus,
     sample_token,
     token_logprob,
     uniform,
@@ -439,3 +440,17 @@ class TestWhatIsWantedOfMany:
         enough = np.flatnonzero(np.cumsum(weights[order]) >= top_p * weights.sum())
         expected = order[: enough[0] + 1] if len(enough) else order
         assert list(_nucleus(weights, top_p)) == sorted(expected)
+
+    @pytest.mark.parametrize("top_p", [0.2, 0.9, 0.999, 1 - 1e-9])
+    @pytest.mark.parametrize("temperature", [0.3, 1.0, 100.0, math.inf])
+    def test_a_nucleus_of_many_tokens_is_that_of_a_sort(self, temperature, top_p):
+        draw = np.random.default_rng(int(min(temperature, 1000) * 10))
+        weights = np.exp(np.minimum(0.0, draw.standard_normal(30_000)) / temperature)
+        weights[draw.random(30_000) < 0.1] = 0.0
+        order = np.argsort(-weights, kind="stable")
+        wanted = top_p * float(weights.sum())
+        count = 1 + int(np.searchsorted(np.cumsum(weights[order]), wanted))
+        for got in (_nucleus(weights, top_p), _wide_nucleus(weights, wanted)):
+            assert list(got) == sorted(order[: len(got)])  # of the largest, lower ids first
+            assert abs(len(got) - count) <= 1  # sums in another order round differently
+            assert float(weights[got].sum()) >= wanted * (1 - 1e-12)

@@ -39,7 +39,8 @@ _TEMPERATURES = (0.01, 100.0)  # between which nothing in it overflows that coun
 _BLOCK = 128
 _DOUBT = 2e-5  # of the sum of all weights: nearer to a token's bounds, float64 decides
 
-_FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at eight times as many
+_FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at all
+_MOST_SORTED = 4096
 
 
 def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
@@ -189,17 +190,40 @@ def _candidates(logits: Row, params: SamplingParams) -> tuple[Ids, NDArray[np.fl
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> Ids:
     """The fewest of the largest weights that hold `top_p` of their sum (Holtzman et al., 2020), by
     ascending index."""
-    wanted, num_weights = top_p * float(weights.sum()), len(weights)
-    size = min(_FIRST_NUCLEUS, num_weights)
-    while True:  # sorting the whole vocabulary would cost more than all the rest
-        largest = np.partition(weights, num_weights - size)[num_weights - size :]
+    wanted = top_p * float(weights.sum())
+    for size in (_FIRST_NUCLEUS, len(weights)):  # sorting the whole vocabulary costs most of all
+        largest = weights[weights >= _at_least(weights, size)]
+        if len(largest) > _MOST_SORTED:
+            return _wide_nucleus(weights, wanted)
         largest.sort()
         enough = np.cumsum(largest[::-1]) >= wanted
         if enough.any():
-            return _set_of_largest(weights, int(enough.argmax()) + 1)
-        if size == num_weights:
-            return np.arange(num_weights)  # the two sums round differently
-        size = min(8 * size, num_weights)
+            count = int(enough.argmax()) + 1
+            return _those_from(weights, largest[len(largest) - count], count)
+    return np.arange(len(weights))  # the two sums round differently
+
+
+def _wide_nucleus(weights: NDArray[np.float64], wanted: float) -> Ids:
+    """As `_nucleus` where it is many tokens: in time linear in the vocabulary.
+
+    The bits of floats that are not negative are ordered as the floats are. So the weights are
+    summed by their first 16 bits, those about the bound by the next 16, and few are left to sort.
+    """
+    inside, held, count = weights, 0.0, 0  # near the bound; what is above it: its sum, its number
+    for place_of_bits in (3, 2):  # of four, the least first
+        keys = inside.view(np.uint16)[place_of_bits::4].astype(np.intp)
+        sums = held + np.cumsum(np.bincount(keys, weights=inside)[::-1])
+        place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
+        key = len(sums) - 1 - place
+        held = float(sums[place - 1]) if place else held
+        count += int(np.count_nonzero(keys > key))
+        inside = inside[keys == key]
+    if not len(inside):  # the sums round differently, and what is above is enough
+        return _set_of_largest(weights, max(1, count))
+    largest = np.sort(inside)[::-1]
+    sums = held + np.cumsum(largest)
+    place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
+    return _those_from(weights, largest[place], count + place + 1)
 
 
 def _draw(ids: Ids, weights: NDArray[np.float64], point: float) -> int:
@@ -276,6 +300,11 @@ def _set_of_largest(values: Row, count: int) -> Ids:
     The set of `_largest` without its order, which is what costs where many are wanted.
     """
     threshold = np.partition(values, len(values) - count)[len(values) - count]
+    return _those_from(values, threshold, count)
+
+
+def _those_from(values: Row, threshold: float, count: int) -> Ids:
+    """Indices of the `count` largest values, of which `threshold` is the smallest."""
     kept = values > threshold
     equal = np.flatnonzero(values == threshold)
     kept[equal[: count - int(np.count_nonzero(kept))]] = True
