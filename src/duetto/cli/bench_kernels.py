@@ -169,3 +169,14 @@ def _print(machine: Machine, results: list[Measured]) -> None:
             "in cache" if limit is None else f"{limit / result.seconds:.0%}",
         )
     show_table(console, table, drop=("GOPS", "GB/s"))
+    if any(_share(result, machine) > 1.005 for result in results):
+        say(
+            console,
+            "of machine above 100%: a cache held part of what it reads, or the machine was busy when "
+            "its own speed was measured",
+        )
+
+
+def _share(result: Measured, machine: Machine) -> float:
+    """Of what the machine gives; 0 where there is no such limit."""
+    return (result.limit(machine) or 0.0) / result.seconds

@@ -1,18 +1,24 @@
 """`duetto calibrate`: what this machine reaches, measured once and kept for the planner."""
 
 import shutil
+import sys
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.cli.interrupt import end_at_once
 from duetto.cli.measure_host import measure_host
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
-from duetto.planner.find_hardware import calibration_file, write_hardware
+from duetto.core.errors import ConfigError
+from duetto.planner.find_hardware import calibration_file, read_hardware, write_hardware
 from duetto.planner.hardware import HardwareSpec, KernelPoint, Kind
 from duetto.progress import show_progress
+
+SECONDS_PER_LINE = 5.0  # of progress, where no bar is drawn
 
 
 def calibrate(
@@ -20,6 +26,7 @@ def calibrate(
     backend: str = "auto",
     threads: int | None = None,
     out: Path | None = None,
+    show: Annotated[bool, Parameter(negative="")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure this machine, in under two minutes, and keep the result as --hardware host.
@@ -32,21 +39,49 @@ def calibrate(
         Of the cpu backend; by default as many as this process may use.
     out
         Where to keep it; by default in the user's cache directory, where it is looked for.
+    show
+        Measure nothing: print what is kept.
     as_json
         The last line of stdout is one JSON document: what is kept.
     """
     file = out or calibration_file()
+    if show:
+        _print_kept(file, backend, threads, as_json=as_json)
+        return
     with (
         TemporaryDirectory() as folder,
         end_at_once(lambda: shutil.rmtree(folder, ignore_errors=True)),
-        show_progress("measuring") as bar,
+        show_progress("measuring", lines_every_s=SECONDS_PER_LINE) as bar,
     ):
         spec = measure_host(backend, threads, folder=Path(folder), on_progress=bar.reach)
     write_hardware(spec, file)
+    for line in _busy_lines(spec):
+        print(line, file=sys.stderr)
     if as_json:
         print_json(spec)
     else:
         _print(spec, file)
+
+
+def _print_kept(file: Path, backend: str, threads: int | None, *, as_json: bool) -> None:
+    if backend != "auto" or threads is not None:
+        raise ConfigError("--show with --backend or --threads: it measures nothing")
+    if not file.is_file():
+        raise ConfigError(f"--show: nothing is kept ({file} is not there); run: duetto calibrate")
+    spec = read_hardware(file)
+    if as_json:
+        print_json(spec)
+        return
+    _print(spec, file)
+    for line in _busy_lines(spec):
+        say(open_console(), line)
+
+
+def _busy_lines(spec: HardwareSpec) -> list[str]:
+    if not spec.busy:
+        return []
+    lines = [f"warning: {note}" for note in spec.busy]
+    return [*lines, "The machine was busy: let it come to rest and run duetto calibrate again."]
 
 
 def _print(spec: HardwareSpec, file: Path) -> None:
@@ -58,6 +93,8 @@ def _print(spec: HardwareSpec, file: Path) -> None:
         say(console, f"  {size >> 20} MiB, read again and again: {bandwidth / 1e9:.4g} GB/s")
     for arithmetic in {"float32": None} | spec.efficiencies_of:
         show_table(console, _table(spec, arithmetic))
+        if any(p.fraction > 1.005 for p in spec.kernels if p.arithmetic == arithmetic):
+            say(console, "above 100: what it reads was in a cache, and the roof is the memory's")
         reached = spec.reached(arithmetic)
         say(
             console,
@@ -76,8 +113,7 @@ def _print(spec: HardwareSpec, file: Path) -> None:
 
 
 def _table(spec: HardwareSpec, arithmetic: str) -> Table:
-    """Achieved fraction of the roof: of memory's, a kernel whose numbers are in a cache may have
-    more than all."""
+    """Achieved fraction of the roof."""
     points = [point for point in spec.kernels if point.arithmetic == arithmetic]
     kinds = list(dict.fromkeys(point.kind for point in points))
     table = Table(title=f"\n{arithmetic}: percent of the roof", title_justify="left", box=None)

@@ -22,6 +22,7 @@ from duetto.backends.cpu.native import choose_isa, native, why_unavailable
 from duetto.backends.reference import ReferenceBackend
 from duetto.bench.kernels import WORKING_SET
 from duetto.core.config import SchedulerConfig
+from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
@@ -29,6 +30,7 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.engine.engine import Engine
 from duetto.models.checkpoint import load_weights
 from duetto.models.make_model import make_model
+from duetto.planner.busy import busy_notes, cpu_times, load_average
 from duetto.planner.calibrate import MeasuredStep, fit_kinds
 from duetto.planner.hardware import CachedWeights, Efficiencies, HardwareSpec, rounded
 from duetto.program.dtype import kv_head_bytes
@@ -143,6 +145,7 @@ def measure_host(
     shapes = (*DECODE, *PREFILL, *LONG) if is_native else (*DECODE, *PREFILL)
     variants = NATIVE if is_native else REFERENCE
     configs = (config, small_config) if is_native else (config,)  # numpy's own time hides a cache
+    load, before = load_average(), cpu_times()
     roofs = [_roofs(threads) if is_native else _plain_roofs()]
     total, done = len(configs) * len(variants) * len(shapes), 0
     measured: list[list[_Measured]] = [[] for _ in configs]
@@ -160,7 +163,16 @@ def measure_host(
                     on_progress(done, total)
             measured[number].append(_measured(loaded, variant, steps))
             roofs.append(_roofs(threads) if is_native else _plain_roofs())
-    return _spec(_highest(roofs, measured[0]), *measured)
+    busy = busy_notes(
+        _repeats(roofs), num_cpus=usable_cpus(), load=load, before=before, after=cpu_times()
+    )
+    return replace(_spec(_highest(roofs, measured[0]), *measured), busy=busy)
+
+
+def _repeats(roofs: Sequence[HardwareSpec]) -> dict[str, list[float]]:
+    """Each roof, as often as it was measured."""
+    found = {f"{name} peak": [one.peaks[name] for one in roofs] for name in roofs[0].peaks}
+    return found | {"read bandwidth": [one.memory_bandwidth for one in roofs]}
 
 
 def _measured(loaded: LoadedModel, variant: Variant, steps: list[MeasuredStep]) -> _Measured:

@@ -142,6 +142,7 @@ class HardwareSpec:
     num_devices: int | None = None  # that there are; None: as many as asked for
     date: str = ""  # when the numbers were looked up or measured, YYYY-MM-DD
     source: str = ""
+    busy: tuple[str, ...] = ()  # what else the machine did while it was measured, for people
 
     def __post_init__(self) -> None:
         if not self.peaks:
