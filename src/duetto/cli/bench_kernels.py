@@ -172,8 +172,8 @@ def _print(machine: Machine, results: list[Measured]) -> None:
     if any(_share(result, machine) > 1.005 for result in results):
         say(
             console,
-            "of machine above 100%: a cache held part of what it reads, or the machine was busy when "
-            "its own speed was measured",
+            "of machine above 100%: a cache held part of what it reads, or the machine was busy "
+            "when its own speed was measured",
         )
 
 

@@ -153,8 +153,8 @@ def _show_segments(choice: dict[str, Any], console: Console) -> None:
     if any((segment.get("of_roof") or 0.0) > 1.005 for segment in choice["segments"]):
         say(
             console,
-            "  of roof above 100%: caches held what the steps read, and the roof is the memory's; or "
-            "the machine was busy when it was calibrated",
+            "  of roof above 100%: caches held what the steps read, and the roof is the memory's; "
+            "or the machine was busy when it was calibrated",
         )
 
 
