@@ -454,3 +454,25 @@ class TestWhatIsWantedOfMany:
             assert list(got) == sorted(order[: len(got)])  # of the largest, lower ids first
             assert abs(len(got) - count) <= 1  # sums in another order round differently
             assert float(weights[got].sum()) >= wanted * (1 - 1e-12)
+
+    @pytest.mark.parametrize(
+        "rest",
+        [
+            lambda draw: np.ones(5000),
+            lambda draw: draw.random(5000),
+            lambda draw: np.exp(-700 * draw.random(5000)),
+            lambda draw: np.where(draw.random(5000) < 0.5, 0.0, 1e-310),
+            lambda draw: np.round(draw.random(5000), 1),
+        ],
+    )
+    @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.999, 1 - 1e-12, 1.0, 1 + 1e-15])
+    def test_a_wide_nucleus_is_of_the_largest_however_sums_round(self, rest, top_p):
+        for seed in range(20):
+            draw = np.random.default_rng(seed)
+            weights = rest(draw)
+            weights[draw.integers(5000)] = 1.0
+            wanted = top_p * float(weights.sum())
+            got = _wide_nucleus(weights, wanted)
+            order = np.argsort(-weights, kind="stable")
+            assert len(got) and list(got) == sorted(order[: len(got)])
+            assert float(weights[got].sum()) >= wanted * (1 - 1e-12)

@@ -218,8 +218,8 @@ def _wide_nucleus(weights: NDArray[np.float64], wanted: float) -> Ids:
         held = float(sums[place - 1]) if place else held
         count += int(np.count_nonzero(keys > key))
         inside = inside[keys == key]
-    if not len(inside):  # the sums round differently, and what is above is enough
-        return _set_of_largest(weights, max(1, count))
+        if not len(inside):  # the sums round differently, and what is above is enough
+            return _set_of_largest(weights, count)
     largest = np.sort(inside)[::-1]
     sums = held + np.cumsum(largest)
     place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
