@@ -153,7 +153,7 @@ def _instrument(engine: Engine, backend: CpuBackend, clock: Clock) -> None:
     times: Any = anything._step_times
     times.step_time = clock.timed("predict", times.step_time)
     times.observe = clock.timed("learn", times.observe)
-    executor: Any = anything._executor
+    executor: Any = anything._computer._executor
     executor.execute = clock.timed("execute", executor.execute)
     modules: Any = model_runner
     modules.build_step_arrays = clock.timed("arrays", modules.build_step_arrays)
