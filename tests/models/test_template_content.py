@@ -158,3 +158,16 @@ def test_only_the_text_of_a_part_reaches_a_template() -> None:
 def test_no_parts_are_an_empty_text() -> None:
     assert shown(TAKES_STRINGS["chatml"], []) == "<user>"
     assert shown(TAKES_PARTS["llava"], []) == "<user>"
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TAKES_PARTS | TAKES_EITHER)
+def test_parts_are_rendered_as_by_transformers(name: str) -> None:
+    from transformers.utils.chat_template_utils import (  # noqa: PLC0415  an extra
+        render_jinja_template,
+    )
+
+    messages = [{"role": "user", "content": PARTS}]
+    theirs, _ = render_jinja_template([messages], chat_template=ALL[name])
+    assert shown(ALL[name], PARTS) == theirs[0]
