@@ -214,6 +214,29 @@ def test_a_narrow_terminal_loses_columns_and_is_told_so() -> None:
     assert "not shown, for want of width: GFLOP, MB, ms" in " ".join(printed(20, drop=("MB",)))
 
 
+def test_numbers_stand_under_each_other() -> None:
+    out = StringIO()
+    table = Table("name", box=None, pad_edge=False)
+    table.add_column("ms", justify="right")
+    for name, number in (("a", "1.25"), ("b", "1,234.50")):
+        table.add_row(name, number)
+    show_table(open_console(out), table)
+    assert [line.rstrip() for line in out.getvalue().splitlines()] == [
+        "name        ms", "a         1.25", "b     1,234.50"
+    ]  # fmt: skip
+
+
+def test_no_line_is_wider_than_the_terminal(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for path in (("fit",), ("roofline",), ("simulate",), ("plan",), ("explain",)):
+        with monkeypatch.context() as terminal:
+            terminal.setattr("sys.stdout", Terminal())
+            run(path)
+            shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())
+        assert max(len(line.rstrip()) for line in shown.splitlines()) <= 40, path
+
+
 def test_what_is_piped_is_not_wrapped() -> None:
     lines = printed(None)
     assert len(lines) == 5
@@ -225,7 +248,7 @@ def test_texts_of_a_table_break_between_words() -> None:
     out = StringIO()
     table = Table(show_header=False, box=None)
     table.add_row("KV", "1.5 GiB", "1,234,567 tokens in blocks of 32, 128.0 KiB each")
-    show_table(open_console(out, 40), table, wrap=2)
+    show_table(open_console(out, 40), table, wrap=(2, 1))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 40
     assert " ".join(out.getvalue().split()).startswith("KV 1.5 GiB 1,234,567 tokens in")

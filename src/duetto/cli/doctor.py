@@ -158,4 +158,4 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(name, found or missing)
     why_not = f": {escape(report['refusal'])}" if report["refusal"] else ""
     table.add_row("ready to serve", mark[report["ready"]] + why_not)
-    show_table(open_console(), table, wrap=1)
+    show_table(open_console(), table, wrap=(1,))

@@ -392,7 +392,7 @@ def show(report: Report, console: Console) -> None:
         f"of {report['length']:,} tokens at one time (memory for {report['num_requests']:,}, "
         f"--max-num-seqs {report['max_num_seqs']})",
     )
-    show_table(console, table, wrap=2)
+    show_table(console, table, wrap=(2, 1))
     for note in report["notes"]:
         say(console, f"  note: {note}")
     columns = ("weights", "KV tokens", "requests", "memory for", "of tokens")
@@ -406,7 +406,7 @@ def show(report: Report, console: Console) -> None:
             f"{knob['num_requests']:,}",
             f"{knob['length']:,}",
         )
-    show_table(console, knobs, drop=("of tokens", "weights"), wrap=0)
+    show_table(console, knobs, drop=("of tokens", "weights"), wrap=(0,))
 
 
 def _size(num_bytes: int) -> str:

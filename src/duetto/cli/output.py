@@ -66,20 +66,20 @@ def _broken(text: Text, width: int) -> Text:
 
 
 def show_table(
-    console: Console, table: Table, *, drop: Sequence[str] = (), wrap: int | None = None
+    console: Console, table: Table, *, drop: Sequence[str] = (), wrap: Sequence[int] = ()
 ) -> None:
     """Print a table that fits the console.
 
-    What is too wide first has the texts of column `wrap` broken between words, and then loses
+    What is too wide first has the texts of the columns `wrap` broken between words, and then loses
     columns: those of `drop` by their headings, in this order, then from the right. The first
     column, and in tables without headings every column, stays. What was left out is told.
     """
     if table.title:
         say(console, _as_text(table.title))
     kept = list(table.columns)
-    text = None if wrap is None else table.columns[wrap]
+    texts = [table.columns[place] for place in wrap]
     while True:
-        made, width = _fitted(console, table, kept, text)
+        made, width = _fitted(console, table, kept, texts)
         goes = _next_to_go(kept, drop) if table.show_header else None
         if width <= console.width or goes is None:
             break
@@ -93,21 +93,26 @@ def show_table(
 
 
 def _fitted(
-    console: Console, table: Table, kept: list[Column], text: Column | None
+    console: Console, table: Table, kept: list[Column], texts: list[Column]
 ) -> tuple[Table, int]:
-    """The table of these columns, and its width, with `text` as narrow as it must be."""
-    made = _table_of(table, kept, text, None)
+    """The table of these columns, and its width, with `texts` as narrow as they must be."""
+    narrow: dict[int, int] = {}  # by place in `kept`
+    made = _table_of(table, kept, narrow)
     width = _width(console, made)
-    if text is None or all(text is not each for each in kept) or width <= console.width:
-        return made, width
-    cells = [_as_text(cell) for cell in (text.header, *text.cells)]
-    own = max(cell_len(cell.plain) for cell in cells)
-    longest = max((cell_len(word) for cell in cells for word in cell.plain.split()), default=1)
-    made = _table_of(table, kept, text, max(own - (width - console.width), longest))
-    return made, _width(console, made)
+    for text in texts:
+        place = next((i for i, column in enumerate(kept) if column is text), None)
+        if place is None or width <= console.width:
+            continue
+        cells = [_as_text(cell) for cell in (text.header, *text.cells)]
+        own = max(cell_len(cell.plain) for cell in cells)
+        longest = max((cell_len(word) for cell in cells for word in cell.plain.split()), default=1)
+        narrow[place] = max(own - (width - console.width), longest)
+        made = _table_of(table, kept, narrow)
+        width = _width(console, made)
+    return made, width
 
 
-def _table_of(table: Table, kept: list[Column], text: Column | None, width: int | None) -> Table:
+def _table_of(table: Table, kept: list[Column], narrow: dict[int, int]) -> Table:
     made = Table(
         box=table.box,
         show_header=table.show_header,
@@ -116,13 +121,13 @@ def _table_of(table: Table, kept: list[Column], text: Column | None, width: int 
         padding=table.padding,
     )
     columns = []
-    for column in kept:
+    for place, column in enumerate(kept):
         header, cells = column.header, list(column.cells)
-        if column is text and width is not None:
+        if (width := narrow.get(place)) is not None:
             header = _broken(_as_text(header), width)
             cells = [_broken(_as_text(cell), width) for cell in cells]
         made.add_column(
-            header, justify=column.justify, style=column.style, no_wrap=True, overflow="ignore"
+            header, justify=column.justify, style=column.style, no_wrap=True, overflow="crop"
         )
         columns.append(cells)
     for row in zip(*columns, strict=True):

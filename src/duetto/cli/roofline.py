@@ -118,7 +118,7 @@ def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> Non
         say(console, "steps are replayed as graphs: the host takes no time (--no-graphs)")
     for name, step in found.steps.items():
         show_table(console, _table(name, step), drop=("FLOP/B", "GFLOP", "MB", "bound"))
-    show_table(console, _sanity(found, deployment), wrap=1)
+    show_table(console, _sanity(found, deployment), wrap=(1, 0))
     for note in found.notes:
         say(console, f"note: {note}")
     if picture is not None:
