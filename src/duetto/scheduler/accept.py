@@ -7,17 +7,20 @@ from duetto.core.request import FinishReason, Request
 
 def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
     """Raise EngineError unless each request of the batch got what it was to get, or failed."""
-    for item in batch.requests:
-        if item.request_id in output.failed:
-            continue
-        if item.sampling is not None and not output.sampled.get(item.request_id):
-            raise EngineError(f"the executor returned no token for request {item.request_id}")
-        asked = len(item.prompt_logprob_targets)
-        given = len(output.prompt_logprobs.get(item.request_id, ()))
-        if given != asked:
+    sampled, scores, failed = output
+    for item in batch.requests:  # twice a step for each request: it has to be quick
+        request_id = item.request_id
+        if item.sampling is not None and not sampled.get(request_id):
+            if request_id in failed:
+                continue
+            raise EngineError(f"the executor returned no token for request {request_id}")
+        if not scores and not item.prompt_logprob_targets:
+            continue  # nearly always
+        asked, given = len(item.prompt_logprob_targets), len(scores.get(request_id, ()))
+        if given != asked and request_id not in failed:
             raise EngineError(
                 f"the executor returned {given} prompt log-probabilities for request "
-                f"{item.request_id}, not {asked}"
+                f"{request_id}, not {asked}"
             )
 
 
