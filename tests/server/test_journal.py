@@ -167,6 +167,20 @@ def test_what_is_refused_has_a_line_without_the_callers_words(
     assert not lines(caplog) and "SECRET" not in line and "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"stop": [1]}, "stop"),
+        ({"SECRET": 1}, "-"),
+        ({"prompt": None}, "prompt"),
+    ],
+)
+def test_the_field_at_fault_is_told_if_it_is_ours(client, caplog, more, field):
+    assert client.post("/v1/completions", json={**COMPLETION, **more}).status_code == 400
+    assert fields(lines(caplog, "refused")[0])["param"] == field and "SECRET" not in caplog.text
+
+
 def test_a_wrong_key_has_a_line(caplog):
     caplog.set_level(logging.INFO, logger="duetto")
     app, _ = make_app(SpeakingExecutor(TEXT), api_keys=("one",))

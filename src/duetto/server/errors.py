@@ -99,18 +99,16 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 
 def error_response(error: ApiError) -> Response:
     content = msgspec.json.encode(error.body)
-    return _ErrorReply(content, error.status, error.headers, "application/json", error.reason)
+    reply = _ErrorReply(content, error.status, error.headers, "application/json")
+    reply.told = {"reason": error.reason, "param": error.body["error"]["param"]}
+    return reply
 
 
 class _ErrorReply(Response):
-    """Leaves its reason in `scope["state"]`, for the log."""
+    """Leaves its reason and its field in `scope["state"]`, for the log."""
 
-    def __init__(
-        self, content: bytes, status: int, headers: dict[str, str], media_type: str, reason: str
-    ) -> None:
-        super().__init__(content, status, headers, media_type)
-        self._reason = reason
+    told: dict[str, str | None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["reason"] = self._reason
+        scope.setdefault("state", {}).update(self.told)
         await super().__call__(scope, receive, send)

@@ -6,12 +6,19 @@ loop and only counts: a thread formats and writes (logs.py). Knows no HTTP.
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.request import Request
 from duetto.server.history import Ended, reply_of
+from duetto.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -19,6 +26,11 @@ logger = logging.getLogger(__name__)
 THROUGHPUT_INTERVAL_S = 10.0
 TENANT_BYTES = 32  # a digest of the key, in front of a request's salt
 SHOWN_TENANT_BYTES = 4
+KNOWN_FIELDS = frozenset(
+    name
+    for kind in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    for name in kind.__struct_fields__
+)
 
 
 @dataclass(slots=True)
@@ -116,24 +128,34 @@ class Journal:
                 logger.info("%s", reply)
 
     def record_reply(
-        self, request_id: str, name: str, handler: str, method: str, status: int, reason: str
+        self,
+        request_id: str,
+        name: str,
+        handler: str,
+        method: str,
+        status: int,
+        reason: str,
+        param: str | None = None,
     ) -> None:
         """An HTTP reply has ended. One that never reached the engine has a line only here.
 
-        All but `request_id` (ours) and `name` must come from closed sets.
+        All but `request_id` (ours), `name` and `param` must come from closed sets. `param` is told
+        if it is a field of ours: an unknown field's name is the client's words.
         """
         if request_id in self._told:
             self._told.discard(request_id)
             return
-        level = logging.INFO if status >= 400 else logging.DEBUG
-        if logger.isEnabledFor(level):
-            logger.log(
-                level,
-                "refused id=%s status=%d reason=%s method=%s path=%s"
-                if status >= 400
-                else "replied id=%s status=%d reason=%s method=%s path=%s",
-                *(name, status, reason or "-", method, handler),
-            )
+        is_refused = status >= 400
+        level = logging.INFO if is_refused else logging.DEBUG
+        if not logger.isEnabledFor(level):
+            return
+        field = re.split(r"[.\[]", param or "", maxsplit=1)[0]
+        logger.log(
+            level,
+            "%s id=%s status=%d reason=%s param=%s method=%s path=%s",
+            *("refused" if is_refused else "replied", name, status, reason or "-"),
+            *(field if field in KNOWN_FIELDS else "-", method, handler),
+        )
 
     def record_step(self, record: StepRecord) -> None:
         self._last = record

@@ -70,8 +70,10 @@ class RequestFrame:
         finally:
             handler, method = self._labels(scope)
             self._metrics.record_http(handler, method, status or 499, monotonic() - start)
-            reason = state.get("reason", "")
-            self._journal.record_reply(request_id, name, handler, method, status or 499, reason)
+            reason, param = state.get("reason", ""), state.get("param")
+            self._journal.record_reply(
+                request_id, name, handler, method, status or 499, reason, param
+            )
 
     def _labels(self, scope: Scope) -> tuple[str, str]:
         path, method = scope["path"], scope["method"]
