@@ -1,6 +1,9 @@
 """Heavy and hostile requests, and what they may cost their neighbours."""
 
+import socket
+import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import httpx2
@@ -319,3 +322,21 @@ def test_a_client_that_takes_nothing_of_a_whole_reply_is_cut_and_nothing_stays_h
         with send(url, "/v1/completions", {**PROMPT, "prompt_logprobs": 20}) as connection:
             wait_until(lambda: connection.getsockname() in cut)
         wait_until(lambda: app.state.replies.num_bytes == 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an option of Linux's sockets")
+def test_the_kernel_holds_little_of_what_a_client_does_not_read():
+    num_bytes = 0
+    with (
+        serve.bind("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        connection.setblocking(False)
+        for _ in range(20):
+            try:
+                while num_bytes < 2**24:
+                    num_bytes += connection.send(b"x" * 65536)
+            except BlockingIOError:
+                time.sleep(0.005)
+    assert 0 < num_bytes < 2**20  # and 4 MB without the option

@@ -28,6 +28,10 @@ KEEP_ALIVE_S = 5
 GRACE_S = 5  # from the last update to the end of its reply
 HURRIED_GRACE_S = 1.0  # the same, once a second signal has come
 BACKLOG = 2048
+# Of a reply, in the kernel beside what is on its way; by default it grows to 4 MB for a client that
+# reads nothing. The number is Linux's own (linux/tcp.h), which Python 3.11 has no name for.
+UNSENT_BYTES = 64 * 1024
+TCP_NOTSENT_LOWAT = 25
 FAILED_EXIT_CODE = 70  # EX_SOFTWARE: whoever supervises the process may start it again
 FAILED_GRACE_S = 1.0  # from the failure of the engine to the end of the process
 
@@ -92,6 +96,8 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
