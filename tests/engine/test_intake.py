@@ -150,3 +150,29 @@ def test_what_leaves_a_token_to_sample_is_accepted(arguments):
 def test_too_long_is_told_apart_and_has_the_numbers():
     with pytest.raises(RequestTooLong, match=r"32 tokens.*40 in"):
         intake(prompt=(1,) * 40)
+
+
+def test_of_n_answers_only_the_first_scores_the_prompt():
+    first, *others = intake(n=4, prompt_logprobs=2, logprobs=1, seed=7)
+    assert first.sampling.prompt_logprobs == 2 and first.seed == 7
+    assert [request.sampling.prompt_logprobs for request in others] == [None] * 3
+    assert all(request.sampling.logprobs == 1 for request in others)
+    assert len({request.seed for request in (first, *others)}) == 4
+    assert len({request.request_id for request in (first, *others)}) == 4
+
+
+def test_bad_words_that_were_encoded_before_are_not_encoded_again():
+    class Once(ByteCodec):
+        def encode(self, text, *, add_special_tokens=True):
+            raise AssertionError("asked again")
+
+    request = make_request(
+        (1, 2),
+        SamplingParams(bad_words=("ab",)),
+        codec=Once(),
+        config=CONFIG,
+        request_id="r",
+        arrival_time=0.0,
+        bad_word_ids=((97, 98),),
+    )
+    assert request.bad_word_ids == ((97, 98),)
