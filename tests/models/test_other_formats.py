@@ -66,6 +66,8 @@ def test_a_file_is_told_by_its_first_bytes(tmp_path: Path) -> None:
 def test_a_directory_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     assert "but GGUF files" in refusal(str(tmp_path))
+    with pytest.raises(ConfigError, match="but GGUF files"):
+        find_config(str(tmp_path))
     other = tmp_path / "outer"
     (other / "model").mkdir(parents=True)
     (other / "model" / "config.json").touch()

@@ -12,7 +12,7 @@ from duetto.core.errors import ConfigError
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.models.config import ModelConfig, parse_config
 from duetto.models.json_file import JsonSection, read_json
-from duetto.models.other_formats import other_format
+from duetto.models.other_formats import directory_of_others, other_format
 from duetto.models.programs import build_program
 from duetto.models.shapes import SHAPES
 from duetto.program.program import Program
@@ -90,6 +90,8 @@ def find_config(model: str) -> ModelConfig:
     a named shape; CheckpointError for a config that is not supported."""
     path = Path(model)
     if model and path.is_dir():
+        if (why := directory_of_others(path)) is not None:
+            raise ConfigError(f"{model}: {why}")
         return parse_config(read_json(path / "config.json"))
     if path.is_file():
         if (why := other_format(model)) is not None:
