@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import msgspec
 import pytest
 from bench.fake_server import TEMPLATE_TOKENS, FakeServer
 
 from duetto.bench.client import Target
 from duetto.bench.metrics import SLO
-from duetto.bench.serve import Load, ServeResult, find_model, run_serve, token_counter
+from duetto.bench.serve import Load, ServeResult, TokenCounter, find_model, run_serve
 from duetto.bench.traces import Fit, read_azure
 from duetto.bench.workload import Lengths, Workload, WorkloadRequest, random_workload
 from duetto.core.errors import ConfigError
@@ -162,14 +163,31 @@ def test_a_server_that_refuses_everything_is_one_line(server: FakeServer) -> Non
 
 def test_questions_to_the_server(server: FakeServer) -> None:
     assert find_model(server.base_url, None) == "fake-model"
-    assert token_counter(server.base_url, None, "m")("three words here") == 3
+    count = TokenCounter(server.base_url, None, "m")
+    assert count("three words here") == 3 and count.notes == ()
+
+
+@pytest.mark.parametrize(("status", "says"), [(404, "HTTP 404"), (200, "without a count")])
+def test_a_server_without_tokenize_is_counted_by_guess(
+    monkeypatch: pytest.MonkeyPatch, status: int, says: str
+) -> None:
+    asked = []
+
+    def request(*args: object, **options: object) -> httpx2.Response:
+        asked.append(args)
+        return httpx2.Response(status, json={}, request=httpx2.Request("POST", "http://h"))
+
+    monkeypatch.setattr(httpx2, "request", request)
+    count = TokenCounter("http://h", None, "m")
+    assert [count("x" * 40), count("y"), count("")] == [10, 1, 1]
+    assert len(asked) == 1 and says in count.notes[0] and "guess" in count.notes[0]
 
 
 def test_nobody_listens() -> None:
     with pytest.raises(ConfigError, match=r"nothing answers at http://127\.0\.0\.1:1 "):
         find_model("http://127.0.0.1:1", None)
     with pytest.raises(ConfigError, match=r"nothing answers at http://127\.0\.0\.1:1 "):
-        token_counter("http://127.0.0.1:1", None, "m")("a")
+        TokenCounter("http://127.0.0.1:1", None, "m")("a")
 
 
 def test_nobody_listens_to_chats() -> None:

@@ -7,6 +7,7 @@ usage with every chunk) is asked for once, before the run. Prints nothing.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -19,6 +20,8 @@ from duetto.bench.workload import Workload, WorkloadRequest
 from duetto.core.errors import ConfigError
 
 SETUP_TIMEOUT_S = 30.0
+LACKING = (400, 404, 405, 422, 501)  # what a server says to a path, or a body, that it has not
+BYTES_PER_TOKEN = 4.0  # of English, with most vocabularies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,23 +118,54 @@ def find_model(base_url: str, api_key: str | None) -> str:
         raise ConfigError(f"{base_url}/v1/models names no model; name it with --model") from None
 
 
-def token_counter(base_url: str, api_key: str | None, model: str) -> Callable[[str], int]:
-    """A function that counts a text's tokens by asking the server."""
+class TokenCounter:
+    """Counts a text's tokens by asking the server; one that has no /tokenize gets an estimate.
 
-    def count(text: str) -> int:
-        body = {"model": model, "prompt": text}
-        reply = _ask(base_url, api_key, "POST", "/tokenize", body, "the sharegpt dataset needs it")
-        try:
-            return int(reply["count"])
-        except (KeyError, TypeError, ValueError):
-            raise ConfigError(f"{base_url}/tokenize answers without a count") from None
+    Raises ConfigError if nobody answers, or the answer is another error.
+    """
 
-    return count
+    def __init__(self, base_url: str, api_key: str | None, model: str) -> None:
+        self._ask = partial(_ask, base_url, api_key, "POST", "/tokenize")
+        self._model = model
+        self._lacks: str | None = None
+
+    def __call__(self, text: str) -> int:
+        if self._lacks is None:
+            body = {"model": self._model, "prompt": text}
+            try:
+                reply = self._ask(body, "the sharegpt dataset needs it", may_lack=True)
+                return int(reply["count"])
+            except _Lacking as error:
+                self._lacks = f"no /tokenize ({error})"
+            except (KeyError, TypeError, ValueError):
+                self._lacks = "a /tokenize that answers without a count"
+        return max(1, round(len(text.encode(errors="replace")) / BYTES_PER_TOKEN))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers must know."""
+        if self._lacks is None:
+            return ()
+        return (
+            f"the server has {self._lacks}: lengths asked for are a guess, a token for every "
+            f"{BYTES_PER_TOKEN:g} bytes of text",
+        )
+
+
+class _Lacking(Exception):
+    """The server is there and has no such path."""
 
 
 def _ask(
-    base_url: str, api_key: str | None, method: str, path: str, body: Any, why: str
-) -> Any:  # fmt: skip
+    base_url: str,
+    api_key: str | None,
+    method: str,
+    path: str,
+    body: Any,
+    why: str,
+    *,
+    may_lack: bool = False,
+) -> Any:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         reply = httpx2.request(
@@ -142,6 +176,8 @@ def _ask(
             timeout=SETUP_TIMEOUT_S,
             trust_env=False,
         )
+        if may_lack and reply.status_code in LACKING:
+            raise _Lacking(f"HTTP {reply.status_code}")
         reply.raise_for_status()
         return reply.json()
     except httpx2.ConnectError as error:

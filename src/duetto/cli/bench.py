@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from duetto.bench.client import Target
 from duetto.bench.dataset import DatasetOptions
 from duetto.bench.latency import LatencyPlan, measure_latency
 from duetto.bench.metrics import JsonValue, parse_percentiles, parse_slo
-from duetto.bench.serve import Load, find_model, run_serve, token_counter
+from duetto.bench.serve import Load, TokenCounter, find_model, run_serve
 from duetto.bench.throughput import measure_throughput
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
@@ -224,7 +225,9 @@ def serve(
         extra_body=body,
         timeout_s=timeout,
     )
-    workload = dataset.load(token_counter(base_url, api_key, target.model), seed)
+    count_tokens = TokenCounter(base_url, api_key, target.model)
+    workload = dataset.load(count_tokens, seed)
+    workload = replace(workload, notes=workload.notes + count_tokens.notes)
     workload = arrivals.apply(workload, has_times=dataset.has_times, seed=seed)
     with show_progress("requests", total=len(workload.requests)) as bar:
         driven = run_serve(target, workload, load, on_done=lambda _record: bar.advance())
