@@ -1,19 +1,28 @@
 """Traces that Perfetto loads, and Gantt pictures."""
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from planner.loads import fleet, mixed_load, replica
+from planner.prices import A100, program
 
 from duetto.core.errors import ConfigError
+from duetto.core.timings import Part
 from duetto.planner import gantt, pyplot
+from duetto.planner.cost_model import Deployment
 from duetto.planner.disaggregation import Disaggregation, KVLink
 from duetto.planner.perfetto import write_trace
+from duetto.planner.picture import draw_roofline
+from duetto.planner.roofline import roofline
 from duetto.planner.simulation import Simulation, simulate
+from duetto.planner.workload import Arrival, Workload
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +100,60 @@ def test_matplotlib_may_be_missing(
     monkeypatch.setattr(pyplot, "import_module", missing)
     with pytest.raises(ConfigError, match="needs matplotlib"):
         gantt.draw_gantt(run, tmp_path / "a.svg")
+
+
+LONG_NAME = "a-model-with-$signs$-and-a-very-long-name/" * 8
+
+
+@pytest.mark.parametrize("num_requests", [1, 3, 300])
+def test_a_gantt_is_drawn_of_any_load_and_has_its_title(num_requests: int, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    load = mixed_load(1, num_requests=num_requests)
+    gantt.draw_gantt(simulate(load, fleet(12)), tmp_path / "a.svg", title=LONG_NAME)
+    text = (tmp_path / "a.svg").read_text()
+    assert f"the first {min(60, num_requests)} of {num_requests} requests" in text
+    assert "a-model-with-$signs$" in text
+    assert "(8 of 12 are shown)" in text
+
+
+def test_streams_beside_prompts_are_told_from_those_alone() -> None:
+    """A request that streams alone, and then beside a long prompt of another."""
+    load = Workload((Arrival(0.0, 10, 60), Arrival(0.2, 400, 2)))
+    run = simulate(load, fleet())
+    first, second = (gantt._spans(served, run) for served in run.served)
+    assert [name for name, _, _ in first if name != "prompt"] == ["decode", "shared", "decode"]
+    assert all(a[2] == pytest.approx(b[1]) for a, b in pairwise(first))
+    parts = run.served[0].timings.parts
+    for name, part in (("decode", Part.DECODE), ("shared", Part.SHARED)):
+        drawn = sum(end - start for its_name, start, end in first if its_name == name)
+        assert drawn == pytest.approx(parts[part])
+    assert "shared" not in [name for name, _, _ in second]
+
+
+def test_every_mark_of_a_roofline_is_in_its_legend(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for batch in (1, 256):
+        found = roofline(program("llama-3-8b"), A100, Deployment(), batch=batch, context=900)
+        draw_roofline(found, "bfloat16", tmp_path / "a.svg", title=LONG_NAME)
+        text = (tmp_path / "a.svg").read_text()
+        words = ("matrix products", "attention", "norms", "rope", "activations", "prefill: ")
+        for each in (*words, "decode: ", "mixed: ", "balance, ", "a-model-with-$signs$"):
+            assert each in text, each
+
+
+def test_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "a.png"
+    with pytest.raises(ConfigError, match=r"--gantt .*: there is no folder .*missing"):
+        pyplot.pyplot_for("--gantt", missing)
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(ConfigError, match=r"--picture .*: is a folder"):
+        pyplot.pyplot_for("--picture", tmp_path / "b.png")
+    words = ("simulate", "tiny", "--hardware", "h100", "--num-prompts", "100000000")
+    done = subprocess.run(
+        [sys.executable, "-m", "duetto", *words, "--trace-out", str(missing)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode != 0 and "there is no folder" in done.stderr

@@ -223,3 +223,21 @@ def test_a_small_model_is_told_with_the_roof_of_its_caches():
     assert found.decode.time_s < plain.decode.time_s
     assert plain.hardware.memory_bandwidth == 2e10
     assert not any("caches" in note for note in plain.notes)
+
+
+def test_what_is_known_is_listed_and_near_misses_are_suggested(capsys):
+    command(list_known=True)
+    shown = capsys.readouterr().out
+    command(list_known=True, as_json=True)
+    known = json.loads(capsys.readouterr().out)
+    assert {"llama-3-8b", "duetto-demo"} <= set(known["models"])
+    assert {"h100", "l4"} <= set(known["hardware"])
+    assert all(name in shown for name in (*known["models"], *known["hardware"]))
+    for name, words in (("lama3-8b", "did you mean llama-3-8b"), ("Qwen2.5-7", "qwen2.5-7b")):
+        with pytest.raises(ConfigError, match=words):
+            command(name, hardware="l4")
+    for hardware, words in (("h10", "did you mean h100"), ("A100-80", "did you mean a100-80g")):
+        with pytest.raises(ConfigError, match=words):
+            command("llama-3-8b", hardware=hardware)
+    with pytest.raises(ConfigError, match=r"MODEL is missing.*--list"):
+        command()

@@ -8,12 +8,15 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
+from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
 from duetto.planner.cost_model import Deployment
 from duetto.planner.find_hardware import find_hardware
+from duetto.planner.gpus import ALIASES, HARDWARE
 from duetto.planner.layout import DtypeName, KVName, Layout, QuantizationName, with_weights
-from duetto.planner.model import find_config
+from duetto.planner.model import find_config, known_models
 from duetto.planner.picture import draw_roofline
+from duetto.planner.pyplot import pyplot_for
 from duetto.planner.roofline import Roofline, StepPrice
 from duetto.planner.roofline import roofline as price
 
@@ -23,8 +26,9 @@ _BOUNDS = {"interconnect": "link"}
 
 
 def roofline(
-    model: str,
+    model: str | None = None,
     *,
+    list_known: Annotated[bool, Parameter(name="--list", negative="")] = False,
     hardware: str = "host",
     tp: int = 1,
     pp: int = 1,
@@ -46,6 +50,8 @@ def roofline(
     ----------
     model
         A checkpoint directory, a config.json, or a named shape like llama-3-8b.
+    list_known
+        Print the named shapes and the GPUs that are known, and end.
     hardware
         Like h100 or h100:8, host (after duetto calibrate), or a JSON file.
     tp
@@ -76,6 +82,15 @@ def roofline(
     as_json
         The last line of stdout is one JSON document.
     """
+    if list_known:
+        _print_known(as_json=as_json)
+        return
+    if model is None:
+        raise ConfigError(
+            "MODEL is missing: a checkpoint directory, a config.json, or one of --list"
+        )
+    if picture is not None:
+        pyplot_for("--picture", picture)
     config = find_config(model)
     program, spec = build_program(config), find_hardware(hardware)
     if datasheet:
@@ -91,7 +106,10 @@ def roofline(
     deployment = replace(layout.on(spec), micro_batches=micro_batches)
     found = price(program, spec, deployment, batch=batch, context=context, chunk=chunk)
     if picture is not None:
-        draw_roofline(found, deployment.arithmetic, picture)
+        words = (
+            f"{model}, {layout.weights} weights, on {spec.name}: batch {batch}, context {context}"
+        )
+        draw_roofline(found, deployment.arithmetic, picture, title=words)
     if as_json:
         about = {
             "model": model,
@@ -104,6 +122,18 @@ def roofline(
         print_json({**about, **found.as_json()})
         return
     _print(found, deployment, picture)
+
+
+def _print_known(*, as_json: bool) -> None:
+    models, hardware = known_models(), tuple(HARDWARE)
+    if as_json:
+        print_json({"models": models, "hardware": hardware, "aliases": ALIASES})
+        return
+    console = open_console()
+    say(console, "models: " + ", ".join(models))
+    say(console, "hardware: " + ", ".join(hardware) + ", host (after duetto calibrate)")
+    also = (f"{name} ({meant})" for name, meant in ALIASES.items())
+    say(console, "also called: " + ", ".join(also))
 
 
 def _print(found: Roofline, deployment: Deployment, picture: Path | None) -> None:

@@ -24,6 +24,7 @@ from duetto.planner.layout import (
 from duetto.planner.load import LoadOptions
 from duetto.planner.model import find_config
 from duetto.planner.perfetto import write_trace
+from duetto.planner.pyplot import check_folder, pyplot_for
 from duetto.planner.report import Outcome, PoolUse, sum_up
 from duetto.planner.simulation import simulate as run
 from duetto.progress import show_progress
@@ -76,6 +77,10 @@ def simulate(
     if price is not None and not 0 < price < float("inf"):
         raise ConfigError(f"--price {price}: must be above 0")
     wanted = parse_percentiles(metric_percentiles)
+    if trace_out is not None:
+        check_folder("--trace-out", trace_out)
+    if gantt is not None:
+        pyplot_for("--gantt", gantt)
     layout, load = layout or Layout(), load or LoadOptions()
     check_used(layout)
     config, spec = find_config(model), find_hardware(hardware)
@@ -91,7 +96,7 @@ def simulate(
     if trace_out is not None:
         write_trace(simulation, trace_out)
     if gantt is not None:
-        draw_gantt(simulation, gantt)
+        draw_gantt(simulation, gantt, title=f"{model} on {layout.on_devices(spec)}")
     if as_json:
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
         print_json(about | outcome.as_json())

@@ -17,6 +17,7 @@ from duetto.planner.hardware import (
     HardwareSpec,
     KernelEfficiency,
 )
+from duetto.planner.near import near_misses
 
 HOST = "host"  # the name of what `duetto calibrate` measured
 
@@ -50,7 +51,8 @@ def find_hardware(name: str) -> HardwareSpec:
         is_alone = spec.name == HOST and spec.num_devices is None
         return replace(spec, num_devices=1) if is_alone else spec
     raise ConfigError(
-        f"--hardware {name}: not known; accepted: {', '.join(HARDWARE)}, host (after `duetto "
+        f"--hardware {name}: not known{near_misses(name, (*HARDWARE, *ALIASES, HOST))}; "
+        f"accepted: {', '.join(HARDWARE)}, host (after `duetto "
         "calibrate`), or the path of a .json file with at least name, peaks (FLOP/s by "
         "precision), memory_bandwidth (bytes/s) and memory_bytes"
     )

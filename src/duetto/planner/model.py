@@ -15,6 +15,7 @@ from duetto.models.json_file import JsonSection, read_json
 from duetto.models.other_formats import directory_of_others, other_format
 from duetto.models.programs import build_program
 from duetto.models.shapes import SHAPES
+from duetto.planner.near import near_misses
 from duetto.program.program import Program
 
 
@@ -85,6 +86,11 @@ LARGE_SHAPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def known_models() -> tuple[str, ...]:
+    """Every name that needs no file."""
+    return (*SHAPES, *LARGE_SHAPES, *DEMO_MODELS)
+
+
 def find_config(model: str) -> ModelConfig:
     """Raises ConfigError for what is neither a directory with a config.json, nor such a file, nor
     a named shape; CheckpointError for a config that is not supported."""
@@ -103,9 +109,10 @@ def find_config(model: str) -> ModelConfig:
     if model.lower() not in shapes:
         if (why := other_format(model)) is not None:
             raise ConfigError(f"{model}: {why}")
+        known = known_models()
         raise ConfigError(
             f"{model or 'an empty name'}: is no checkpoint directory, no config.json and no named "
-            f"shape; the named shapes are {', '.join((*shapes, *DEMO_MODELS))}"
+            f"shape{near_misses(model, known)}; the named shapes are {', '.join(known)}"
         )
     return parse_config(JsonSection(path, shapes[model.lower()]))
 

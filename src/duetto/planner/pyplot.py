@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from duetto.core.errors import ConfigError
@@ -15,6 +16,7 @@ def pyplot_for(flag: str, file: Path) -> Any:
     """
     if file.suffix not in (".png", ".svg"):
         raise ConfigError(f"{flag} {file}: accepted: a name that ends in .png or .svg")
+    check_folder(flag, file)
     try:
         import_module("matplotlib").use("Agg")
         plt = import_module("matplotlib.pyplot")
@@ -25,6 +27,20 @@ def pyplot_for(flag: str, file: Path) -> Any:
         ) from None
     plt.rcParams["svg.hashsalt"] = "duetto"  # names within an SVG would differ from run to run
     return plt
+
+
+def check_folder(flag: str, file: Path) -> None:
+    """Raises ConfigError where a file cannot be written for want of its folder; asked before the
+    work, not after it."""
+    if not file.parent.is_dir():
+        raise ConfigError(f"{flag} {file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ConfigError(f"{flag} {file}: is a folder; accepted: a file's name")
+
+
+def titled(words: str) -> list[str]:
+    """A title's lines, of words that may be long and have signs that mean mathematics."""
+    return [line.replace("$", r"\$") for line in wrap(words, 100)[:4]]
 
 
 def no_date(file: Path) -> dict[str, None]:
