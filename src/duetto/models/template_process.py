@@ -21,7 +21,7 @@ import msgspec
 
 from duetto.models.template_answer import LENGTH, MEMORY_STATUS, Kind
 
-CPU_S, CPU_S_PER_MIB = 0.3, 0.1  # of one message: per message, and per MiB of it
+CPU_S, CPU_S_PER_MIB = 0.25, 0.15  # of one message: per message, and per MiB of it
 MAX_BYTES, BYTES_PER_BYTE = 64 * 2**20, 16  # of a process: in all, and per byte of a message
 WALL_PER_CPU = 10  # a process may have to wait for its processor
 MAX_PROCESSES = 4
@@ -177,7 +177,7 @@ def _end(process: Popen[bytes], channel: socket.socket) -> None:
 
 def _why(status: int, cpu_s: float) -> str:
     if status == -signal.SIGPROF:
-        return f"takes more than {cpu_s:.1f} s of computing"
+        return f"takes more than {cpu_s:.2f} s of computing"
     if status == MEMORY_STATUS:
         return _NO_MEMORY
     return f"{_NO_MEMORY}, or its process was ended by others (status {status})"
