@@ -111,7 +111,7 @@ def _answer(
     stats: bool,
     as_json: bool = False,
 ) -> RequestOutput:
-    output = print_answer(llm, llm.chat_prompt(messages), params, as_json=as_json)
+    output = print_answer(llm, lambda: llm.chat_prompt(messages), params, as_json=as_json)
     if stats and not as_json:
         print(stats_line(output), file=sys.stderr)
     return output

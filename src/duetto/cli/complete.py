@@ -73,7 +73,7 @@ def complete(
         ignore_eos=ignore_eos,
     )
     with LLM(model_or_demo(model), args=args) as llm:
-        output = print_answer(llm, {"prompt": text}, params, as_json=as_json)
+        output = print_answer(llm, lambda: {"prompt": text}, params, as_json=as_json)
     if stats and not as_json:
         print(stats_line(output), file=sys.stderr)
     if was_interrupted(output):

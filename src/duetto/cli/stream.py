@@ -1,6 +1,6 @@
 """An answer in the terminal: streamed as it comes, and its timings in one line."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from duetto.bench.metrics import JsonValue
@@ -14,17 +14,21 @@ from duetto.llm import LLM
 
 
 def print_answer(
-    llm: LLM, prompt: Mapping[str, Any], params: SamplingParams, *, as_json: bool = False
+    llm: LLM,
+    make_prompt: Callable[[], Mapping[str, Any]],
+    params: SamplingParams,
+    *,
+    as_json: bool = False,
 ) -> RequestOutput:
     """Print the text as it becomes certain, or at the end as JSON; return the finished answer.
 
-    Ctrl-C ends the answer as it is: its finish_reason is then "abort". Raises EngineError if the
-    engine failed on it.
+    Ctrl-C ends the answer as it is, also while the prompt is made: its finish_reason is then
+    "abort". Raises EngineError if the engine failed on it.
     """
     num_printed = 0
     output = None
     with first_interrupt() as llm.is_stopped:
-        for output in llm.stream(prompt, params):
+        for output in llm.stream(make_prompt(), params):
             text = output.outputs[0].text
             if not as_json:
                 print(text[num_printed:], end="", flush=True)
