@@ -201,6 +201,25 @@ def test_processes_end_with_the_server() -> None:
     assert ended
 
 
+def test_where_the_system_holds_no_limit_the_process_looks_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on macOS: a stand-in for a system without /proc."""
+    start = template_process._START.replace(
+        "from duetto.models.template_child import main; ",
+        "import duetto.models.template_child as child; from pathlib import Path; "
+        "child._STATM = Path('/nowhere'); main = child.main; ",
+    )
+    assert "nowhere" in start
+    monkeypatch.setattr(template_process, "_START", start)
+    source = "{% if fuse %}" + DOUBLING % ("'aa'", "ns.x ~ ns.x") + "{% endif %}ok"
+    template = ChatTemplate(source, FILE)
+    assert template.render([USER]) == "ok"
+    with pytest.raises(InvalidRequest, match="takes more than"):
+        template.render([USER], template_kwargs={"fuse": 1})
+    assert template.render([USER]) == "ok"
+
+
 def test_a_process_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUETTO_API_KEY", "secret")
     (process,) = processes_of(ChatTemplate("a", FILE))._idle
