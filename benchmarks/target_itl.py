@@ -72,8 +72,11 @@ class Measured:
 class Bench:
     """One model, and requests of random tokens for it."""
 
-    def __init__(self, built: Built, options: argparse.Namespace, prompt_len: int) -> None:
+    def __init__(
+        self, built: Built, options: argparse.Namespace, prompt_len: int, lead_in: int
+    ) -> None:
         self.built, self.options, self.prompt_len = built, options, prompt_len
+        self.lead_in = lead_in  # steps before the prompt arrives
         self._random = random.Random(options.seed)
         self._num_requests = 0
 
@@ -88,18 +91,20 @@ class Bench:
             streams = [self._request(32, 10**6) for _ in range(num_streams)]
             for request in streams:
                 engine.add(request)
-            for _ in range(self.options.lead_in if streams else 0):
+            for _ in range(self.lead_in if streams else 0):
                 engine.step()
             found.append(self._arrive(engine, streams))
         return found
 
     def decode_step(self, args: EngineArgs, num_streams: int) -> float:
         """Seconds of a step of the streams alone, the median."""
-        engine, num_steps = new_engine(self.built, args), 2 * self.options.lead_in
+        engine, num_steps = new_engine(self.built, args), 2 * self.lead_in
         for request in [self._request(32, 10**6) for _ in range(num_streams)]:
             engine.add(request)
         records = [engine.step().record for _ in range(num_steps)]
-        return statistics.median(r.end_time - r.start_time for r in records[8:] if r is not None)
+        return statistics.median(
+            r.end_time - r.start_time for r in records[len(records) // 4 :] if r is not None
+        )
 
     def _arrive(self, engine: Engine, streams: Sequence[Request]) -> Arrival:
         prompt = self._request(self.prompt_len, 1)
@@ -167,7 +172,7 @@ def measure(
             f"--prompt-len {prompt_len}: {built.name} takes {longest} tokens, prompt and answer; "
             f"accepted: at most {longest - 1}"
         )
-    bench = Bench(built, options, prompt_len)
+    bench = Bench(built, options, prompt_len, options.lead_in // (3 if is_short else 1))
     bench.arrivals(args, 1, 0)  # warm-up: caches, page faults
     alone = statistics.median(a.ttft for a in bench.arrivals(args, 1 if is_short else 3, 0))
     decode_step = bench.decode_step(args, options.num_streams)
