@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import ALL_KINDS, KINDS, TEXT, byte_fallback_bpe, byte_level_bpe
 
 from duetto.core.sampling_params import SamplingParams
-from duetto.engine.detokenizer import Detokenizer, TextDelta, TokenPlaces
+from duetto.engine.detokenizer import Detokenizer, TextDelta, TokenPlaces, _Search
 from duetto.models.tokenizer import Tokenizer
 
 Decode = Callable[[Sequence[int], bool], str]
@@ -361,3 +361,25 @@ def test_starts_stay_linear_where_bytes_never_make_text() -> None:
     at = TokenPlaces(decode, (), skip_special_tokens=True)
     assert [at.push(0xFF).start for _ in range(500)] == list(range(500))
     assert longest < 100
+
+
+def test_a_stop_string_is_found_where_find_finds_it_however_the_text_is_cut():
+    rng = random.Random(0)
+    for _ in range(2000):
+        stop = "".join(rng.choices("ab", k=rng.randint(1, 9)))
+        text = "".join(rng.choices("ab", k=rng.randint(0, 40)))
+        search, at, found = _Search(stop), 0, None
+        while at < len(text) and found is None:
+            size = rng.randint(1, 5)
+            end = search.push(text[at : at + size])
+            found = None if end is None else at + end - len(stop)
+            at += size
+        assert found == (text.find(stop) if stop in text else None)
+
+
+def test_a_long_stop_string_costs_nothing_before_it_matches():
+    """n answers have one each, and the engine makes them between two steps."""
+    search = _Search("a" * 1000 + "b")
+    assert search._border == [0]
+    search.push("xyz aab")
+    assert len(search._border) <= 2

@@ -291,8 +291,6 @@ class _Search:
         self.stop = stop
         self.num_matched = 0  # longest beginning of `stop` that the text so far ends with
         self._border = [0]  # of stop[: i + 1]: its longest end that is a beginning of it too
-        for character in stop[1:]:
-            self._border.append(self._advance(self._border[-1], character))
 
     def push(self, text: str) -> int | None:
         """Return where in `text` the first occurrence of the string ends, or None."""
@@ -311,5 +309,13 @@ class _Search:
 
     def _advance(self, matched: int, character: str) -> int:
         while matched and self.stop[matched] != character:
-            matched = self._border[matched - 1]
+            matched = self._border_of(matched)
         return matched + 1 if self.stop[matched] == character else 0
+
+    def _border_of(self, size: int) -> int:
+        """The border of `size` characters. Found once it is needed: few stops ever match for long,
+        and all of it for each of n answers would hold a step up."""
+        border = self._border
+        while len(border) < size:
+            border.append(self._advance(border[-1], self.stop[len(border)]))
+        return border[size - 1]
