@@ -453,19 +453,25 @@ def main() -> None:
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         run = partial(pool.map, simulated, chunksize=1)
         found = [gathered(points, list(run(points))) for points in lessons]
-    folder = options.output.parent
-    chunks, batches, policies, split = found
-    panels = [("ttft_p50", "TTFT p50, ms"), ("itl_p99", "ITL p99, ms"), ("e2e_p50", "E2E p50, ms")]
-    log = {"xscale": "log", "yscale": "log"}
-    draw(chunks, panels, "tokens a step", folder / "lessons-chunks.svg", **log)
-    panels = [("throughput", "output tokens/s"), ("tpot_p50", "TPOT p50, ms")]
-    draw(batches, panels, "requests at one time", folder / "lessons-batch.svg", **log)
-    panels = [("ttft_p50", "TTFT p50, ms"), ("tpot_p50", "TPOT p50, ms")]
-    draw(policies, panels, "requests/s", folder / "lessons-batching.svg", yscale="log")
-    draw_splits(split, SHAPES, folder / "lessons-splits.svg")
+    draw_all(found, options.output.parent)
     options.output.write_text(page(*found, options.seconds))
     names = ("chunks", "batches", "batchings", "splits")
     print(json.dumps(dict(zip(names, found, strict=True))))
+
+
+def draw_all(found: Sequence[Results], folder: Path) -> None:
+    chunks, batches, policies, split = found
+    title = f"{MODEL} in bfloat16 on {HARDWARE}, simulated"
+    panels = [("ttft_p50", "TTFT p50, ms"), ("itl_p99", "ITL p99, ms"), ("e2e_p50", "E2E p50, ms")]
+    log = {"xscale": "log", "yscale": "log"}
+    draw(chunks, panels, "tokens a step", folder / "lessons-chunks.svg", title=title, **log)
+    panels = [("throughput", "output tokens/s"), ("tpot_p50", "TPOT p50, ms")]
+    draw(batches, panels, "requests at one time", folder / "lessons-batch.svg", title=title, **log)
+    panels = [("ttft_p50", "TTFT p50, ms"), ("tpot_p50", "TPOT p50, ms")]
+    words = f"{title}, at most 64 requests at a time"
+    draw(policies, panels, "requests/s", folder / "lessons-batching.svg", title=words, yscale="log")
+    words = f"{MODEL} in bfloat16 on 4 {HARDWARE}, simulated"
+    draw_splits(split, SHAPES, folder / "lessons-splits.svg", title=words)
 
 
 if __name__ == "__main__":

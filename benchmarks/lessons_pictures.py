@@ -14,7 +14,13 @@ Results = Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]  # curves, b
 
 
 def draw(
-    lines: Results, panels: Sequence[tuple[str, str]], x_label: str, file: Path, **axis: Any
+    lines: Results,
+    panels: Sequence[tuple[str, str]],
+    x_label: str,
+    file: Path,
+    *,
+    title: str = "",
+    **axis: Any,
 ) -> None:
     """A panel for each (key, label), a curve for each line."""
     width = 3.9 * len(panels)
@@ -30,6 +36,7 @@ def draw(
             panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
     save(figure, file)
 
 
@@ -48,7 +55,9 @@ class _PlainMinor(LogFormatter):
         return f"{value:,g}" if super().__call__(value, place) else ""
 
 
-def draw_splits(lines: Results, shapes: Mapping[str, tuple[int, int]], file: Path) -> None:
+def draw_splits(
+    lines: Results, shapes: Mapping[str, tuple[int, int]], file: Path, *, title: str = ""
+) -> None:
     """Lines that lie on each other are told apart by their widths: each is thinner than those
     under it."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained", sharex="col")
@@ -75,6 +84,7 @@ def draw_splits(lines: Results, shapes: Mapping[str, tuple[int, int]], file: Pat
         plain_numbers(axes[1][column])
         axes[0][column].set_title(f"{shape}: {prompt} + {answer} tokens", fontsize=10)
     axes[0][0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
     save(figure, file)
 
 
