@@ -1,3 +1,5 @@
+from random import Random
+
 import pytest
 from fakes import make_request
 
@@ -89,3 +91,17 @@ def test_the_end_of_a_bad_word_is_forbidden_after_its_beginning(
     words: list[list[int]], output: list[int], expected: tuple[int, ...]
 ) -> None:
     assert forbidden_token_ids(halfway(6, output, bad_word_ids=words)) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bad_words_are_found_as_by_comparing_each_of_them(seed):
+    draw = Random(seed)
+    words = [tuple(draw.choices(range(3), k=draw.randint(1, 4))) for _ in range(12)]
+    output = draw.choices(range(3), k=draw.randint(0, 6))
+    ends = {
+        word[-1]
+        for word in words
+        if len(word) - 1 <= len(output) and output[len(output) - len(word) + 1 :] == [*word[:-1]]
+    }
+    found = forbidden_token_ids(halfway(6, output, bad_word_ids=words))
+    assert found == tuple(sorted(ends))

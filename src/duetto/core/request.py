@@ -44,6 +44,9 @@ class Request:
     arrival_index: int = field(init=False, default=0)
     finish_reason: FinishReason | None = field(init=False, default=None)
     timings: RequestTimings = field(init=False)
+    _bad_words_after: dict[int | None, list[tuple[int, ...]]] | None = field(
+        init=False, default=None
+    )
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
@@ -65,6 +68,16 @@ class Request:
     def num_uncomputed_tokens(self) -> int:
         """Progress is this one number: prompt chunk, next token and recompute look alike."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    def bad_words_after(self, token_id: int | None) -> Sequence[tuple[int, ...]]:
+        """Bad words whose last token but one this is; None: those of one token. Indexed when first
+        asked for, as there may be thousands, and each step of each answer asks."""
+        if self._bad_words_after is None:
+            self._bad_words_after = {}
+            for word in self.bad_word_ids:
+                before = word[-2] if len(word) > 1 else None
+                self._bad_words_after.setdefault(before, []).append(word)
+        return self._bad_words_after.get(token_id, ())
 
     @property
     def most_tokens(self) -> int:

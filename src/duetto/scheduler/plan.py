@@ -58,11 +58,10 @@ def forbidden_token_ids(request: Request) -> tuple[int, ...]:
     forbidden: set[int] = set()
     if is_short:
         forbidden |= request.stop_token_ids
-    for word in request.bad_word_ids:
-        beginning = word[:-1]
-        size = len(beginning)
-        if size <= request.num_output_tokens and (
-            tuple(request.token_ids[request.num_tokens - size :]) == beginning
-        ):
+    forbidden.update(word[0] for word in request.bad_words_after(None))
+    num_output = request.num_output_tokens
+    for word in request.bad_words_after(request.token_ids[-1]) if num_output else ():
+        size = len(word) - 1
+        if size <= num_output and tuple(request.token_ids[-size:]) == word[:-1]:
             forbidden.add(word[-1])
     return tuple(sorted(forbidden))
