@@ -7,7 +7,7 @@ from fakes import make_request
 
 from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import FinishReason
-from duetto.server.answer import ENTRY_BYTES, TOKEN_BYTES, Answer, ClientGone
+from duetto.server.answer import ENTRY_BYTES, MAX_STEPS, TOKEN_BYTES, Answer, ClientGone
 
 A, B = make_request("a"), make_request("b")
 
@@ -35,6 +35,43 @@ def test_updates_that_nobody_reads_are_merged_by_choice():
         assert not answer.has_ended  # it has not been read
         (last,) = await answer.next(1)
         assert last.text == "!" and answer.has_ended
+
+    run(story())
+
+
+def steps(delta):
+    return [(step.text, len(step.tokens), step.final is not None) for step in delta.steps()]
+
+
+def test_steps_are_told_apart_while_only_the_event_loop_is_behind():
+    async def story():
+        answer = Answer([A], 10_000)
+        answer.put(scores("a", 3))
+        for letter in ("x", "", "yz"):
+            answer.put(text("a", letter))
+        answer.put(text("a", "!", finish_reason=FinishReason.STOP))
+        (delta,) = await answer.next(1)
+        assert (delta.text, len(delta.tokens)) == ("xyz!", 4)
+        assert steps(delta) == [
+            ("", 0, False), ("x", 1, False), ("", 1, False), ("yz", 1, False), ("!", 1, True)
+        ]  # fmt: skip
+        first, *others = delta.steps()
+        assert len(first.prompt_logprobs) == 3 and not any(s.prompt_logprobs for s in others)
+
+    run(story())
+
+
+def test_steps_are_merged_while_the_client_takes_nothing_and_when_they_are_many():
+    async def story():
+        slow, behind = Answer([A], 10_000), Answer([A], 10_000)
+        with slow.writing():
+            for letter in "xyz":
+                slow.put(text("a", letter))
+        assert steps(*await slow.next(1)) == [("xyz", 3, False)]
+        for _ in range(MAX_STEPS + 9):
+            behind.put(text("a", "x"))
+        (delta,) = await behind.next(1)
+        assert steps(delta) == [("x", 1, False)] * (MAX_STEPS - 1) + [("x" * 10, 10, False)]
 
     run(story())
 

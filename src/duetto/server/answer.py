@@ -1,20 +1,22 @@
 """The meeting point of the engine's updates and one HTTP request that waits for them.
 
 Updates that come while a client takes nothing are merged, and counted as what they weigh: so a slow
-client costs bounded memory and never makes the engine wait. Lives on the event loop; knows no HTTP
-and no engine.
+client costs bounded memory and never makes the engine wait. What comes while only the event loop is
+behind can still be told apart by steps, since clients measure the gaps between chunks. Lives on the
+event loop; knows no HTTP and no engine.
 """
 
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import Request
 
 TOKEN_BYTES = 128  # what a token weighs while it waits, on CPython 3.11 ...
 ENTRY_BYTES = 112  # ... and each candidate with its log-probability
+MAX_STEPS = 64  # of a choice that are told apart; an event loop further behind has to save work
 
 
 class ClientGone(Exception):
@@ -31,6 +33,25 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob, ...]
     num_cached_tokens: int
     final: RequestUpdate | None  # the update that ended the choice
+    step_ends: tuple[tuple[int, int], ...] = ()  # characters and tokens at the end of each step
+
+    def steps(self) -> Iterator["Delta"]:
+        """The same, step by step."""
+        last = len(self.step_ends) - 1
+        if last < 1:
+            yield self
+            return
+        at_text = at_token = 0
+        for step, (text_end, token_end) in enumerate(self.step_ends):
+            yield replace(
+                self,
+                text=self.text[at_text:text_end],
+                tokens=self.tokens[at_token:token_end],
+                prompt_logprobs=() if step else self.prompt_logprobs,
+                final=self.final if step == last else None,
+                step_ends=(),
+            )
+            at_text, at_token = text_end, token_end
 
 
 @dataclass(slots=True)
@@ -40,6 +61,21 @@ class _Pending:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_cached_tokens: int = 0
     final: RequestUpdate | None = None
+    num_characters: int = 0
+    step_ends: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, update: RequestUpdate, *, joins_last: bool) -> None:
+        """`joins_last`: the step before it and this one are not told apart."""
+        self.texts.append(update.text)
+        self.tokens.extend(update.tokens)
+        self.prompt_logprobs.extend(update.prompt_logprobs)
+        self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
+        if update.finish_reason is not None:
+            self.final = update
+        self.num_characters += len(update.text)
+        if self.step_ends and (joins_last or len(self.step_ends) >= MAX_STEPS):
+            self.step_ends.pop()
+        self.step_ends.append((self.num_characters, len(self.tokens)))
 
 
 class Answer:
@@ -83,12 +119,7 @@ class Answer:
             self.abandon()
             return
         pending = self._pending.setdefault(self._index_of[update.request_id], _Pending())
-        pending.texts.append(update.text)
-        pending.tokens.extend(update.tokens)
-        pending.prompt_logprobs.extend(update.prompt_logprobs)
-        pending.num_cached_tokens = max(pending.num_cached_tokens, update.num_cached_tokens)
-        if update.finish_reason is not None:
-            pending.final = update
+        pending.add(update, joins_last=self._is_writing)
         self._num_pending_bytes += _weight(update)
         self._changed.set()
 
@@ -151,4 +182,5 @@ def _merge(index: int, pending: _Pending) -> Delta:
         prompt_logprobs=tuple(pending.prompt_logprobs),
         num_cached_tokens=pending.num_cached_tokens,
         final=pending.final,
+        step_ends=tuple(pending.step_ends),
     )

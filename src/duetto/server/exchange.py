@@ -276,8 +276,7 @@ class EventStream(Response):
     def _show(self, deltas: list[Delta]) -> Iterator[bytes]:
         """A write's worth at a time, so that no more is encoded than is being written."""
         events, num_bytes = [], 0
-        for delta in deltas:
-            self._exchange.check(delta)
+        for delta in self._steps(deltas):
             chunk = self._exchange.chunk(delta)
             if chunk is not None:
                 events.append(self._event(chunk))
@@ -287,6 +286,11 @@ class EventStream(Response):
                 events, num_bytes = [], 0
         if events:
             yield b"".join(events)
+
+    def _steps(self, deltas: list[Delta]) -> Iterator[Delta]:
+        for delta in deltas:
+            self._exchange.check(delta)
+            yield from delta.steps()
 
     def _event(self, chunk: Json) -> bytes:
         if self._options.include_usage:  # OpenAI's is null in every chunk but the last
