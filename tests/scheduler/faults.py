@@ -94,7 +94,7 @@ PLAN = [
         "request.num_output_tokens < request.sampling",
         "request.num_output_tokens <= request.sampling",
     ),
-    Fault("bad words read from the prompt", "plan", "size <= request.num_output_tokens and ", ""),
+    Fault("bad words read from the prompt", "plan", "size <= num_output and ", ""),
     Fault("token scored that was given", "plan", "[start + 1 : end + 1]", "[start:end]"),
     Fault(
         "samples before the last token",

@@ -60,7 +60,7 @@ def forbidden_token_ids(request: Request) -> tuple[int, ...]:
         forbidden |= request.stop_token_ids
     forbidden.update(word[0] for word in request.bad_words_after(None))
     num_output = request.num_output_tokens
-    for word in request.bad_words_after(request.token_ids[-1]) if num_output else ():
+    for word in request.bad_words_after(request.token_ids[-1]):
         size = len(word) - 1
         if size <= num_output and tuple(request.token_ids[-size:]) == word[:-1]:
             forbidden.add(word[-1])
