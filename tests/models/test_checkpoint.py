@@ -238,7 +238,8 @@ def test_a_tensor_that_stands_twice_in_two_files(tmp_path: Path) -> None:
     assert "tensors norm.weight and model.norm.weight are" in refusal(tmp_path).cause
 
 
-@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "sub/x", "..\\x", "..", "", 7])
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "sub/x", "..\\x", "..", "", 7,
+                                  "a" * 300, "é" * 200, "a\0b", "a\ud800"])  # fmt: skip
 def test_an_index_may_name_files_beside_it_only(tmp_path: Path, path: Any) -> None:
     write_shards(tmp_path, tensors())
     write_index(tmp_path, {"model.norm.weight": path})

@@ -277,6 +277,7 @@ def test_a_part_may_carry_a_label(client, more):
     [
         ((), "none", {}),
         (("enable_thinking",), "none", {"enable_thinking": False}),
+        (("thinking",), "none", {"thinking": False}),
         (("reasoning_effort",), "none", {"reasoning_effort": "none"}),
         (("reasoning_effort",), "low", {"reasoning_effort": "low"}),
         (("enable_thinking",), "low", None),
@@ -303,6 +304,61 @@ def test_an_effort_of_reasoning_is_the_templates_to_read(reads, effort, expected
         asked["chat_template_kwargs"] = {"theirs": 1}
         error = error_of(client.post("/v1/chat/completions", json=asked))
         assert error["param"] == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("reads", "given", "expected"),
+    [
+        ((), {"enable_thinking": False}, {}),
+        ((), {"thinking": False, "enable_thinking": False}, {}),
+        (("enable_thinking",), {"enable_thinking": False}, {"enable_thinking": False}),
+        (("thinking",), {"thinking": False, "enable_thinking": False}, {"thinking": False}),
+        (("enable_thinking",), {"thinking": False, "enable_thinking": True},
+         {"enable_thinking": True}),
+        ((), {"enable_thinking": True}, None),
+        ((), {"enable_thinking": 0}, None),
+        (("enable_thinking",), {"enable_thinking": False, "effort": 1}, None),
+    ],
+)  # fmt: skip
+def test_no_thinking_may_be_asked_of_a_template_that_has_none(reads, given, expected):
+    seen = []
+
+    class Reader(type(CODEC)):
+        def render_chat(self, messages, *, template_kwargs=None, **more):
+            if set(template_kwargs) - set(reads):
+                raise InvalidRequest("chat_template_kwargs", "not read by this template")
+            seen.append(template_kwargs)
+            return super().render_chat(messages, **more)
+
+    with TestClient(make_app(SpeakingExecutor("ok"), codec=Reader())[0]) as client:
+        for path in ("/v1/chat/completions", "/tokenize"):
+            reply = client.post(path, json={**ENDPOINTS[path], "chat_template_kwargs": given})
+            if expected is None:
+                assert error_of(reply)["param"] == "chat_template_kwargs"
+            else:
+                assert reply.is_success and seen.pop() == expected
+
+
+@pytest.mark.parametrize("path", list(ENDPOINTS))
+@pytest.mark.parametrize("name", ["a_field_of_tomorrow", "thinking", "Ключ", 'a"b', "prompt.x"])
+def test_an_unknown_field_that_is_null_asks_for_nothing(client, path, name):
+    base = ENDPOINTS[path]
+    plain = answer(client.post(path, json=base))
+    assert answer(client.post(path, json={name: None, **base})) == plain
+    assert answer(client.post(path, json={**base, name: None, "user": "u"})) == plain
+    if "messages" not in base:
+        return
+    said = {"role": "assistant", "content": [{"type": "text", "text": "hello"}]}
+    messages = [said, *base["messages"]]
+    plain = answer(client.post(path, json={**base, "messages": messages}))
+    for place in (said, said["content"][0]):
+        place[name] = None
+        assert answer(client.post(path, json={**base, "messages": messages})) == plain
+        place[name] = 0
+        error = error_of(client.post(path, json={**base, "null": None, "messages": messages}))
+        assert error["param"].startswith("messages[0]")
+        assert "is not a known field" in error["message"]
+        del place[name]
 
 
 # --- the cause -----------------------------------------------------------------------------------

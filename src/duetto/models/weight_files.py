@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from reprlib import repr as shown
 
 from duetto.core.errors import CheckpointError
 from duetto.models.checkpoint_file import is_there, read_text_part, unfinished
@@ -13,6 +14,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+_MAX_NAME_BYTES = 255  # of a file, on all systems that are usual
 _SHARD = re.compile(r".*-0*(\d+)-of-0*(\d+)\.safetensors")
 _BASE_MODEL = re.compile(r'"base_model_name_or_path"\s*:\s*"([^"]{1,200})"')
 
@@ -76,10 +78,22 @@ def _shards(index_file: Path) -> dict[Path, set[str] | None]:
     by_file: dict[str, set[str]] = {}
     for name, file in weight_map.values.items():
         # A checkpoint is untrusted input: it may name files beside it only.
-        if not isinstance(file, str) or file in ("", ".", "..") or {"/", "\\", os.sep} & set(file):
-            weight_map.refuse(name, f"{file!r} is not the name of a file in this directory")
+        if not _is_file_name(file):
+            weight_map.refuse(name, f"{shown(file)} is not the name of a file in this directory")
         by_file.setdefault(file, set()).add(name)
     return {index_file.parent / file: names for file, names in sorted(by_file.items())}
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether a system can have a file of this name in a directory."""
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        return False
+    if {"/", "\\", os.sep, "\0"} & set(name):
+        return False
+    try:
+        return len(name.encode()) <= _MAX_NAME_BYTES
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _without_weights(model_dir: Path) -> CheckpointError:

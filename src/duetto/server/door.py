@@ -3,9 +3,10 @@
 Everything that can be refused is refused here, before the engine hears of it. Knows no HTTP.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from duetto.core.config import SchedulerConfig
@@ -28,6 +29,7 @@ from duetto.server.settings import ServerSettings
 from duetto.server.text_work import TextWork
 
 MAX_SALT_CHARS = 128
+_THINKING = ("enable_thinking", "thinking")  # what templates call the switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +212,20 @@ class Door:
         return 0 if longest is None else -(-len(prompt.encode(errors="ignore")) // longest)
 
     def _render(self, request: ChatRequest | TokenizeRequest) -> str:
+        first_error: InvalidRequest | None = None
+        for given in _without_idle(request.chat_template_kwargs or {}):
+            try:
+                return self._render_with(given, request)
+            except InvalidRequest as error:
+                if error.field != "chat_template_kwargs":
+                    raise
+                first_error = first_error or error
+        assert first_error is not None
+        raise first_error
+
+    def _render_with(self, given: Mapping[str, Any], request: ChatRequest | TokenizeRequest) -> str:
         messages = [message.shown() for message in request.messages or ()]
-        given, effort = request.chat_template_kwargs or {}, request.reasoning_effort
+        effort = request.reasoning_effort
 
         def render(more: dict[str, Any]) -> str:
             return self._codec.render_chat(
@@ -288,8 +302,17 @@ def _template_words(effort: str | None) -> tuple[dict[str, Any], ...]:
     if effort is None:
         return ()
     if effort == "none":
-        return ({"enable_thinking": False}, {"reasoning_effort": "none"})
+        off = tuple({name: False} for name in _THINKING)
+        return (*off, {"reasoning_effort": "none"})
     return ({"reasoning_effort": effort},)
+
+
+def _without_idle(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The arguments for a template, then without those that turn off what it may not have."""
+    idle = [name for name in _THINKING if given.get(name) is False]
+    for count in range(len(idle) + 1):
+        for left_out in combinations(idle, count):
+            yield {name: value for name, value in given.items() if name not in left_out}
 
 
 def split_prompts(
