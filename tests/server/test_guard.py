@@ -128,6 +128,8 @@ LISTED = (
     "vscode-webview://*",
     "null",
     "file://",
+    "http://[fd00::1]:3000",
+    "http://[2001:db8::1]:80",
 )
 
 
@@ -150,6 +152,9 @@ LISTED = (
         (LISTED, "vscode-webview://0kd9b", True),
         (LISTED, "null", True),
         (LISTED, "file://", True),
+        (LISTED, "http://[fd00::1]:3000", True),
+        (LISTED, "http://[fd00::1]", False),
+        (LISTED, "http://[2001:db8::1]", True),
         (LISTED, "http://localhost:3000", False),
         (("*",), "https://any.example", True),
         (("*", "null"), "null", True),
@@ -179,7 +184,8 @@ def test_the_operator_lists_the_origins(listed, origin, allowed):
 @pytest.mark.parametrize(
     "origin",
     ["app.example", "https://app.example/", "https://", "http://*", "https://*.example", "https:",
-     "", "https://a.example,https://b.example", '["*"]', "https://u@a.example", "a b://c"],
+     "", "https://a.example,https://b.example", '["*"]', "https://u@a.example", "a b://c",
+     "https://münchen.example", "http://[::1]x", "http://[::1]:"],
 )  # fmt: skip
 def test_what_is_no_origin_is_refused_at_start(origin):
     with pytest.raises(ConfigError, match="--allowed-origins"):

@@ -19,7 +19,7 @@ LOCAL_HOST = r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?"
 LOCAL_ORIGIN = f"https?://{LOCAL_HOST}"
 FLAG = "--allowed-origins"
 _ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/?#@\s,'\"\[\]*]*|\[[0-9a-f:.]+\])"
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^/?#@\s,'\"\[\]*]*|\[[0-9a-f:.]+\](:[0-9]{1,5})?)",
 )
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 # What a page may send to any server without asking it first (Fetch, "CORS-safelisted").
@@ -100,6 +100,11 @@ def _pattern(origin: str) -> str:
     if plain == "null":
         return plain
     found = _ORIGIN.fullmatch(plain.removesuffix("*"))
+    if not plain.isascii():
+        raise ConfigError(
+            f"{FLAG} {origin!r:.100}: browsers write other letters in ASCII, as xn--...; "
+            f"their developer tools show it as location.origin"
+        )
     if found is None:
         raise ConfigError(
             f"{FLAG} {origin!r:.100}: not an origin; accepted: https://app.example:8443 (no path), "
