@@ -262,7 +262,7 @@ def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
         raise ConfigError(f"{model}: {why}")
     is_name = isinstance(model, str) and model.count("/") == 1 and not model.startswith((".", "/"))
     if path.exists() or not is_name:
-        raise ConfigError(f"{model}: {neither_here_nor_there(model)}")
+        raise CheckpointError(path, neither_here_nor_there(model))
     # Loaded only here: the hub's client takes longer to import than all the rest of Duetto.
     hub = import_module("duetto.models.hub")
     with show_progress(f"downloading {model}") as bar:

@@ -149,12 +149,12 @@ class Driver:
     def _judge_plan(self, batch: ScheduledBatch, was_running: set[str]) -> None:
         c, running = self.config, self.scheduler.running
         check_items(batch, running, c)
-        check_budget(batch, running, was_running, c)
         check_time(batch, running, c)
         # Whoever was preempted may be back in the same step, if it finds its KV in others' blocks.
         preempted = {i for i in was_running if self._was_preempted(i)}
         assert preempted.issuperset(was_running - running.keys()), "gone without a trace"
         stayed = was_running - preempted
+        check_budget(batch, running, stayed, c)
         newcomers = [i for i in running if i not in stayed]  # as they were admitted
         if preempted and not self._is_claim(preempted, newcomers, was_running):
             assert not newcomers, "a newcomer takes the blocks of one who has just lost them"

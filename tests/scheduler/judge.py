@@ -99,24 +99,27 @@ def check_items(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedu
 def check_budget(
     batch: ScheduledBatch,
     running: Mapping[str, Request],
-    was_running: Collection[str],
+    stayed: Collection[str],
     c: SchedulerConfig,
 ) -> None:
-    """No request waits for one that needs more, nor for a newcomer, nor while budget is left."""
+    """No request waits for one that needs more, nor for a newcomer, nor while budget is left.
+
+    `stayed` are those that ran before and were not preempted in this step.
+    """
     served = {item.request_id: len(item.token_ids) for item in batch.requests}
     # Who is admitted computes at once, so no more run than there is budget for: all get a part.
     assert served.keys() == running.keys(), "a running request computes nothing"
     short = [
         request.num_uncomputed_tokens
         for request_id, request in running.items()
-        if served.get(request_id, 0) < request.num_uncomputed_tokens and request_id in was_running
+        if served.get(request_id, 0) < request.num_uncomputed_tokens and request_id in stayed
     ]
     if not short:
         return
     least = min(short)
     most = max(running[request_id].num_uncomputed_tokens for request_id in served)
     assert most <= least, "a request waits behind one that needs more"
-    assert all(request_id in was_running for request_id in served), "a newcomer goes first"
+    assert all(request_id in stayed for request_id in served), "a newcomer goes first"
     left = c.max_num_batched_tokens - batch.num_tokens
     if c.target_itl_s is None or not left:
         assert left == 0 if c.enable_chunked_prefill else left < least, "budget is left unused"
