@@ -101,6 +101,12 @@ SAMPLED = [
     {"structured_outputs": None, "guided_json": None},
     {"typical_p": 1, "mirostat": 0, "mirostat_tau": 5.0, "cache_prompt": True},
     {"dry_multiplier": 0.0, "dry_base": 1.75, "repeat_penalty": 1.0, "repeat_last_n": 64},
+    {"typ_p": 1, "top_n_sigma": -1, "samplers": [], "n_predict": -1, "backend_sampling": False},
+    {"reasoning_format": "none", "separate_reasoning": False, "stream_reasoning": True},
+    {"tfs": 1, "typical": 1, "mirostat_mode": 0, "sampler_seed": -1, "ban_eos_token": False},
+    {"custom_token_bans": "", "banned_strings": [], "stopping_strings": []},
+    {"keep_alive": "5m", "options": {}},
+    {"background": False, "enable_search": False, "context_length_exceeded_behavior": "error"},
 ]
 ACCEPTED = [(path, change) for path in ENDPOINTS for change in BOTH]
 ACCEPTED += [(path, change) for path in SAMPLING for change in SAMPLED]

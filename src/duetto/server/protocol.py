@@ -90,7 +90,12 @@ class OtherSamplers(Features, kw_only=True):
     typical_p: Annotated[Raw, Only(1)] = ABSENT
     tfs_z: Annotated[Raw, Only(1)] = ABSENT
     top_a: Annotated[Raw, Only(0)] = ABSENT
+    typ_p: Annotated[Raw, Only(1)] = ABSENT
+    typical: Annotated[Raw, Only(1)] = ABSENT
+    tfs: Annotated[Raw, Only(1)] = ABSENT
+    top_n_sigma: Annotated[Raw, Only(-1)] = ABSENT
     mirostat: Annotated[Raw, Only(0)] = ABSENT
+    mirostat_mode: Annotated[Raw, Only(0)] = ABSENT
     dynatemp_range: Annotated[Raw, Only(0)] = ABSENT
     xtc_probability: Annotated[Raw, Only(0)] = ABSENT
     dry_multiplier: Annotated[Raw, Only(0)] = ABSENT
@@ -98,6 +103,16 @@ class OtherSamplers(Features, kw_only=True):
     repeat_penalty: Annotated[Raw, Only(1)] = ABSENT  # repetition_penalty here
     n_probs: Annotated[Raw, Only(0)] = ABSENT
     n_keep: Annotated[Raw, Only(0, -1)] = ABSENT
+    n_predict: Annotated[Raw, Only(-1)] = ABSENT  # max_tokens here
+    n_indent: Annotated[Raw, Only(0)] = ABSENT
+    sampler_seed: Annotated[Raw, Only(-1)] = ABSENT  # seed here
+    ban_eos_token: Annotated[Raw, Only(False)] = ABSENT
+    custom_token_bans: Annotated[Raw, Only("")] = ABSENT
+    banned_strings: Annotated[Raw, Only([])] = ABSENT
+    stopping_strings: Annotated[Raw, Only([])] = ABSENT
+    samplers: Annotated[Raw, Only([])] = ABSENT
+    backend_sampling: Annotated[Raw, Only(False)] = ABSENT
+    reasoning_format: Annotated[Raw, Only("none")] = ABSENT  # text is returned as it is
     id_slot: Annotated[Raw, Only(-1)] = ABSENT
     lora: Annotated[Raw, Only([])] = ABSENT
     return_progress: Annotated[Raw, Only(False)] = ABSENT
@@ -117,14 +132,23 @@ class OtherSamplers(Features, kw_only=True):
 
 
 class OtherServers(OtherSamplers, kw_only=True):
-    """What clients of SGLang, OpenRouter and Mistral send, where it asks for nothing."""
+    """What clients of SGLang, Ollama and hosted services send, where it asks for nothing."""
 
     regex: Annotated[Raw, Only()] = ABSENT
     ebnf: Annotated[Raw, Only()] = ABSENT
     no_stop_trim: Annotated[Raw, Only(False)] = ABSENT
     return_hidden_states: Annotated[Raw, Only(False)] = ABSENT
     lora_path: Annotated[Raw, Only()] = ABSENT
+    separate_reasoning: Annotated[Raw, Only(False)] = ABSENT
+    stream_reasoning: Raw = ABSENT  # of what is not separate
     rid: Raw = ABSENT  # a label
+    keep_alive: Raw = ABSENT  # the model stays loaded
+    options: Annotated[Raw, Only({})] = ABSENT
+    background: Annotated[Raw, Only(False)] = ABSENT
+    deferred: Annotated[Raw, Only(False)] = ABSENT
+    enable_search: Annotated[Raw, Only(False)] = ABSENT
+    raw_output: Annotated[Raw, Only(False)] = ABSENT
+    context_length_exceeded_behavior: Annotated[Raw, Only("error")] = ABSENT
     transforms: Annotated[Raw, Only([])] = ABSENT
     plugins: Annotated[Raw, Only([])] = ABSENT
     models: Annotated[Raw, Only([])] = ABSENT
