@@ -134,6 +134,23 @@ def test_special_tokens_are_added_where_the_file_says_so(tmp_path: Path) -> None
     assert codec.decode(codec.encode("the"), skip_special_tokens=False) == "<s> the"
 
 
+def test_a_template_knows_the_special_tokens_of_its_own_model(tmp_path: Path) -> None:
+    config = {
+        "bos_token": "<s>",
+        "image_token": "<image>",
+        "boi_token": {"content": "<boi>"},
+        "add_bos_token": True,
+        "extra_special_tokens": {"audio_token": "<audio>", "odd": 1},
+        "chat_template": "{{ bos_token }}{{ image_token }}{{ boi_token }}{{ audio_token }}"
+        "{{ odd is defined }}{{ add_bos_token is defined }}",
+    }
+    write(tmp_path, byte_level_bpe(), config)
+    codec = load_tokenizer(tmp_path)
+    assert codec.render_chat([{"role": "user", "content": "a"}]) == (
+        "<s><image><boi><audio>FalseFalse"
+    )
+
+
 def test_named_special_tokens_and_ends(tmp_path: Path) -> None:
     config = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": None}
     also = {"eos_token": {"content": "</s>"}, "bos_token": "<unk>"}

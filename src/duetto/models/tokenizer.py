@@ -294,18 +294,31 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, config: JsonSection) -> None:
 
 
 def _special_tokens(*sections: JsonSection | None) -> dict[str, str]:
-    """The tokens that have a name; what tokenizer_config.json says counts first."""
+    """The tokens that have a name; what tokenizer_config.json says counts first.
+
+    Beside the usual names a model may have its own (`image_token`), as transformers knows them:
+    here or in extra_special_tokens.
+    """
     found: dict[str, str] = {}
     for section in filter(None, sections):
         for name in _SPECIAL_TOKEN_NAMES:
-            value = section.get(name)
-            content = value.get("content") if isinstance(value, Mapping) else value
+            content = _content(section.get(name))
             if content is None:
                 continue
             if not isinstance(content, str):
                 section.refuse(name, "must be a string or an object with its content")
             found.setdefault(name, content)
+        extra = section.get("extra_special_tokens")
+        own = [item for item in section.values.items() if item[0].endswith("_token")]
+        own += extra.items() if isinstance(extra, Mapping) else ()
+        for name, value in own:
+            if name not in _SPECIAL_TOKEN_NAMES and isinstance(_content(value), str):
+                found.setdefault(name, _content(value))
     return found
+
+
+def _content(value: Any) -> Any:
+    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def _num_ids(tokenizer: tokenizers.Tokenizer) -> int:
