@@ -248,6 +248,8 @@ def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
 
     Raises ConfigError or CheckpointError, in one line.
     """
+    if not str(model):
+        raise ConfigError(f"an empty name: {neither_here_nor_there(model)}")
     path = Path(model)
     is_here = path.is_dir() or model in DEMO_MODELS
     if is_here and revision is not None:
@@ -262,7 +264,7 @@ def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
         raise ConfigError(f"{model}: {why}")
     is_name = isinstance(model, str) and model.count("/") == 1 and not model.startswith((".", "/"))
     if path.exists() or not is_name:
-        raise CheckpointError(path, neither_here_nor_there(model))
+        raise CheckpointError(path, neither_here_nor_there(model, DEMO_MODELS))
     # Loaded only here: the hub's client takes longer to import than all the rest of Duetto.
     hub = import_module("duetto.models.hub")
     with show_progress(f"downloading {model}") as bar:

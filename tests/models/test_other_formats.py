@@ -8,7 +8,8 @@ from duetto.build import find_checkpoint
 from duetto.cli.make_model import make_model
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.demo import READER, demo_model_dir
-from duetto.planner.model import find_config
+from duetto.models.shapes import SHAPES
+from duetto.planner.model import LARGE_SHAPES, find_config
 
 
 def refusal(model: str) -> str:
@@ -45,6 +46,9 @@ def refusal(model: str) -> str:
         ("s3://bucket/model", "nothing is loaded from there"),
         ("llama-3.2-1b", "duetto make-model llama-3.2-1b DIR"),
         ("nothing", "duetto-demo, which ships with Duetto"),
+        ("Llama-3.2-1B", "duetto make-model llama-3.2-1b DIR"),
+        ("duetto-dmo", "did you mean duetto-demo or duetto-demo-draft?"),
+        ("Duetto_Demo", "did you mean duetto-demo"),
         ("./no/such/place", "is not a directory with a checkpoint"),
     ],
 )
@@ -80,6 +84,31 @@ def test_where_no_weights_are_read_it_is_told_too(name: str, tmp_path: Path) -> 
         with pytest.raises(ConfigError) as caught:
             refuse()
         assert str(caught.value) == refusal(name)
+
+
+def test_a_shape_to_make_is_found_in_any_case_and_near_ones_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean llama-3\.2-1b\?"):
+        make_model("llama-3.2-2b", tmp_path / "out")
+    make_model("TINY", tmp_path / "tiny", vocab_size=300)
+    assert find_config(str(tmp_path / "tiny")).vocab_size == 300
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ConfigError, match="but GGUF files"):
+        make_model(str(tmp_path), tmp_path / "out")
+
+
+def test_an_empty_name_is_not_this_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for refuse in (find_checkpoint, find_config, lambda name: make_model(name, tmp_path / "out")):
+        with pytest.raises(ConfigError, match=r"^an empty name: is n"):
+            refuse("")
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *LARGE_SHAPES])
+def test_a_named_shape_has_16_bits_as_it_was_published(name: str) -> None:
+    assert find_config(name).dtype in ("bfloat16", "float16")
 
 
 def test_a_gguf_file_where_a_config_is_expected(tmp_path: Path) -> None:

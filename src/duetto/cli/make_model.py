@@ -10,10 +10,11 @@ from rich.table import Table
 
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
+from duetto.core.near import near_misses
 from duetto.models.json_file import read_json
 from duetto.models.make_model import MadeModel
 from duetto.models.make_model import make_model as write_model
-from duetto.models.other_formats import other_format
+from duetto.models.other_formats import directory_of_others, other_format
 from duetto.models.shapes import SHAPES
 from duetto.program.dtype import Dtype
 from duetto.progress import show_progress
@@ -69,15 +70,18 @@ def make_model(
 def _find_config(shape: str) -> tuple[Mapping[str, Any], Path]:
     """The shape's config.json, and what to call it in messages."""
     path = Path(shape)
-    if path.is_dir():
+    if (name := shape.lower()) in SHAPES:
+        return SHAPES[name], Path(name)
+    if shape and path.is_dir():
+        if (why := directory_of_others(path)) is not None:
+            raise ConfigError(f"{shape}: {why}")
         path /= "config.json"
-    if shape in SHAPES:
-        return SHAPES[shape], Path(shape)
-    if (why := other_format(shape)) is not None:
+    elif (why := other_format(shape)) is not None:
         raise ConfigError(f"{shape}: {why}")
-    if not path.is_file():
+    elif not path.is_file():
         raise ConfigError(
-            f"{shape}: is neither a config.json nor one of the shapes {', '.join(SHAPES)}"
+            f"{shape or 'an empty name'}: is neither a config.json nor one of the shapes "
+            f"{', '.join(SHAPES)}{near_misses(shape, SHAPES)}"
         )
     return read_json(path).values, path
 

@@ -4,8 +4,10 @@ Looks at names and at a file's first bytes; asks no network.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from duetto.core.near import near_misses
 from duetto.models.config import MODEL_TYPES
 from duetto.models.shapes import SHAPES
 
@@ -63,7 +65,7 @@ def other_format(model: str | Path) -> str | None:
             if _is_gguf_repository(name)
             else None
         )
-    if name not in SHAPES and _OLD_NAMES.fullmatch(name):
+    if name.lower() not in SHAPES and _OLD_NAMES.fullmatch(name):
         return (
             f"is a model whose architecture is not supported; supported model types: "
             f"{', '.join(MODEL_TYPES)}"
@@ -83,16 +85,19 @@ def directory_of_others(directory: Path) -> str | None:
     return None
 
 
-def neither_here_nor_there(model: str | Path) -> str:
-    """Of a name about which other_format knows nothing, and which is no org/name of the hub."""
+def neither_here_nor_there(model: str | Path, known: Iterable[str] = ()) -> str:
+    """Of a name about which other_format knows nothing, and which is no org/name of the hub.
+
+    `known`: names that would have done; one that is near is suggested.
+    """
     name = str(model)
-    if name in SHAPES:
-        return f"is a shape without weights; `duetto make-model {name} DIR` makes a random model"
+    if (shape := name.lower()) in SHAPES:
+        return f"is a shape without weights; `duetto make-model {shape} DIR` makes a random model"
     if Path(name).exists():
         return f"is not a directory with a checkpoint; name {CHECKPOINT}"
     return (
-        f"is not a directory with a checkpoint; name one ({CHECKPOINT}), or duetto-demo, which "
-        "ships with Duetto"
+        f"is not a directory with a checkpoint{near_misses(name, known)}; name one ({CHECKPOINT}), "
+        "or duetto-demo, which ships with Duetto"
     )
 
 

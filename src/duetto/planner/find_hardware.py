@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from duetto.core.errors import ConfigError
+from duetto.core.near import near_misses
 from duetto.planner.gpus import ALIASES, GPU_EFFICIENCIES, HARDWARE
 from duetto.planner.hardware import (
     KINDS,
@@ -17,7 +18,6 @@ from duetto.planner.hardware import (
     HardwareSpec,
     KernelEfficiency,
 )
-from duetto.planner.near import near_misses
 
 HOST = "host"  # the name of what `duetto calibrate` measured
 

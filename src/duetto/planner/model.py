@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from duetto.core.errors import ConfigError
+from duetto.core.near import near_misses
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.models.config import ModelConfig, parse_config
 from duetto.models.json_file import JsonSection, read_json
 from duetto.models.other_formats import directory_of_others, other_format
 from duetto.models.programs import build_program
 from duetto.models.shapes import SHAPES
-from duetto.planner.near import near_misses
 from duetto.program.program import Program
 
 
@@ -114,7 +114,9 @@ def find_config(model: str) -> ModelConfig:
             f"{model or 'an empty name'}: is no checkpoint directory, no config.json and no named "
             f"shape{near_misses(model, known)}; the named shapes are {', '.join(known)}"
         )
-    return parse_config(JsonSection(path, shapes[model.lower()]))
+    # All were published in 16 bits; where a shape names no dtype, make-model's flag decides.
+    shape = {"torch_dtype": "bfloat16", **shapes[model.lower()]}
+    return parse_config(JsonSection(path, shape))
 
 
 def find_program(model: str, max_model_len: int | None = None) -> Program:
