@@ -74,6 +74,20 @@ def test_the_steps_are_written_for_perfetto(server, tmp_path):
     assert sum(e["ph"] == "X" and e["pid"] == 1 for e in events) == 8
 
 
+def test_a_request_is_named_as_its_client_and_the_log_name_it(capsys):
+    app, _ = make_app(SpeakingExecutor("Hi!"))
+    with running(app) as url:
+        body = json.dumps({"model": MODEL, "prompt": "y", "max_tokens": 3, "n": 2}).encode()
+        headers = {"Content-Type": "application/json", "X-Request-Id": "my-label"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/v1/completions", body, headers)
+        ) as reply:
+            assert json.load(reply)["id"] == "cmpl-my-label"
+        explain("my-label", url=url)
+        shown = capsys.readouterr().out
+        assert "my-label-0: 1 prompt tokens" in shown and "my-label-1: 1 prompt tokens" in shown
+
+
 def test_what_cannot_be_explained_is_one_line(server):
     url, _, _ = server
     with pytest.raises(ConfigError, match="v1/requests/nope/timeline: no request of this id"):

@@ -148,12 +148,21 @@ def test_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -
     (tmp_path / "b.png").mkdir()
     with pytest.raises(ConfigError, match=r"--picture .*: is a folder"):
         pyplot.pyplot_for("--picture", tmp_path / "b.png")
-    words = ("simulate", "tiny", "--hardware", "h100", "--num-prompts", "100000000")
-    done = subprocess.run(
-        [sys.executable, "-m", "duetto", *words, "--trace-out", str(missing)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode != 0 and "there is no folder" in done.stderr
+    many = ("--num-prompts", "100000000")
+    for words in (
+        ("simulate", "tiny", "--hardware", "h100", *many, "--trace-out"),
+        ("bench", "serve", "--base-url", "127.0.0.1:1", *many, "--result-filename"),
+        ("explain", "--url", "127.0.0.1:1", "--trace"),
+        ("calibrate", "--out"),
+    ):
+        for file, why in ((tmp_path, "is a folder"), (missing, "there is no folder")):
+            if (words[0], file) == ("calibrate", missing):
+                continue  # it makes the folder that it keeps its file in
+            done = subprocess.run(
+                [sys.executable, "-m", "duetto", *words, str(file)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert done.returncode != 0 and f"{words[-1]} {file}: {why}" in done.stderr, words

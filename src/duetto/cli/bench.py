@@ -25,6 +25,7 @@ from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
+from duetto.core.files import check_folder
 from duetto.llm import LLM
 from duetto.progress import show_progress
 
@@ -203,6 +204,8 @@ def serve(
     as_json
         The last line of stdout is one JSON document.
     """
+    if result_filename is not None:
+        check_folder("--result-filename", result_filename)
     base_url = server_url("--base-url", base_url)
     api_key = api_key or os.environ.get("OPENAI_API_KEY")
     dataset, arrivals = dataset or DatasetOptions(), arrivals or ArrivalOptions()

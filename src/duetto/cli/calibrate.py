@@ -14,6 +14,7 @@ from duetto.cli.interrupt import end_at_once
 from duetto.cli.measure_host import measure_host
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
+from duetto.core.files import check_folder
 from duetto.planner.find_hardware import calibration_file, read_hardware, write_hardware
 from duetto.planner.hardware import HardwareSpec, KernelPoint, Kind
 from duetto.progress import show_progress
@@ -48,6 +49,8 @@ def calibrate(
     if show:
         _print_kept(file, backend, threads, as_json=as_json)
         return
+    file.parent.mkdir(parents=True, exist_ok=True)  # now: what it raises, it raises before the work
+    check_folder("--out", file)
     with (
         TemporaryDirectory() as folder,
         end_at_once(lambda: shutil.rmtree(folder, ignore_errors=True)),

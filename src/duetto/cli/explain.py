@@ -14,6 +14,7 @@ from duetto.cli.output import JsonFlag, open_console, print_json, say, show_tabl
 from duetto.cli.serve import API_KEY_VARIABLE
 from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
+from duetto.core.files import check_folder
 
 TIMEOUT_S = 30.0
 _KINDS = {
@@ -48,6 +49,8 @@ def explain(
     json_output
         The last line of stdout is one JSON document.
     """
+    if trace is not None:
+        check_folder("--trace", trace)
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(
@@ -102,13 +105,13 @@ def show(choice: dict[str, Any], console: Console) -> None:
     requests in the same steps, `expected` what the steps should have taken together, and `longest`
     the longest of them, in milliseconds."""
     if choice["finish_reason"] is None:
-        say(console, f"{choice['id']}: {choice['prompt_tokens']} prompt tokens", style="bold")
+        say(console, f"{_name(choice)}: {choice['prompt_tokens']} prompt tokens", style="bold")
         say(console, f"  {choice['why']}")
         _show_segments(choice, console)
         return
     say(
         console,
-        f"{choice['id']}: {choice['prompt_tokens']} prompt tokens "
+        f"{_name(choice)}: {choice['prompt_tokens']} prompt tokens "
         f"({choice['cached_tokens']} cached), {choice['completion_tokens']} generated, ended by "
         f"{choice['finish_reason']}",
     )
@@ -132,6 +135,12 @@ def show(choice: dict[str, Any], console: Console) -> None:
             f"  longest gap between two tokens: {_ms(choice['longest_gap_ms'])} ms, which ended "
             f"{_ms(choice['longest_gap_end_ms'])} ms after the arrival",
         )
+
+
+def _name(choice: dict[str, Any]) -> str:
+    """The id that the client and the log know, with the number of the choice."""
+    own, _, number = str(choice["id"]).rpartition("-")
+    return f"{choice['request_id']}-{number}" if own else str(choice["id"])
 
 
 def _show_segments(choice: dict[str, Any], console: Console) -> None:

@@ -10,6 +10,7 @@ from duetto.bench.metrics import parse_percentiles, parse_slo
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.core.errors import ConfigError
+from duetto.core.files import check_folder
 from duetto.models.programs import build_program
 from duetto.planner.find_hardware import find_hardware
 from duetto.planner.gantt import draw_gantt
@@ -24,7 +25,7 @@ from duetto.planner.layout import (
 from duetto.planner.load import LoadOptions
 from duetto.planner.model import find_config
 from duetto.planner.perfetto import write_trace
-from duetto.planner.pyplot import check_folder, pyplot_for
+from duetto.planner.pyplot import pyplot_for
 from duetto.planner.report import Outcome, PoolUse, sum_up
 from duetto.planner.simulation import simulate as run
 from duetto.progress import show_progress

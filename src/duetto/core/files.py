@@ -1,10 +1,13 @@
-"""Opening what others have put on the disk: plain files only, without waiting, and of whom."""
+"""Opening what others have put on the disk: plain files only, without waiting, and of whom. And
+whether there is a place for a file that is to be written."""
 
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
 from pwd import getpwuid
+
+from duetto.core.errors import ConfigError
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -45,6 +48,15 @@ def read_file(file: Path, max_bytes: int, *, is_private: bool = False) -> bytes:
     if len(data) > max_bytes:
         raise UnfitFile(f"is larger than {max_bytes >> 20} MiB")
     return data
+
+
+def check_folder(flag: str, file: Path) -> None:
+    """Raises ConfigError where a file cannot be written for want of its folder; asked before the
+    work, not after it."""
+    if not file.parent.is_dir():
+        raise ConfigError(f"{flag} {file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ConfigError(f"{flag} {file}: is a folder; accepted: a file's name")
 
 
 def _check(file: Path, status: os.stat_result, is_private: bool) -> None:

@@ -6,6 +6,7 @@ from textwrap import wrap
 from typing import Any
 
 from duetto.core.errors import ConfigError
+from duetto.core.files import check_folder
 
 
 def pyplot_for(flag: str, file: Path) -> Any:
@@ -27,15 +28,6 @@ def pyplot_for(flag: str, file: Path) -> Any:
         ) from None
     plt.rcParams["svg.hashsalt"] = "duetto"  # names within an SVG would differ from run to run
     return plt
-
-
-def check_folder(flag: str, file: Path) -> None:
-    """Raises ConfigError where a file cannot be written for want of its folder; asked before the
-    work, not after it."""
-    if not file.parent.is_dir():
-        raise ConfigError(f"{flag} {file}: there is no folder {file.parent}")
-    if file.is_dir():
-        raise ConfigError(f"{flag} {file}: is a folder; accepted: a file's name")
 
 
 def titled(words: str) -> list[str]:
