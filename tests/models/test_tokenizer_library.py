@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fakes import FunctionExecutor, make_request
 from tiny_tokenizers import byte_level_bpe, character_level
-from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
 from duetto.core.config import SchedulerConfig
@@ -190,12 +190,31 @@ def test_a_strange_file_is_refused_or_serves(name: str, tmp_path: Path) -> None:
 
 def test_a_file_that_makes_a_text_grow_without_bound_is_refused(tmp_path: Path) -> None:
     """Memory that ends, ends the process: the library has no way to refuse."""
+
+    def between(pattern: str) -> normalizers.Normalizer:
+        return normalizers.Replace(Regex(pattern), "a")
+
     bomb = [normalizers.Replace("a", "a" * 1000)] * 3
     cases = [
         ("normalizer", normalizers.Sequence(bomb), "1,000,000,000"),
         ("normalizer", normalizers.Sequence([normalizers.Sequence(bomb[:1])]), "1,000"),
         ("normalizer", normalizers.Sequence([normalizers.Prepend("ab")] * 4), "81"),
         ("decoder", decoders.Sequence([decoders.Replace("a", "aaaaa")] * 3), "125"),
+        ("normalizer", normalizers.Sequence([between("x*")] * 7), "128"),
+        ("normalizer", normalizers.Sequence([between(r"\b")] * 7), "128"),
+        ("normalizer", normalizers.Sequence([between("(?=a)")] * 7), "128"),
+        ("normalizer", normalizers.Sequence([normalizers.ByteLevel()] * 4), "256"),
+        ("pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()] * 4), "256"),
+        (
+            "pre_tokenizer",
+            pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()] * 9999),
+            f"{10**24:,}",
+        ),
+        (
+            "post_processor",
+            processors.TemplateProcessing(single=["$A"] * 65, pair="$A $B", special_tokens=[]),
+            "65",
+        ),
     ]
     for part, value, number in cases:
         library = byte_level_bpe()
@@ -204,8 +223,15 @@ def test_a_file_that_makes_a_text_grow_without_bound_is_refused(tmp_path: Path) 
         with pytest.raises(CheckpointError, match=f"its {part} may make {number} characters"):
             load_tokenizer(tmp_path)
     library = byte_level_bpe()
-    library.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"), normalizers.Replace("…", "...")]
-    )
+    plain = [
+        normalizers.Prepend("▁"),
+        normalizers.Replace(" ", "▁"),
+        normalizers.Replace("…", "..."),
+    ]
+    plain += [
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Replace(Regex(r"[\n\r]+"), "\n"),
+    ] * 9
+    library.normalizer = normalizers.Sequence(plain)
     library.save(str(tmp_path / "tokenizer.json"))
     load_tokenizer(tmp_path)

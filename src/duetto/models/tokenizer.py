@@ -64,7 +64,8 @@ class Tokenizer:
         `vocab_size` is how many rows the model's embedding has; without a model, as many as there
         are ids. Raises CheckpointError if the tokenizer belongs to a model with more.
         """
-        check_growth(file, normalizer=tokenizer.normalizer, decoder=tokenizer.decoder)
+        parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+        check_growth(file, **{name: getattr(tokenizer, name) for name in parts})
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.post_processor = keep_offsets(tokenizer.post_processor)
