@@ -52,15 +52,16 @@ class Typed:
     def end(self) -> tuple[int, str]:
         """The exit code, and what was shown until then."""
         while True:
+            if not select.select([self.terminal], [], [], PATIENCE_S)[0]:
+                os.kill(self.process_id, signal.SIGKILL)  # it waits for something: fail, not hang
+                break
             try:
-                if select.select([self.terminal], [], [], PATIENCE_S)[0]:
-                    text = os.read(self.terminal, 4096).decode(errors="replace")
-                    self.shown += text
-                    if text:
-                        continue
-            except OSError:
-                pass
-            break
+                text = os.read(self.terminal, 4096).decode(errors="replace")
+            except OSError:  # the other end is closed
+                break
+            self.shown += text
+            if not text:
+                break
         _, status = os.waitpid(self.process_id, 0)
         os.close(self.terminal)
         return os.waitstatus_to_exitcode(status), self.shown
@@ -96,6 +97,9 @@ def test_in_chat_it_ends_the_answer_and_at_the_prompt_the_program(long_model: Pa
     shown = chat.until(lambda text: text.endswith("> "))
     (line,) = (line for line in shown.splitlines() if "prompt tokens" in line)
     assert int(line[1:].split()[0]) > 30  # the answer that was broken off is part of the prompt
+    # CPython shows the prompt a moment before it waits for a key; a signal that comes in between is
+    # heeded at the next key only. No person types that fast.
+    time.sleep(0.5)
     chat.interrupt()
     code, shown = chat.end()
     assert code == 130
