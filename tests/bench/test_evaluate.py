@@ -87,6 +87,7 @@ def test_documents_can_be_removed() -> None:
     ("change", "message"),
     [
         ({"num_questions": 0}, "--num-questions 0: must be 1 or more"),
+        ({"num_questions": 10**9}, "--num-questions 1,000,000,000: must be at most 1,000,000"),
         ({"num_documents": (6, 13)}, "--num-documents 13: must be 1 to 12"),
         ({"orders": ("sorted",)}, "--order sorted: must be one of shuffled, given"),
         ({"kv": "blended"}, "--kv blended: must be one of full"),

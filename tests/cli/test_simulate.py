@@ -194,6 +194,16 @@ def test_what_plan_would_ignore_is_refused(words: tuple[str, ...], message: str)
     assert len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["--num-prompts", "--random-input-len", "--random-output-len", "--random-prefix-len"],
+)
+def test_a_unit_too_many_is_refused_at_once(flag: str) -> None:
+    done = duetto("simulate", *QUICK, "--hardware", "h100", flag, "1T")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "at most" in done.stderr
+
+
 def test_plan_needs_a_number_of_devices() -> None:
     done = duetto("plan", *QUICK, "--hardware", "h100", "--slo", "ttft=1s")
     assert done.returncode == 1

@@ -11,6 +11,7 @@ from duetto.bench.workload import (
     Lengths,
     SharedPrefixes,
     Workload,
+    check_num_requests,
     check_seed,
     random_workload,
 )
@@ -64,8 +65,7 @@ class DatasetOptions:
 
         `count_tokens` is called for sharegpt only. Raises ConfigError, naming the flag or the file.
         """
-        if self.num_prompts < 1:
-            raise ConfigError(f"--num-prompts {self.num_prompts}: must be 1 or more")
+        check_num_requests(self.num_prompts)
         check_seed(seed)
         if self.dataset_name == "random":
             return self._random(seed)

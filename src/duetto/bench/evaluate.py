@@ -15,7 +15,7 @@ import httpx2
 
 from duetto.bench.client import Target, open_http
 from duetto.bench.metrics import JsonValue
-from duetto.bench.workload import check_seed
+from duetto.bench.workload import check_num_requests, check_seed
 from duetto.bench.worlds.prompt import Message, is_exact, user_turn
 from duetto.bench.worlds.world import (
     HOPS,
@@ -39,6 +39,7 @@ MAX_CONCURRENCY = 32  # requests in flight to a server
 CONFIDENCE_Z = 1.959964  # 95 % of a normal distribution, two-sided
 _LOOK_AHEAD = 200  # worlds that show which kinds of questions there are
 _MAX_WORLDS_PER_QUESTION = 100
+_WORLDS_PER_SEED = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,7 @@ class EvalPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_questions < 1:
-            raise ConfigError(f"--num-questions {self.num_questions}: must be 1 or more")
+        check_num_requests(self.num_questions, "--num-questions", maximum=_WORLDS_PER_SEED)
         check_seed(self.seed)
         for count in self.num_documents:
             if not 1 <= count <= MAX_DOCUMENTS:
@@ -200,7 +200,7 @@ def ask_server(
 
 def _draw(plan: EvalPlan, num_documents: int, order: Order) -> list[Item]:
     options = WorldOptions(num_documents=num_documents, order=order)
-    first = plan.seed * 1_000_000  # seeds of different evaluations do not overlap
+    first = plan.seed * _WORLDS_PER_SEED  # seeds of different evaluations do not overlap
 
     def world(number: int) -> World:
         return draw_world(first + number, "eval", options)

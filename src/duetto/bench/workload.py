@@ -14,6 +14,11 @@ from numpy.random import Generator, SeedSequence, default_rng
 from duetto.core.errors import ConfigError
 
 LengthKind = Literal["fixed", "uniform", "lognormal"]
+# Far above all that is measured, and below what would fill a machine's memory. A slip of a unit
+# (1G for 1k) is to be a refusal.
+MAX_LENGTH = 2**24  # tokens of one prompt or answer
+MAX_REQUESTS = 10_000_000
+MAX_PROMPT_TOKENS = 2**28  # of all prompts together, where all are made before the first is sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,10 @@ class Lengths:
     def __post_init__(self) -> None:
         if self.mean < 1 or (self.maximum is not None and self.maximum < 1):
             raise ConfigError(f"a length of {self.mean} tokens: lengths must be 1 or more")
+        if self.mean > MAX_LENGTH:
+            raise ConfigError(
+                f"a length of {self.mean:,} tokens: lengths must be at most {MAX_LENGTH:,}"
+            )
         if not self.spread >= 0 or (self.kind == "uniform" and self.spread >= 1):
             accepted = "from 0 to below 1" if self.kind == "uniform" else "0 or more"
             raise ConfigError(
@@ -81,7 +90,7 @@ class Lengths:
             # A lognormal's mean is exp(mu + sigma²/2).
             mu = np.log(self.mean) - self.spread**2 / 2
             drawn = np.rint(rng.lognormal(mu, self.spread, count)).astype(np.int64)
-        return [int(length) for length in np.clip(drawn, 1, self.maximum)]
+        return [int(length) for length in np.clip(drawn, 1, self.maximum or MAX_LENGTH)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,11 @@ class SharedPrefixes:
             raise ConfigError(
                 f"--random-prefix-len {self.length} with --random-num-prefixes {self.count}: "
                 f"the length must be 0 or more and the number 1 or more"
+            )
+        if self.length > MAX_LENGTH or self.count > MAX_REQUESTS:
+            raise ConfigError(
+                f"--random-prefix-len {self.length} with --random-num-prefixes {self.count}: "
+                f"the length must be at most {MAX_LENGTH:,} and the number {MAX_REQUESTS:,}"
             )
 
 
@@ -116,13 +130,18 @@ def random_workload(
     Lengths, prefixes and tokens have random streams of their own, so that changing one
     leaves the others as they were. Raises ConfigError, naming the flag.
     """
-    if num_requests < 1:
-        raise ConfigError(f"--num-prompts {num_requests}: must be 1 or more")
+    check_num_requests(num_requests)
     check_vocabulary(vocab_size)
     check_seed(seed)
     of_lengths, of_prefixes, of_tokens = (default_rng(s) for s in SeedSequence(seed).spawn(3))
     inputs = input_lengths.draw(of_lengths, num_requests)
     outputs = output_lengths.draw(of_lengths, num_requests)
+    num_tokens = sum(inputs) + prefixes.length * (prefixes.count + num_requests)
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise ConfigError(
+            f"{num_requests:,} prompts of {num_tokens:,} tokens together: at most "
+            f"{MAX_PROMPT_TOKENS:,} are made; ask for fewer or shorter ones"
+        )
     shared = [_random_ids(of_prefixes, prefixes.length, vocab_size) for _ in range(prefixes.count)]
     which = of_prefixes.integers(prefixes.count, size=num_requests)
     return Workload(
@@ -134,6 +153,15 @@ def random_workload(
             for num_input, num_output, prefix in zip(inputs, outputs, which, strict=True)
         )
     )
+
+
+def check_num_requests(
+    count: int, flag: str = "--num-prompts", *, maximum: int = MAX_REQUESTS
+) -> None:
+    if count < 1:
+        raise ConfigError(f"{flag} {count}: must be 1 or more")
+    if count > maximum:
+        raise ConfigError(f"{flag} {count:,}: must be at most {maximum:,}")
 
 
 def check_vocabulary(vocab_size: int) -> None:

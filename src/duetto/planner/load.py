@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from duetto.bench.traces import Fit
-from duetto.bench.workload import LengthKind, Lengths, SharedPrefixes
+from duetto.bench.workload import LengthKind, Lengths, SharedPrefixes, check_num_requests
 from duetto.core.errors import ConfigError
 from duetto.planner.workload import Workload, read_trace, synthetic, timed
 
@@ -55,8 +55,8 @@ class LoadOptions:
 
     def load(self, seed: int) -> Workload:
         """Raises ConfigError, naming the flag, or the file and the line."""
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ConfigError(f"--num-prompts {self.num_prompts}: must be 1 or more")
+        if self.num_prompts is not None:
+            check_num_requests(self.num_prompts)
         self._refuse_unused()
         return self._synthetic(seed) if self.trace is None else self._recorded(self.trace, seed)
 

@@ -23,7 +23,13 @@ from duetto.bench.traces import (
     mooncake_rows,
     scaled_input,
 )
-from duetto.bench.workload import NO_PREFIX, Lengths, SharedPrefixes, check_seed
+from duetto.bench.workload import (
+    NO_PREFIX,
+    Lengths,
+    SharedPrefixes,
+    check_num_requests,
+    check_seed,
+)
 from duetto.core.errors import ConfigError
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
@@ -173,8 +179,7 @@ def synthetic(
     """Requests at a rate: gaps of a gamma distribution, a Poisson process at burstiness 1, equal
     ones at inf. Lengths and arrivals have random streams of their own. Raises ConfigError.
     """
-    if num_requests < 1:
-        raise ConfigError(f"--num-prompts {num_requests}: must be 1 or more")
+    check_num_requests(num_requests)
     check_seed(seed)
     of_lengths, of_prefixes = (default_rng(s) for s in SeedSequence(seed).spawn(2))
     inputs = input_lengths.draw(of_lengths, num_requests)
