@@ -70,6 +70,10 @@ def test_steps_are_merged_while_the_client_takes_nothing_and_when_they_are_many(
         assert steps(*await slow.next(1)) == [("xyz", 3, False)]
         for _ in range(MAX_STEPS + 9):
             behind.put(text("a", "x"))
+        few = Answer([A], 10_000)
+        for letter in "xyz":
+            few.put(text("a", letter), 2)
+        assert steps(*await few.next(1)) == [("x", 1, False), ("yz", 2, False)]
         (delta,) = await behind.next(1)
         assert steps(delta) == [("x", 1, False)] * (MAX_STEPS - 1) + [("x" * 10, 10, False)]
 

@@ -64,8 +64,8 @@ class _Pending:
     num_characters: int = 0
     step_ends: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, update: RequestUpdate, *, joins_last: bool) -> None:
-        """`joins_last`: the step before it and this one are not told apart."""
+    def add(self, update: RequestUpdate, max_steps: int) -> None:
+        """Beyond `max_steps`, steps are not told apart."""
         self.texts.append(update.text)
         self.tokens.extend(update.tokens)
         self.prompt_logprobs.extend(update.prompt_logprobs)
@@ -73,7 +73,7 @@ class _Pending:
         if update.finish_reason is not None:
             self.final = update
         self.num_characters += len(update.text)
-        if self.step_ends and (joins_last or len(self.step_ends) >= MAX_STEPS):
+        if len(self.step_ends) >= max_steps:
             self.step_ends.pop()
         self.step_ends.append((self.num_characters, len(self.tokens)))
 
@@ -108,8 +108,8 @@ class Answer:
         """Whether every choice has ended and all of it has been read."""
         return not self._unfinished and not self._pending
 
-    def put(self, update: RequestUpdate) -> None:
-        """Take an update in; never waits."""
+    def put(self, update: RequestUpdate, max_steps: int = MAX_STEPS) -> None:
+        """Take an update in; never waits. So many steps of a choice, 1 or more, stay apart."""
         if update.finish_reason is not None:
             self._unfinished.discard(update.request_id)
         if self._is_gone:
@@ -119,7 +119,7 @@ class Answer:
             self.abandon()
             return
         pending = self._pending.setdefault(self._index_of[update.request_id], _Pending())
-        pending.add(update, joins_last=self._is_writing)
+        pending.add(update, 1 if self._is_writing else max_steps)
         self._num_pending_bytes += _weight(update)
         self._changed.set()
 

@@ -16,7 +16,7 @@ from duetto.core.request import Request
 from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread, SteppedEngine
 from duetto.engine.watchdog import Watchdog
-from duetto.server.answer import Answer
+from duetto.server.answer import MAX_STEPS, Answer
 from duetto.server.errors import ApiError, stopping, unavailable
 from duetto.server.history import History
 from duetto.server.journal import Journal
@@ -25,6 +25,8 @@ from duetto.server.places import Places
 from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
+
+MAX_CHUNKS = 512  # of all streams that an event loop behind by many steps makes up for: 20 ms
 
 
 @dataclass(slots=True)
@@ -158,6 +160,8 @@ class Relay:
             raise unavailable("the engine has stopped", "engine_dead")
 
     def _receive(self, report: StepReport) -> None:
+        # With many streams each step is a chunk anyway, or the event loop must save work.
+        max_steps = max(1, min(MAX_STEPS, MAX_CHUNKS // max(1, len(self._live))))
         for update in report.updates:
             if update.finish_reason is None:
                 live = self._live[update.request_id]
@@ -168,7 +172,7 @@ class Relay:
             self._metrics.record_update(live.request, update)
             ended = self.history.record_update(live.request, update)
             self.journal.record_update(live.request, update, ended)
-            live.answer.put(update)
+            live.answer.put(update, max_steps)
             if live.answer.is_gone and live.answer.unfinished:
                 self.close(live.answer)
         if report.record is not None:
