@@ -97,6 +97,15 @@ def test_a_token_around_each_prompt_must_have_a_row() -> None:
         Tokenizer(library, vocab_size=rows)
 
 
+@pytest.mark.parametrize("beyond", [0, 9999, 2**31])
+def test_also_one_that_is_in_no_vocabulary(beyond: int) -> None:
+    library = byte_level_bpe()
+    rows = library.get_vocab_size()
+    library.post_processor = processors.BertProcessing(("x", rows + beyond), ("a", 1))
+    with pytest.raises(CheckpointError, match=f"puts a token .{rows + beyond}. around each prompt"):
+        Tokenizer(library, vocab_size=rows)
+
+
 def test_an_end_of_sequence_without_a_row_is_no_end() -> None:
     library = with_added(byte_level_bpe(), "<|end|>", special=True)
     rows = library.get_vocab_size() - 1

@@ -31,13 +31,12 @@ def check_vocabulary(
     tokens that were added to it, a few right behind the last row may lack one: those in `beyond`,
     as tokens_beyond gives it.
     """
-    if not beyond:
-        return
     learned = beyond.keys() - tokenizer.get_added_tokens_decoder().keys()
-    if learned or max(beyond) >= vocab_size + MAX_TOKENS_WITHOUT_ROW:
+    if learned or max(beyond, default=0) >= vocab_size + MAX_TOKENS_WITHOUT_ROW:
         why = f"{len(beyond)} tokens lie beyond it, up to {max(beyond)}"
-    elif around := beyond.keys() & set(_around_prompts(tokenizer)):
-        why = f"it puts {beyond[min(around)]!r} ({min(around)}) around each prompt"
+    elif around := [i for i in _around_prompts(tokenizer) if i >= vocab_size]:
+        named = repr(beyond[min(around)]) if min(around) in beyond else "a token"
+        why = f"it puts {named} ({min(around)}) around each prompt"
     else:
         return
     raise CheckpointError(
