@@ -65,6 +65,7 @@ SAMPLED = [
     {"prompt_cache_retention": "24h"},
     {"prompt_cache_options": {"mode": "implicit"}},
     {"request_id": "r", "session_id": "s"},
+    {"chat_id": "c", "conversation_id": "c", "trace_id": "t"},
     {"metadata": {}},
     {"metadata": {"a": "b"}},
     {"service_tier": "auto"},
@@ -223,6 +224,8 @@ ASSISTANT = [
     {"prefix": False},
     {"id": "msg_1"},
     {"cache_control": {"type": "ephemeral"}},
+    {"model": "m", "timestamp": 1, "created_at": "2026", "metadata": {"a": 1}},
+    {"attachments": [], "files": [], "additional_kwargs": {}},
     {"tool_call_id": None},
     {"name": None},
 ]
@@ -270,8 +273,11 @@ def test_each_limited_field_of_a_message_accepts_null():
 
 
 @pytest.mark.parametrize(
-    "more", [{"cache_control": {"type": "ephemeral", "ttl": "1h"}}, {"image_url": None}], ids=str
-)
+    "more",
+    [{"cache_control": {"type": "ephemeral", "ttl": "1h"}}, {"image_url": None},
+     {"id": "p_1", "index": 0, "annotations": [], "logprobs": []}],
+    ids=str,
+)  # fmt: skip
 def test_a_part_may_carry_a_label(client, more):
     part = {"type": "text", "text": "hi", **more}
     messages = [{"role": "user", "content": [part]}]

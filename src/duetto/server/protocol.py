@@ -199,6 +199,9 @@ class SamplingRequest(OtherServers, kw_only=True):
     prompt_cache_options: Raw = ABSENT
     request_id: Label = None
     session_id: Label = None
+    chat_id: Label = None
+    conversation_id: Label = None
+    trace_id: Label = None
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
@@ -223,6 +226,9 @@ class TextPart(Struct, forbid_unknown_fields=True):
     text: str
     cache_control: Raw = ABSENT
     prompt_cache_breakpoint: Raw = ABSENT
+    id: Raw = ABSENT
+    index: Raw = ABSENT
+    logprobs: Annotated[Raw, Only([])] = ABSENT
     annotations: Annotated[Raw, Only([])] = ABSENT
     # What parts of other types hold, and some clients write as null into each.
     image_url: Annotated[Raw, Only()] = ABSENT
@@ -252,7 +258,14 @@ class Message(Struct, forbid_unknown_fields=True):
     parsed: Annotated[Raw, Only()] = ABSENT
     prefix: Annotated[Raw, Only(False)] = ABSENT
     partial: Annotated[Raw, Only(False)] = ABSENT
+    attachments: Annotated[Raw, Only([])] = ABSENT
+    files: Annotated[Raw, Only([])] = ABSENT
+    additional_kwargs: Annotated[Raw, Only({})] = ABSENT
     id: Raw = ABSENT
+    model: Raw = ABSENT  # that said it
+    timestamp: Raw = ABSENT
+    created_at: Raw = ABSENT
+    metadata: Raw = ABSENT
     cache_control: Raw = ABSENT
     provider_specific_fields: Raw = ABSENT
 
