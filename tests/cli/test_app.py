@@ -170,7 +170,8 @@ def test_help_names_every_command():
         (("nonsense",), ("nonsense", "serve, chat", "see duetto --help")),
         (("serve", "--hots", "x"), ("Did you mean --host?",)),
         (("serve", "a", "b", "c"), ("b c: is more than this command takes",)),
-        (("bench", "serve", "--timeout", "long"), ("--timeout", "see duetto bench serve --help")),
+        (("bench", "serve", "--burstiness", "x"), ("--burst", "see duetto bench serve --help")),
+        (("bench", "serve", "--timeout", "long"), ("--timeout long: must be seconds",)),
     ],
 )
 def test_wrong_usage_is_an_error(words, told):

@@ -64,8 +64,29 @@ def test_every_command_takes_units() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("50", 50), ("50ms", 50), ("0.25s", 250), ("1 s", 1000), (".5S", 500), ("1e2", 100)],
+)
+def test_times_take_units(text: str, milliseconds: float) -> None:
+    assert parse("serve", "--target-itl", text)["args"].target_itl == milliseconds
+    waits = parse("bench", "serve", "--timeout", text)["timeout"]
+    assert waits == (milliseconds / 1000 if "s" in text.lower() else milliseconds)
+
+
+def test_every_flag_of_a_time_takes_units() -> None:
+    served = parse(
+        "serve", "--step-timeout-s", "90s", "--shutdown-timeout", "500ms",
+        "--sse-keep-alive-interval", "2s", "--target-itl", "off",
+    )  # fmt: skip
+    assert (served["step_timeout_s"], served["shutdown_timeout"]) == (90, 0.5)
+    assert (served["sse_keep_alive_interval"], served["args"].target_itl) == (2, "off")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("serve", "--target-itl", "50us"), "--target-itl 50us: must be milliseconds.* or auto, o"),
+        (("bench", "serve", "--timeout", "soon"), "--timeout soon: must be seconds, or a time"),
         (("serve", "--kv-cache-memory-bytes", "1Q"), "--kv-cache-memory-bytes 1Q: .* like 512MiB"),
         (("serve", "--max-model-len", "4GB"), "--max-model-len 4GB: .*4Ki.* or auto"),
         (("roofline", "m", "--context", "4.5"), "--context 4.5: must be a whole number"),

@@ -1,4 +1,4 @@
-"""Whole numbers as people write them: 4096, 4k, 512Mi, 16GB.
+"""Numbers as people write them: 4096, 4k, 512Mi, 16GB; times as 50ms or 2s.
 
 One rule for every flag of every command: k, M, G and T are powers of 1000, Ki, Mi, Gi and Ti are
 powers of 1024, in either case; a B may follow where the flag counts bytes. Python's callers give
@@ -16,13 +16,23 @@ from duetto.core.errors import ConfigError
 
 HELP = (
     "Whole numbers may have units: 4k is 4,000 and 4Ki is 4,096; M, G, T and Mi, Gi, Ti likewise "
-    "(for bytes also MB, GiB, ...). Of a flag that is given twice the last one counts."
+    "(for bytes also MB, GiB, ...); times may be 50ms or 2s. Of a flag that is given twice the "
+    "last one counts."
 )
 _UNITS = {"": 1} | {
     f"{letter}{binary}": (1024 if binary else 1000) ** power
     for power, letter in enumerate("kmgt", start=1)
     for binary in ("", "i")
 }
+# Flags of times, and the seconds that a number without a unit counts in.
+_TIMES = {
+    "--target-itl": Decimal("0.001"),
+    "--step-timeout-s": Decimal(1),
+    "--shutdown-timeout": Decimal(1),
+    "--sse-keep-alive-interval": Decimal(1),
+    "--timeout": Decimal(1),
+}
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?(ms|s)", re.IGNORECASE)
 _NUMBER = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?) ?([kmgt]i?)?(b)?", re.IGNORECASE)
 
 
@@ -39,12 +49,17 @@ def read_whole(text: str, *, in_bytes: bool = False) -> int:
 
 
 def read_units(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Write out the units in every whole number of a command line, before it is converted.
+    """Write out the units in every whole number and time of a command line, before it is converted.
 
-    Raises ConfigError, naming the flag, for what is no whole number.
+    Raises ConfigError, naming the flag, for what is none.
     """
     for argument in arguments:
         is_whole, words = _accepted(argument.hint)
+        if argument.name in _TIMES:
+            for i, token in enumerate(argument.tokens):
+                if token.value not in words:
+                    written = _in_own_unit(argument.name, token.value, words)
+                    argument.tokens[i] = token.evolve(value=written)
         if not is_whole:
             continue
         in_bytes = "bytes" in argument.field_info.name
@@ -63,6 +78,22 @@ def _written_out(flag: str, text: str, words: set[str], *, in_bytes: bool) -> st
         others = f", or {', '.join(sorted(words))}" if words else ""
         raise ConfigError(
             f"{flag} {text:.80}: must be a whole number, like {like}{others}"
+        ) from None
+
+
+def _in_own_unit(flag: str, text: str, words: set[str]) -> str:
+    """A time in the unit that the flag counts in, which a number alone has already."""
+    match = _TIME.fullmatch(text.strip())
+    if match is not None:
+        seconds = Decimal(match[1]) * (1 if match[2].lower() == "s" else Decimal("0.001"))
+        return str(float(seconds / _TIMES[flag]))
+    try:
+        return str(float(text))
+    except ValueError:
+        unit = "seconds" if _TIMES[flag] == 1 else "milliseconds"
+        others = f", or {', '.join(sorted(words))}" if words else ""
+        raise ConfigError(
+            f"{flag} {text:.80}: must be {unit}, or a time with its unit, like 50ms or 2s{others}"
         ) from None
 
 
