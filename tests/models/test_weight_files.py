@@ -103,6 +103,16 @@ def test_a_whole_file_wins_over_an_index_of_which_shards_are_missing(
     )
 
 
+@pytest.mark.parametrize("what", ["a link", "a pointer"])
+def test_a_whole_file_wins_over_shards_that_were_not_fetched(model: Path, what: str) -> None:
+    whole = (model / SINGLE).read_bytes()
+    _, second = split(model)
+    (model / SINGLE).write_bytes(whole)
+    second.unlink()
+    STANDS_FOR[what][0](second)
+    assert list(weight_files(model)) == [(model / SINGLE, None)]
+
+
 def test_a_whole_file_wins_over_an_index_that_leads_nowhere(model: Path) -> None:
     (model / INDEX).symlink_to("nowhere")
     assert list(weight_files(model)) == [(model / SINGLE, None)]

@@ -51,6 +51,18 @@ def read_text_part(file: Path) -> str:
         raise CheckpointError(file, f"cannot be read: {error}") from error
 
 
+def is_pointer(file: Path) -> bool:
+    """Whether git-LFS has not fetched the file. False for what cannot be opened."""
+    try:
+        descriptor = open_file(file)
+    except OSError:
+        return False
+    try:
+        return os.pread(descriptor, len(_LFS_POINTER), 0) == _LFS_POINTER
+    finally:
+        os.close(descriptor)
+
+
 def refuse_pointer(file: Path, data: bytes) -> None:
     if data.startswith(_LFS_POINTER):
         raise CheckpointError(

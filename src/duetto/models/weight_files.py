@@ -7,7 +7,7 @@ from pathlib import Path
 from reprlib import repr as shown
 
 from duetto.core.errors import CheckpointError
-from duetto.models.checkpoint_file import is_there, read_text_part, unfinished
+from duetto.models.checkpoint_file import is_pointer, is_there, read_text_part, unfinished
 from duetto.models.json_file import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -23,8 +23,8 @@ def weight_files(model_dir: Path) -> Iterator[tuple[Path, set[str] | None]]:
     """Each safetensors file, with the tensors that the index places in it; None without an index.
 
     What a file holds beside them is not read: the same tensor may lie in two files. An index of
-    which a shard is missing counts for nothing beside a whole SINGLE: it was left behind by an
-    older way of saving. Raises CheckpointError, naming what is there instead.
+    which a shard is missing, or was not fetched, counts for nothing beside a whole SINGLE: it was
+    left behind by an older way of saving. Raises CheckpointError, naming what is there instead.
     """
     single, index = model_dir / SINGLE, model_dir / INDEX
     if not is_there(index) or (single.exists() and not index.exists()):
@@ -34,7 +34,7 @@ def weight_files(model_dir: Path) -> Iterator[tuple[Path, set[str] | None]]:
         return
     shards = _shards(index)
     missing = [file for file in shards if not file.exists()]
-    if missing and single.exists():
+    if single.exists() and (missing or any(map(is_pointer, shards))):
         yield single, None
         return
     for file in missing:
