@@ -140,7 +140,8 @@ def show(choice: dict[str, Any], console: Console) -> None:
 def _name(choice: dict[str, Any]) -> str:
     """The id that the client and the log know, with the number of the choice."""
     own, _, number = str(choice["id"]).rpartition("-")
-    return f"{choice['request_id']}-{number}" if own else str(choice["id"])
+    known = choice.get("request_id", own)
+    return f"{known}-{number}" if own else str(choice["id"])
 
 
 def _show_segments(choice: dict[str, Any], console: Console) -> None:
