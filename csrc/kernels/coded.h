@@ -165,7 +165,7 @@ inline constexpr int kCodedRows = 0;
 #endif
 // How far ahead of what it decodes memory is fetched, in bytes, and the lines that pass at a time where
 // one pass has registers for half of the outputs (measured).
-inline constexpr int64_t kCodedAhead = 1536, kCodedLines = 64;
+inline constexpr int64_t kCodedAhead = kLanes == 16 ? 4096 : 1536, kCodedLines = 64;
 
 // acc[r][v] += one line's words of P pairs of chunks times R rows' words.
 template <int R, int V>
