@@ -238,3 +238,10 @@ def test_predicted_memory_is_what_a_running_engine_holds(
     (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert row["predicted"] > 130 * 2**20
     assert abs(row["error"]) <= 0.05, row
+
+
+@pytest.mark.parametrize("command", ["fit", "roofline"])
+def test_an_adapter_is_named_as_what_it_is(command: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    told = duetto(command, str(tmp_path)).stderr
+    assert "is an adapter of org/base, not a whole model" in told

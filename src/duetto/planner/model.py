@@ -11,7 +11,7 @@ from typing import Any
 from duetto.core.errors import ConfigError
 from duetto.core.near import near_misses
 from duetto.demo import DEMO_MODELS, demo_model_dir
-from duetto.models.config import ModelConfig, parse_config
+from duetto.models.config import ModelConfig, parse_config, read_config
 from duetto.models.json_file import JsonSection, read_json
 from duetto.models.other_formats import directory_of_others, other_format
 from duetto.models.programs import build_program
@@ -98,7 +98,7 @@ def find_config(model: str) -> ModelConfig:
     if model and path.is_dir():
         if (why := directory_of_others(path)) is not None:
             raise ConfigError(f"{model}: {why}")
-        return parse_config(read_json(path / "config.json"))
+        return read_config(path)
     if path.is_file():
         if (why := other_format(model)) is not None:
             raise ConfigError(f"{model}: {why}")
