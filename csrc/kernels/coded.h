@@ -1,5 +1,5 @@
-// bf12 (kernels.h): bf16 in 12 bits, decoded line by line before it is multiplied as bf16 is, so that
-// every result has the same bits. A byte shuffle is what makes it fast; sets without one are slow.
+// bf12 (kernels.h): bf16 in 12 bits, decoded in registers for few rows and a block of lines at a time for
+// many, then multiplied in bf16's order, so that every result has the same bits. A byte shuffle is what makes it fast; sets without one are slow.
 #pragma once
 
 #include <type_traits>
