@@ -18,14 +18,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from duetto.bench.records import RequestRecord, record_from_timings
-from duetto.bench.workload import Workload, WorkloadRequest
 from duetto.build import Built, EngineArgs, build, make_engine, scheduler_config
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
+from duetto.measure.records import RequestRecord, record_from_timings
+from duetto.measure.workload import Workload, WorkloadRequest
 from duetto.scheduler.scheduler import Scheduler
 
 

@@ -20,15 +20,15 @@ from textwrap import wrap
 
 from lessons_pictures import draw, draw_splits
 
-from duetto.bench.metrics import SLO
-from duetto.bench.workload import Lengths
-from duetto.planner.find_hardware import find_hardware
+from duetto.measure.metrics import SLO
+from duetto.measure.workload import Lengths
+from duetto.models.find import find_program
 from duetto.planner.layout import Layout, make_fleet
-from duetto.planner.model import find_program
-from duetto.planner.report import Outcome, sum_up
-from duetto.planner.simulation import simulate
-from duetto.planner.workload import Workload, synthetic
+from duetto.pricing.find_hardware import find_hardware
 from duetto.program.kv_size import bytes_per_block
+from duetto.simulation.report import Outcome, sum_up
+from duetto.simulation.simulation import simulate
+from duetto.simulation.workload import Workload, synthetic
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "lessons.md"
 MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
@@ -364,7 +364,7 @@ def page(
     return f"""# Lessons, simulated
 
 Written by `benchmarks/lessons.py`; do not edit. The real scheduler in virtual time; the prices of
-steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `planner/gpus.py`, with graphs.
+steps are those of {MODEL} in bfloat16 on the {HARDWARE} of `pricing/gpus.py`, with graphs.
 No number here was measured: they are about schedules, and as good as those prices
 ([planner-published.md](planner-published.md) has them beside others' measurements). Lengths are
 lognormal, arrivals are a Poisson process; [metrics.md](../metrics.md) defines the metrics. Limits,

@@ -16,10 +16,10 @@ from pathlib import Path
 from in_process import loaded_model, machine, markdown_table, new_engine, run_workload, today
 from numpy.random import default_rng
 
-from duetto.bench.metrics import distribution
-from duetto.bench.records import RequestRecord
-from duetto.bench.workload import Workload, WorkloadRequest
 from duetto.build import Built, EngineArgs
+from duetto.measure.metrics import distribution
+from duetto.measure.records import RequestRecord
+from duetto.measure.workload import Workload, WorkloadRequest
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

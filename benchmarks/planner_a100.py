@@ -20,13 +20,13 @@ from statistics import fmean, median
 from typing import Any
 
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.calibrate import FRACTION, SECONDS, KernelSample, Values, fit_kernel, minimise
-from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.find_hardware import find_hardware
-from duetto.planner.hardware import Efficiencies, HardwareSpec, KernelEfficiency, Kind, rounded
-from duetto.planner.model import find_program
-from duetto.planner.parallel import RankOp, shard
-from duetto.planner.work import name_of
+from duetto.models.find import find_program
+from duetto.pricing.calibrate import FRACTION, SECONDS, KernelSample, Values, fit_kernel, minimise
+from duetto.pricing.cost_model import CostModel, Deployment
+from duetto.pricing.find_hardware import find_hardware
+from duetto.pricing.hardware import Efficiencies, HardwareSpec, KernelEfficiency, Kind, rounded
+from duetto.pricing.parallel import RankOp, shard
+from duetto.pricing.work import name_of
 from duetto.program.ops import Add, Ref
 
 A100 = find_hardware("a100-80g")

@@ -42,25 +42,25 @@ from planner_page import (
 )
 from step_price import Price, fit_price
 
-from duetto.bench.metrics import Report, summarize
-from duetto.bench.records import record_from_timings
-from duetto.bench.traces import Fit
-from duetto.bench.workload import Lengths
 from duetto.build import Built, EngineArgs
-from duetto.cli.measure_host import measure_host
 from duetto.core.batch import ScheduledBatch, StepOutput
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
 from duetto.engine.engine import Engine, Executor
-from duetto.planner.find_hardware import calibration_file, write_hardware
-from duetto.planner.replica import ReplicaSpec
-from duetto.planner.report import sum_up
-from duetto.planner.simulated import SimulatedExecutor, StepTime, replayed
-from duetto.planner.simulation import Fleet, simulate
-from duetto.planner.virtual_clock import VirtualClock
-from duetto.planner.workload import Workload, read_trace, synthetic, timed
+from duetto.measure.host import measure_host
+from duetto.measure.metrics import Report, summarize
+from duetto.measure.records import record_from_timings
+from duetto.measure.traces import Fit
+from duetto.measure.workload import Lengths
+from duetto.pricing.find_hardware import calibration_file, write_hardware
 from duetto.progress import show_progress
 from duetto.scheduler.scheduler import Scheduler
+from duetto.simulation.executor import SimulatedExecutor, StepTime, replayed
+from duetto.simulation.replica import ReplicaSpec
+from duetto.simulation.report import sum_up
+from duetto.simulation.simulation import Fleet, simulate
+from duetto.simulation.virtual_clock import VirtualClock
+from duetto.simulation.workload import Workload, read_trace, synthetic, timed
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "planner.md"
 LOADS = (0.3, 0.6, 0.85)  # of the model's own rate when all requests are there at once

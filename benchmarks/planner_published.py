@@ -14,10 +14,10 @@ from statistics import median
 from typing import Literal
 
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.cost_model import CostModel, Deployment
-from duetto.planner.find_hardware import find_hardware
-from duetto.planner.hardware import HardwareSpec
-from duetto.planner.model import find_program
+from duetto.models.find import find_program
+from duetto.pricing.cost_model import CostModel, Deployment
+from duetto.pricing.find_hardware import find_hardware
+from duetto.pricing.hardware import HardwareSpec
 from duetto.program.shape import Precision
 
 TRT = "TensorRT-LLM 0.5: its docs/source/performance.md, low latency"

@@ -27,11 +27,11 @@ from in_process import machine, markdown_table, today
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray
-from duetto.bench.evaluate import EvalPlan, draw_items
 from duetto.build import EngineArgs, build
+from duetto.checkpoints.tokenizer import load_tokenizer
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.sampling_params import SamplingParams
-from duetto.models.tokenizer import load_tokenizer
+from duetto.evals.evaluate import EvalPlan, draw_items
 from duetto.runner.load import LoadedModel
 from duetto.runner.step_arrays import build_step_arrays
 

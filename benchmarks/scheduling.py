@@ -28,10 +28,10 @@ from in_process import (
     today,
 )
 
-from duetto.bench.arrivals import at_rate
-from duetto.bench.metrics import summarize
-from duetto.bench.workload import Lengths, SharedPrefixes, Workload, random_workload
 from duetto.build import Built, EngineArgs
+from duetto.measure.arrivals import at_rate
+from duetto.measure.metrics import summarize
+from duetto.measure.workload import Lengths, SharedPrefixes, Workload, random_workload
 from duetto.progress import show_progress
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "scheduling.md"

@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 
 from duetto.backends.backend import Backend
 from duetto.backends.reference import ReferenceBackend
+from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request, fan_out
 from duetto.engine.engine import Engine
-from duetto.models.checkpoint import load_weights
 from duetto.models.programs import load_program
 from duetto.runner.model_runner import ModelRunner
 from duetto.scheduler.scheduler import Scheduler

@@ -10,11 +10,11 @@ from random import Random
 
 from tokenizers import Tokenizer
 
-from duetto.bench.worlds.names import BEGINNINGS, ENDINGS, KINDS, NameSource, Split
-from duetto.bench.worlds.prompt import REASON
-from duetto.bench.worlds.relations import BRIDGES, COMPARISONS, NOT_STATED, RELATIONS, YEARS
-from duetto.bench.worlds.story import Style, Writer
-from duetto.bench.worlds.world import (
+from duetto.evals.worlds.names import BEGINNINGS, ENDINGS, KINDS, NameSource, Split
+from duetto.evals.worlds.prompt import REASON
+from duetto.evals.worlds.relations import BRIDGES, COMPARISONS, NOT_STATED, RELATIONS, YEARS
+from duetto.evals.worlds.story import Style, Writer
+from duetto.evals.worlds.world import (
     Order,
     Question,
     QuestionKind,

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from duetto.bench.evaluate import Score
-from duetto.bench.worlds.world import WorldOptions, draw_world
+from duetto.evals.evaluate import Score
+from duetto.evals.worlds.world import WorldOptions, draw_world
 from duetto.progress import show_progress
 from training.llama import Llama
 from training.sequences import Batch, TrainingSequence, from_world, make_batch

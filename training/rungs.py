@@ -7,8 +7,8 @@ small model stays at chance for millions of tokens; each rung here is learned fr
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from duetto.bench.worlds.story import VARIED, Style
-from duetto.bench.worlds.world import QUESTION_KINDS, QuestionKind
+from duetto.evals.worlds.story import VARIED, Style
+from duetto.evals.worlds.world import QUESTION_KINDS, QuestionKind
 from training.draws import (
     PLAIN,
     Draw,

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from duetto.bench.worlds.prompt import QUESTION, user_turn
-from duetto.bench.worlds.world import Question, World
+from duetto.evals.worlds.prompt import QUESTION, user_turn
+from duetto.evals.worlds.world import Question, World
 from training.tokenizer import ASSISTANT, END, USER
 
 NOTHING = -1000  # the group of padding

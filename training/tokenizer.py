@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from duetto.bench.worlds.names import BEGINNINGS, ENDINGS
-from duetto.bench.worlds.prompt import user_turn
-from duetto.bench.worlds.relations import NOT_STATED
-from duetto.bench.worlds.story import Style
-from duetto.bench.worlds.world import WorldOptions, draw_world
+from duetto.evals.worlds.names import BEGINNINGS, ENDINGS
+from duetto.evals.worlds.prompt import user_turn
+from duetto.evals.worlds.relations import NOT_STATED
+from duetto.evals.worlds.story import Style
+from duetto.evals.worlds.world import WorldOptions, draw_world
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = (
     "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",

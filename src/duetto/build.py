@@ -9,6 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from duetto.checkpoints.config import read_config, read_generation_config
+from duetto.checkpoints.other_formats import (
+    directory_of_others,
+    neither_here_nor_there,
+    other_format,
+)
+from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.core.config import (
     BLOCK_SIZE,
     MAX_NUM_SEQS,
@@ -21,15 +28,8 @@ from duetto.core.config import (
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
-from duetto.models.config import read_config, read_generation_config
-from duetto.models.other_formats import (
-    directory_of_others,
-    neither_here_nor_there,
-    other_format,
-)
-from duetto.models.tokenizer import Tokenizer, load_tokenizer
-from duetto.planner.host import HostPrices, StepTime, host_prices
-from duetto.planner.learned import LearnedStepTime
+from duetto.pricing.host import HostPrices, StepTime, host_prices
+from duetto.pricing.learned import LearnedStepTime
 from duetto.program.dtype import kv_head_bytes
 from duetto.program.shape import Precision
 from duetto.progress import show_progress
@@ -266,7 +266,7 @@ def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
     if path.exists() or not is_name:
         raise CheckpointError(path, neither_here_nor_there(model, DEMO_MODELS))
     # Loaded only here: the hub's client takes longer to import than all the rest of Duetto.
-    hub = import_module("duetto.models.hub")
+    hub = import_module("duetto.checkpoints.hub")
     with show_progress(f"downloading {model}") as bar:
         found: Path = hub.download(str(model), revision, bar.reach)
     return found

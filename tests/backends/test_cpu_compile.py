@@ -17,10 +17,10 @@ from oracle.fixture_io import write_checkpoint
 from duetto.backends.cpu.compile import _EMIT
 from duetto.backends.cpu.fuse import FusedLinear, fuse
 from duetto.backends.reference import ReferenceBackend
+from duetto.checkpoints.checkpoint import load_weights
+from duetto.checkpoints.shapes import SHAPES
 from duetto.core.errors import ConfigError
-from duetto.models.checkpoint import load_weights
 from duetto.models.programs import load_program
-from duetto.models.shapes import SHAPES
 from duetto.program.ops import Add, GatedAct, Linear, Op, Ref, RmsNorm, SelectRows
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from duetto.backends.cpu.formats import CODED, Format, choose_formats, without_loss
+from duetto.checkpoints.shapes import SHAPES
 from duetto.core.errors import ConfigError
 from duetto.models.programs import load_program
-from duetto.models.shapes import SHAPES
 from duetto.program.program import Program
 
 F32, BF16, INT8, INT4 = Format("f32"), Format("bf16"), Format("int8", 128), Format("int4", 64)

@@ -16,7 +16,7 @@ from oracle.fixture_io import expected, write_checkpoint
 
 from duetto.backends.cpu.native import native
 from duetto.backends.reference import ReferenceBackend
-from duetto.models.checkpoint import Weights, load_weights
+from duetto.checkpoints.checkpoint import Weights, load_weights
 from duetto.models.programs import load_program
 from duetto.program.program import Program
 

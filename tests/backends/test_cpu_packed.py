@@ -28,8 +28,8 @@ from duetto.backends.cpu.packed import (
     lay_out,
     load_packed,
 )
-from duetto.models import checkpoint as checkpoint_module
-from duetto.models.checkpoint import Checkpoint, Weights, load_weights
+from duetto.checkpoints import checkpoint as checkpoint_module
+from duetto.checkpoints.checkpoint import Checkpoint, Weights, load_weights
 from duetto.models.programs import load_program
 from duetto.program.program import Program
 

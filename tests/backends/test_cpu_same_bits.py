@@ -22,7 +22,7 @@ from oracle.fixture_io import write_checkpoint
 
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.cpu.native import native
-from duetto.models.checkpoint import load_weights
+from duetto.checkpoints.checkpoint import load_weights
 from duetto.models.programs import load_program
 
 THREADS = (1, 2, 3)

@@ -12,7 +12,7 @@ from oracle.fixture_io import write_checkpoint
 
 from duetto.backends.reference import ReferenceBackend
 from duetto.backends.reference.ops import gelu_tanh, multiply_rows, silu
-from duetto.models.checkpoint import load_weights
+from duetto.checkpoints.checkpoint import load_weights
 from duetto.models.programs import load_program
 
 CASES = ("llama-mqa", "llama-mha", "llama-head-dim", "qwen2-window", "gemma2", "gemma3_text")

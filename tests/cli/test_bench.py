@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.fake_server import FakeServer
+from measure.fake_server import FakeServer
 
 from duetto.cli.bench import app
 from duetto.core.errors import ConfigError
 
-FIXTURES = Path(__file__).parent.parent / "bench" / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "measure" / "fixtures"
 AZURE = str(FIXTURES / "azure_conv_5.csv")
 
 

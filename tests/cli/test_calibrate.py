@@ -8,8 +8,8 @@ import pytest
 
 from duetto.cli.calibrate import _print, calibrate
 from duetto.core.errors import ConfigError
-from duetto.planner.find_hardware import find_hardware, write_hardware
-from duetto.planner.hardware import CachedWeights, Efficiencies, KernelPoint
+from duetto.pricing.find_hardware import find_hardware, write_hardware
+from duetto.pricing.hardware import CachedWeights, Efficiencies, KernelPoint
 from duetto.progress import show_progress
 
 

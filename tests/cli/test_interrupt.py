@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bench.fake_server import FakeServer
+from measure.fake_server import FakeServer
 
+from duetto.checkpoints.shapes import SHAPES
 from duetto.models.make_model import make_model
-from duetto.models.shapes import SHAPES
 
 PATIENCE_S = 60.0  # a machine may be busy
 

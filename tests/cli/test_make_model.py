@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from duetto.checkpoints.shapes import SHAPES
 from duetto.cli.make_model import make_model
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.models.programs import load_program
-from duetto.models.shapes import SHAPES
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,14 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from bench.fake_server import FakeServer
 from cli.test_units import ALL
+from measure.fake_server import FakeServer
 from rich.table import Table
 
 from duetto.cli.app import app
 from duetto.cli.output import open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
-from duetto.planner.find_hardware import find_hardware
+from duetto.pricing.find_hardware import find_hardware
 
 SEGMENT = {"kind": "decode", "start_ms": 12.5, "ms": 1234.5, "steps": 17, "tokens": 170}
 SEGMENT |= {"others_prompt_tokens": 9876, "steps_expected_ms": 1200.25, "of_roof": 0.75}

@@ -1,7 +1,7 @@
 """A server's address, as it may be typed after --url and --base-url."""
 
 import pytest
-from bench.fake_server import FakeServer
+from measure.fake_server import FakeServer
 
 from duetto.cli.bench import serve
 from duetto.cli.eval import evaluate

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny_tokenizers import byte_fallback_bpe, byte_level_bpe
 
+from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.cli.tokenize import tokenize, visible
 from duetto.core.errors import CheckpointError, ConfigError
-from duetto.models.tokenizer import Tokenizer
 
 TEXT = "Naïve 你好 fox"
 

@@ -26,7 +26,7 @@ for found in pkgutil.walk_packages(duetto.__path__, "duetto."):
 
 from duetto.cli.doctor import examine
 from duetto.core.cpus import usable_cpus
-from duetto.planner.host import _guess
+from duetto.pricing.host import _guess
 
 assert usable_cpus() == os.cpu_count() == examine()["cpus_usable"]
 assert _guess().peaks["float32"] > 0

@@ -10,11 +10,11 @@ import pytest
 from safetensors import safe_open
 
 from duetto import LLM, SamplingParams
-from duetto.bench.worlds.prompt import user_turn
-from duetto.bench.worlds.world import WorldOptions, draw_world
 from duetto.cli.default_model import model_or_demo
 from duetto.core.errors import ConfigError
 from duetto.demo import DRAFT, READER, demo_model_dir
+from duetto.evals.worlds.prompt import user_turn
+from duetto.evals.worlds.world import WorldOptions, draw_world
 
 NAMES = (READER, DRAFT)
 MOST_PARAMETERS = {READER: 12_000_000, DRAFT: 1_500_000}

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import ALL_KINDS, KINDS, TEXT, byte_fallback_bpe, byte_level_bpe
 
+from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.detokenizer import Detokenizer, TextDelta, TokenPlaces, _Search
-from duetto.models.tokenizer import Tokenizer
 
 Decode = Callable[[Sequence[int], bool], str]
 tokenizer_of = cache(lambda kind: KINDS[kind]())

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from duetto.checkpoints.checkpoint import load_weights
+from duetto.checkpoints.config import parse_config, read_generation_config
+from duetto.checkpoints.json_file import JsonSection
+from duetto.checkpoints.shapes import SHAPES
+from duetto.checkpoints.tokenizer import load_tokenizer
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.models import make_model as module
-from duetto.models.checkpoint import load_weights
-from duetto.models.config import parse_config, read_generation_config
-from duetto.models.json_file import JsonSection
 from duetto.models.make_model import MIN_VOCAB_SIZE, make_model
 from duetto.models.programs import build_program, load_program
-from duetto.models.shapes import SHAPES
-from duetto.models.tokenizer import load_tokenizer
 from duetto.program.dtype import DTYPES, Dtype
 
 TINY = SHAPES["tiny"]

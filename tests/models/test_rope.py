@@ -7,14 +7,14 @@ import math
 
 import pytest
 
-from duetto.models.rope import (
+from duetto.checkpoints.rope import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
     RopeConfig,
     YarnScaling,
-    rope_spec,
 )
+from duetto.models.rope import rope_spec
 
 
 def test_default() -> None:

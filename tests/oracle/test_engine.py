@@ -7,9 +7,9 @@ from oracle.cases import CASES, NUM_GREEDY
 from oracle.fixture_io import expected, write_checkpoint
 
 from duetto.backends.reference import ReferenceBackend
+from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.config import SchedulerConfig
 from duetto.engine.engine import Engine
-from duetto.models.checkpoint import load_weights
 from duetto.models.programs import load_program
 from duetto.runner.model_runner import ModelRunner
 from duetto.scheduler.scheduler import Scheduler

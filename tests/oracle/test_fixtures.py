@@ -16,8 +16,8 @@ from oracle.feed import Feed, greedy
 from oracle.fixture_io import FIXTURES, Expected, expected, write_checkpoint
 
 from duetto.backends.reference import ReferenceBackend
-from duetto.models.checkpoint import load_weights
-from duetto.models.config import MODEL_TYPES
+from duetto.checkpoints.checkpoint import load_weights
+from duetto.checkpoints.config import MODEL_TYPES
 from duetto.models.programs import load_program
 from duetto.program.ops import (
     Attention,

@@ -11,7 +11,7 @@ from oracle.fixture_io import expected
 from oracle.fixture_io import write_checkpoint as write_fixture
 
 from duetto.backends.reference import ReferenceBackend
-from duetto.models.checkpoint import load_weights
+from duetto.checkpoints.checkpoint import load_weights
 from duetto.models.programs import load_program
 
 TOLERANCE = 1e-4

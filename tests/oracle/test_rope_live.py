@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from duetto.models.config import parse_config
-from duetto.models.json_file import JsonSection
+from duetto.checkpoints.config import parse_config
+from duetto.checkpoints.json_file import JsonSection
 from duetto.models.rope import rope_spec
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]

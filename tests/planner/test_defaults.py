@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from planner.prices import A100, ROUGH, program
+from pricing.prices import A100, ROUGH, program
 
 from duetto.build import EngineArgs, scheduler_config
 from duetto.core.errors import ConfigError

@@ -1,6 +1,6 @@
 """Limits as they are typed, and what they are limits on."""
 
-from duetto.bench.metrics import SLO
+from duetto.measure.metrics import SLO
 from duetto.planner.objective import Objective
 
 

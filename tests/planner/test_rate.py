@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from duetto.bench.metrics import SLO
-from duetto.bench.workload import Lengths
 from duetto.core.errors import ConfigError
-from duetto.planner.gpus import HARDWARE
+from duetto.measure.metrics import SLO
+from duetto.measure.workload import Lengths
+from duetto.models.find import find_program
 from duetto.planner.layout import Layout, make_fleet
-from duetto.planner.model import find_program
 from duetto.planner.objective import Objective
 from duetto.planner.rate import THROUGHPUT, highest_rate, reached_at
 from duetto.planner.search import Problem, run
-from duetto.planner.simulation import Fleet
-from duetto.planner.workload import synthetic
+from duetto.pricing.gpus import HARDWARE
+from duetto.simulation.simulation import Fleet
+from duetto.simulation.workload import synthetic
 
 MOST = 1200  # requests
 PROGRAM = find_program("llama-3.2-1b", 4096)

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from duetto.bench.metrics import SLO
-from duetto.bench.workload import Lengths
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.gpus import HARDWARE
-from duetto.planner.hardware import HardwareSpec
+from duetto.measure.metrics import SLO
+from duetto.measure.workload import Lengths
+from duetto.models.find import find_program
 from duetto.planner.layout import Layout, check_apart, make_fleet
-from duetto.planner.model import find_program
 from duetto.planner.objective import Objective
 from duetto.planner.search import Problem, judge, layouts, search, why_not
-from duetto.planner.workload import Arrival, Workload, synthetic
+from duetto.pricing.gpus import HARDWARE
+from duetto.pricing.hardware import HardwareSpec
+from duetto.simulation.workload import Arrival, Workload, synthetic
 
 PROGRAM = find_program("llama-3.2-1b", 4096)
 BASE = Layout(max_num_seqs=64)

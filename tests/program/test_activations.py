@@ -1,4 +1,4 @@
-from duetto.planner.model import find_program
+from duetto.models.find import find_program
 from duetto.program.activations import activation_bytes
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from duetto.models.config import parse_config
-from duetto.models.json_file import JsonSection
+from duetto.checkpoints.config import parse_config
+from duetto.checkpoints.json_file import JsonSection
 from duetto.models.programs import build_program
 from duetto.program.ops import Attention, Embed, Linear, SelectRows, WriteKV
 from duetto.program.program import Program

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from duetto.checkpoints.config import MODEL_TYPES, parse_config
+from duetto.checkpoints.json_file import JsonSection
 from duetto.core.errors import DuettoError
-from duetto.models.config import MODEL_TYPES, parse_config
-from duetto.models.json_file import JsonSection
 from duetto.models.programs import build_program
 from duetto.runner.load import plan_model
 

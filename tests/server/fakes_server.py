@@ -21,7 +21,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.engine.engine import Engine
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
-from duetto.server.serve import bind, make_server
+from duetto.server.http.serve import bind, make_server
 from duetto.server.settings import ServerSettings
 
 MODEL = "fake"

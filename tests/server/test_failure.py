@@ -12,7 +12,7 @@ import pytest
 from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
 
 from duetto.core.errors import ConfigError
-from duetto.server.serve import FAILED_EXIT_CODE
+from duetto.server.http.serve import FAILED_EXIT_CODE
 from duetto.server.settings import ServerSettings
 
 TESTS = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from server.fakes_server import MODEL, SpeakingExecutor, make_app
-from duetto.server.serve import bind, serve
+from duetto.server.http.serve import bind, serve
 from duetto.server.settings import ServerSettings
 
 how = sys.argv[2]

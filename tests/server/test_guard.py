@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from duetto.core.errors import ConfigError
-from duetto.server.middleware import MAX_ID_CHARS, OPEN_PATHS
+from duetto.server.http.middleware import MAX_ID_CHARS, OPEN_PATHS
 from duetto.server.settings import ServerSettings
 
 KEY, OTHER = "sk-one", "sk-two"

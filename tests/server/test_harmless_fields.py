@@ -8,8 +8,8 @@ from server.fakes_server import CODEC, MODEL, SpeakingExecutor, make_app
 from starlette.testclient import TestClient
 
 from duetto.core.errors import InvalidRequest
-from duetto.server.accepted import limited
-from duetto.server.protocol import ChatRequest, CompletionRequest, Message, TokenizeRequest
+from duetto.server.apis.accepted import limited
+from duetto.server.apis.protocol import ChatRequest, CompletionRequest, Message, TokenizeRequest
 
 COMPLETION = {"model": MODEL, "prompt": "abc", "max_tokens": 2}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}

@@ -19,8 +19,8 @@ from server.fakes_server import (
 )
 
 from duetto.core.config import SchedulerConfig
-from duetto.server import serve
-from duetto.server.wire import BoundedHttp
+from duetto.server.http import serve
+from duetto.server.http.wire import BoundedHttp
 
 LONG = {"model": MODEL, "prompt": "a prompt of more than one block", "max_tokens": 400}
 BODIES = [

@@ -20,9 +20,9 @@ from server.fakes_server import (
 )
 from server.test_lifecycle import LONG, send
 
-from duetto.server import serve
-from duetto.server.json_parts import Rows
-from duetto.server.wire import BoundedHttp
+from duetto.server.http import serve
+from duetto.server.http.json_parts import Rows
+from duetto.server.http.wire import BoundedHttp
 
 SHORT = {"model": MODEL, "prompt": "hello", "max_tokens": 1}
 
@@ -181,10 +181,10 @@ def test_a_reply_in_parts_off_the_loop_is_the_same_reply(path, body, monkeypatch
     replies = []
     for most in (2**30, 100):
         monkeypatch.setattr("duetto.server.exchange.LARGE_BYTES", most)
-        monkeypatch.setattr("duetto.server.text_work.LARGE_BYTES", most)
+        monkeypatch.setattr("duetto.server.http.text_work.LARGE_BYTES", most)
         for rows in (10**6, 7):
-            monkeypatch.setattr("duetto.server.shapes.NUM_AT_ONCE", rows)
-            monkeypatch.setattr("duetto.server.json_parts.NUM_AT_ONCE", rows)
+            monkeypatch.setattr("duetto.server.apis.shapes.NUM_AT_ONCE", rows)
+            monkeypatch.setattr("duetto.server.http.json_parts.NUM_AT_ONCE", rows)
             with serving() as (url, app):
                 reply = httpx2.post(url + path, json=body)
                 assert reply.status_code == 200, reply.text
@@ -295,7 +295,7 @@ def test_large_replies_together_are_bounded_and_small_ones_go_on(monkeypatch):
     ],
 )
 def test_long_lists_count_for_each_answer_that_runs(field, more, monkeypatch):
-    monkeypatch.setattr("duetto.server.sampling.MAX_STEP_ENTRIES", 8 * 200 - 1)
+    monkeypatch.setattr("duetto.server.apis.sampling.MAX_STEP_ENTRIES", 8 * 200 - 1)
     with serving() as (url, _):
         for n, status in ((1, 200), (7, 200), (8, 400), (100, 400)):
             reply = httpx2.post(f"{url}/v1/completions", json={**SHORT, "n": n, **more})

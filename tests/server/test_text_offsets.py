@@ -20,9 +20,9 @@ from tiny_tokenizers import (
     qwen_like,
 )
 
+from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.engine.engine import Engine
-from duetto.models.tokenizer import Tokenizer
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings

@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 from tiny_tokenizers import byte_level_bpe
 from tokenizers import AddedToken
 
-from duetto.models.tokenizer import Tokenizer
+from duetto.checkpoints.tokenizer import Tokenizer
 
 IMAGE = "<image_soft_token>"
 PATHS = ("/v1/completions", "/v1/chat/completions")

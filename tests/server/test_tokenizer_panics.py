@@ -7,8 +7,8 @@ from starlette.testclient import TestClient
 from tiny_tokenizers import character_level
 from tokenizers import Regex, decoders, normalizers
 
+from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.engine.engine import Engine
-from duetto.models.tokenizer import Tokenizer
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from duetto.bench.worlds.names import BEGINNINGS, KINDS, all_names
-from duetto.bench.worlds.relations import YEARS
-from duetto.bench.worlds.world import WorldOptions, draw_world
-from duetto.models.tokenizer import load_tokenizer
+from duetto.checkpoints.tokenizer import load_tokenizer
+from duetto.evals.worlds.names import BEGINNINGS, KINDS, all_names
+from duetto.evals.worlds.relations import YEARS
+from duetto.evals.worlds.world import WorldOptions, draw_world
 from training.tokenizer import MAX_TOKENS, SPECIAL_TOKENS, train_tokenizer, write_tokenizer
 
 

@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the train extra")
 
 from duetto import LLM, SamplingParams  # noqa: E402
-from duetto.bench.worlds.prompt import user_turn  # noqa: E402
-from duetto.bench.worlds.world import WorldOptions, draw_world  # noqa: E402
-from duetto.models.tokenizer import load_tokenizer  # noqa: E402
+from duetto.checkpoints.tokenizer import load_tokenizer  # noqa: E402
+from duetto.evals.worlds.prompt import user_turn  # noqa: E402
+from duetto.evals.worlds.world import WorldOptions, draw_world  # noqa: E402
 from training.climb import Climb, Plan, is_passed  # noqa: E402
 from training.distill import distill, draw_steps, shortened  # noqa: E402
 from training.draws import MAX_ASKED, bridged  # noqa: E402

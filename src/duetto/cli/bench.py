@@ -11,13 +11,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from cyclopts import App, Parameter
 
-from duetto.bench.arrivals import ArrivalOptions
-from duetto.bench.client import Target
-from duetto.bench.dataset import DatasetOptions
-from duetto.bench.latency import LatencyPlan, measure_latency
-from duetto.bench.metrics import JsonValue, parse_percentiles, parse_slo
-from duetto.bench.serve import Load, TokenCounter, find_model, run_serve
-from duetto.bench.throughput import measure_throughput
 from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.interrupt import INTERRUPTED, first_interrupt
@@ -27,6 +20,13 @@ from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
 from duetto.llm import LLM
+from duetto.measure.arrivals import ArrivalOptions
+from duetto.measure.client import Target
+from duetto.measure.dataset import DatasetOptions
+from duetto.measure.latency import LatencyPlan, measure_latency
+from duetto.measure.metrics import JsonValue, parse_percentiles, parse_slo
+from duetto.measure.serve import Load, TokenCounter, find_model, run_serve
+from duetto.measure.throughput import measure_throughput
 from duetto.progress import show_progress
 
 app = App(name="bench", help="Measure latency, throughput, and a server under load.")

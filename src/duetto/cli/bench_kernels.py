@@ -8,12 +8,12 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
-from duetto.bench.kernels import KernelBench, Machine, Measured, Widths, most_bytes
 from duetto.cli.interrupt import end_at_once
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
+from duetto.measure.kernels import KernelBench, Machine, Measured, Widths, most_bytes
+from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.model import find_config
 from duetto.program.ops import Attention, GatedAct, Linear
 from duetto.program.program import Program
 from duetto.progress import show_progress

@@ -11,12 +11,12 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.cli.interrupt import end_at_once
-from duetto.cli.measure_host import measure_host
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
-from duetto.planner.find_hardware import calibration_file, read_hardware, write_hardware
-from duetto.planner.hardware import HardwareSpec, KernelPoint, Kind
+from duetto.measure.host import measure_host
+from duetto.pricing.find_hardware import calibration_file, read_hardware, write_hardware
+from duetto.pricing.hardware import HardwareSpec, KernelPoint, Kind
 from duetto.progress import show_progress
 
 SECONDS_PER_LINE = 5.0  # of progress, where no bar is drawn

@@ -16,7 +16,7 @@ from duetto.backends.cpu.native import why_unavailable
 from duetto.cli.output import JsonFlag, open_console, print_json, show_table
 from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
-from duetto.planner.model import find_program
+from duetto.models.find import find_program
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import CpuLoader
 

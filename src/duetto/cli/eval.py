@@ -6,8 +6,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from duetto.bench.client import Target
-from duetto.bench.evaluate import (
+from duetto.cli.default_model import model_or_demo
+from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
+from duetto.cli.server_url import server_url
+from duetto.core.errors import ConfigError
+from duetto.core.sampling_params import SamplingParams
+from duetto.evals.evaluate import (
     MAX_ANSWER_TOKENS,
     EvalPlan,
     Evaluation,
@@ -16,14 +20,10 @@ from duetto.bench.evaluate import (
     count_answers,
     draw_items,
 )
-from duetto.bench.serve import find_model
-from duetto.bench.worlds.world import Order
-from duetto.cli.default_model import model_or_demo
-from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
-from duetto.cli.server_url import server_url
-from duetto.core.errors import ConfigError
-from duetto.core.sampling_params import SamplingParams
+from duetto.evals.worlds.world import Order
 from duetto.llm import LLM
+from duetto.measure.client import Target
+from duetto.measure.serve import find_model
 from duetto.progress import show_progress
 
 

@@ -13,19 +13,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from duetto.build import EngineArgs, plan_options
+from duetto.checkpoints.checkpoint import Checkpoint
+from duetto.checkpoints.config import ModelConfig
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.config import SchedulerConfig, batched_tokens, itl_target
 from duetto.core.errors import ConfigError
-from duetto.models.checkpoint import Checkpoint
-from duetto.models.config import ModelConfig
+from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.cost_model import check_devices
-from duetto.planner.find_hardware import HOST, find_hardware
-from duetto.planner.hardware import HardwareSpec
 from duetto.planner.layout import Layout
-from duetto.planner.memory import MemoryFit, fit_device
-from duetto.planner.model import find_config
-from duetto.planner.parallel import possible_degrees
+from duetto.pricing.cost_model import check_devices
+from duetto.pricing.find_hardware import HOST, find_hardware
+from duetto.pricing.hardware import HardwareSpec
+from duetto.pricing.memory import MemoryFit, fit_device
+from duetto.pricing.parallel import possible_degrees
 from duetto.program.activations import activation_bytes
 from duetto.program.program import Program
 from duetto.runner.load import ModelPlan, plan_model

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 from rich.table import Table
 
+from duetto.checkpoints.json_file import read_json
+from duetto.checkpoints.other_formats import directory_of_others, other_format
+from duetto.checkpoints.shapes import SHAPES
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.core.near import near_misses
-from duetto.models.json_file import read_json
 from duetto.models.make_model import MadeModel
 from duetto.models.make_model import make_model as write_model
-from duetto.models.other_formats import directory_of_others, other_format
-from duetto.models.shapes import SHAPES
 from duetto.program.dtype import Dtype
 from duetto.progress import show_progress
 

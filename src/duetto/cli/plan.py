@@ -7,12 +7,11 @@ import msgspec
 from cyclopts import Parameter
 from rich.table import Table
 
-from duetto.bench.metrics import JsonValue, parse_slo
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
+from duetto.measure.metrics import JsonValue, parse_slo
+from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.find_hardware import find_hardware
-from duetto.planner.gpus import notes_on_host
 from duetto.planner.layout import (
     Layout,
     PrecisionName,
@@ -22,12 +21,13 @@ from duetto.planner.layout import (
     make_fleet,
     with_weights,
 )
-from duetto.planner.load import LoadOptions
-from duetto.planner.model import find_config
 from duetto.planner.objective import Objective
 from duetto.planner.rate import GAIN, THROUGHPUT, Rate, highest_rate
 from duetto.planner.search import Plan, Problem, Verdict, layouts, search
+from duetto.pricing.find_hardware import find_hardware
+from duetto.pricing.gpus import notes_on_host
 from duetto.progress import show_progress
+from duetto.simulation.load import LoadOptions
 
 Flat = Parameter(name="*")
 Several = Parameter(consume_multiple=True, negative="")

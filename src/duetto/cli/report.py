@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from duetto.bench.metrics import Distribution, LengthsSeen, Report
 from duetto.cli.output import say, show_table
+from duetto.measure.metrics import Distribution, LengthsSeen, Report
 
 
 def print_report(report: Report, console: Console, *, notes: Sequence[str] = ()) -> None:

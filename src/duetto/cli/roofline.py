@@ -9,16 +9,16 @@ from rich.table import Table
 
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
+from duetto.models.find import find_config, known_models
 from duetto.models.programs import build_program
-from duetto.planner.cost_model import Deployment
-from duetto.planner.find_hardware import find_hardware
-from duetto.planner.gpus import ALIASES, HARDWARE
 from duetto.planner.layout import DtypeName, KVName, Layout, QuantizationName, with_weights
-from duetto.planner.model import find_config, known_models
-from duetto.planner.picture import draw_roofline
-from duetto.planner.pyplot import pyplot_for
-from duetto.planner.roofline import Roofline, StepPrice
-from duetto.planner.roofline import roofline as price
+from duetto.pricing.cost_model import Deployment
+from duetto.pricing.find_hardware import find_hardware
+from duetto.pricing.gpus import ALIASES, HARDWARE
+from duetto.pricing.picture import draw_roofline
+from duetto.pricing.pyplot import pyplot_for
+from duetto.pricing.roofline import Roofline, StepPrice
+from duetto.pricing.roofline import roofline as price
 
 MIN_SHARE = 0.001  # of a step's time; less is not a row of its own
 _COLOURS = {"compute": "red", "memory": "blue", "interconnect": "magenta", "overhead": "yellow"}

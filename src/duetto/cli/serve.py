@@ -16,8 +16,8 @@ from duetto.cli.output import JsonFlag
 from duetto.core.errors import ConfigError
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
-from duetto.server.serve import listen
-from duetto.server.serve import serve as run
+from duetto.server.http.serve import listen
+from duetto.server.http.serve import serve as run
 from duetto.server.settings import ServerSettings
 
 API_KEY_VARIABLE = "DUETTO_API_KEY"

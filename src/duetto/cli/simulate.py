@@ -6,15 +6,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from duetto.bench.metrics import parse_percentiles, parse_slo
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
+from duetto.measure.metrics import parse_percentiles, parse_slo
+from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.find_hardware import find_hardware
-from duetto.planner.gantt import draw_gantt
-from duetto.planner.gpus import notes_on_host
 from duetto.planner.layout import (
     Layout,
     QuantizationName,
@@ -22,13 +20,15 @@ from duetto.planner.layout import (
     make_fleet,
     with_weights,
 )
-from duetto.planner.load import LoadOptions
-from duetto.planner.model import find_config
-from duetto.planner.perfetto import write_trace
-from duetto.planner.pyplot import pyplot_for
-from duetto.planner.report import Outcome, PoolUse, sum_up
-from duetto.planner.simulation import simulate as run
+from duetto.pricing.find_hardware import find_hardware
+from duetto.pricing.gpus import notes_on_host
+from duetto.pricing.pyplot import pyplot_for
 from duetto.progress import show_progress
+from duetto.simulation.gantt import draw_gantt
+from duetto.simulation.load import LoadOptions
+from duetto.simulation.perfetto import write_trace
+from duetto.simulation.report import Outcome, PoolUse, sum_up
+from duetto.simulation.simulation import simulate as run
 
 Flat = Parameter(name="*")
 

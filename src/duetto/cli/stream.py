@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from duetto.bench.metrics import JsonValue
 from duetto.cli.interrupt import first_interrupt
 from duetto.cli.output import print_json
 from duetto.core.errors import EngineError
@@ -11,6 +10,7 @@ from duetto.core.outputs import RequestOutput
 from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM
+from duetto.measure.metrics import JsonValue
 
 
 def print_answer(

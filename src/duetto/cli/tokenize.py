@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from duetto.build import find_checkpoint
+from duetto.checkpoints.bpe_trainer import Merge, learn_merges, split_words
+from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.cli.stdin import read_stdin
 from duetto.core.errors import ConfigError
 from duetto.core.text import bytes_in_place
-from duetto.models.bpe_trainer import Merge, learn_merges, split_words
-from duetto.models.tokenizer import Tokenizer, load_tokenizer
 
 _MAX_ROWS = 200  # of the table; --json has them all
 _COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green")

@@ -1,1 +1,1 @@
-"""Models: one file per model_type turns a config into a Program; and what a checkpoint holds."""
+"""One file per model_type: a config becomes a Program. Also random models, and models by name."""

@@ -7,7 +7,8 @@ the tensors' names, and no backend.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
+from duetto.checkpoints.weight_files import EMBEDDING
 from duetto.models.rope import rope_spec
 from duetto.program.ops import (
     Add,
@@ -24,8 +25,6 @@ from duetto.program.ops import (
     WriteKV,
 )
 from duetto.program.program import KVSpec, Program, WeightSpec
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass

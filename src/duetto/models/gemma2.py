@@ -4,7 +4,7 @@ Scores and logits are soft-capped, embeddings are scaled by the root of the widt
 multiply by one plus their weight.
 """
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import ProgramBuilder, separate_gate_up, separate_qkv
 from duetto.program.program import Program
 

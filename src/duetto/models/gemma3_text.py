@@ -3,7 +3,7 @@
 Windowed layers and full layers rotate with frequencies of their own.
 """
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import ProgramBuilder, separate_gate_up, separate_qkv
 from duetto.program.program import Program
 

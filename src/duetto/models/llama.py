@@ -1,6 +1,6 @@
 """`llama`: Llama 1 to 3.3 and all who share their architecture (SmolLM2, TinyLlama, Yi, ...)."""
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import (
     ProgramBuilder,
     onto_residual,

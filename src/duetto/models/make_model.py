@@ -21,12 +21,12 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from duetto.checkpoints.checkpoint import STORED_AS
+from duetto.checkpoints.config import parse_config
+from duetto.checkpoints.json_file import JsonSection
+from duetto.checkpoints.weight_files import INDEX, SINGLE
 from duetto.core.errors import ConfigError
-from duetto.models.checkpoint import STORED_AS
-from duetto.models.config import parse_config
-from duetto.models.json_file import JsonSection
 from duetto.models.programs import build_program
-from duetto.models.weight_files import INDEX, SINGLE
 from duetto.program.dtype import DTYPE_BYTES, DTYPES, Dtype
 from duetto.program.ops import RmsNorm
 from duetto.program.program import Program

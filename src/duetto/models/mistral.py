@@ -1,6 +1,6 @@
 """`mistral`: Llama's layers without biases, where a token sees a window of the tokens before it."""
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import (
     ProgramBuilder,
     onto_residual,

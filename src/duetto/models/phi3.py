@@ -3,7 +3,7 @@
 Phi-4-mini rotates only the first part of each head; the frequencies say so.
 """
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import ProgramBuilder, onto_residual
 from duetto.program.program import Program
 

@@ -6,9 +6,9 @@ Reads config.json only, never a weight, so that planning needs none.
 from collections.abc import Callable
 from pathlib import Path
 
+from duetto.checkpoints.config import ModelConfig, read_config
 from duetto.core.errors import ConfigError
 from duetto.models import gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3
-from duetto.models.config import ModelConfig, read_config
 from duetto.program.program import Program
 
 PROGRAMS: dict[str, Callable[[ModelConfig, int], Program]] = {

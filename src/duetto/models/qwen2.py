@@ -1,6 +1,6 @@
 """`qwen2`: Qwen 2 and 2.5. Llama's layers with a bias on query, key and value, always."""
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import (
     ProgramBuilder,
     onto_residual,

@@ -1,6 +1,6 @@
 """`qwen3`: dense Qwen 3. Each head's query and key are normed before they are rotated."""
 
-from duetto.models.config import ModelConfig
+from duetto.checkpoints.config import ModelConfig
 from duetto.models.decoder import (
     ProgramBuilder,
     onto_residual,

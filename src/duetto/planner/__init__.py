@@ -1,1 +1,1 @@
-"""Know before you run: prices, memory, virtual time and searches. Loads no weights and no torch."""
+"""Layouts, objectives and searches: the cheapest way to serve a load."""

@@ -16,20 +16,20 @@ from duetto.core.config import (
     itl_target,
 )
 from duetto.core.errors import ConfigError
-from duetto.planner.cost_model import CostModel, Deployment, StepTotals
-from duetto.planner.disaggregation import Disaggregation, KVLink
-from duetto.planner.gpus import GPU_EFFICIENCIES
-from duetto.planner.hardware import HardwareSpec
-from duetto.planner.host import computable
-from duetto.planner.memory import MemoryFit, fit_device
-from duetto.planner.parallel import possible_degrees
-from duetto.planner.pipeline import Passage, PipelineSpec
-from duetto.planner.replica import ReplicaSpec
-from duetto.planner.router import RouterName
-from duetto.planner.simulated import next_token_prices, next_token_times
-from duetto.planner.simulation import Fleet
+from duetto.pricing.cost_model import CostModel, Deployment, StepTotals
+from duetto.pricing.gpus import GPU_EFFICIENCIES
+from duetto.pricing.hardware import HardwareSpec
+from duetto.pricing.host import computable
+from duetto.pricing.memory import MemoryFit, fit_device
+from duetto.pricing.parallel import possible_degrees
 from duetto.program.program import Program
 from duetto.program.shape import Precision
+from duetto.simulation.disaggregation import Disaggregation, KVLink
+from duetto.simulation.executor import next_token_prices, next_token_times
+from duetto.simulation.pipeline import Passage, PipelineSpec
+from duetto.simulation.replica import ReplicaSpec
+from duetto.simulation.router import RouterName
+from duetto.simulation.simulation import Fleet
 
 PrecisionName = Literal["float32", "bfloat16", "float16", "float8", "int8", "int4"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8", "int4"]

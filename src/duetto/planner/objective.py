@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from duetto.bench.metrics import SLO, SLO_METRICS, Report
 from duetto.core.errors import ConfigError
+from duetto.measure.metrics import SLO, SLO_METRICS, Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from math import ceil
 
 from duetto.core.errors import ConfigError
 from duetto.planner.search import Problem, run
-from duetto.planner.simulation import Fleet
-from duetto.planner.workload import Workload
+from duetto.simulation.simulation import Fleet
+from duetto.simulation.workload import Workload
 
 THROUGHPUT = "throughput"  # what binds where latencies do not
 LEAST_REQUESTS = 1000  # of a run that is to show a 99th percentile

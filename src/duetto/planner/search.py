@@ -15,14 +15,14 @@ from multiprocessing import get_context
 from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.hardware import HardwareSpec
 from duetto.planner.layout import Layout, PrecisionName, make_fleet
 from duetto.planner.objective import Objective
-from duetto.planner.parallel import possible_degrees
-from duetto.planner.report import Outcome, sum_up
-from duetto.planner.simulation import Fleet, simulate
-from duetto.planner.workload import Workload
+from duetto.pricing.hardware import HardwareSpec
+from duetto.pricing.parallel import possible_degrees
 from duetto.program.program import Program
+from duetto.simulation.report import Outcome, sum_up
+from duetto.simulation.simulation import Fleet, simulate
+from duetto.simulation.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A model as a flat list of operations over named weights and buffers.
 
-Knows neither how a checkpoint stores its tensors (models/checkpoint.py does) nor how an operation
-is computed (backends/ do). The same Program is run, priced, and later cut for parallelism.
+Knows neither how a checkpoint stores its tensors (checkpoints/checkpoint.py does) nor how an
+operation is computed (backends/ do). The same Program is run, priced, and later cut.
 """
 
 from collections.abc import Mapping

@@ -12,8 +12,8 @@ from typing import TypedDict, TypeVar, Unpack
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.formats import QUANTIZED, Quantization
 from duetto.backends.cpu.native import why_unavailable
+from duetto.checkpoints.config import ModelConfig
 from duetto.core.errors import ConfigError
-from duetto.models.config import ModelConfig
 from duetto.models.programs import load_program
 from duetto.program.dtype import DTYPES, KV_DTYPES, Dtype, KVDtype
 from duetto.program.kv_size import KVPlan, plan_kv

@@ -28,8 +28,8 @@ from duetto.backends.cpu.packed import (
 )
 from duetto.backends.reference import ReferenceBackend
 from duetto.backends.reference.memory import scratch_bytes
+from duetto.checkpoints.checkpoint import Checkpoint, load_weights
 from duetto.core.errors import ConfigError
-from duetto.models.checkpoint import Checkpoint, load_weights
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program

@@ -23,26 +23,7 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec, bytes_in_place
 from duetto.engine.thread import SteppedEngine
-from duetto.server.body import body_of
-from duetto.server.byte_budget import ByteBudget, Held
-from duetto.server.door import Arrival, Door, Job, split_prompts
-from duetto.server.errors import (
-    ApiError,
-    error_response,
-    invalid,
-    json_response,
-    refused,
-    unknown_model,
-)
-from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
-from duetto.server.journal import Journal
-from duetto.server.json_parts import PartsResponse, json_parts, packed
-from duetto.server.metrics import Metrics
-from duetto.server.middleware import HostGuard, KeyGuard, RequestFrame
-from duetto.server.origins import OriginGuard, Origins
-from duetto.server.paths import on_http_exception
-from duetto.server.places import client_of
-from duetto.server.protocol import (
+from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -50,15 +31,34 @@ from duetto.server.protocol import (
     StreamOptions,
     TokenizeRequest,
 )
-from duetto.server.questions import Questions
-from duetto.server.reading import decode
+from duetto.server.apis.reading import decode
+from duetto.server.apis.replies import Envelope, Json
+from duetto.server.apis.sampling import chat_params, check_step_entries, completion_params
+from duetto.server.apis.shapes import ChatShape, CompletionShape, Shape
+from duetto.server.door import Arrival, Door, Job, split_prompts
+from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
+from duetto.server.http.body import body_of
+from duetto.server.http.byte_budget import ByteBudget, Held
+from duetto.server.http.errors import (
+    ApiError,
+    error_response,
+    invalid,
+    json_response,
+    refused,
+    unknown_model,
+)
+from duetto.server.http.json_parts import PartsResponse, json_parts, packed
+from duetto.server.http.middleware import HostGuard, KeyGuard, RequestFrame
+from duetto.server.http.origins import OriginGuard, Origins
+from duetto.server.http.paths import on_http_exception
+from duetto.server.http.places import client_of
+from duetto.server.http.text_work import TextWork
+from duetto.server.observe.journal import Journal
+from duetto.server.observe.metrics import Metrics
+from duetto.server.observe.questions import Questions
+from duetto.server.observe.timeline import RoofTime
 from duetto.server.relay import Relay
-from duetto.server.replies import Envelope, Json
-from duetto.server.sampling import chat_params, check_step_entries, completion_params
 from duetto.server.settings import ServerSettings
-from duetto.server.shapes import ChatShape, CompletionShape, Shape
-from duetto.server.text_work import TextWork
-from duetto.server.timeline import RoofTime
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

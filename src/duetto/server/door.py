@@ -15,18 +15,18 @@ from duetto.core.request import Request, fan_out
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.intake import encode_bad_words, make_request
-from duetto.server.echo import Echo, echo_of_ids, echo_of_text
-from duetto.server.errors import invalid, refused
-from duetto.server.protocol import (
+from duetto.server.apis.echo import Echo, echo_of_ids, echo_of_text
+from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
     SamplingRequest,
     TokenizeRequest,
 )
-from duetto.server.reply_size import ReplySize, too_large
-from duetto.server.sampling import caller_names, default_max_tokens
+from duetto.server.apis.reply_size import ReplySize, too_large
+from duetto.server.apis.sampling import caller_names, default_max_tokens
+from duetto.server.http.errors import invalid, refused
+from duetto.server.http.text_work import TextWork
 from duetto.server.settings import ServerSettings
-from duetto.server.text_work import TextWork
 
 MAX_SALT_CHARS = 128
 _THINKING = ("enable_thinking", "thinking")  # what templates call the switch

@@ -15,14 +15,14 @@ from starlette.types import Receive, Scope, Send
 from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
+from duetto.server.apis.protocol import StreamOptions
+from duetto.server.apis.replies import Envelope, Json, timings, usage
+from duetto.server.apis.shapes import Shape
 from duetto.server.door import Job
-from duetto.server.errors import ApiError, engine_failure, stopping
-from duetto.server.json_parts import WRITE_BYTES, PartsResponse, encode, json_parts, packed
-from duetto.server.protocol import StreamOptions
+from duetto.server.http.errors import ApiError, engine_failure, stopping
+from duetto.server.http.json_parts import WRITE_BYTES, PartsResponse, encode, json_parts, packed
+from duetto.server.http.text_work import LARGE_BYTES, TextWork
 from duetto.server.relay import Relay
-from duetto.server.replies import Envelope, Json, timings, usage
-from duetto.server.shapes import Shape
-from duetto.server.text_work import LARGE_BYTES, TextWork
 
 CLIENT_GONE = 499  # nobody sees it but the metrics
 KEEP_ALIVE = b": keep-alive\n\n"

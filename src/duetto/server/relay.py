@@ -17,11 +17,11 @@ from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread, SteppedEngine
 from duetto.engine.watchdog import Watchdog
 from duetto.server.answer import MAX_STEPS, Answer
-from duetto.server.errors import ApiError, stopping, unavailable
-from duetto.server.history import History
-from duetto.server.journal import Journal
-from duetto.server.metrics import Metrics
-from duetto.server.places import Places
+from duetto.server.http.errors import ApiError, stopping, unavailable
+from duetto.server.http.places import Places
+from duetto.server.observe.history import History
+from duetto.server.observe.journal import Journal
+from duetto.server.observe.metrics import Metrics
 from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

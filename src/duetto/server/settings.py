@@ -8,7 +8,7 @@ from typing import Any
 from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.sampling_params import SEED_RANGE, SamplingParams
 from duetto.engine.watchdog import StepTimeout
-from duetto.server.origins import Origins
+from duetto.server.http.origins import Origins
 
 DAY_S = 86_400.0
 

@@ -1,0 +1,1 @@
+"""Where a model comes from: weights, configs, tokenizers, chat templates, the hub."""

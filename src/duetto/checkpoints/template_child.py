@@ -1,0 +1,251 @@
+"""The process in which a chat template runs: all that Jinja does is done here, within a budget.
+
+Started by template_process.py, with a socket as its standard input. Each message is a length (u32,
+network order) and JSON with `op`; the answer is a length, one byte that says what follows, and
+that. What takes too much memory raises MemoryError or ends the process; what takes too long ends
+it. Imports the standard library and jinja2 only: it is to be small, and to start fast.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Environment, TemplateError, UndefinedError, meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from duetto.checkpoints.template_answer import LENGTH, MEMORY_STATUS, Kind
+from duetto.checkpoints.template_content import Takes, content_taken
+
+_STATM = Path("/proc/self/statm")
+_MARKER = "Kq7zWv"  # a content that no template writes by itself
+_PRINTED_PART = re.compile(rf"""['"]text['"]\s*:\s*['"]{_MARKER}""")
+
+
+class _Refusal(TemplateError):
+    """The template refuses the messages in its own words."""
+
+
+class _TooLong(Exception):
+    """More characters than a prompt may have."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the model writes, for training; here it is a plain block."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+class Program:
+    """A compiled template. Raises what jinja2 raises for a source that does not compile."""
+
+    def __init__(self, source: str) -> None:
+        self._now = datetime.min
+        environment = _environment()
+        environment.globals["strftime_now"] = lambda form: self._now.strftime(form)
+        parsed = environment.parse(source)
+        self._template = environment.from_string(parsed)
+        self._takes = content_taken(parsed)
+        self._reads = meta.find_undeclared_variables(parsed) - environment.globals.keys()
+
+    def facts(self) -> dict[str, Any]:
+        """Names that it reads, and what it takes as content as far as its source tells."""
+        return {"reads": sorted(self._reads), "takes": self._takes}
+
+    def render(self, arguments: Mapping[str, Any], now: str, max_characters: int) -> str:
+        """Raises whatever the template raises, and _TooLong."""
+        self._now = datetime.fromisoformat(now)
+        pieces, size = [], 0
+        for piece in self._template.generate(arguments):
+            pieces.append(piece)
+            size += len(piece)
+            if size > max_characters:
+                raise _TooLong
+        return "".join(pieces)
+
+    def taken_by(self, role: str, others: Takes, request: Mapping[str, Any]) -> Takes | None:
+        """What this role's content is to be, found by trying; None if that does not tell.
+
+        `others` is what the other messages of the conversation are written in.
+        """
+        shows = {}
+        for form in ("string", "parts"):
+            messages = [
+                {"role": each, "content": _content(form if text == _MARKER else others, text)}
+                for each, text in _conversation(role)
+            ]
+            arguments = request["arguments"] | {"messages": messages}
+            try:
+                text = self.render(arguments, request["now"], request["max_characters"])
+            except MemoryError:
+                raise
+            except Exception:  # a template can raise whatever Python's operators raise
+                text = ""
+            shows[form] = _MARKER in text and not _PRINTED_PART.search(text)
+        if shows["string"]:
+            return "either" if shows["parts"] else "string"
+        return "parts" if shows["parts"] else None
+
+
+def _conversation(role: str) -> list[tuple[str, str]]:
+    """Roles and texts: the shortest one that most templates take, in which `role` has the marker"""
+    if role == "user":
+        return [("user", _MARKER)]
+    if role == "assistant":
+        return [("user", "a"), ("assistant", _MARKER), ("user", "b")]
+    return [(role, _MARKER), ("user", "a")]
+
+
+def _content(form: str, text: str) -> str | list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if form == "parts" else text
+
+
+def _environment() -> Environment:
+    def raise_exception(message: str) -> NoReturn:
+        raise _Refusal(message)
+
+    def tojson(  # jinja2's own escapes for HTML
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    return environment
+
+
+class _Child:
+    """Answers one message after the other."""
+
+    def __init__(self) -> None:
+        self._program: Program | None = None
+
+    def answer(self, message: bytes) -> tuple[Kind, bytes]:
+        try:
+            return self._answer(json.loads(message))
+        except _Refusal as error:
+            return Kind.REFUSED, _encoded(str(error))
+        except _TooLong:
+            return Kind.TOO_LONG, b""
+        except UndefinedError as error:
+            return Kind.UNDEFINED, _line(error)
+        except UnicodeEncodeError:
+            return Kind.SURROGATE, b""
+        except MemoryError:
+            return Kind.NO_MEMORY, b""
+        except Exception as error:  # a template can raise whatever Python's operators raise
+            return Kind.FAILED, _line(error)
+
+    def _answer(self, request: dict[str, Any]) -> tuple[Kind, bytes]:
+        if request["op"] == "load":
+            try:
+                self._program = Program(request["source"])
+            except (TemplateError, RecursionError, SyntaxError) as error:
+                return Kind.NO_JINJA, _line(error)
+            return Kind.FACTS, json.dumps(self._program.facts()).encode()
+        assert self._program is not None
+        if request["op"] == "try":
+            user = self._program.taken_by("user", "string", request)
+            taken = {"user": user} | {
+                role: self._program.taken_by(role, user or "string", request)
+                for role in request["roles"]
+                if role != "user"
+            }
+            return Kind.FACTS, json.dumps(taken).encode()
+        text = self._program.render(request["arguments"], request["now"], request["max_characters"])
+        return Kind.TEXT, text.encode()  # half a surrogate pair is not text
+
+
+def _line(error: BaseException) -> bytes:
+    line = getattr(error, "lineno", None)
+    text = " ".join(str(error)[:2000].split()) or type(error).__name__
+    return _encoded(f"line {line}: {text:.300}" if line else f"{text:.300}")
+
+
+def _encoded(text: str) -> bytes:
+    return text[:1000].encode(errors="replace")
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """From now on an allocation fails that would make this process larger than this."""
+    size, resident, *_ = (
+        int(pages) * resource.getpagesize() for pages in _STATM.read_text().split()
+    )
+    most = size + max(0, num_bytes - resident)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
+
+
+class _Watch:
+    """Ends the process when it is larger than its budget, where the system does not."""
+
+    def __init__(self) -> None:
+        self.max_bytes = sys.maxsize
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        while True:
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > self.max_bytes:
+                os._exit(MEMORY_STATUS)
+            time.sleep(0.01)
+
+
+def _receive(channel: socket.socket, num_bytes: int) -> bytes:
+    data = bytearray()
+    while len(data) < num_bytes:
+        part = channel.recv(min(1 << 20, num_bytes - len(data)))
+        if not part:
+            os._exit(0)  # the server is gone, or has no more use for this process
+        data += part
+    return bytes(data)
+
+
+def main(cpu_s: float, cpu_s_per_mib: float, max_bytes: int, bytes_per_byte: int) -> None:
+    """Serve the socket that is the standard input until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the server, who ends this process
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    channel, child = socket.socket(fileno=0), _Child()
+    watch = None if _STATM.exists() else _Watch()
+    while True:
+        (length,) = LENGTH.unpack(_receive(channel, LENGTH.size))
+        if watch is None:
+            _limit_memory(max_bytes + bytes_per_byte * length)
+        else:
+            watch.max_bytes = max_bytes + bytes_per_byte * length
+        signal.setitimer(signal.ITIMER_PROF, cpu_s + cpu_s_per_mib * length / 2**20)
+        kind, data = child.answer(_receive(channel, length))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        channel.sendall(LENGTH.pack(len(data)) + bytes([kind]) + data)
+        if kind == Kind.NO_MEMORY:
+            os._exit(MEMORY_STATUS)

@@ -1,0 +1,1 @@
+"""How good answers are: synthetic worlds, and questions about them."""

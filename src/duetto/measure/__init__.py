@@ -1,0 +1,1 @@
+"""Load generator, metrics of requests, micro-benchmarks: behind `duetto bench` and `calibrate`."""

@@ -1,0 +1,1 @@
+"""What hardware gives, what a step costs there, and what was learned from steps that ran."""

@@ -1,0 +1,1 @@
+"""OpenAI's API: parses bodies, and gives replies and events their shape."""

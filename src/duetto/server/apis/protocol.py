@@ -1,0 +1,314 @@
+"""The bodies that clients send, as strict structs. Knows no tokens and no engine.
+
+What a field that cannot be honoured may hold is declared beside it (accepted.py). Ranges of what is
+honoured are SamplingParams' to check.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Raw, Struct
+
+from duetto.server.apis.accepted import ABSENT, Only
+
+Role = Literal["system", "developer", "user", "assistant"]
+ServiceTier = Literal["auto", "default"]
+Label = str | None  # for the caller's own books; by definition it changes nothing
+MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
+MAX_DETOKENIZED = 2**18
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # whether OpenAI may pad chunks; nothing here does
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+    json_schema: None = None
+
+
+class Features(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What this version does not have. The first that is asked for is the one that is named, so
+    what others depend on comes first."""
+
+    tools: Annotated[Raw, Only([])] = ABSENT
+    functions: Annotated[Raw, Only([])] = ABSENT
+    tool_choice: Annotated[Raw, Only("none", "auto")] = ABSENT  # alike where there are no tools
+    function_call: Annotated[Raw, Only("none", "auto")] = ABSENT
+    parallel_tool_calls: Annotated[Raw, Only(True, False)] = ABSENT
+    structured_outputs: Annotated[Raw, Only()] = ABSENT
+    guided_json: Annotated[Raw, Only()] = ABSENT
+    guided_regex: Annotated[Raw, Only()] = ABSENT
+    guided_choice: Annotated[Raw, Only()] = ABSENT
+    guided_grammar: Annotated[Raw, Only()] = ABSENT
+    grammar: Annotated[Raw, Only("")] = ABSENT
+    json_schema: Annotated[Raw, Only()] = ABSENT
+    audio: Annotated[Raw, Only()] = ABSENT
+    modalities: Annotated[Raw, Only(["text"])] = ABSENT
+    web_search_options: Annotated[Raw, Only()] = ABSENT
+    prediction: Annotated[Raw, Only()] = ABSENT
+    moderation: Annotated[Raw, Only()] = ABSENT
+    documents: Annotated[Raw, Only([])] = ABSENT
+    chat_template: Annotated[Raw, Only()] = ABSENT
+    continue_final_message: Annotated[Raw, Only(False)] = ABSENT
+    verbosity: Annotated[Raw, Only("medium")] = ABSENT
+    reasoning: Annotated[Raw, Only({})] = ABSENT
+    include_reasoning: Annotated[Raw, Only(True)] = ABSENT
+    thinking_token_budget: Annotated[Raw, Only(-1)] = ABSENT
+    use_beam_search: Annotated[Raw, Only(False)] = ABSENT
+    length_penalty: Annotated[Raw, Only(1)] = ABSENT
+    early_stopping: Annotated[Raw, Only(False)] = ABSENT
+    prompt_embeds: Annotated[Raw, Only([], "")] = ABSENT
+    truncate_prompt_tokens: Annotated[Raw, Only(-1)] = ABSENT  # to the context; longer is a 400
+    mm_processor_kwargs: Annotated[Raw, Only({})] = ABSENT
+    media_io_kwargs: Annotated[Raw, Only({})] = ABSENT
+    kv_transfer_params: Annotated[Raw, Only({})] = ABSENT
+    ec_transfer_params: Annotated[Raw, Only({})] = ABSENT
+    vllm_xargs: Annotated[Raw, Only({})] = ABSENT
+    extra_body: Annotated[Raw, Only({})] = ABSENT  # of a client that put it into the body
+    logits_processors: Annotated[Raw, Only([])] = ABSENT
+    logprob_token_ids: Annotated[Raw, Only()] = ABSENT
+    repetition_detection: Annotated[Raw, Only()] = ABSENT
+    watermarking: Annotated[Raw, Only(False)] = ABSENT
+    stream_interval: Annotated[Raw, Only(1)] = ABSENT
+    detokenize: Annotated[Raw, Only(True)] = ABSENT
+    spaces_between_special_tokens: Annotated[Raw, Only(True)] = ABSENT
+    return_tokens_as_token_ids: Annotated[Raw, Only(False)] = ABSENT
+    return_prompt_text: Annotated[Raw, Only(False)] = ABSENT
+    return_token_offsets: Annotated[Raw, Only(False)] = ABSENT
+    routed_experts_prompt_start: Annotated[Raw, Only(0)] = ABSENT
+    return_mm_kwargs: Raw = ABSENT  # there is nothing that they could be returned of
+    truncation_side: Raw = ABSENT  # of what is not truncated
+    guided_decoding_backend: Raw = ABSENT
+    guided_whitespace_pattern: Raw = ABSENT
+
+
+class OtherSamplers(Features, kw_only=True):
+    """What llama.cpp and its clients call the samplers that are not here, at rest."""
+
+    typical_p: Annotated[Raw, Only(1)] = ABSENT
+    tfs_z: Annotated[Raw, Only(1)] = ABSENT
+    top_a: Annotated[Raw, Only(0)] = ABSENT
+    typ_p: Annotated[Raw, Only(1)] = ABSENT
+    typical: Annotated[Raw, Only(1)] = ABSENT
+    tfs: Annotated[Raw, Only(1)] = ABSENT
+    top_n_sigma: Annotated[Raw, Only(-1)] = ABSENT
+    mirostat: Annotated[Raw, Only(0)] = ABSENT
+    mirostat_mode: Annotated[Raw, Only(0)] = ABSENT
+    dynatemp_range: Annotated[Raw, Only(0)] = ABSENT
+    xtc_probability: Annotated[Raw, Only(0)] = ABSENT
+    dry_multiplier: Annotated[Raw, Only(0)] = ABSENT
+    smoothing_factor: Annotated[Raw, Only(0)] = ABSENT
+    repeat_penalty: Annotated[Raw, Only(1)] = ABSENT  # repetition_penalty here
+    n_probs: Annotated[Raw, Only(0)] = ABSENT
+    n_keep: Annotated[Raw, Only(0, -1)] = ABSENT
+    n_predict: Annotated[Raw, Only(-1)] = ABSENT  # max_tokens here
+    n_indent: Annotated[Raw, Only(0)] = ABSENT
+    sampler_seed: Annotated[Raw, Only(-1)] = ABSENT  # seed here
+    ban_eos_token: Annotated[Raw, Only(False)] = ABSENT
+    custom_token_bans: Annotated[Raw, Only("")] = ABSENT
+    banned_strings: Annotated[Raw, Only([])] = ABSENT
+    stopping_strings: Annotated[Raw, Only([])] = ABSENT
+    samplers: Annotated[Raw, Only([])] = ABSENT
+    backend_sampling: Annotated[Raw, Only(False)] = ABSENT
+    reasoning_format: Annotated[Raw, Only("none")] = ABSENT  # text is returned as it is
+    id_slot: Annotated[Raw, Only(-1)] = ABSENT
+    lora: Annotated[Raw, Only([])] = ABSENT
+    return_progress: Annotated[Raw, Only(False)] = ABSENT
+    timings_per_token: Annotated[Raw, Only(False)] = ABSENT
+    post_sampling_probs: Annotated[Raw, Only(False)] = ABSENT
+    # Without their sampler, these change nothing.
+    mirostat_tau: Raw = ABSENT
+    mirostat_eta: Raw = ABSENT
+    dynatemp_exponent: Raw = ABSENT
+    xtc_threshold: Raw = ABSENT
+    dry_base: Raw = ABSENT
+    dry_allowed_length: Raw = ABSENT
+    dry_penalty_last_n: Raw = ABSENT
+    dry_sequence_breakers: Raw = ABSENT
+    repeat_last_n: Raw = ABSENT
+    cache_prompt: Raw = ABSENT  # an answer is the same with a cache and without
+
+
+class OtherServers(OtherSamplers, kw_only=True):
+    """What clients of SGLang, Ollama and hosted services send, where it asks for nothing."""
+
+    regex: Annotated[Raw, Only()] = ABSENT
+    ebnf: Annotated[Raw, Only()] = ABSENT
+    no_stop_trim: Annotated[Raw, Only(False)] = ABSENT
+    return_hidden_states: Annotated[Raw, Only(False)] = ABSENT
+    lora_path: Annotated[Raw, Only()] = ABSENT
+    separate_reasoning: Annotated[Raw, Only(False)] = ABSENT
+    stream_reasoning: Raw = ABSENT  # of what is not separate
+    rid: Raw = ABSENT  # a label
+    keep_alive: Raw = ABSENT  # the model stays loaded
+    options: Annotated[Raw, Only({})] = ABSENT
+    background: Annotated[Raw, Only(False)] = ABSENT
+    deferred: Annotated[Raw, Only(False)] = ABSENT
+    enable_search: Annotated[Raw, Only(False)] = ABSENT
+    raw_output: Annotated[Raw, Only(False)] = ABSENT
+    context_length_exceeded_behavior: Annotated[Raw, Only("error")] = ABSENT
+    transforms: Annotated[Raw, Only([])] = ABSENT
+    plugins: Annotated[Raw, Only([])] = ABSENT
+    models: Annotated[Raw, Only([])] = ABSENT
+    route: Annotated[Raw, Only()] = ABSENT
+    provider: Annotated[Raw, Only({})] = ABSENT
+    safe_prompt: Annotated[Raw, Only(False)] = ABSENT
+    random_seed: Annotated[Raw, Only()] = ABSENT
+
+
+class SamplingRequest(OtherServers, kw_only=True):
+    """What both endpoints that sample have in common; the names are OpenAI's, then vLLM's."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+    response_format: ResponseFormat | None = None
+    service_tier: ServiceTier | None = None
+    store: bool | None = None
+    user: Label = None
+    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    safety_identifier: Label = None
+    prompt_cache_key: Label = None
+    prompt_cache_retention: Label = None
+    prompt_cache_options: Raw = ABSENT
+    request_id: Label = None
+    session_id: Label = None
+    chat_id: Label = None
+    conversation_id: Label = None
+    trace_id: Label = None
+
+
+class CompletionRequest(SamplingRequest, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | bool | None = None
+    best_of: int | None = None
+    suffix: Annotated[Raw, Only("")] = ABSENT
+    top_logprobs: Annotated[Raw, Only(0)] = ABSENT
+    add_generation_prompt: Annotated[Raw, Only(True)] = ABSENT
+    chat_template_kwargs: Annotated[Raw, Only({})] = ABSENT
+    max_completion_tokens: Annotated[Raw, Only()] = ABSENT
+    reasoning_effort: Annotated[Raw, Only("none")] = ABSENT  # is for a chat's template
+
+    def __post_init__(self) -> None:
+        if self.logprobs is False:  # as chats say that they want none; true is refused later
+            self.logprobs = None
+
+
+class TextPart(Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
+    cache_control: Raw = ABSENT
+    prompt_cache_breakpoint: Raw = ABSENT
+    id: Raw = ABSENT
+    index: Raw = ABSENT
+    logprobs: Annotated[Raw, Only([])] = ABSENT
+    annotations: Annotated[Raw, Only([])] = ABSENT
+    # What parts of other types hold, and some clients write as null into each.
+    image_url: Annotated[Raw, Only()] = ABSENT
+    input_audio: Annotated[Raw, Only()] = ABSENT
+    audio_url: Annotated[Raw, Only()] = ABSENT
+    video_url: Annotated[Raw, Only()] = ABSENT
+    file: Annotated[Raw, Only()] = ABSENT
+    refusal: Annotated[Raw, Only("")] = ABSENT
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    role: Role
+    content: str | Annotated[list[TextPart], Meta(max_length=MAX_MESSAGES)]
+    name: str | None = None
+    # What clients write into an assistant's message that is sent back.
+    tool_calls: Annotated[Raw, Only([])] = ABSENT
+    function_call: Annotated[Raw, Only()] = ABSENT
+    tool_call_id: Annotated[Raw, Only("")] = ABSENT
+    audio: Annotated[Raw, Only()] = ABSENT
+    images: Annotated[Raw, Only([])] = ABSENT
+    annotations: Annotated[Raw, Only([])] = ABSENT
+    refusal: Annotated[Raw, Only("")] = ABSENT
+    reasoning: Annotated[Raw, Only("")] = ABSENT
+    reasoning_content: Annotated[Raw, Only("")] = ABSENT
+    reasoning_details: Annotated[Raw, Only([])] = ABSENT
+    thinking_blocks: Annotated[Raw, Only([])] = ABSENT
+    parsed: Annotated[Raw, Only()] = ABSENT
+    prefix: Annotated[Raw, Only(False)] = ABSENT
+    partial: Annotated[Raw, Only(False)] = ABSENT
+    attachments: Annotated[Raw, Only([])] = ABSENT
+    files: Annotated[Raw, Only([])] = ABSENT
+    additional_kwargs: Annotated[Raw, Only({})] = ABSENT
+    id: Raw = ABSENT
+    model: Raw = ABSENT  # that said it
+    timestamp: Raw = ABSENT
+    created_at: Raw = ABSENT
+    metadata: Raw = ABSENT
+    cache_control: Raw = ABSENT
+    provider_specific_fields: Raw = ABSENT
+
+    def shown(self) -> dict[str, Any]:
+        """What a chat template is given: what changes nothing is not there."""
+        content: str | list[dict[str, str]] = (
+            self.content
+            if isinstance(self.content, str)
+            else [{"type": part.type, "text": part.text} for part in self.content]
+        )
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": content, **named}
+
+
+Messages = Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
+
+
+class ChatRequest(SamplingRequest, kw_only=True):
+    messages: Messages
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    echo: Annotated[Raw, Only(False)] = ABSENT
+    suffix: Annotated[Raw, Only("")] = ABSENT
+    best_of: Annotated[Raw, Only(1)] = ABSENT
+
+
+class TokenizeRequest(Features, kw_only=True):
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    user: Label = None
+
+
+class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    tokens: Annotated[list[int], Meta(max_length=MAX_DETOKENIZED)]
+    model: str | None = None
+    user: Label = None

@@ -1,0 +1,170 @@
+"""The bodies that clients receive: OpenAI's shapes, with vLLM's and llama.cpp's additions.
+
+Plain functions from tokens and text to dicts; they know no engine, no queue and no HTTP.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from duetto.core.batch import TokenLogprob
+from duetto.core.text import TextCodec
+from duetto.core.timings import RequestTimings
+from duetto.server.observe.explain import cache_miss, parts_ms
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every chunk of one reply repeats."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def around(self, choices: list[Json], **more: Any) -> Json:
+        return {
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+            "choices": choices,
+            **more,
+        }
+
+
+def usage(num_prompt: int, num_output: int, num_cached: int) -> Json:
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+        "prompt_tokens_details": {"cached_tokens": num_cached},
+    }
+
+
+def timings(
+    times: RequestTimings | None,
+    num_prompt: int,
+    num_cached: int,
+    *,
+    reader_s: float = 0.0,
+    tells_other_salts: bool = False,
+) -> Json | None:
+    """llama.cpp's keys, and the parts that add up to `total_ms`. None if nothing was computed.
+
+    `predicted_per_second` is 1 / TPOT: the first token belongs to the prompt's time. What the steps
+    were expected to take (`steps_expected_ms`) stands beside what they took. `reader_s` is how long
+    the end of a stream has waited for its client to take what was before it.
+    """
+    if times is None or not times.token_times or times.first_scheduled_time is None:
+        return None
+    num_computed, num_output = num_prompt - num_cached, len(times.token_times)
+    prompt_s = times.token_times[0] - times.first_scheduled_time
+    predicted_s = times.token_times[-1] - times.token_times[0]
+    return {
+        "cache_n": num_cached,
+        "prompt_n": num_computed,
+        "prompt_ms": _ms(prompt_s),
+        "prompt_per_second": num_computed / prompt_s if prompt_s > 0 else None,
+        "predicted_n": num_output,
+        "predicted_ms": _ms(predicted_s),
+        "predicted_per_second": (num_output - 1) / predicted_s if predicted_s > 0 else None,
+        "ttft_ms": _ms(times.ttft_s),
+        "total_ms": _ms((times.e2e_s or 0.0) + reader_s),
+        "parts_ms": parts_ms(times.parts, reader_s),
+        "num_preemptions": times.num_preemptions,
+        "steps_ms": _ms(times.computed_s),
+        "steps_expected_ms": _ms(times.predicted_s),
+        "cache_miss": cache_miss(times.cache_miss, tells_other_salts=tells_other_salts),
+    }
+
+
+def chat_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> Json:
+    def entry(token_id: int, logprob: float) -> Json:
+        return {
+            "token": codec.token_text(token_id),
+            "logprob": finite(logprob),
+            "bytes": list(codec.token_bytes(token_id)),
+        }
+
+    return {
+        "content": [
+            {
+                **entry(token.token_id, token.logprob),
+                "top_logprobs": [entry(*candidate) for candidate in token.top],
+            }
+            for token in tokens
+        ]
+    }
+
+
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob],
+    codec: TextCodec,
+    offsets: Sequence[int],
+    token_bytes: Sequence[bytes],
+) -> Json:
+    """Parallel lists, as long as `offsets` and `token_bytes`, which are of the tokens shown.
+
+    With one of these more than tokens, the first is of an echoed prompt's first, which nothing
+    precedes and nothing scores.
+    """
+    unscored = len(offsets) - len(tokens)
+    names = [_name(data) for data in token_bytes]
+    logprobs: list[float | None] = [None] * unscored
+    tops: list[dict[str, float] | None] = [None] * unscored
+    for token, name in zip(tokens, names[unscored:], strict=True):
+        logprobs.append(finite(token.logprob))
+        # Likeliest last, so that of two tokens with the same text the likelier one is shown.
+        top = {
+            name if i == token.token_id else _name(codec.token_bytes(i)): finite(value)
+            for i, value in reversed(token.top)
+        }
+        tops.append({name: finite(token.logprob), **top})
+    return {
+        "tokens": names,
+        "token_logprobs": logprobs,
+        "top_logprobs": tops,
+        "text_offset": list(offsets),
+    }
+
+
+def _name(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:  # half a character: as OpenAI writes it, or all would be U+FFFD
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def prompt_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> list[Json | None]:
+    """vLLM's shape: a dict of candidates per prompt token, None for the first."""
+    entries: list[Json | None] = [None]
+    for token in tokens:
+        ranked = [(i, value, rank) for rank, (i, value) in enumerate(token.top, start=1)]
+        candidates = {i: (value, rank) for i, value, rank in ranked}
+        candidates[token.token_id] = (token.logprob, token.rank)
+        entries.append(
+            {
+                str(i): {
+                    "logprob": finite(value),
+                    "rank": rank,
+                    "decoded_token": codec.token_text(i),
+                }
+                for i, (value, rank) in candidates.items()
+            }
+        )
+    return entries
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; this stands for "impossible", as it does in vLLM."""
+    return logprob if math.isfinite(logprob) else -9999.0
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

@@ -1,0 +1,73 @@
+"""What a reply weighs, said before any of it is computed. Knows no tokens and no HTTP.
+
+A reply that is not streamed is kept until its last token has come. The figures are those of
+CPython 3.11 and of tokens of four characters: `benchmarks/hostile.py` measures them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from duetto.core.sampling_params import SamplingParams
+from duetto.server.apis.protocol import CompletionRequest, SamplingRequest
+from duetto.server.apis.sampling import caller_names
+from duetto.server.http.errors import ApiError, invalid
+
+TOKEN_BYTES = 128  # a token of an answer: as it is kept, and its text
+KEPT_BYTES = 112  # a candidate with its log-probability, as it is kept ...
+JSON_BYTES = 100  # ... and as it is written
+
+
+@dataclass(frozen=True, slots=True)
+class ReplySize:
+    """Bytes for each token of the prompts and of the answers."""
+
+    num_answers: int  # to each prompt
+    prompt_token_bytes: int  # with all answers to the prompt
+    answer_token_bytes: int
+    most: int
+
+    @staticmethod
+    def of(request: SamplingRequest, sampling: SamplingParams, most: int) -> "ReplySize":
+        scored, shown, n = sampling.prompt_logprobs, sampling.logprobs, sampling.n
+        if request.stream:
+            return ReplySize(n, 0, 0, most)  # it goes out as it comes
+        # Each completion shows the prompt's; beside the choices of a chat they stand once.
+        times = n if isinstance(request, CompletionRequest) else 1
+        at_prompt = 0 if scored is None else (1 + scored) * (KEPT_BYTES + times * JSON_BYTES)
+        at_answer = 0 if shown is None else (1 + shown) * (KEPT_BYTES + JSON_BYTES)
+        return ReplySize(n, at_prompt, TOKEN_BYTES + at_answer, most)
+
+    def room(self, prompt_lengths: Iterable[int]) -> int | None:
+        """Tokens that each answer may have at most; at least 1. None: any number."""
+        lengths = list(prompt_lengths)
+        if not self.answer_token_bytes or not lengths:
+            return None
+        left = self.most - self.prompt_token_bytes * sum(lengths)
+        each = self.answer_token_bytes * self.num_answers * len(lengths)
+        return max(1, left // each)
+
+    def num_bytes(self, lengths: Iterable[tuple[int, int]]) -> int:
+        """`lengths` are those of each prompt and its longest answer, in tokens."""
+        return sum(
+            prompt * self.prompt_token_bytes + self.num_answers * answer * self.answer_token_bytes
+            for prompt, answer in lengths
+        )
+
+
+def too_large(
+    request: SamplingRequest, sampling: SamplingParams, size: ReplySize, num_bytes: int, scored: int
+) -> ApiError:
+    """400 that names what makes the most of it; `scored` prompt tokens have log-probabilities."""
+    names = caller_names(request)
+    if size.prompt_token_bytes * scored > num_bytes // 2:
+        field = "logprobs" if request.prompt_logprobs is None else "prompt_logprobs"
+    elif sampling.logprobs is not None:
+        field = names.get("logprobs", "logprobs")
+    else:
+        field = "n" if sampling.n > 1 else names.get("max_tokens", "max_tokens")
+    return invalid(
+        field,
+        f"the reply could take {num_bytes} bytes, for n={sampling.n}, "
+        f"logprobs={sampling.logprobs}, prompt_logprobs={sampling.prompt_logprobs} and the tokens "
+        f"asked for; at most {size.most} are accepted. Ask for less of one of them, or stream",
+    )

@@ -1,0 +1,130 @@
+"""From a request's body to SamplingParams. Knows the field names of both sides and no tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
+from duetto.server.apis.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    StreamOptions,
+)
+from duetto.server.http.errors import invalid, refused
+
+MAX_STEP_ENTRIES = 2**20  # about 0.1 s, and six times the largest vocabularies
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default; a chat may use all the room there is
+
+_SAME_NAME = (
+    "n",
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "seed",
+    "prompt_logprobs",
+    "skip_special_tokens",
+)
+
+
+def completion_params(request: CompletionRequest, defaults: Mapping[str, Any]) -> SamplingParams:
+    """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
+    asked = {**defaults, "max_tokens": None, **_given(request)}
+    asked["logprobs"] = request.logprobs
+    if request.best_of not in (None, request.n or 1):
+        raise invalid("best_of", "is not supported in this version; accepted: the value of n")
+    if request.echo and request.max_tokens == 0:
+        # Scoring a prompt: the one token that the engine has to sample is not shown.
+        asked["max_tokens"] = 1
+    if request.echo and request.logprobs is not None:
+        if request.prompt_logprobs is not None:
+            raise invalid("prompt_logprobs", "echo with logprobs already scores the prompt")
+        if request.stream:
+            raise invalid("stream", "echo with logprobs cannot be streamed")
+        asked["prompt_logprobs"] = request.logprobs
+    return _checked(request, asked)
+
+
+def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingParams:
+    """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
+    asked = {**defaults, "max_tokens": None, **_given(request)}
+    if request.max_completion_tokens is not None:
+        if request.max_tokens not in (None, request.max_completion_tokens):
+            raise invalid("max_tokens", "differs from max_completion_tokens, its newer name")
+        asked["max_tokens"] = request.max_completion_tokens
+    if request.logprobs:
+        asked["logprobs"] = request.top_logprobs or 0
+    elif request.top_logprobs:
+        raise invalid("top_logprobs", "needs logprobs to be true")
+    return _checked(request, asked)
+
+
+def check_step_entries(sampling: SamplingParams, num_running: int) -> None:
+    """Refuse lists that would make each step long: every answer that runs looks at its own.
+
+    Raises ApiError 400, naming the longest list, with the numbers.
+    """
+    sizes = {
+        "logit_bias": len(sampling.logit_bias),
+        "allowed_token_ids": len(sampling.allowed_token_ids or ()),
+        "stop_token_ids": len(sampling.stop_token_ids) if sampling.min_tokens else 0,
+    }
+    if num_running * sum(sizes.values()) > MAX_STEP_ENTRIES:
+        field = max(sizes, key=lambda name: sizes[name])
+        raise invalid(
+            field,
+            f"{sum(sizes.values())} entries of {', '.join(sizes)} for each of {num_running} "
+            f"answers are too much work in a step; at most {MAX_STEP_ENTRIES} together",
+        )
+
+
+def default_max_tokens(request: SamplingRequest, defaults: Mapping[str, Any]) -> int | None:
+    """What stands for `max_tokens` if the caller says nothing; None is all the room there is."""
+    usual = COMPLETION_MAX_TOKENS if isinstance(request, CompletionRequest) else None
+    most: int | None = defaults.get("max_tokens", usual)
+    return most
+
+
+def caller_names(request: SamplingRequest) -> dict[str, str]:
+    """Our field names to those that the caller used, where they differ."""
+    if not isinstance(request, ChatRequest):
+        return {}
+    names = {"logprobs": "top_logprobs", "prompt": "messages"}
+    if request.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    return names
+
+
+def _given(request: SamplingRequest) -> dict[str, Any]:
+    values = ((name, getattr(request, name)) for name in _SAME_NAME)
+    given = {name: value for name, value in values if value is not None}
+    if given.get("stop") == "":  # no stop string; a list that holds one is a mistake
+        del given["stop"]
+    return given
+
+
+def _checked(request: SamplingRequest, asked: dict[str, Any]) -> SamplingParams:
+    options = request.stream_options or StreamOptions()
+    if (options.include_usage or options.continuous_usage_stats) and not request.stream:
+        raise invalid("stream_options", "needs stream to be true")
+    if request.stream and request.prompt_logprobs is not None:
+        raise invalid("prompt_logprobs", "cannot be streamed")
+    if request.store:
+        raise invalid("store", "nothing is stored by this server; only false is accepted")
+    try:
+        return SamplingParams(**asked)
+    except InvalidRequest as error:
+        raise refused(error, caller_names(request)) from None

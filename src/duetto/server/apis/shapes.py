@@ -1,0 +1,212 @@
+"""What the two endpoints that sample do differently: the shape of a choice.
+
+Both answer the same questions, which exchange.py asks; what is alike is there. Knows no HTTP.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
+
+from duetto.core.batch import SampledToken, TokenLogprob
+from duetto.core.text import TextCodec, bytes_shown
+from duetto.engine.detokenizer import TokenPlaces
+from duetto.server.apis.echo import Echo
+from duetto.server.apis.protocol import ChatRequest, CompletionRequest
+from duetto.server.apis.replies import (
+    Json,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
+)
+from duetto.server.door import Job, Prompt
+from duetto.server.http.json_parts import NUM_AT_ONCE, Columns, EncodedParts, Rows
+
+# Of a message, what this version never says; clients of OpenAI and of vLLM read these keys.
+NOT_SAID: Json = {
+    "refusal": None,
+    "annotations": None,
+    "audio": None,
+    "function_call": None,
+    "tool_calls": [],
+    "reasoning": None,
+    "reasoning_content": None,
+}
+
+_NO_ECHO = Echo("")
+
+
+class Shape(Protocol):
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def opening(self, index: int) -> Json | None:
+        """The choice of a stream's first chunk, before any token; None if there is none."""
+        ...
+
+    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+        """A choice of a later chunk."""
+        ...
+
+    def whole(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],
+    ) -> Json:
+        """A choice of a reply that is not streamed; `scored` are the prompt's tokens."""
+        ...
+
+    def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
+        """What is said once per reply about the prompt."""
+        ...
+
+
+class ChatShape:
+    id_prefix: ClassVar[str] = "chatcmpl-"
+    whole_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
+
+    def __init__(self, request: ChatRequest, job: Job, codec: TextCodec) -> None:
+        self._request = request
+        self._job = job
+        self._codec = codec
+
+    def opening(self, index: int) -> Json | None:
+        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+
+    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+        return {"index": index, "delta": {"content": text}, "logprobs": self._logprobs(tokens)}
+
+    def whole(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],  # noqa: ARG002 - shown beside the choices
+    ) -> Json:
+        message = {"role": "assistant", "content": text, **NOT_SAID}
+        return {"index": index, "message": message, "logprobs": self._logprobs(tokens)}
+
+    def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
+        more: Json = {"prompt_token_ids": None, "prompt_logprobs": None}
+        if self._request.return_token_ids:
+            more["prompt_token_ids"] = self._job.prompts[0].token_ids
+        if self._request.prompt_logprobs is not None:
+            more["prompt_logprobs"] = _prompt_rows(scored, self._codec)
+        return more
+
+    def _logprobs(self, tokens: Sequence[SampledToken]) -> Json | Columns | None:
+        if not self._request.logprobs:
+            return None
+        shown = [t.logprob for t in tokens if t.logprob is not None]
+        return _columns(len(shown), lambda i, j: chat_logprobs(shown[i:j], self._codec))
+
+
+class CompletionShape:
+    id_prefix: ClassVar[str] = "cmpl-"
+    whole_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+
+    def __init__(self, request: CompletionRequest, job: Job, codec: TextCodec) -> None:
+        self._request = request
+        self._job = job
+        self._codec = codec
+        self._scored: dict[int, EncodedParts] = {}  # by prompt, whose answers all show the same
+        self._shown_at: dict[int, TokenPlaces] = {}  # of the choices that show log-probabilities
+
+    def opening(self, index: int) -> Json | None:
+        if not self._request.echo and not self._request.return_token_ids:
+            return None
+        return {
+            "index": index,
+            "text": self._echo(index).text,
+            "logprobs": None,
+            **self._ids(index),
+        }
+
+    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+        shown = self._logprobs(index, tokens, ())
+        return {"index": index, "text": text, "logprobs": shown, "prompt_token_ids": None}
+
+    def whole(
+        self,
+        index: int,
+        text: str,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],
+    ) -> Json:
+        choice = {
+            "index": index,
+            "text": self._echo(index).text + text,
+            "logprobs": self._logprobs(index, tokens, scored),
+            **self._ids(index),
+            "prompt_logprobs": None,
+        }
+        if self._request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = self._prompt_logprobs(index, scored)
+        return choice
+
+    def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:  # noqa: ARG002
+        return {}  # a completion may have many prompts, so each choice shows its own
+
+    def _prompt_logprobs(self, index: int, scored: Sequence[TokenLogprob]) -> EncodedParts:
+        prompt = index // self._job.sampling.n
+        if prompt not in self._scored:
+            self._scored[prompt] = EncodedParts(_prompt_rows(scored, self._codec))
+        return self._scored[prompt]
+
+    def _prompt(self, index: int) -> Prompt:
+        return self._job.prompts[index // self._job.sampling.n]
+
+    def _echo(self, index: int) -> Echo:
+        return self._prompt(index).echo or _NO_ECHO
+
+    def _ids(self, index: int) -> Json:
+        shown = self._prompt(index).token_ids if self._request.return_token_ids else None
+        return {"prompt_token_ids": shown}
+
+    def _logprobs(
+        self, index: int, tokens: Sequence[SampledToken], scored: Sequence[TokenLogprob]
+    ) -> Json | Columns | None:
+        if self._request.logprobs is None:
+            return None
+        shown = [t.logprob for t in tokens if t.logprob is not None]
+        echo = self._echo(index)  # which is never streamed with these, so all of it comes at once
+        offsets, names = [*echo.starts], [*echo.token_bytes]
+        for token in shown:
+            place = self._places(index).push(token.token_id)
+            offsets.append(place.start)
+            names.append(bytes_shown(self._codec.token_bytes(token.token_id), place.text))
+        scorable = [*scored, *shown] if echo.starts else shown
+        num_first = len(offsets) - len(scorable)  # the prompt's first token, which nothing scores
+
+        def rows(start: int, end: int) -> Json:
+            part = slice(start + num_first if start else 0, end + num_first)
+            return completion_logprobs(scorable[start:end], self._codec, offsets[part], names[part])
+
+        return _columns(len(scorable), rows)
+
+    def _places(self, index: int) -> TokenPlaces:
+        if index not in self._shown_at:
+            self._shown_at[index] = TokenPlaces(
+                lambda ids, skip: self._codec.decode(ids, skip_special_tokens=skip),
+                self._prompt(index).token_ids,
+                skip_special_tokens=self._job.sampling.skip_special_tokens,
+                start=len(self._echo(index).text),
+            )
+        return self._shown_at[index]
+
+
+def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | Columns:
+    """All rows if they are few, as in a chunk of a stream."""
+    return make(0, num_rows) if num_rows <= NUM_AT_ONCE else Columns(num_rows, make)
+
+
+def _prompt_rows(scored: Sequence[TokenLogprob], codec: TextCodec) -> Rows:
+    """vLLM's list, a few tokens of the prompt at a time; nothing scores the first."""
+
+    def rows(start: int, end: int) -> list[Json | None]:
+        return prompt_logprobs(scored[start:end], codec)[1 if start else 0 :]
+
+    return Rows(len(scored), rows)

@@ -1,0 +1,1 @@
+"""What every HTTP request meets: the wire, limits, keys, bodies. Knows no API."""

@@ -1,0 +1,1 @@
+"""What can be asked about the past: metrics, timelines, logs, and why a request was slow."""

@@ -1,0 +1,182 @@
+"""Why a request took as long as it did, in JSON and in one sentence for people.
+
+Knows what is remembered of a request; knows no engine and no HTTP.
+"""
+
+from typing import Any
+
+from duetto.core.cache_miss import CacheMiss, MissReason
+from duetto.core.timings import Part
+from duetto.server.observe.history import Ended, Running
+from duetto.server.observe.timeline import Steps, ms, segments, segments_until
+
+Json = dict[str, Any]
+
+PART_NAMES = {
+    Part.WAITING: "queued",
+    Part.BLOCKS: "blocks",
+    Part.PROMPT: "prompt",
+    Part.DECODE: "decode",
+    Part.SHARED: "shared",
+    Part.STALLED: "stalled",
+    Part.PREEMPTED: "preempted",
+}
+READER = "reader"  # the part that is the client's, beside those of the engine
+SLOW_RATIO = 1.5  # steps that take so much longer than expected are worth a word
+
+_CAUSES = {
+    "queued": "waiting for its turn: all places or all of the steps' tokens were taken "
+    "(--max-num-seqs, --max-num-batched-tokens, or another machine)",
+    "blocks": "waiting for KV blocks (more --kv-cache-memory-bytes, or fewer requests at a time)",
+    "prompt": "computing its own prompt",
+    "decode": "generating",
+    "shared": "generating in steps that also computed others' prompts (--target-itl, or a smaller "
+    "--max-num-batched-tokens, makes these shorter)",
+    "stalled": "admitted, while no step computed anything for it",
+    "preempted": "having lost its KV blocks to older requests, and computing them again (more "
+    "--kv-cache-memory-bytes, or fewer requests at a time)",
+    READER: "ready, while its client had not read what was sent before",
+}
+
+
+def cache_miss(miss: CacheMiss | None, *, tells_other_salts: bool) -> Json | None:
+    """A miss as replies show it.
+
+    That somebody else has the same text is told only where there is nobody else: it would be the
+    very thing that salts and tenants keep apart.
+    """
+    if miss is None:
+        return None
+    reason, differs_at = miss.reason, miss.differs_at
+    if reason is MissReason.OTHER_SALT:
+        if tells_other_salts:
+            differs_at = None
+        else:  # what it would be if nobody else were there
+            reason = MissReason.NEVER_SEEN if differs_at is None else MissReason.DIFFERS
+    return {"reason": reason.value, "token": miss.token, "differs_at": differs_at}
+
+
+def parts_ms(parts: dict[Part, float], reader_s: float) -> Json:
+    """The parts that add up to the E2E latency, a stream's reader included."""
+    return {PART_NAMES[part]: ms(spent) for part, spent in parts.items()} | {READER: ms(reader_s)}
+
+
+def listed(ended: Ended) -> Json:
+    """One line of the list of recent requests."""
+    ttft = None if ended.first_token_time is None else ended.first_token_time - ended.arrival_time
+    return {
+        "id": ended.request_id,
+        "request_id": ended.name,  # as the client knows it: X-Request-Id, and in the reply's id
+        "finish_reason": ended.finish_reason,
+        "prompt_tokens": ended.num_prompt_tokens,
+        "completion_tokens": ended.num_output_tokens,
+        "ttft_ms": ms(ttft),
+        "total_ms": ms(ended.total_s),
+    }
+
+
+def timeline(
+    ended: Ended,
+    steps: Steps,
+    *,
+    tells_other_salts: bool,
+) -> Json:
+    """All that is known of where one request's time went."""
+    found, is_whole = segments(ended, steps)
+    miss = cache_miss(ended.cache_miss, tells_other_salts=tells_other_salts)
+    gap_end, origin = ended.longest_gap_end, ended.arrival_time
+    return {
+        **listed(ended),
+        "error": ended.error,
+        "cached_tokens": ended.num_cached_tokens,
+        "cache_miss": miss,
+        "cache": cache_words(miss, ended),
+        "parts_ms": parts_ms(ended.parts, ended.reader_s),
+        "steps_ms": ms(ended.computed_s),
+        "steps_expected_ms": ms(ended.predicted_s),
+        "longest_gap_ms": ms(ended.longest_gap_s),
+        "longest_gap_end_ms": None if gap_end is None else ms(gap_end - origin),
+        "num_preemptions": ended.num_preemptions,
+        "segments": [segment.shown(origin) for segment in found],
+        "segments_are_whole": is_whole,  # or the first steps are no longer remembered
+        "why": why(ended, miss),
+    }
+
+
+def so_far(
+    running: Running,
+    steps: Steps,
+    now: float,
+    *,
+    is_whole: bool,
+) -> Json:
+    """What is known of a request that has not ended. How its time divides into parts, what the
+    cache had, and why, is told when it has."""
+    found, num_tokens = segments_until(running, steps, now)
+    total_s, origin = now - running.arrival_time, running.arrival_time
+    state = (
+        f"{running.num_output_tokens} tokens are generated so far"
+        if running.num_output_tokens
+        else "its prompt is being computed"
+        if num_tokens
+        else "it waits in the queue"
+    )
+    return {
+        "id": running.request_id,
+        "request_id": running.name,
+        "finish_reason": None,
+        "prompt_tokens": running.num_prompt_tokens,
+        "completion_tokens": running.num_output_tokens,
+        "total_ms": ms(total_s),
+        "parts_ms": {},
+        "segments": [segment.shown(origin) for segment in found],
+        "segments_are_whole": is_whole,
+        "why": f"it is still running, for {_seconds(total_s)}: {state}.",
+    }
+
+
+def why(ended: Ended, miss: Json | None) -> str:
+    """One sentence: what most of the time went to, and what was unusual about it."""
+    parts = {PART_NAMES[part]: spent for part, spent in ended.parts.items()}
+    parts[READER] = ended.reader_s
+    name = max(parts, key=lambda each: parts[each])
+    whole = ended.total_s
+    share = parts[name] / whole if whole > 0 else 0.0
+    text = f"{_seconds(parts[name])} of its {_seconds(whole)} ({share:.0%}) went to {_CAUSES[name]}"
+    if name == "prompt":
+        num = ended.num_prompt_tokens - ended.num_cached_tokens
+        text += f" of {num} tokens that the prefix cache did not have"
+        text += f" ({cache_words(miss, ended)})" if miss is not None else ""
+    elif name == "decode" and ended.num_output_tokens > 1:
+        per_token = parts[name] / (ended.num_output_tokens - 1)
+        text += f" {ended.num_output_tokens} tokens, {_seconds(per_token)} each"
+    expected = ended.predicted_s
+    if expected and ended.computed_s > SLOW_RATIO * expected:
+        text += (
+            f"; its steps took {ended.computed_s / expected:.1f} times what is expected of them, "
+            f"so the machine was busy with something else, or the server had just started"
+        )
+    return text + "."
+
+
+def cache_words(miss: Json | None, ended: Ended) -> str:
+    """What the prefix cache had of the prompt, and why no more."""
+    if not ended.was_admitted:
+        return "it was never looked up: the request ended in the queue"
+    if miss is None:
+        return f"{ended.num_cached_tokens} tokens came from the cache, all that could"
+    token, reason = miss["token"], miss["reason"]
+    words = {
+        "off": "prefix caching is off",
+        "scored": "a prompt that is to be scored is computed whole",
+        "too_short": "the prompt is shorter than a block, and only whole blocks are kept",
+        "never_seen": f"nothing remembered has the same tokens from token {token} on",
+        "differs": f"token {miss['differs_at']} differs from the prompt that began alike",
+        "evicted": f"the block at token {token} was there, and was taken for other requests",
+        "other_salt": "the same tokens are cached for another tenant or cache_salt",
+    }
+    return f"{token} tokens came from the cache; {words[reason]}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"

@@ -1,0 +1,97 @@
+"""An Executor that spends virtual time instead of computing.
+
+Knows a price for a batch's shape, and no model: the price may come from a CostModel, from a fit, or
+from steps that were recorded. Its tokens stand for no text.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from typing import TypeVar
+
+from duetto.core.batch import SampledToken, ScheduledBatch, StepOutput
+from duetto.core.request import Request
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.pricing.cost_model import CostModel, StepTotals
+from duetto.program.ops import Attention
+from duetto.simulation.virtual_clock import VirtualClock
+
+T = TypeVar("T")
+StepTime = Callable[[BatchShape], float]  # seconds; a pure function of the shape
+# For requests with so many tokens before their next one: the times of steps that compute one token
+# of each, step after step without end. Exactly what a StepTime says of their shapes.
+NextPrices = Callable[[Sequence[int]], Iterator[T]]
+NextTokenTimes = NextPrices[float]
+
+
+class SimulatedExecutor:
+    """Answers every request with its own token, again and again, after the time of the step."""
+
+    def __init__(self, step_time: StepTime, clock: VirtualClock) -> None:
+        self._step_time = step_time
+        self._clock = clock
+
+    def execute(self, batch: ScheduledBatch) -> StepOutput:
+        self._clock.advance(self._step_time(batch.shape))
+        return answers(batch)
+
+
+def answers(batch: ScheduledBatch) -> StepOutput:
+    """The token of every request that is to be given one."""
+    return StepOutput(
+        {
+            item.request_id: (SampledToken(_token_of_seed(item.sampling.seed)),)
+            for item in batch.requests
+            if item.sampling is not None
+        }
+    )
+
+
+def step_by_step(price: Callable[[BatchShape], T]) -> NextPrices[T]:
+    """As `price` says, shape by shape: the slow twin of `next_token_prices`."""
+
+    def prices(pasts: Sequence[int]) -> Iterator[T]:
+        for step in count():
+            yield price(BatchShape(tuple([RequestShape(1, past + step) for past in pasts])))
+
+    return prices
+
+
+def next_token_times(model: CostModel) -> NextTokenTimes:
+    """As `model.step_time` says."""
+    return next_token_prices(model, model.time_of)
+
+
+def next_token_prices(model: CostModel, price: Callable[[StepTotals], T]) -> NextPrices[T]:
+    """`price` of the totals of steps that compute one token of each request, one after the other.
+    Where no attention has a window, the sums that a price depends on grow by one a request and
+    step, so shapes need not be made."""
+    attentions = [op for op in model.program.ops if isinstance(op, Attention)]
+    if any(op.window is not None for op in attentions):
+        return step_by_step(lambda shape: price(model.totals(shape)))
+
+    def prices(pasts: Sequence[int]) -> Iterator[T]:
+        totals = model.totals(BatchShape(tuple([RequestShape(1, past) for past in pasts])))
+        num_requests, spans = len(pasts), totals.spans
+        while True:
+            yield price(totals)
+            spans = tuple([(p + num_requests, r + num_requests) for p, r in spans])
+            totals = totals._replace(spans=spans)
+
+    return prices
+
+
+def replayed(durations: Iterable[float]) -> StepTime:
+    """The price of each step is the next of `durations`, whatever its shape. Not pure: only for a
+    simulation that does not fast-forward."""
+    times = iter(durations)
+    return lambda _shape: next(times)
+
+
+def token_of(request: Request) -> int:
+    """The token that a simulated executor gives this request: no prompt has it, and no request of
+    another seed does."""
+    return _token_of_seed(request.seed)
+
+
+def _token_of_seed(seed: int) -> int:
+    return -1 - seed
