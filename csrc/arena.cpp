@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kSmall = size_t{1} << 20;  // not worth a huge page
-constexpr size_t kCacheLine = 64;           // and 64 is aligned enough; the system maps whole pages
+constexpr size_t kCacheLine = 64;  // and 64 is aligned enough; the system maps whole pages
 
 }  // namespace
 
@@ -20,7 +20,8 @@ Arena::Arena(size_t num_bytes) : num_bytes_(num_bytes) {
     const size_t alignment = num_bytes < kSmall ? kCacheLine : kHugePage;
     if (num_bytes > std::numeric_limits<size_t>::max() / 2) throw std::bad_alloc();
     mapped_bytes_ = num_bytes + (alignment == kHugePage ? kHugePage : 0);
-    mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mapped_ =
+        mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped_ == MAP_FAILED) {
         mapped_ = nullptr;
         throw std::bad_alloc();

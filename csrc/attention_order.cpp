@@ -15,10 +15,9 @@ void AttentionOrder::find_groups() {
     for (size_t i = 0; i < items.size(); ++i) {
         const AttentionItem& item = items[i];
         if (item.partial < 0) continue;
-        const bool joins_last = i > 0 && group_of[i - 1] >= 0 &&
-                                items[i - 1].request == item.request &&
-                                items[i - 1].kv_head == item.kv_head &&
-                                items[i - 1].row_begin == item.row_begin;
+        const bool joins_last =
+            i > 0 && group_of[i - 1] >= 0 && items[i - 1].request == item.request &&
+            items[i - 1].kv_head == item.kv_head && items[i - 1].row_begin == item.row_begin;
         if (joins_last)
             ++groups.back().size;
         else

@@ -9,9 +9,9 @@ namespace duetto {
 namespace {
 
 constexpr int64_t kItemsPerThread = 4;    // enough to even out what the estimate gets wrong
-constexpr int64_t kRowsPerItem = 192;     // (query, head) pairs that share each widened tile of KV
+constexpr int64_t kRowsPerItem = 192;  // (query, head) pairs that share each widened tile of KV
 constexpr int64_t kNumbersPerItem = 192 * 128;  // of theirs, so that they stay in a core's cache
-constexpr int64_t kFewestRows = 12;       // below, widening KV costs as much as using it
+constexpr int64_t kFewestRows = 12;  // below, widening KV costs as much as using it
 constexpr int64_t kMostQueriesSplit = 8;  // longer runs of queries are cut into rows, not splits
 
 // Consecutive queries of one request for one KV head, and the positions that they see.
@@ -35,8 +35,13 @@ Group make_group(const StepView& step, const AttentionArgs& args, int64_t reques
     }
     const int32_t seen = args.window > 0 ? std::max(0, first + 1 - args.window) : 0;
     const int64_t keys = (last + 1 - seen) - (last - first) / 2;  // half of their own triangle
-    return {(int32_t)request, (int32_t)head, (int32_t)begin, (int32_t)end,
-            seen, last + 1, cost_of(args, end - begin, keys)};
+    return {(int32_t)request,
+            (int32_t)head,
+            (int32_t)begin,
+            (int32_t)end,
+            seen,
+            last + 1,
+            cost_of(args, end - begin, keys)};
 }
 
 // Queries per item: many share KV that is widened once, few keep every thread busy.
@@ -99,8 +104,8 @@ int64_t num_partial_places(const AttentionItem* items, int64_t num_items) {
     int64_t places = 0;
     for (int64_t i = 0; i < num_items; ++i)
         if (items[i].partial >= 0)
-            places = std::max<int64_t>(places, items[i].partial + items[i].row_end -
-                                                   items[i].row_begin);
+            places =
+                std::max<int64_t>(places, items[i].partial + items[i].row_end - items[i].row_begin);
     return places;
 }
 

@@ -42,7 +42,8 @@ template <class T>
 using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ReadOnlyBytes = Vector<uint8_t>;
-using NormTuple = std::tuple<Vector<float>, double, double>;  // (no fp32: most eps are none exactly)
+using NormTuple =
+    std::tuple<Vector<float>, double, double>;  // (no fp32: most eps are none exactly)
 
 // -- names of formats -----------------------------------------------------------------------------------
 
@@ -62,7 +63,9 @@ constexpr const char* kActivations[] = {"silu", "gelu_tanh"};
 WeightFormat weight_format(const std::string& name) {
     return from_name<WeightFormat>("weight format", name, kWeightFormats);
 }
-KvFormat kv_format(const std::string& name) { return from_name<KvFormat>("KV format", name, kKvFormats); }
+KvFormat kv_format(const std::string& name) {
+    return from_name<KvFormat>("KV format", name, kKvFormats);
+}
 Activation activation(const std::string& name) {
     return from_name<Activation>("activation", name, kActivations);
 }
@@ -104,13 +107,15 @@ public:
         packed = {f, static_cast<int32_t>(group), n, k, pad8(k), data_.data(), scale_words};
         num_bytes = static_cast<int64_t>(bytes.data + bytes.scales);
         if (f == WeightFormat::bf12 && !is_whole(packed))
-            refuse("a bf12 weight's exceptions do not lie in their tiles: it was not packed by pack()");
+            refuse(
+                "a bf12 weight's exceptions do not lie in their tiles: it was not packed by pack()");
     }
 
     auto unpack(const std::string& isa) const {
         const Kernels& kernels = choose_kernels(isa);
         auto* values = new std::vector<float>(packed.n * packed.k);
-        nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+        nb::capsule owner(values,
+                          [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
         {
             const Release release;
             for (int64_t row = 0; row < packed.n; ++row)
@@ -131,7 +136,8 @@ private:
 // `k` is set if it is negative.
 SourceRows source_rows(nb::handle item, int64_t& k) {
     nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu> array;
-    if (!nb::try_cast(item, array)) throw nb::type_error("pack: a source is not a two-dimensional array");
+    if (!nb::try_cast(item, array))
+        throw nb::type_error("pack: a source is not a two-dimensional array");
     SourceType type;
     if (array.dtype() == nb::dtype<float>())
         type = SourceType::f32;
@@ -141,8 +147,10 @@ SourceRows source_rows(nb::handle item, int64_t& k) {
              array.dtype().bits == 16)
         type = SourceType::f16;
     else
-        throw nb::type_error("pack: a source must be float32, float16, or uint16 (the bits of bf16)");
-    const auto rows = static_cast<int64_t>(array.shape(0)), columns = static_cast<int64_t>(array.shape(1));
+        throw nb::type_error(
+            "pack: a source must be float32, float16, or uint16 (the bits of bf16)");
+    const auto rows = static_cast<int64_t>(array.shape(0)),
+               columns = static_cast<int64_t>(array.shape(1));
     if (k < 0) k = columns;
     if (columns != k || rows < 1 || array.stride(1) != 1)
         refuse("pack: a source is " + to_string(rows) + " by " + to_string(columns) +
@@ -162,15 +170,16 @@ std::optional<int64_t> pack_weight(const std::string& format, int64_t group, nb:
     if (scales) check_packed("scales", *scales, bytes.scales);
     if (!scales && bytes.scales > 0) refuse(format + " weights need scales");
     auto* scale_words = scales ? reinterpret_cast<uint16_t*>(scales->data()) : nullptr;
-    const PackedWeight shape{f, static_cast<int32_t>(group), n, k, pad8(k), data.data(), scale_words};
+    const PackedWeight shape{f,          static_cast<int32_t>(group), n, k, pad8(k), data.data(),
+                             scale_words};
 
     const Release release;
     std::atomic<int64_t> next{0}, not_finite{INT64_MAX};
     std::atomic<bool> not_coded{false};
     pool.run([&](int) {
         for (int64_t tile; (tile = next.fetch_add(1)) < num_tiles(n);) {
-            const int64_t row = pack_tiles(shape, rows.data(), static_cast<int64_t>(rows.size()), tile,
-                                           tile + 1, data.data(), scale_words);
+            const int64_t row = pack_tiles(shape, rows.data(), static_cast<int64_t>(rows.size()),
+                                           tile, tile + 1, data.data(), scale_words);
             if (row == -1) continue;
             if (row == kNotCoded) not_coded = true;
             next.store(num_tiles(n));  // the tiles before this one have been taken
@@ -207,14 +216,16 @@ struct PyPlan {
         return plan.embed(as_ref(out), nb::cast<Weight&>(weight).packed, scale);
     }
 
-    int64_t rms_norm(RefTuple x, RefTuple out, Vector<float> weight, float eps, int64_t group, float offset) {
+    int64_t rms_norm(RefTuple x, RefTuple out, Vector<float> weight, float eps, int64_t group,
+                     float offset) {
         arrays.push_back(weight);
         return plan.rms_norm(as_ref(x), as_ref(out),
                              {weights_of("rms_norm: weight", weight, group), eps, offset}, group);
     }
 
     int64_t linear(RefTuple x, RefTuple out, nb::object weight, std::optional<Vector<float>> bias,
-                   bool accumulate, std::optional<NormTuple> norm, std::optional<std::string> gated_act) {
+                   bool accumulate, std::optional<NormTuple> norm,
+                   std::optional<std::string> gated_act) {
         const PackedWeight& packed = nb::cast<Weight&>(weight).packed;
         kept.append(weight);
         const float* bias_data = nullptr;
@@ -233,26 +244,30 @@ struct PyPlan {
         return plan.linear(as_ref(x), as_ref(out), packed, bias_data, accumulate, first, act);
     }
 
-    int64_t attention(RefTuple q, RefTuple out, int64_t layer, int32_t num_heads, int32_t num_kv_heads,
-                      int32_t head_dim, float scale, int32_t window, float softcap) {
-        return plan.attention({as_ref(q), as_ref(out), layer, num_heads, num_kv_heads, head_dim, scale,
-                               window, softcap, 0});
+    int64_t attention(RefTuple q, RefTuple out, int64_t layer, int32_t num_heads,
+                      int32_t num_kv_heads, int32_t head_dim, float scale, int32_t window,
+                      float softcap) {
+        return plan.attention({as_ref(q), as_ref(out), layer, num_heads, num_kv_heads, head_dim,
+                               scale, window, softcap, 0});
     }
 
     auto run(Vector<int32_t> token_ids, Vector<int32_t> positions, Vector<int32_t> slots,
-             Vector<int32_t> query_starts, Vector<int32_t> context_lens, Matrix<int32_t> block_tables,
-             Vector<int32_t> logit_rows, KvArena* kv, RefTuple logits) {
+             Vector<int32_t> query_starts, Vector<int32_t> context_lens,
+             Matrix<int32_t> block_tables, Vector<int32_t> logit_rows, KvArena* kv,
+             RefTuple logits) {
         const size_t tokens = token_ids.size(), requests = context_lens.size();
         if (positions.size() != tokens || slots.size() != tokens)
             refuse("token_ids, positions and slots must be equally long");
         if (query_starts.size() != requests + 1 || block_tables.shape(0) != requests)
-            refuse("query_starts must have one entry more than context_lens, and block_tables as many");
-        const StepInput input{{static_cast<int64_t>(tokens), static_cast<int64_t>(requests),
-                               static_cast<int64_t>(block_tables.shape(1)), positions.data(), slots.data(),
-                               query_starts.data(), context_lens.data(), block_tables.data()},
-                              token_ids.data(),
-                              logit_rows.data(),
-                              static_cast<int64_t>(logit_rows.size())};
+            refuse(
+                "query_starts must have one entry more than context_lens, and block_tables as many");
+        const StepInput input{
+            {static_cast<int64_t>(tokens), static_cast<int64_t>(requests),
+             static_cast<int64_t>(block_tables.shape(1)), positions.data(), slots.data(),
+             query_starts.data(), context_lens.data(), block_tables.data()},
+            token_ids.data(),
+            logit_rows.data(),
+            static_cast<int64_t>(logit_rows.size())};
         Result result;
         {
             const Release release;
@@ -276,7 +291,8 @@ struct PyPlan {
     auto read(RefTuple ref) const {
         int64_t rows = 0;
         auto* values = new std::vector<float>(plan.read(as_ref(ref), &rows));
-        nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+        nb::capsule owner(values,
+                          [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
         const size_t height = rows, width = std::get<2>(ref);
         return nb::ndarray<nb::numpy, float>(values->data(), {height, width}, owner);
     }
@@ -299,9 +315,10 @@ std::vector<std::string> missing_features(const std::string& isa) {
     refuse("this build has no instruction set called '" + isa + "'");
 }
 
-int64_t block_bytes(const std::string& format, int64_t block_size, int64_t num_kv_heads, int64_t head_dim,
-                    const std::string& isa) {
-    return kv_block_bytes(choose_kernels(isa), kv_format(format), block_size, num_kv_heads, head_dim);
+int64_t block_bytes(const std::string& format, int64_t block_size, int64_t num_kv_heads,
+                    int64_t head_dim, const std::string& isa) {
+    return kv_block_bytes(choose_kernels(isa), kv_format(format), block_size, num_kv_heads,
+                          head_dim);
 }
 
 // -- the module -----------------------------------------------------------------------------------------
@@ -316,10 +333,13 @@ void bind_machine(nb::module_& m) {
         [](std::optional<std::string> name) { return choose_kernels(name.value_or("")).name; },
         "name"_a = nb::none());
     m.def("available_threads", &available_threads);
-    m.def("checksum", [](const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& array) {
-        const Release release;
-        return xxh64(static_cast<const uint8_t*>(array.data()), array.nbytes());
-    }, "array"_a);
+    m.def(
+        "checksum",
+        [](const nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>& array) {
+            const Release release;
+            return xxh64(static_cast<const uint8_t*>(array.data()), array.nbytes());
+        },
+        "array"_a);
 
     nb::class_<Pool>(m, "Pool")
         .def(
@@ -337,13 +357,16 @@ void bind_machine(nb::module_& m) {
         .def_prop_ro(
             "array",
             [](Arena& arena) {
-                return nb::ndarray<nb::numpy, uint8_t>(arena.data(), {arena.num_bytes()}, nb::handle());
+                return nb::ndarray<nb::numpy, uint8_t>(arena.data(), {arena.num_bytes()},
+                                                       nb::handle());
             },
             nb::rv_policy::reference_internal);
 
     m.def(
         "read_bandwidth",
-        [](Pool& pool, size_t num_bytes, int repeats) { return read_bandwidth(pool, num_bytes, repeats); },
+        [](Pool& pool, size_t num_bytes, int repeats) {
+            return read_bandwidth(pool, num_bytes, repeats);
+        },
         "pool"_a, "num_bytes"_a = size_t{1} << 28, "repeats"_a = 8, nb::call_guard<Release>());
     m.def("fp32_peak", &fp32_peak, "pool"_a, "isa"_a, nb::call_guard<Release>());
     m.def("int8_peak", &int8_peak, "pool"_a, "isa"_a, nb::call_guard<Release>());
@@ -366,33 +389,38 @@ void bind_weights(nb::module_& m) {
                       std::optional<ReadOnlyBytes>>(),
              "format"_a, "group"_a, "n"_a, "k"_a, arg("data").noconvert(),
              arg("scales").noconvert() = nb::none())
-        .def_prop_ro("format",
-                     [](const Weight& w) { return kWeightFormats[static_cast<int>(w.packed.format)]; })
+        .def_prop_ro(
+            "format",
+            [](const Weight& w) { return kWeightFormats[static_cast<int>(w.packed.format)]; })
         .def_prop_ro("group", [](const Weight& w) { return w.packed.group; })
         .def_prop_ro("n", [](const Weight& w) { return w.packed.n; })
         .def_prop_ro("k", [](const Weight& w) { return w.packed.k; })
         .def_ro("num_bytes", &Weight::num_bytes)
         .def("unpack", &Weight::unpack, "isa"_a);
 
-    m.def("kv_block_bytes", &block_bytes, "format"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "isa"_a);
+    m.def("kv_block_bytes", &block_bytes, "format"_a, "block_size"_a, "num_kv_heads"_a,
+          "head_dim"_a, "isa"_a);
     nb::class_<KvArena>(m, "KvArena")
         .def(
             "__init__",
             [](KvArena* self, int64_t num_blocks, int64_t block_size,
                const std::vector<std::pair<int64_t, int64_t>>& layers, const std::string& format,
                const std::string& isa) {
-                new (self) KvArena(choose_kernels(isa), kv_format(format), num_blocks, block_size, layers);
+                new (self)
+                    KvArena(choose_kernels(isa), kv_format(format), num_blocks, block_size, layers);
             },
             "num_blocks"_a, "block_size"_a, "layers"_a, "format"_a, "isa"_a)
         .def_prop_ro("num_blocks", &KvArena::num_blocks)
         .def_prop_ro("block_size", &KvArena::block_size)
         .def_prop_ro("num_layers", [](const KvArena& kv) { return kv.layers().size(); })
-        .def_prop_ro("format", [](const KvArena& kv) { return kKvFormats[static_cast<int>(kv.format())]; })
+        .def_prop_ro("format",
+                     [](const KvArena& kv) { return kKvFormats[static_cast<int>(kv.format())]; })
         .def_prop_ro("num_bytes", &KvArena::num_bytes)
         .def(
             "blocks",
             [](const KvArena& kv, size_t layer) {
-                if (layer >= kv.layers().size()) refuse("the KV arena has no layer " + to_string(layer));
+                if (layer >= kv.layers().size())
+                    refuse("the KV arena has no layer " + to_string(layer));
                 const KvLayer& l = kv.layers()[layer];
                 const size_t rows = kv.num_blocks(), bytes = l.block_bytes;
                 return nb::ndarray<nb::numpy, uint8_t>(l.data, {rows, bytes}, nb::handle());
@@ -406,40 +434,61 @@ void bind_plan(nb::module_& m) {
         .def_prop_ro("isa", [](const PyPlan& p) { return p.plan.kernels().name; })
         .def_prop_ro("num_ops", [](const PyPlan& p) { return p.plan.num_ops(); })
         .def_prop_ro("num_bytes", [](const PyPlan& p) { return p.plan.num_bytes(); })
-        .def("buffer", [](PyPlan& p, int64_t width) { return p.plan.buffer(width); }, "width"_a)
+        .def(
+            "buffer", [](PyPlan& p, int64_t width) { return p.plan.buffer(width); }, "width"_a)
         .def("embed", &PyPlan::embed, "out"_a, "weight"_a, "scale"_a = 1.0f)
-        .def("rms_norm", &PyPlan::rms_norm, "x"_a, "out"_a, arg("weight").noconvert(), "eps"_a, "group"_a,
-             "offset"_a = 0.0f)
-        .def("linear", &PyPlan::linear, "x"_a, "out"_a, "weight"_a, arg("bias").noconvert() = nb::none(),
-             "accumulate"_a = false, arg("norm").noconvert() = nb::none(), "gated_act"_a = nb::none())
+        .def("rms_norm", &PyPlan::rms_norm, "x"_a, "out"_a, arg("weight").noconvert(), "eps"_a,
+             "group"_a, "offset"_a = 0.0f)
+        .def("linear", &PyPlan::linear, "x"_a, "out"_a, "weight"_a,
+             arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
+             arg("norm").noconvert() = nb::none(), "gated_act"_a = nb::none())
         .def(
             "rope_spec",
             [](PyPlan& p, Vector<float> inv_freq, double scale) {
-                return p.plan.rope_spec({inv_freq.data(), inv_freq.data() + inv_freq.size()}, scale);
+                return p.plan.rope_spec({inv_freq.data(), inv_freq.data() + inv_freq.size()},
+                                        scale);
             },
             arg("inv_freq").noconvert(), "scale"_a = 1.0)
-        .def("rope", [](PyPlan& p, RefTuple x, int64_t head_dim, int64_t spec) {
-            return p.plan.rope(as_ref(x), head_dim, spec);
-        }, "x"_a, "head_dim"_a, "spec"_a)
-        .def("write_kv", [](PyPlan& p, RefTuple k, RefTuple v, int64_t layer) {
-            return p.plan.write_kv(as_ref(k), as_ref(v), layer);
-        }, "k"_a, "v"_a, "layer"_a)
-        .def("attention", &PyPlan::attention, "q"_a, "out"_a, "layer"_a, "num_heads"_a, "num_kv_heads"_a,
-             "head_dim"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f)
-        .def("gated_act", [](PyPlan& p, RefTuple x, RefTuple out, const std::string& kind) {
-            return p.plan.gated_act(as_ref(x), as_ref(out), activation(kind));
-        }, "x"_a, "out"_a, "kind"_a)
-        .def("add", [](PyPlan& p, RefTuple x, RefTuple y, RefTuple out) {
-            return p.plan.add(as_ref(x), as_ref(y), as_ref(out));
-        }, "x"_a, "y"_a, "out"_a)
-        .def("select_rows", [](PyPlan& p, RefTuple x, RefTuple out) {
-            return p.plan.select_rows(as_ref(x), as_ref(out));
-        }, "x"_a, "out"_a)
-        .def("soft_cap", [](PyPlan& p, RefTuple x, float cap) { return p.plan.soft_cap(as_ref(x), cap); },
-             "x"_a, "cap"_a)
+        .def(
+            "rope",
+            [](PyPlan& p, RefTuple x, int64_t head_dim, int64_t spec) {
+                return p.plan.rope(as_ref(x), head_dim, spec);
+            },
+            "x"_a, "head_dim"_a, "spec"_a)
+        .def(
+            "write_kv",
+            [](PyPlan& p, RefTuple k, RefTuple v, int64_t layer) {
+                return p.plan.write_kv(as_ref(k), as_ref(v), layer);
+            },
+            "k"_a, "v"_a, "layer"_a)
+        .def("attention", &PyPlan::attention, "q"_a, "out"_a, "layer"_a, "num_heads"_a,
+             "num_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f)
+        .def(
+            "gated_act",
+            [](PyPlan& p, RefTuple x, RefTuple out, const std::string& kind) {
+                return p.plan.gated_act(as_ref(x), as_ref(out), activation(kind));
+            },
+            "x"_a, "out"_a, "kind"_a)
+        .def(
+            "add",
+            [](PyPlan& p, RefTuple x, RefTuple y, RefTuple out) {
+                return p.plan.add(as_ref(x), as_ref(y), as_ref(out));
+            },
+            "x"_a, "y"_a, "out"_a)
+        .def(
+            "select_rows",
+            [](PyPlan& p, RefTuple x, RefTuple out) {
+                return p.plan.select_rows(as_ref(x), as_ref(out));
+            },
+            "x"_a, "out"_a)
+        .def(
+            "soft_cap",
+            [](PyPlan& p, RefTuple x, float cap) { return p.plan.soft_cap(as_ref(x), cap); }, "x"_a,
+            "cap"_a)
         .def("run", &PyPlan::run, arg("token_ids").noconvert(), arg("positions").noconvert(),
-             arg("slots").noconvert(), arg("query_starts").noconvert(), arg("context_lens").noconvert(),
-             arg("block_tables").noconvert(), arg("logit_rows").noconvert(), arg("kv").none(), "logits"_a)
+             arg("slots").noconvert(), arg("query_starts").noconvert(),
+             arg("context_lens").noconvert(), arg("block_tables").noconvert(),
+             arg("logit_rows").noconvert(), arg("kv").none(), "logits"_a)
         .def("times", [](const PyPlan& p) { return p.plan.times(); })
         .def("write", &PyPlan::write, "ref"_a, arg("values").noconvert())
         .def("read", &PyPlan::read, "ref"_a);

@@ -19,7 +19,9 @@ uint64_t read(const uint8_t* p) {  // little-endian, as every machine that we ru
     return value;
 }
 
-uint64_t round(uint64_t lane, uint64_t input) { return std::rotl(lane + input * kPrime2, 31) * kPrime1; }
+uint64_t round(uint64_t lane, uint64_t input) {
+    return std::rotl(lane + input * kPrime2, 31) * kPrime1;
+}
 
 uint64_t merge(uint64_t hash, uint64_t lane) { return (hash ^ round(0, lane)) * kPrime1 + kPrime4; }
 

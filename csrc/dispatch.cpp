@@ -63,8 +63,8 @@ const Kernels& choose_kernels(const std::string& name) {
         const bool is_wanted = wanted == set.kernels->name;
         if (is_wanted && set.missing.empty()) return *set.kernels;
         if (is_wanted)
-            throw std::invalid_argument(origin + "this machine cannot run instruction set " + wanted +
-                                        ": it has no " + join(set.missing));
+            throw std::invalid_argument(origin + "this machine cannot run instruction set " +
+                                        wanted + ": it has no " + join(set.missing));
         if (set.missing.empty()) {
             fastest = set.kernels;
             can_run.emplace_back(set.kernels->name);

@@ -10,7 +10,8 @@ namespace duetto {
 
 struct InstructionSet {
     const Kernels* kernels;
-    std::vector<std::string> missing;  // of what it needs (names of cpu_features); empty: it can run
+    std::vector<std::string>
+        missing;  // of what it needs (names of cpu_features); empty: it can run
 };
 
 const std::vector<InstructionSet>& instruction_sets();  // of this build, slowest first

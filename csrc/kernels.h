@@ -34,13 +34,15 @@ struct PackedWeight {
     int32_t group;  // of k that share a scale; 0: all
     int64_t n, k;
     int64_t k_padded;
-    const uint8_t* data;      // 64-byte aligned
-    const uint16_t* scales;   // 64-byte aligned; nullptr for f32, bf16 and bf12
+    const uint8_t* data;  // 64-byte aligned
+    const uint16_t* scales;  // 64-byte aligned; nullptr for f32, bf16 and bf12
 };
 
 inline int64_t num_tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 inline int64_t pad8(int64_t k) { return (k + 7) / 8 * 8; }
-inline int64_t num_groups(int64_t k, int32_t group) { return group == 0 ? 1 : (k + group - 1) / group; }
+inline int64_t num_groups(int64_t k, int32_t group) {
+    return group == 0 ? 1 : (k + group - 1) / group;
+}
 
 // bf12 keeps bf16 numbers in 12 bits, and every bit of them. A number's low byte (the last bit of its
 // exponent, and the mantissa) stays as it is. Its high byte (the sign, and the exponent without its
@@ -90,8 +92,8 @@ struct KvLayer {
 // One step's requests, as in backends/backend.py: T tokens of R requests, concatenated.
 struct StepView {
     int64_t num_tokens, num_requests, max_blocks;
-    const int32_t* positions;     // [T]
-    const int32_t* slots;         // [T]
+    const int32_t* positions;  // [T]
+    const int32_t* slots;  // [T]
     const int32_t* query_starts;  // [R + 1]
     const int32_t* context_lens;  // [R]
     const int32_t* block_tables;  // [R, max_blocks]
@@ -106,7 +108,7 @@ struct AttentionArgs {
     int32_t num_heads;
     float scale;
     int32_t window;  // keys that a query sees, itself included; 0: all
-    float softcap;   // 0: none
+    float softcap;  // 0: none
 };
 
 // A part of one step's attention: some consecutive queries of one request, one KV head (with all query
@@ -117,8 +119,8 @@ struct AttentionItem {
     int32_t row_begin, row_end;  // of the T rows
     int32_t split_begin, split_end;  // splits (of kSplit positions) that this item covers
     int32_t partial;  // -1: writes `out` itself; else covers one split, and its partial results are
-                      // places partial ... partial + row_end - row_begin
-    int32_t cost;     // roughly, in multiply-adds / 1024
+    // places partial ... partial + row_end - row_begin
+    int32_t cost;  // roughly, in multiply-adds / 1024
 };
 
 inline constexpr int32_t kSplit = 512;  // positions: attention restarts its running maximum there

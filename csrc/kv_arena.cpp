@@ -15,8 +15,8 @@ constexpr int64_t kMost = 1 << 16;                // heads, and numbers of one
 
 }  // namespace
 
-int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size, int64_t num_kv_heads,
-                       int64_t head_dim) {
+int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size,
+                       int64_t num_kv_heads, int64_t head_dim) {
     using std::to_string;
     if (block_size < 1 || block_size >= kMostSlots)
         refuse("blocks of " + to_string(block_size) + " tokens: must be 1 to 2^31 - 1");
@@ -25,15 +25,16 @@ int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_si
         refuse("KV of " + to_string(num_kv_heads) + " heads of " + to_string(head_dim) +
                " numbers: both must be 1 to 65536, and 2^24 numbers together at most");
     return kernels.kv_block_bytes(format, static_cast<int32_t>(block_size),
-                                  static_cast<int32_t>(num_kv_heads), static_cast<int32_t>(head_dim));
+                                  static_cast<int32_t>(num_kv_heads),
+                                  static_cast<int32_t>(head_dim));
 }
 
 KvArena::KvArena(const Kernels& kernels, KvFormat format, int64_t num_blocks, int64_t block_size,
                  const std::vector<std::pair<int64_t, int64_t>>& layers)
     : kernels_(kernels), format_(format), num_blocks_(num_blocks), block_size_(block_size) {
     if (num_blocks < 1 || block_size < 1 || num_blocks > kMostSlots / block_size)
-        refuse("a KV arena of " + std::to_string(num_blocks) + " blocks of " + std::to_string(block_size) +
-               " slots: must have 1 to 2^31 slots");
+        refuse("a KV arena of " + std::to_string(num_blocks) + " blocks of " +
+               std::to_string(block_size) + " slots: must have 1 to 2^31 slots");
     int64_t total = 0;
     for (const auto& [heads, dim] : layers) {
         const int64_t block_bytes = kv_block_bytes(kernels, format, block_size, heads, dim);

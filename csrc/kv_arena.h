@@ -12,8 +12,8 @@
 namespace duetto {
 
 // Bytes of one block of one layer. Throws std::invalid_argument for what no kernel takes.
-int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size, int64_t num_kv_heads,
-                       int64_t head_dim);
+int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size,
+                       int64_t num_kv_heads, int64_t head_dim);
 
 class KvArena {
 public:

@@ -61,8 +61,8 @@ uint32_t read_numbers(const SourceRows& source, int64_t row, int64_t k, int64_t 
     const uint8_t* p = (const uint8_t*)source.data + (size_t)(row * source.ld + k) * size;
     int64_t i = 0;
     for (; i + kStep <= count; i += kStep) {
-        const Floats v = size == 4 ? load<Floats>(p + i * 4)
-                                   : widen(load<Halves>(p + i * 2), source.type);
+        const Floats v =
+            size == 4 ? load<Floats>(p + i * 4) : widen(load<Halves>(p + i * 2), source.type);
         std::memcpy(x + i, &v, sizeof v);
     }
     if (i < padded) {
@@ -148,8 +148,8 @@ DUETTO_ALWAYS_INLINE uint16_t int4_search(const float* x, int64_t count, float l
     uint16_t best = bf16_nearest(extreme / -8.0f);  // stays if squares overflow
     float least = __builtin_inff();
     for (int i = 0; i <= kNumPlaces; i++) {  // then the best of them, refined
-        const float wanted = i < kNumPlaces ? extreme / kPlaces[i]
-                                            : int4_refit(x, count, float_from(best));
+        const float wanted =
+            i < kNumPlaces ? extreme / kPlaces[i] : int4_refit(x, count, float_from(best));
         const uint16_t scale = bf16_nearest(wanted);
         const float error = int4_error(x, count, float_from(scale));
         if (error < least) least = error, best = scale;
@@ -202,10 +202,9 @@ DUETTO_ALWAYS_INLINE void transpose(const Four (&in)[4], uint32_t* out) {
     const Four b = __builtin_shuffle(in[2], in[3], (Four){0, 4, 1, 5});
     const Four c = __builtin_shuffle(in[0], in[1], (Four){2, 6, 3, 7});
     const Four d = __builtin_shuffle(in[2], in[3], (Four){2, 6, 3, 7});
-    const Four words[4] = {__builtin_shuffle(a, b, (Four){0, 1, 4, 5}),
-                           __builtin_shuffle(a, b, (Four){2, 3, 6, 7}),
-                           __builtin_shuffle(c, d, (Four){0, 1, 4, 5}),
-                           __builtin_shuffle(c, d, (Four){2, 3, 6, 7})};
+    const Four words[4] = {
+        __builtin_shuffle(a, b, (Four){0, 1, 4, 5}), __builtin_shuffle(a, b, (Four){2, 3, 6, 7}),
+        __builtin_shuffle(c, d, (Four){0, 1, 4, 5}), __builtin_shuffle(c, d, (Four){2, 3, 6, 7})};
     for (int word = 0; word < 4; word++) std::memcpy(out + word * kTile, &words[word], 16);
 }
 
@@ -236,7 +235,8 @@ bool copy_bf16_tile(const SourceRows& source, int64_t row, int64_t k, uint32_t* 
 void pack_bf16(const float* x, int64_t count, uint32_t* words) {
     for (int64_t i = 0; i < count; i += kStep) {
         const Bits bits = load<Bits>(x + i);
-        const Halves h = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+        const Halves h =
+            __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
         std::memcpy((uint16_t*)words + i, &h, sizeof h);
     }
 }
@@ -244,11 +244,15 @@ void pack_bf16(const float* x, int64_t count, uint32_t* words) {
 // -- tiles --------------------------------------------------------------------------------------
 int64_t numbers_per_word(WeightFormat format) {
     switch (format) {
-        case WeightFormat::f32: return 1;
+        case WeightFormat::f32:
+            return 1;
         case WeightFormat::bf16:
-        case WeightFormat::bf12: return 2;
-        case WeightFormat::int8: return 4;
-        case WeightFormat::int4: return 8;
+        case WeightFormat::bf12:
+            return 2;
+        case WeightFormat::int8:
+            return 4;
+        case WeightFormat::int4:
+            return 8;
     }
     return 1;
 }
@@ -340,11 +344,18 @@ private:
     uint16_t write(float largest, int64_t padded, uint32_t* to) const {
         const float* x = numbers_.data();
         switch (shape_.format) {
-            case WeightFormat::f32: std::memcpy(to, x, (size_t)padded * 4); return 0;
-            case WeightFormat::bf16: pack_bf16(x, padded, to); return 0;
-            case WeightFormat::int8: return pack_int8(x, padded, largest, to);
-            case WeightFormat::int4: return pack_int4(x, padded, largest, to);
-            case WeightFormat::bf12: break;
+            case WeightFormat::f32:
+                std::memcpy(to, x, (size_t)padded * 4);
+                return 0;
+            case WeightFormat::bf16:
+                pack_bf16(x, padded, to);
+                return 0;
+            case WeightFormat::int8:
+                return pack_int8(x, padded, largest, to);
+            case WeightFormat::int4:
+                return pack_int4(x, padded, largest, to);
+            case WeightFormat::bf12:
+                break;
         }
         return 0;
     }
@@ -452,7 +463,8 @@ bool code_tile(const uint16_t* numbers, int64_t lines, uint8_t* tile) {
         choose_codes(numbers, lines, step, head);
 #if defined(__x86_64__)
         static const bool avx2 = __builtin_cpu_supports("avx2");
-        if (avx2 ? code_lines_avx2(numbers, lines, tile) : code_lines(numbers, lines, tile)) return true;
+        if (avx2 ? code_lines_avx2(numbers, lines, tile) : code_lines(numbers, lines, tile))
+            return true;
 #else
         if (code_lines(numbers, lines, tile)) return true;
 #endif

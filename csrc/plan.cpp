@@ -31,8 +31,8 @@ void Plan::check(const char* name, const Ref& ref) const {
         refuse(std::string(name) + ": there is no buffer " + to_string(ref.buffer));
     const int64_t width = buffers_[ref.buffer].width;
     if (ref.start < 0 || ref.width < 1 || ref.start > width || ref.width > width - ref.start)
-        refuse(std::string(name) + ": columns " + to_string(ref.start) + " and " + to_string(ref.width) +
-               " wide are not in a buffer of " + to_string(width));
+        refuse(std::string(name) + ": columns " + to_string(ref.start) + " and " +
+               to_string(ref.width) + " wide are not in a buffer of " + to_string(width));
 }
 
 void Plan::use(const char* name, const Ref& ref) {
@@ -63,7 +63,8 @@ int64_t Plan::rms_norm(Ref x, Ref out, Norm norm, int64_t group) {
     use("rms_norm: x", x);
     use("rms_norm: out", out);
     same_width("rms_norm", "out", out.width, x.width);
-    require(group >= 1 && x.width % group == 0, "rms_norm: the width is not a multiple of the group");
+    require(group >= 1 && x.width % group == 0,
+            "rms_norm: the width is not a multiple of the group");
     return append({RmsNorm{x, out, norm, group}, selected_});
 }
 
@@ -77,14 +78,16 @@ int64_t Plan::linear(Ref x, Ref out, const PackedWeight& weight, const float* bi
     if (x.buffer == out.buffer && x.start < out.start + out.width && out.start < x.start + x.width)
         refuse("linear: x and out overlap");
     const auto row_bytes = static_cast<int64_t>(kernels_.prepared_row_bytes(&weight));
-    return append({Linear{x, out, weight, bias, accumulate, norm, gated_act, row_bytes}, selected_});
+    return append(
+        {Linear{x, out, weight, bias, accumulate, norm, gated_act, row_bytes}, selected_});
 }
 
 int64_t Plan::rope(Ref x, int64_t head_dim, int64_t spec) {
     require(!selected_, "rope: comes before select_rows");
     use("rope: x", x);
     require(spec >= 0 && spec < static_cast<int64_t>(ropes_.size()), "rope: there is no such spec");
-    require(head_dim >= 1 && x.width % head_dim == 0, "rope: the width is not a multiple of head_dim");
+    require(head_dim >= 1 && x.width % head_dim == 0,
+            "rope: the width is not a multiple of head_dim");
     require(2 * static_cast<int64_t>(ropes_[spec].inv_freq.size()) <= head_dim,
             "rope: more frequencies than half of head_dim");
     return append({Rope{x, head_dim, spec}, selected_});
@@ -110,7 +113,8 @@ int64_t Plan::attention(Attention op) {
             "attention: num_heads is not a multiple of num_kv_heads");
     same_width("attention", "q", op.q.width, int64_t{op.num_heads} * op.head_dim);
     same_width("attention", "out", op.out.width, op.q.width);
-    require(op.window >= 0 && op.softcap >= 0, "attention: window and softcap are at least 0 (none)");
+    require(op.window >= 0 && op.softcap >= 0,
+            "attention: window and softcap are at least 0 (none)");
     uses_kv_ = true;
     const auto same = [&](const AttentionOrder& o) {
         return o.num_heads == op.num_heads && o.num_kv_heads == op.num_kv_heads &&
@@ -165,7 +169,8 @@ void Plan::hold_rows(Buffer& buffer, int64_t rows) {
     rows = std::max<int64_t>(rows, 1);  // a step may want no logits
     if (rows <= buffer.capacity) return;
     // Few sizes, so that a growing batch does not move everything at every step.
-    const auto capacity = rows <= 256 ? std::bit_ceil(static_cast<uint64_t>(rows)) : (rows + 255) / 256 * 256;
+    const auto capacity =
+        rows <= 256 ? std::bit_ceil(static_cast<uint64_t>(rows)) : (rows + 255) / 256 * 256;
     // Rows that are a multiple of 4 KiB apart share one set of the cache. What Python reads is not
     // padded: nothing else is contiguous there.
     const int64_t padded = (buffer.width + 15) / 16 * 16;
@@ -212,7 +217,7 @@ void Plan::make_room(const StepInput& input, const KvArena* kv) {
 }
 
 AttentionArgs Plan::attention_args(const Attention& op, const KvArena& kv) const {
-    return {at(op.q),      leading(op.q), at(op.out), leading(op.out), kv.layers()[op.layer],
+    return {at(op.q),     leading(op.q), at(op.out), leading(op.out), kv.layers()[op.layer],
             op.num_heads, op.scale,      op.window,  op.softcap};
 }
 
@@ -272,7 +277,8 @@ void Plan::write(Ref ref, const float* values, int64_t rows) {
     let_go(buffers_[ref.buffer]);
     hold_rows(buffers_[ref.buffer], rows);
     for (int64_t row = 0; row < rows; ++row)
-        std::memcpy(at(ref) + row * leading(ref), values + row * ref.width, ref.width * sizeof(float));
+        std::memcpy(at(ref) + row * leading(ref), values + row * ref.width,
+                    ref.width * sizeof(float));
 }
 
 std::vector<float> Plan::read(Ref ref, int64_t* rows) const {
@@ -282,7 +288,8 @@ std::vector<float> Plan::read(Ref ref, int64_t* rows) const {
     *rows = buffer.memory == nullptr ? 0 : buffer.all_rows ? rows_ : selected_rows_;
     std::vector<float> values(*rows * ref.width);
     for (int64_t row = 0; row < *rows; ++row)
-        std::memcpy(values.data() + row * ref.width, at(ref) + row * leading(ref), ref.width * sizeof(float));
+        std::memcpy(values.data() + row * ref.width, at(ref) + row * leading(ref),
+                    ref.width * sizeof(float));
     return values;
 }
 

@@ -46,9 +46,9 @@ struct Linear {
     PackedWeight weight;
     const float* bias;  // [n], or nullptr
     bool accumulate;
-    std::optional<Norm> norm;             // of x, first
+    std::optional<Norm> norm;  // of x, first
     std::optional<Activation> gated_act;  // x is then gate and up, each k wide
-    int64_t row_bytes;                    // of a prepared row
+    int64_t row_bytes;  // of a prepared row
 };
 struct Rope {
     Ref x;
@@ -83,7 +83,9 @@ struct SoftCap {
 };
 
 struct Op {
-    std::variant<Embed, RmsNorm, Linear, Rope, WriteKv, Attention, GatedAct, Add, SelectRows, SoftCap> what;
+    std::variant<Embed, RmsNorm, Linear, Rope, WriteKv, Attention, GatedAct, Add, SelectRows,
+                 SoftCap>
+        what;
     bool after_select;  // works on the selected rows
 };
 
@@ -96,8 +98,8 @@ struct RopeSpec {
 struct Buffer {
     int64_t width;
     bool all_rows = false;  // some operation before SelectRows touches it
-    int64_t leading = 0;    // floats from row to row
-    int64_t capacity = 0;   // rows
+    int64_t leading = 0;  // floats from row to row
+    int64_t capacity = 0;  // rows
     std::shared_ptr<Arena> memory;
 };
 
@@ -140,7 +142,8 @@ public:
 
     // kv may be nullptr if no operation needs it.
     Result run(const StepInput& input, const KvArena* kv, Ref result);
-    std::vector<double> times() const;  // seconds of each operation, then of everything outside them
+    std::vector<double> times()
+        const;  // seconds of each operation, then of everything outside them
 
     void write(Ref ref, const float* values, int64_t rows);
     std::vector<float> read(Ref ref, int64_t* rows) const;
@@ -179,9 +182,9 @@ private:
     mutable std::mutex turn_;
     int64_t rows_ = 0, selected_rows_ = 0;
     std::vector<Counter> counters_;  // one per operation
-    Arena prepared_;                 // rows for a linear operation, made together
-    Arena partials_;                 // of attention
-    Arena scratch_;                  // [thread][scratch_bytes_]
+    Arena prepared_;  // rows for a linear operation, made together
+    Arena partials_;  // of attention
+    Arena scratch_;  // [thread][scratch_bytes_]
     size_t scratch_bytes_ = 0;
     std::vector<double> times_;
 };

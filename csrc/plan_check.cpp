@@ -33,8 +33,8 @@ void Plan::check_step(const StepInput& input, const KvArena* kv) const {
 
 void Plan::check_kv(const StepInput& input, const KvArena* kv) const {
     if (&kv->kernels() != &kernels_)
-        refuse(std::string("the KV arena was made for ") + kv->kernels().name + ", this plan is for " +
-               kernels_.name);
+        refuse(std::string("the KV arena was made for ") + kv->kernels().name +
+               ", this plan is for " + kernels_.name);
     const auto layer_of = [&](int64_t layer) -> const KvLayer& {
         if (layer >= static_cast<int64_t>(kv->layers().size()))
             refuse("the KV arena has no layer " + to_string(layer));
@@ -43,10 +43,12 @@ void Plan::check_kv(const StepInput& input, const KvArena* kv) const {
     for (const Op& op : ops_) {
         if (const auto* write = std::get_if<WriteKv>(&op.what)) {
             const KvLayer& layer = layer_of(write->layer);
-            same_width("write_kv", "k", write->k.width, int64_t{layer.num_kv_heads} * layer.head_dim);
+            same_width("write_kv", "k", write->k.width,
+                       int64_t{layer.num_kv_heads} * layer.head_dim);
         } else if (const auto* attention = std::get_if<Attention>(&op.what)) {
             const KvLayer& layer = layer_of(attention->layer);
-            if (layer.num_kv_heads != attention->num_kv_heads || layer.head_dim != attention->head_dim)
+            if (layer.num_kv_heads != attention->num_kv_heads ||
+                layer.head_dim != attention->head_dim)
                 refuse("attention: layer " + to_string(attention->layer) + " of the KV arena has " +
                        to_string(layer.num_kv_heads) + " heads of " + to_string(layer.head_dim));
         }
@@ -61,7 +63,8 @@ void Plan::check_kv(const StepInput& input, const KvArena* kv) const {
         const int64_t num_blocks = (length + kv->block_size() - 1) / kv->block_size();
         if (length < 0 || num_blocks > view.max_blocks)
             refuse("context_lens[" + to_string(r) + "] is " + to_string(length) +
-                   ": its block table has room for " + to_string(view.max_blocks * kv->block_size()));
+                   ": its block table has room for " +
+                   to_string(view.max_blocks * kv->block_size()));
         for (int64_t t = view.query_starts[r]; t < view.query_starts[r + 1]; ++t)
             if (view.positions[t] >= length)
                 refuse("positions[" + to_string(t) + "] is " + to_string(view.positions[t]) +

@@ -53,7 +53,8 @@ std::string first_line(const std::string& path) {
 
 // The path of this process's group in the hierarchy with this controller ("" is that of cgroup v2).
 std::string cgroup_path(const std::string& controller) {
-    std::ifstream file("/proc/self/cgroup");  // lines like 4:cpu,cpuacct:/some/group or 0::/some/group
+    std::ifstream file(
+        "/proc/self/cgroup");  // lines like 4:cpu,cpuacct:/some/group or 0::/some/group
     for (std::string line; std::getline(file, line);) {
         const size_t first = line.find(':'), second = line.find(':', first + 1);
         if (second == std::string::npos) continue;
@@ -80,12 +81,14 @@ double limit_v2(const std::string& folder) {  // "200000 100000" or "max 100000"
 }
 
 double limit_v1(const std::string& folder) {  // -1: none
-    return processors(first_line(folder + "/cpu.cfs_quota_us"), first_line(folder + "/cpu.cfs_period_us"));
+    return processors(first_line(folder + "/cpu.cfs_quota_us"),
+                      first_line(folder + "/cpu.cfs_period_us"));
 }
 
 // The lowest limit of a group and of those around it; 0: none. Inside a container the path may be
 // the host's and not exist; the root is what is left then, and it is the container's own.
-double lowest_limit(const std::string& root, std::string path, double (*limit)(const std::string&)) {
+double lowest_limit(const std::string& root, std::string path,
+                    double (*limit)(const std::string&)) {
     double lowest = 0;
     for (;;) {
         const double here = limit(root + path);
@@ -178,7 +181,8 @@ void Gate::set(uint32_t value) {
 
 Pool::Pool(int num_threads) : num_threads_(num_threads), process_(getpid()), missing_(num_threads) {
     if (num_threads < 1 || num_threads > 4096)
-        throw std::invalid_argument("a pool has 1 to 4096 threads, not " + std::to_string(num_threads));
+        throw std::invalid_argument("a pool has 1 to 4096 threads, not " +
+                                    std::to_string(num_threads));
     SignalsBlocked blocked;
     try {
         for (int thread = 1; thread < num_threads; ++thread)
@@ -192,7 +196,8 @@ Pool::Pool(int num_threads) : num_threads_(num_threads), process_(getpid()), mis
 }
 
 Pool::~Pool() {
-    if (getpid() != process_) {  // a fork: the threads are the parent's, and only their handles are here
+    if (getpid() !=
+        process_) {  // a fork: the threads are the parent's, and only their handles are here
         new std::vector<std::thread>(std::move(workers_));
         return;
     }

@@ -59,7 +59,7 @@ private:
     bool stopping_ = false;
     std::vector<std::thread> workers_;
 
-    Gate steps_;    // one more for every step
+    Gate steps_;  // one more for every step
     Gate released_;  // one more for every barrier that all have reached
     alignas(64) std::atomic<int> missing_;  // at the barrier
 };

@@ -8,8 +8,10 @@ namespace duetto {
 
 namespace {
 
-constexpr int64_t kFewRows = 8;       // up to here, weights are read from memory about as fast as multiplied
-constexpr int64_t kAlone = 16384;     // numbers that a thread rather prepares itself than waits for others
+constexpr int64_t kFewRows =
+    8;       // up to here, weights are read from memory about as fast as multiplied
+constexpr int64_t kAlone =
+    16384;     // numbers that a thread rather prepares itself than waits for others
 constexpr int64_t kStaticShare = 85;  // % of the tiles; the rest goes to whoever is done first
 constexpr int64_t kRowChunk = 768;    // rows whose prepared form stays in the last cache
 constexpr int64_t kLeastRowChunk = 96;
@@ -66,7 +68,8 @@ bool Walk::ends_by_rows(const Op& op) const {
 bool Walk::begins_by_rows(const Op& op) const {
     if (const auto* linear = std::get_if<Linear>(&op.what))
         return !plan_.prepares_alone(*linear, op.after_select ? plan_.selected_rows_ : plan_.rows_);
-    return !std::holds_alternative<Attention>(op.what) && !std::holds_alternative<SelectRows>(op.what);
+    return !std::holds_alternative<Attention>(op.what) &&
+           !std::holds_alternative<SelectRows>(op.what);
 }
 
 // Thread 0 has the most: it is awake, and a single row is its.
@@ -97,7 +100,8 @@ void Walk::run(const Embed& op, size_t, int64_t rows) {
     for (int64_t t = part.begin; t < part.end; ++t)
         kernels_.unpack_row(&op.weight, input_.token_ids[t], row(op.out, t));
     if (op.scale != 1.0f)
-        kernels_.scale(row(op.out, part.begin), plan_.leading(op.out), part.count(), op.out.width, op.scale);
+        kernels_.scale(row(op.out, part.begin), plan_.leading(op.out), part.count(), op.out.width,
+                       op.scale);
 }
 
 void Walk::run(const RmsNorm& op, size_t, int64_t rows) {
@@ -111,9 +115,9 @@ void Walk::run(const Rope& op, size_t, int64_t rows) {
     const Rows part = mine(rows);
     const RopeSpec& spec = plan_.ropes_[op.spec];
     const auto half = static_cast<int64_t>(spec.inv_freq.size());
-    kernels_.rope(row(op.x, part.begin), plan_.leading(op.x), part.count(), op.x.width / op.head_dim,
-                  op.head_dim, 2 * half, spec.cos.data() + part.begin * half,
-                  spec.sin.data() + part.begin * half);
+    kernels_.rope(row(op.x, part.begin), plan_.leading(op.x), part.count(),
+                  op.x.width / op.head_dim, op.head_dim, 2 * half,
+                  spec.cos.data() + part.begin * half, spec.sin.data() + part.begin * half);
 }
 
 void Walk::run(const WriteKv& op, size_t, int64_t rows) {
@@ -130,8 +134,9 @@ void Walk::run(const GatedAct& op, size_t, int64_t rows) {
 
 void Walk::run(const Add& op, size_t, int64_t rows) {
     const Rows part = mine(rows);
-    kernels_.add(row(op.x, part.begin), plan_.leading(op.x), row(op.y, part.begin), plan_.leading(op.y),
-                 row(op.out, part.begin), plan_.leading(op.out), part.count(), op.out.width);
+    kernels_.add(row(op.x, part.begin), plan_.leading(op.x), row(op.y, part.begin),
+                 plan_.leading(op.y), row(op.out, part.begin), plan_.leading(op.out), part.count(),
+                 op.out.width);
 }
 
 void Walk::run(const SelectRows& op, size_t, int64_t) {
@@ -180,8 +185,9 @@ void Walk::prepare(const Linear& op, Rows rows, uint8_t* prepared) {
 
 void Walk::multiply(const Linear& op, const uint8_t* prepared, Rows rows, int64_t tile_begin,
                     int64_t tile_end) {
-    kernels_.linear(&op.weight, prepared + rows.begin * op.row_bytes, rows.count(), tile_begin, tile_end,
-                    row(op.out, rows.begin), plan_.leading(op.out), op.bias, op.accumulate);
+    kernels_.linear(&op.weight, prepared + rows.begin * op.row_bytes, rows.count(), tile_begin,
+                    tile_end, row(op.out, rows.begin), plan_.leading(op.out), op.bias,
+                    op.accumulate);
 }
 
 // Bound by memory: each thread reads one run of tiles, and the last ones go to whoever is done first,
@@ -191,16 +197,19 @@ void Walk::multiply_few(const Linear& op, const uint8_t* prepared, int64_t rows,
     const int64_t share = num_threads_ == 1 ? tiles : tiles * kStaticShare / 100 / num_threads_;
     if (share > 0) multiply(op, prepared, {0, rows}, thread_ * share, (thread_ + 1) * share);
     const int64_t first = share * num_threads_;
-    for (int64_t tile; (tile = first + counter.next.fetch_add(1, std::memory_order_relaxed)) < tiles;)
+    for (int64_t tile;
+         (tile = first + counter.next.fetch_add(1, std::memory_order_relaxed)) < tiles;)
         multiply(op, prepared, {0, rows}, tile, tile + 1);
 }
 
 // Bound by arithmetic: chunks of rows times one tile, all rows of a tile one after the other so that a
 // tile is read from memory once.
-void Walk::multiply_many(const Linear& op, const uint8_t* prepared, int64_t rows, Counter& counter) {
+void Walk::multiply_many(const Linear& op, const uint8_t* prepared, int64_t rows,
+                         Counter& counter) {
     const int64_t tiles = num_tiles(op.weight.n);
     int64_t chunk = kRowChunk;
-    while (chunk > kLeastRowChunk && tiles * ceil_div(rows, chunk) < kChunksPerThread * num_threads_)
+    while (chunk > kLeastRowChunk &&
+           tiles * ceil_div(rows, chunk) < kChunksPerThread * num_threads_)
         chunk /= 2;
     const int64_t row_chunks = ceil_div(rows, chunk), chunks = tiles * row_chunks;
     for (int64_t i; (i = counter.next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
@@ -221,9 +230,11 @@ void Walk::run(const Attention& op, size_t place, int64_t) {
         kernels_.attention(&args, &input_.view, &order.items[item], partials, scratch_);
         if (order.group_of[item] < 0) continue;
         const AttentionOrder::Group group = order.groups[order.group_of[item]];
-        const int32_t done = 1 + order.done[order.group_of[item]].fetch_add(1, std::memory_order_acq_rel);
+        const int32_t done =
+            1 + order.done[order.group_of[item]].fetch_add(1, std::memory_order_acq_rel);
         if (done % group.size == 0)  // the last one of this layer joins them
-            kernels_.attention_merge(&args, &input_.view, &order.items[group.first], group.size, partials);
+            kernels_.attention_merge(&args, &input_.view, &order.items[group.first], group.size,
+                                     partials);
     }
 }
 

@@ -31,7 +31,9 @@ private:
     bool ends_by_rows(const Op& op) const;
     bool begins_by_rows(const Op& op) const;
     Rows mine(int64_t rows) const;
-    float* row(const Ref& ref, int64_t row) const { return plan_.at(ref) + row * plan_.leading(ref); }
+    float* row(const Ref& ref, int64_t row) const {
+        return plan_.at(ref) + row * plan_.leading(ref);
+    }
 
     void make_rope_tables();
     void run(const Embed& op, size_t place, int64_t rows);
@@ -46,7 +48,8 @@ private:
     void run(const SoftCap& op, size_t place, int64_t rows);
 
     void prepare(const Linear& op, Rows rows, uint8_t* prepared);
-    void multiply(const Linear& op, const uint8_t* prepared, Rows rows, int64_t tile_begin, int64_t tile_end);
+    void multiply(const Linear& op, const uint8_t* prepared, Rows rows, int64_t tile_begin,
+                  int64_t tile_end);
     void multiply_few(const Linear& op, const uint8_t* prepared, int64_t rows, Counter& counter);
     void multiply_many(const Linear& op, const uint8_t* prepared, int64_t rows, Counter& counter);
 

@@ -45,8 +45,7 @@ DUETTO_INLINE vi lane_numbers() {
 // them in.
 template <typename Format>
 DUETTO_INLINE void finish_scores(const AttentionArgs& args, const Workspace& w, int64_t row,
-                                 int64_t from,
-                                 int64_t to, int64_t first, int64_t end) {
+                                 int64_t from, int64_t to, int64_t first, int64_t end) {
     float* scores = w.scores + row * kTileTokens;
     if (Format::kQuantized)
         for (int64_t c = from; c < to; c += kLanes)
@@ -91,8 +90,7 @@ struct Reach {
     int64_t first, last;
 };
 DUETTO_INLINE Reach reach_of(const Workspace& w, int64_t row, int64_t count, int64_t start,
-                             int64_t begin,
-                             int64_t end) {
+                             int64_t begin, int64_t end) {
     int64_t first = end, last = begin;
     for (int64_t r = row; r < row + count; ++r) {
         if (w.first[r] < first) first = w.first[r];
@@ -115,8 +113,7 @@ static void softmax(const AttentionArgs& args, const Workspace& w, int64_t row, 
 // register tile of rows after the other.
 template <typename Format>
 static void attend_widened(const AttentionArgs& args, const Workspace& w, int64_t rows,
-                           int64_t start,
-                           int64_t begin, int64_t end) {
+                           int64_t start, int64_t begin, int64_t end) {
     for (int64_t row = 0; row < rows; row += kRegisterRows) {
         const int64_t count = min64(kRegisterRows, rows - row);
         const Reach reach = reach_of(w, row, count, start, begin, end);
@@ -125,12 +122,12 @@ static void attend_widened(const AttentionArgs& args, const Workspace& w, int64_
         float* scores = w.scores + row * kTileTokens;
         multiply_tile<false>(count, w.q + row * w.head_dim, w.head_dim, w.keys + from * w.head_dim,
                              w.head_dim * kKvPanel, w.head_dim, scores + from, kTileTokens,
-                                               (to - from) / kLanes);
+                             (to - from) / kLanes);
         softmax<Format>(args, w, row, count, start, reach, from, to);
         multiply_tile<true>(count, scores + reach.first, kTileTokens,
-                            w.values + reach.first * kKvPanel,
-                                            kTileTokens * kKvPanel, reach.last - reach.first,
-                                            w.acc + row * w.padded, w.padded, w.padded / kLanes);
+                            w.values + reach.first * kKvPanel, kTileTokens * kKvPanel,
+                            reach.last - reach.first, w.acc + row * w.padded, w.padded,
+                            w.padded / kLanes);
     }
 }
 
@@ -143,8 +140,8 @@ DUETTO_INLINE bool is_direct(const KvLayer& kv, int64_t rows) {
 // The runs of the tile at `start` that hold some of positions begin ... end
 template <typename Format>
 static Runs<Format> find_runs(const KvLayer& kv, const int32_t* blocks, int64_t kv_head,
-                              int64_t start,
-                              int64_t begin, int64_t end, int64_t last_end, const Workspace& w) {
+                              int64_t start, int64_t begin, int64_t end, int64_t last_end,
+                              const Workspace& w) {
     typedef typename Format::Element Element;
     const HeadLayout layout = head_layout(kv.format, kv.block_size, kv.head_dim);
     auto head_of = [&](int64_t position) {
@@ -157,8 +154,8 @@ static Runs<Format> find_runs(const KvLayer& kv, const int32_t* blocks, int64_t 
         const int64_t slot = position % kv.block_size;
         const uint8_t* head = head_of(position);
         runs.keys[i] = runs.next_keys[i] = (const Element*)head + slot;
-        runs.values[i] = runs.next_values[i] = (const Element*)(head + layout.values)
-            + slot * kv.head_dim;
+        runs.values[i] = runs.next_values[i] =
+            (const Element*)(head + layout.values) + slot * kv.head_dim;
         if (kv.format == KvFormat::int8) {
             const float* scales = (const float*)(head + layout.scales) + slot;
             std::memcpy(w.key_scales + i * kRun, scales, kRun * sizeof(float));
@@ -168,8 +165,8 @@ static Runs<Format> find_runs(const KvLayer& kv, const int32_t* blocks, int64_t 
         if (next >= last_end) continue;
         const uint8_t* next_head = head_of(next);
         runs.next_keys[i] = (const Element*)next_head + next % kv.block_size;
-        runs.next_values[i] = (const Element*)(next_head + layout.values)
-            + next % kv.block_size * kv.head_dim;
+        runs.next_values[i] =
+            (const Element*)(next_head + layout.values) + next % kv.block_size * kv.head_dim;
     }
     return runs;
 }
@@ -218,7 +215,7 @@ static void attend_direct(const AttentionArgs& args, const Workspace& w, const i
 template <typename Format>
 static void attend_split(const AttentionArgs& args, const int32_t* blocks, int64_t kv_head,
                          const Workspace& w, int64_t rows, int64_t begin, int64_t end,
-                             int64_t last_end) {
+                         int64_t last_end) {
     for (int64_t r = 0; r < rows; ++r) w.top[r] = kLowest;
     std::memset(w.sums, 0, (size_t)(rows * kLanes) * sizeof(float));
     std::memset(w.acc, 0, (size_t)(rows * w.padded) * sizeof(float));
@@ -246,8 +243,10 @@ DUETTO_INLINE void join(const float* acc, float sum, float top, int64_t width, f
     for (; d + kLanes <= width; d += kLanes)
         store(joined + d, fma(load(acc + d), take, load(joined + d) * keep));
     if (d < width)
-        store_tail(joined + d, fma(load_first(acc + d, width - d), take,
-                                   load_first(joined + d, width - d) * keep), width - d);
+        store_tail(
+            joined + d,
+            fma(load_first(acc + d, width - d), take, load_first(joined + d, width - d) * keep),
+            width - d);
     *joined_sum = fma(set1(sum), take, set1(*joined_sum) * keep)[0];
     *joined_top = highest;
 }
@@ -264,8 +263,7 @@ DUETTO_INLINE void write_out(const float* acc, float sum, int64_t width, float* 
 
 // Rows of the chunk, scaled, and what each sees
 static void load_chunk(const AttentionArgs& args, const StepView& step, int64_t first_row,
-                       int64_t kv_head,
-                       int64_t pair_begin, int64_t rows, const Workspace& w) {
+                       int64_t kv_head, int64_t pair_begin, int64_t rows, const Workspace& w) {
     const int64_t group = group_size(args);
     const float factor = args.softcap > 0 ? args.scale / args.softcap : args.scale * kLog2E;
     for (int64_t r = 0; r < rows; ++r) {
@@ -331,10 +329,14 @@ static void attend_item(const AttentionArgs& args, const StepView& step, const A
 static void attention(const AttentionArgs* args, const StepView* step, const AttentionItem* item,
                       float* partials, uint8_t* scratch) {
     switch (args->kv.format) {
-        case KvFormat::f32: return attend_item<KvF32>(*args, *step, *item, partials, scratch);
-        case KvFormat::f16: return attend_item<KvF16>(*args, *step, *item, partials, scratch);
-        case KvFormat::bf16: return attend_item<KvBf16>(*args, *step, *item, partials, scratch);
-        case KvFormat::int8: return attend_item<KvInt8>(*args, *step, *item, partials, scratch);
+        case KvFormat::f32:
+            return attend_item<KvF32>(*args, *step, *item, partials, scratch);
+        case KvFormat::f16:
+            return attend_item<KvF16>(*args, *step, *item, partials, scratch);
+        case KvFormat::bf16:
+            return attend_item<KvBf16>(*args, *step, *item, partials, scratch);
+        case KvFormat::int8:
+            return attend_item<KvInt8>(*args, *step, *item, partials, scratch);
     }
 }
 

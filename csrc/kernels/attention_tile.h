@@ -51,8 +51,7 @@ DUETTO_INLINE void multiply_add(vf (&acc)[kRows][kVectors], X x, Column column) 
 // c[kRows][kVectors] (+)= a . b, kVectors from the beginning of a panel on
 template <int kRows, int kVectors, bool kAccumulate>
 DUETTO_INLINE void multiply(const float* __restrict a, int64_t lda, const float* __restrict b,
-                            int64_t b_panel,
-                            int64_t k, float* __restrict c, int64_t ldc) {
+                            int64_t b_panel, int64_t k, float* __restrict c, int64_t ldc) {
     vf acc[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -76,14 +75,13 @@ DUETTO_INLINE void multiply(const float* __restrict a, int64_t lda, const float*
 // all columns: `vectors` of them
 template <int kRows, bool kAccumulate>
 static void multiply_rows(const float* a, int64_t lda, const float* b, int64_t b_panel, int64_t k,
-                          float* c,
-                          int64_t ldc, int64_t vectors) {
+                          float* c, int64_t ldc, int64_t vectors) {
     // enough chains in flight to hide the latency of a multiply-add: 8 or more
     constexpr int kWide = kRows == 1 ? 8 : kRows == 2 ? 4 : 2;
     int64_t v = 0;
     for (; v + kWide <= vectors; v += kWide)
-        multiply<kRows, kWide, kAccumulate>(a, lda, b + v / 2 * b_panel, b_panel, k,
-                                                        c + v * kLanes, ldc);
+        multiply<kRows, kWide, kAccumulate>(a, lda, b + v / 2 * b_panel, b_panel, k, c + v * kLanes,
+                                            ldc);
     for (; kWide > 2 && v + 2 <= vectors; v += 2)
         multiply<kRows, 2, kAccumulate>(a, lda, b + v / 2 * b_panel, b_panel, k, c + v * kLanes,
                                         ldc);
@@ -131,7 +129,7 @@ struct Runs {
 template <typename Format, int kRows, int kRuns>
 DUETTO_INLINE void score_runs(const float* __restrict q, const Runs<Format>& runs, int first_run,
                               int64_t block_size, int64_t head_dim, float* __restrict scores,
-                                  int64_t ld) {
+                              int64_t ld) {
     constexpr int kEach = kRun / kLanes;
     vf acc[kRows][kRuns * kEach];
     const typename Format::Element *keys[kRuns], *next[kRuns];
@@ -171,15 +169,15 @@ DUETTO_INLINE void add_values(const float* __restrict weights, int64_t ld, const
         for (int v = 0; v < kVectors; ++v) acc[r][v] = load(out + r * ldo + d + v * kLanes);
     while (first < last) {
         const int64_t run = first / kRun, stop = min64(last, (run + 1) * kRun);
-        const typename Format::Element *values = runs.values[run] + d - run * kRun * head_dim;
-        const typename Format::Element *next = runs.next_values[run] + d - run * kRun * head_dim;
+        const typename Format::Element* values = runs.values[run] + d - run * kRun * head_dim;
+        const typename Format::Element* next = runs.next_values[run] + d - run * kRun * head_dim;
         for (; first < stop; ++first) {
 #pragma GCC unroll 16
             for (size_t b = 0; b < kVectors * kLanes; b += 64 / sizeof *next)
                 prefetch(next + first * head_dim + b);
             multiply_add(
-                acc, [&](int r) __attribute__((always_inline))
-                    { return set1(weights[r * ld + first]); },
+                acc,
+                [&](int r) __attribute__((always_inline)) { return set1(weights[r * ld + first]); },
                 [&](int v) __attribute__((always_inline)) {
                     return Format::widen(values + first * head_dim + v * kLanes);
                 });

@@ -12,8 +12,8 @@ namespace DUETTO_ISA {
 inline constexpr int64_t kTileTokens = 64;
 inline constexpr int64_t kChunkRows = 192;  // (query, head) pairs that are worked on together
 
-static_assert(kSplit % kTileTokens == 0 && kTileTokens % kKvPanel == 0
-              && kChunkRows % kRegisterRows == 0);
+static_assert(kSplit % kTileTokens == 0 && kTileTokens % kKvPanel == 0 &&
+              kChunkRows % kRegisterRows == 0);
 
 // A thread's scratch: everything 64-byte aligned. Rows are (query, head) pairs.
 struct Workspace {
@@ -68,8 +68,7 @@ static size_t attention_scratch_bytes(const AttentionArgs* args) {
 template <typename Format>
 static void widen_keys(const typename Format::Element* keys, const typename Format::Element* next,
                        int64_t block_size, int64_t head_dim, int64_t begin, int64_t end,
-                           int64_t column,
-                       float* panels) {
+                       int64_t column, float* panels) {
     if (block_size % kLanes == 0) {  // whole vectors: those at the ends hold tokens that are masked
         column -= begin % kLanes;
         for (int64_t t = begin - begin % kLanes; t < end; t += kLanes, column += kLanes) {
@@ -90,9 +89,8 @@ static void widen_keys(const typename Format::Element* keys, const typename Form
 
 template <typename Format>
 static void widen_values(const typename Format::Element* values,
-                         const typename Format::Element* next,
-                         int64_t head_dim, int64_t begin, int64_t end, int64_t column,
-                             float* panels) {
+                         const typename Format::Element* next, int64_t head_dim, int64_t begin,
+                         int64_t end, int64_t column, float* panels) {
     for (int64_t d = 0; d < head_dim; d += kLanes) {  // panels lie 4 KiB apart: one after the other
         float* to = panels + (d / kKvPanel * kTileTokens + column) * kKvPanel + d % kKvPanel;
         const int64_t count = head_dim - d;
@@ -125,11 +123,10 @@ static void widen_tile(const KvLayer& kv, const int32_t* blocks, int64_t kv_head
         if (position + count < last_end)
             next += (blocks[block + 1] - (int64_t)blocks[block]) * kv.block_bytes;
         widen_keys<Format>((const Element*)base, (const Element*)next, kv.block_size, kv.head_dim,
-                           first,
-                           first + count, column, w.keys);
+                           first, first + count, column, w.keys);
         widen_values<Format>((const Element*)(base + layout.values),
-                             (const Element*)(next + layout.values),
-                             kv.head_dim, first, first + count, column, w.values);
+                             (const Element*)(next + layout.values), kv.head_dim, first,
+                             first + count, column, w.values);
         if (kv.format == KvFormat::int8) {
             const float* scales = (const float*)(base + layout.scales) + first;
             std::memcpy(w.key_scales + column, scales, (size_t)count * sizeof(float));

@@ -58,7 +58,8 @@ DUETTO_INLINE void decode_pair(CodedTable table, const CodedHead&, const uint8_t
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
         const __m256i codes = i == 0 ? packed : _mm256_srli_epi16(packed, 4);
-        const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+        const __m256i high =
+            _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
         const __m256i low = _mm256_loadu_si256((const __m256i*)(line + pair * 64 + i * 32));
         words[2 * i] = (vi)_mm256_unpacklo_epi8(low, high);
         words[2 * i + 1] = (vi)_mm256_unpackhi_epi8(low, high);
@@ -96,7 +97,8 @@ DUETTO_INLINE void decode_lines(const CodedHead& head, const uint8_t* coded, int
             words[1] = (vi)_mm512_shuffle_i64x2(x, y, 0xee);
 #endif
 #pragma GCC unroll 4
-            for (int v = 0; v < kPairVecs; v++) store_int(out + pair * 128 + v * kLanes * 4, words[v]);
+            for (int v = 0; v < kPairVecs; v++)
+                store_int(out + pair * 128 + v * kLanes * 4, words[v]);
         }
         coded += kCodedLineBytes;
         out += kTile * 4;
@@ -187,8 +189,8 @@ DUETTO_INLINE void multiply_decoded(vf (&acc)[R][V], int first, const vi (&words
 // R rows times coded lines without exceptions, P pairs of chunks from `pair` on. sums: [R][64], places as
 // coded_word has them.
 template <int R, int P>
-DUETTO_INLINE void multiply_coded(float* sums, const CodedHead& head, const uint8_t* coded, int pair,
-                                  const uint8_t* a, int64_t lda, int64_t lines) {
+DUETTO_INLINE void multiply_coded(float* sums, const CodedHead& head, const uint8_t* coded,
+                                  int pair, const uint8_t* a, int64_t lda, int64_t lines) {
     constexpr int V = P * kPairVecs;
     const CodedTable table = coded_table(head);
     sums += pair * 32;
@@ -275,8 +277,8 @@ static __attribute__((noinline)) void tile_coded(const uint8_t* tile, int64_t li
         }
         line = next;
         if (line < exception || line == lines) continue;
-        e = multiply_exceptions<R>(sums, head, coded + line * kCodedLineBytes, rows + line * row_bytes,
-                                   lda, e, end);
+        e = multiply_exceptions<R>(sums, head, coded + line * kCodedLineBytes,
+                                   rows + line * row_bytes, lda, e, end);
         line++;
     }
     for (int r = 0; r < R; r++) {

@@ -177,8 +177,7 @@ DUETTO_INLINE float write_row(const float* row, int64_t head_dim, typename Forma
 
 template <typename Format>
 static void write_rows(const KvLayer& kv, const int32_t* slots, const float* k, const float* v,
-                       int64_t ld,
-                       int64_t row_begin, int64_t row_end) {
+                       int64_t ld, int64_t row_begin, int64_t row_end) {
     typedef typename Format::Element Element;
     const HeadLayout layout = head_layout(kv.format, kv.block_size, kv.head_dim);
     for (int64_t row = row_begin; row < row_end; ++row) {
@@ -201,10 +200,14 @@ static void write_rows(const KvLayer& kv, const int32_t* slots, const float* k, 
 static void write_kv(const KvLayer* kv, const int32_t* slots, const float* k, const float* v,
                      int64_t ld, int64_t row_begin, int64_t row_end) {
     switch (kv->format) {
-        case KvFormat::f32: return write_rows<KvF32>(*kv, slots, k, v, ld, row_begin, row_end);
-        case KvFormat::f16: return write_rows<KvF16>(*kv, slots, k, v, ld, row_begin, row_end);
-        case KvFormat::bf16: return write_rows<KvBf16>(*kv, slots, k, v, ld, row_begin, row_end);
-        case KvFormat::int8: return write_rows<KvInt8>(*kv, slots, k, v, ld, row_begin, row_end);
+        case KvFormat::f32:
+            return write_rows<KvF32>(*kv, slots, k, v, ld, row_begin, row_end);
+        case KvFormat::f16:
+            return write_rows<KvF16>(*kv, slots, k, v, ld, row_begin, row_end);
+        case KvFormat::bf16:
+            return write_rows<KvBf16>(*kv, slots, k, v, ld, row_begin, row_end);
+        case KvFormat::int8:
+            return write_rows<KvInt8>(*kv, slots, k, v, ld, row_begin, row_end);
     }
 }
 

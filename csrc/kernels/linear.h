@@ -14,7 +14,7 @@ namespace duetto {
 namespace DUETTO_ISA {
 
 inline constexpr int64_t kLineBytes = kTile * 4;
-inline constexpr int kMaxRows = 6;     // rows of a register tile
+inline constexpr int kMaxRows = 6;  // rows of a register tile
 inline constexpr int64_t kDirectRows = 12;  // (measured: unpacking floats never pays)
 inline constexpr int64_t kPanel = 96;  // rows whose sums wait in scratch while K is walked
 
@@ -34,10 +34,13 @@ template <int R>
 inline constexpr int64_t kAhead = 4096;
 #else
 template <int R>
-inline constexpr int kDirectVecs = R == 1 ? 8 : R == 2 ? 4 : 2;
+inline constexpr int kDirectVecs = R == 1   ? 8
+                                   : R == 2 ? 4
+                                            : 2;
 inline constexpr int kVecs = 2;
 template <int R>
-inline constexpr int64_t kAhead = R <= 2 ? 2048 : 8192;  // more rows pass over a block several times
+inline constexpr int64_t kAhead =
+    R <= 2 ? 2048 : 8192;  // more rows pass over a block several times
 #endif
 inline constexpr int64_t kVecBytes = kLanes * 4;
 
@@ -50,23 +53,23 @@ inline constexpr int64_t kDecodedLines = 16, kDecodedLinesOfMany = 64;
 struct Block {
     int64_t lines;
     int64_t line, tile_lines;  // bf12: the first of them, and all of the tile,
-    const uint8_t* next;       // and the coded lines after them
+    const uint8_t* next;  // and the coded lines after them
     bool passed_again;  // by more rows than a register tile has
     const uint8_t* rows;  // the first row's words for these lines
     int64_t row_bytes;
-    float* sums;         // [rows][64]
+    float* sums;  // [rows][64]
     int32_t* unfinished;  // [rows][64]: sums of a group that is longer than a block
     const int32_t* word_products;  // [64], kPaired: of the block's unpacked words
     // int8 and int4:
-    bool first, last;               // of its group's blocks
+    bool first, last;  // of its group's blocks
     const uint16_t* weight_scales;  // [64]
-    const uint8_t* row_groups;      // the first row's RowGroup; the others are row_bytes apart
+    const uint8_t* row_groups;  // the first row's RowGroup; the others are row_bytes apart
 };
 
 // acc[r][v] += words of V vectors of outputs times R rows' words.
 template <class F, int R, int V>
-DUETTO_INLINE void multiply_word(typename F::Acc (&acc)[R][V], const vi (&word)[V], const uint8_t* a,
-                                 int64_t lda) {
+DUETTO_INLINE void multiply_word(typename F::Acc (&acc)[R][V], const vi (&word)[V],
+                                 const uint8_t* a, int64_t lda) {
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
         const vi x = broadcast_word(a + r * lda);
@@ -117,8 +120,7 @@ DUETTO_INLINE void multiply_narrow(vi (&acc)[R][V], const uint8_t* w, const uint
     constexpr int step = F::kNarrowWords / F::kWords;
     while (lines > 0) {
         vi narrow[R][V] = {};
-        multiply_lines<F, R, V, kUnpacked>(narrow, w, a, lda, lines < step ? lines : step,
-                                           fetched);
+        multiply_lines<F, R, V, kUnpacked>(narrow, w, a, lda, lines < step ? lines : step, fetched);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -285,8 +287,8 @@ DUETTO_INLINE void multiply_rows(const Block& b, const uint8_t* w, bool unpacked
 
 // While some rows pass an unpacked block: memory for their share of the next block, L1 for the next rows.
 template <class F>
-DUETTO_INLINE void fetch_ahead(const Block& b, const uint8_t* share, int64_t bytes, int64_t row_begin,
-                               int64_t row_end) {
+DUETTO_INLINE void fetch_ahead(const Block& b, const uint8_t* share, int64_t bytes,
+                               int64_t row_begin, int64_t row_end) {
     for (int64_t i = 0; i < bytes; i += 64) prefetch(share + i);
     for (int64_t row = row_begin; row < row_end; row++) {
         const uint8_t* a = b.rows + row * b.row_bytes;
@@ -330,12 +332,24 @@ DUETTO_INLINE void multiply_block(const Block& block, const uint8_t* packed, int
                            row1 + r < rows ? row1 + r : rows);
         }
         switch (r) {
-            case 6: multiply_rows<F, 6>(b, w, unpacked, row0); break;
-            case 5: multiply_rows<F, 5>(b, w, unpacked, row0); break;
-            case 4: multiply_rows<F, 4>(b, w, unpacked, row0); break;
-            case 3: multiply_rows<F, 3>(b, w, unpacked, row0); break;
-            case 2: multiply_rows<F, 2>(b, w, unpacked, row0); break;
-            default: multiply_rows<F, 1>(b, w, unpacked, row0); break;
+            case 6:
+                multiply_rows<F, 6>(b, w, unpacked, row0);
+                break;
+            case 5:
+                multiply_rows<F, 5>(b, w, unpacked, row0);
+                break;
+            case 4:
+                multiply_rows<F, 4>(b, w, unpacked, row0);
+                break;
+            case 3:
+                multiply_rows<F, 3>(b, w, unpacked, row0);
+                break;
+            case 2:
+                multiply_rows<F, 2>(b, w, unpacked, row0);
+                break;
+            default:
+                multiply_rows<F, 1>(b, w, unpacked, row0);
+                break;
         }
         row0 = row1;
     }
@@ -411,13 +425,33 @@ static void linear_tiles(const PackedWeight& w, const uint8_t* prepared, int64_t
     }
 }
 
-#define DUETTO_FOR_FORMAT(weight, call)                 \
-    switch ((weight)->format) {                         \
-        case WeightFormat::f32: { typedef F32 F; call; break; }   \
-        case WeightFormat::bf16: { typedef Bf16 F; call; break; } \
-        case WeightFormat::int8: { typedef Int8 F; call; break; } \
-        case WeightFormat::int4: { typedef Int4 F; call; break; } \
-        case WeightFormat::bf12: { typedef Bf12 F; call; break; } \
+#define DUETTO_FOR_FORMAT(weight, call) \
+    switch ((weight)->format) {         \
+        case WeightFormat::f32: {       \
+            typedef F32 F;              \
+            call;                       \
+            break;                      \
+        }                               \
+        case WeightFormat::bf16: {      \
+            typedef Bf16 F;             \
+            call;                       \
+            break;                      \
+        }                               \
+        case WeightFormat::int8: {      \
+            typedef Int8 F;             \
+            call;                       \
+            break;                      \
+        }                               \
+        case WeightFormat::int4: {      \
+            typedef Int4 F;             \
+            call;                       \
+            break;                      \
+        }                               \
+        case WeightFormat::bf12: {      \
+            typedef Bf12 F;             \
+            call;                       \
+            break;                      \
+        }                               \
     }
 
 static size_t prepared_row_bytes(const PackedWeight* w) {
@@ -436,8 +470,8 @@ static void prepare_rows(const PackedWeight* w, const float* x, int64_t ldx, int
 
 static void linear(const PackedWeight* w, const uint8_t* prepared, int64_t rows, int64_t tile_begin,
                    int64_t tile_end, float* out, int64_t ldo, const float* bias, bool accumulate) {
-    DUETTO_FOR_FORMAT(w, linear_tiles<F>(*w, prepared, rows, tile_begin, tile_end, out, ldo, bias,
-                                         accumulate));
+    DUETTO_FOR_FORMAT(
+        w, linear_tiles<F>(*w, prepared, rows, tile_begin, tile_end, out, ldo, bias, accumulate));
 }
 
 static void unpack_row(const PackedWeight* w, int64_t row, float* out) {

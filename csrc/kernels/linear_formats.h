@@ -44,7 +44,9 @@ DUETTO_INLINE vi dot_s16(vi acc, vi w, vi a) {
     return (vi)((vu)acc + (vu)_mm512_madd_epi16((__m512i)w, (__m512i)a));
 #elif defined(__AVX2__)
     vi product;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(a));
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc), "=&x"(product)
+            : "x"(w), "x"(a));
     return acc;
 #elif defined(__SSE2__)
     return (vi)((vu)acc + (vu)_mm_madd_epi16((__m128i)w, (__m128i)a));
@@ -87,10 +89,9 @@ DUETTO_INLINE vf dot_f32(vf acc, vf w, vf a) {
 // acc + both words' products and the two that are too much
 DUETTO_INLINE vi dot_paired(vi acc, vi w0, vi w1, vi a0, vi a1) {
     vi x, y;
-    __asm__(
-        "vpaddw %4, %5, %1\n\tvpaddw %3, %6, %2\n\tvpmaddwd %1, %2, %1\n\tvpaddd %1, %0, %0"
-        : "+x"(acc), "=&x"(x), "=&x"(y)
-        : "x"(w0), "x"(w1), "x"(a0), "x"(a1));
+    __asm__("vpaddw %4, %5, %1\n\tvpaddw %3, %6, %2\n\tvpmaddwd %1, %2, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc), "=&x"(x), "=&x"(y)
+            : "x"(w0), "x"(w1), "x"(a0), "x"(a1));
     return acc;
 }
 #endif
@@ -184,9 +185,7 @@ struct Int4 {
                 : "x"(w), "x"(a));
         return acc;
     }
-    DUETTO_INLINE vi widen(vi acc, vi narrow) {
-        return dot_s16(acc, narrow, set1_int(0x00010001));
-    }
+    DUETTO_INLINE vi widen(vi acc, vi narrow) { return dot_s16(acc, narrow, set1_int(0x00010001)); }
 #endif
 #else
     static constexpr Row kRow = Row::s16;

@@ -10,7 +10,8 @@ namespace DUETTO_ISA {
 
 struct RowGroup {
     float scale;
-    int32_t start;  // what the group's accumulators start at (kPaired: with unpacked words, else at 0)
+    int32_t
+        start;  // what the group's accumulators start at (kPaired: with unpacked words, else at 0)
 };
 
 // Where the parts of a prepared row lie, in bytes.
@@ -96,7 +97,8 @@ static int32_t quantize_group(const float* x, int64_t count, uint8_t* out, float
         top = bits > top ? bits : top;
     }
     uint32_t top_bits = 0;
-    for (int lane = 0; lane < kLanes; lane++) top_bits = top[lane] > top_bits ? top[lane] : top_bits;
+    for (int lane = 0; lane < kLanes; lane++)
+        top_bits = top[lane] > top_bits ? top[lane] : top_bits;
     float amax, inverse;
     std::memcpy(&amax, &top_bits, 4);
     if (top_bits >= 0x7f800000u) {
@@ -144,7 +146,8 @@ static void prepare(const PackedWeight& w, const float* x, uint8_t* out) {
         const int64_t groups = num_groups(w.k, w.group), group = w.group == 0 ? w.k : w.group;
         RowGroup* row_groups = (RowGroup*)(out + at.groups);
         // zeros behind the last numbers, before the last vector that is stored over them
-        std::memset(out + w.k / 8 * 8 * bytes_per_k, 0, (size_t)(at.groups - w.k / 8 * 8 * bytes_per_k));
+        std::memset(out + w.k / 8 * 8 * bytes_per_k, 0,
+                    (size_t)(at.groups - w.k / 8 * 8 * bytes_per_k));
         for (int64_t g = 0; g < groups; g++) {
             const int64_t k0 = g * group, count = w.k - k0 < group ? w.k - k0 : group;
             row_groups[g].start =

@@ -14,13 +14,13 @@ constexpr bool kSlow = false;
 inline int failures = 0;
 
 // CHECK(condition) or CHECK(condition, "format", ...), where the format tells the case.
-#define CHECK(condition, ...)                                                     \
-    do {                                                                          \
-        if (!(condition) && ++failures <= 20) {                                   \
-            std::printf("%s:%d: not true: %s", __FILE__, __LINE__, #condition);   \
-            __VA_OPT__(std::printf(": "); std::printf(__VA_ARGS__);)              \
-            std::printf("\n");                                                    \
-        }                                                                         \
+#define CHECK(condition, ...)                                                   \
+    do {                                                                        \
+        if (!(condition) && ++failures <= 20) {                                 \
+            std::printf("%s:%d: not true: %s", __FILE__, __LINE__, #condition); \
+            __VA_OPT__(std::printf(": "); std::printf(__VA_ARGS__);)            \
+            std::printf("\n");                                                  \
+        }                                                                       \
     } while (false)
 
 inline int report(const char* name) {

@@ -79,8 +79,8 @@ struct Chunk {
 // One step; what it computes goes to the same rows of `out` as the tokens have in the world.
 void run_step(World& world, const std::vector<Chunk>& chunks, int32_t threads, Floats& out) {
     const Case& c = world.shape;
-    const int64_t q_width = (int64_t)c.heads * c.head_dim, kv_width =
-        (int64_t)c.kv_heads * c.head_dim;
+    const int64_t q_width = (int64_t)c.heads * c.head_dim,
+                  kv_width = (int64_t)c.kv_heads * c.head_dim;
     const int64_t ldq = q_width + 2 * kv_width + 1, ldo = q_width + 3;
     Ints positions, slots, query_starts = {0}, context_lens, tables, rows;
     for (const Chunk& chunk : chunks) {
@@ -107,16 +107,23 @@ void run_step(World& world, const std::vector<Chunk>& chunks, int32_t threads, F
     isa::write_kv(&world.kv, slots.data(), qkv.data() + q_width, qkv.data() + q_width + kv_width,
                   ldq, 0, half);
 
-    const duetto::StepView step =
-        {num_rows, (int64_t)chunks.size(), world.max_blocks, positions.data(),
-                                   slots.data(), query_starts.data(), context_lens.data(),
-                                       tables.data()};
-    const AttentionArgs args = {qkv.data(), ldq, result.data(), ldo, world.kv, c.heads,
-                                1 / std::sqrt((float)c.head_dim), c.window, c.softcap};
+    const duetto::StepView step = {
+        num_rows,     (int64_t)chunks.size(), world.max_blocks,    positions.data(),
+        slots.data(), query_starts.data(),    context_lens.data(), tables.data()};
+    const AttentionArgs args = {qkv.data(),
+                                ldq,
+                                result.data(),
+                                ldo,
+                                world.kv,
+                                c.heads,
+                                1 / std::sqrt((float)c.head_dim),
+                                c.window,
+                                c.softcap};
     std::vector<AttentionItem> items((size_t)duetto::plan_attention(step, args, threads, nullptr));
     CHECK(duetto::plan_attention(step, args, threads, items.data()) == (int64_t)items.size());
     Floats partials((size_t)(isa::attention_partial_floats(&args) *
-                             duetto::num_partial_places(items.data(), (int64_t)items.size())), NAN);
+                             duetto::num_partial_places(items.data(), (int64_t)items.size())),
+                    NAN);
     void* scratch = std::aligned_alloc(64, (isa::attention_scratch_bytes(&args) + 63) / 64 * 64);
     std::memset(scratch, 0xff, isa::attention_scratch_bytes(&args));
     Ints order(items.size());
@@ -125,10 +132,10 @@ void run_step(World& world, const std::vector<Chunk>& chunks, int32_t threads, F
     for (int32_t i : order)
         isa::attention(&args, &step, &items[(size_t)i], partials.data(), (uint8_t*)scratch);
     for (size_t i = 0, next; i < items.size(); i = next) {
-        for (next = i + 1; next < items.size() && items[i].partial >= 0
-             && items[next].split_begin > items[i].split_begin &&
-                           items[next].request == items[i].request
-                               && items[next].kv_head == items[i].kv_head &&
+        for (next = i + 1; next < items.size() && items[i].partial >= 0 &&
+                           items[next].split_begin > items[i].split_begin &&
+                           items[next].request == items[i].request &&
+                           items[next].kv_head == items[i].kv_head &&
                            items[next].row_begin == items[i].row_begin;)
             ++next;
         if (items[i].partial >= 0)
@@ -155,8 +162,8 @@ double rounded_to(KvFormat format, float x, float largest) {
         std::frexp(x, &exponent);
         return std::ldexp(std::nearbyint(std::ldexp((double)x, 8 - exponent)), exponent - 8);
     }
-    if (format == KvFormat::int8) return (double)std::nearbyint(x / (largest / 127))
-        * (largest / 127);
+    if (format == KvFormat::int8)
+        return (double)std::nearbyint(x / (largest / 127)) * (largest / 127);
     return x;
 }
 
@@ -171,8 +178,8 @@ std::vector<double> kept(KvFormat format, const float* row, int32_t head_dim) {
 
 void check_row(const World& world, int32_t request, int32_t position, const Floats& out) {
     const Case& c = world.shape;
-    const int32_t first = c.window ? std::max(0, position + 1 - c.window) : 0, group =
-        c.heads / c.kv_heads;
+    const int32_t first = c.window ? std::max(0, position + 1 - c.window) : 0,
+                  group = c.heads / c.kv_heads;
     for (int32_t h = 0; h < c.heads; ++h) {
         auto row_of = [&](const Floats& x, int32_t p, int32_t heads, int32_t head) {
             return &x[((size_t)(world.starts[request] + p) * heads + head) * c.head_dim];
@@ -196,11 +203,12 @@ void check_row(const World& world, int32_t request, int32_t position, const Floa
         const float* got = row_of(out, position, c.heads, h);
         // scores reach 10, where fp32 has steps of 1e-6, and so have weights, relatively
         for (int32_t d = 0; d < c.head_dim; ++d)
-            CHECK(std::fabs(got[d] - sums[d] / total) <= 1e-5,
-                  "format %d, %d/%d heads of %d, blocks of %d, window %d, request %d, position %d, head %d, column %d: "
-                  "%.9g, not %.9g", (int)c.format, c.heads, c.kv_heads, c.head_dim, c.block_size,
-                      c.window, request,
-                  position, h, d, got[d], sums[d] / total);
+            CHECK(
+                std::fabs(got[d] - sums[d] / total) <= 1e-5,
+                "format %d, %d/%d heads of %d, blocks of %d, window %d, request %d, position %d, head %d, column %d: "
+                "%.9g, not %.9g",
+                (int)c.format, c.heads, c.kv_heads, c.head_dim, c.block_size, c.window, request,
+                position, h, d, got[d], sums[d] / total);
     }
 }
 
@@ -212,8 +220,7 @@ void check_same(const World& world, const char* what, const Floats& got, const F
     for (int32_t row = 0; row < world.total; ++row)
         CHECK(std::memcmp(&got[row * width], &want[row * width], width * 4) == 0,
               "%s: row %d differs (format %d, head_dim %d, blocks of %d, window %d)", what, row,
-                  (int)c.format,
-              c.head_dim, c.block_size, c.window);
+              (int)c.format, c.head_dim, c.block_size, c.window);
 }
 
 void compute_whole(World& world, int32_t threads, Floats& out) {
@@ -234,9 +241,8 @@ void compute_in_chunks(World& world, int32_t most, Floats& out) {
         std::vector<Chunk> chunks;
         for (size_t r = 0; r < lengths.size(); ++r) {
             if (done[r] == lengths[r] || world.random() % 4 == 0) continue;
-            const int32_t count =
-                std::min<int32_t>(lengths[r] - done[r],
-                                  1 + (int32_t)(world.random() % (unsigned)most));
+            const int32_t count = std::min<int32_t>(lengths[r] - done[r],
+                                                    1 + (int32_t)(world.random() % (unsigned)most));
             chunks.push_back({(int32_t)r, done[r], count});
             done[r] += count;
             left -= count;
@@ -275,10 +281,10 @@ void test_cases() {
         const int32_t most = kSlow ? 1030 : 1100;
         check_case({format, 2, 2, 32, 32, 0, 0, {kSlow ? 50 : 500, most, 19}});
         check_case({format, 8, 1, 16, 16, 0, 0, {kSlow ? 9 : 600, 1, 513}});  // one KV head
-        check_case({format, 4, 2, 64, 16, 40, 0, {111, 1, 600}});         // windows
+        check_case({format, 4, 2, 64, 16, 40, 0, {111, 1, 600}});  // windows
         check_case({format, 2, 1, 20, 5, 1, 0, {99, 19}});
         check_case({format, 2, 1, 64, 16, 700, 0, {kSlow ? 1240 : 1300}});
-        check_case({format, 4, 2, 64, 32, 0, 5, lengths});                // soft-capping
+        check_case({format, 4, 2, 64, 32, 0, 5, lengths});  // soft-capping
         // a group beyond kChunkRows
         check_case({format, 100, 1, 16, 16, 0, 0, {19}});
     }
@@ -298,11 +304,12 @@ void test_f16() {
     for (uint32_t h = 0; h < 0x10000; ++h) {
         const uint16_t half = (uint16_t)h;
         uint16_t row[isa::kLanes] = {half};
-        const float plain = isa::f16_bits_to_f32(isa::vu{} + h)[0], fast =
-            isa::KvF16::widen(row)[0];
+        const float plain = isa::f16_bits_to_f32(isa::vu{} + h)[0],
+                    fast = isa::KvF16::widen(row)[0];
         if ((h & 0x7fff) > 0x7c00) {
-            CHECK(std::isnan(plain) && std::isnan(fast)
-                  && (isa::f32_to_f16(plain) & 0x7fff) > 0x7c00, "NaN %x", h);
+            CHECK(
+                std::isnan(plain) && std::isnan(fast) && (isa::f32_to_f16(plain) & 0x7fff) > 0x7c00,
+                "NaN %x", h);
             continue;
         }
         CHECK(plain == fast && std::signbit(plain) == std::signbit(fast), "%x: %g, %g", h, plain,
@@ -310,15 +317,15 @@ void test_f16() {
         CHECK(isa::f32_to_f16(plain) == half, "%x does not come back", h);
         if (h % 97 == 0) check_f16_narrow(plain);
         if (h >= 0x7bff) continue;  // halfway to the next number: the even one
-        const float next = isa::f16_bits_to_f32(isa::vu{} + (h + 1))[0], middle = (plain + next)
-            / 2;
+        const float next = isa::f16_bits_to_f32(isa::vu{} + (h + 1))[0],
+                    middle = (plain + next) / 2;
         CHECK(isa::f32_to_f16(middle) == h + (h & 1), "halfway above %x", h);
         CHECK(isa::f32_to_f16(std::nextafter(middle, 0.0f)) == h, "below halfway above %x", h);
         CHECK(isa::f32_to_f16(std::nextafter(middle, INFINITY)) == h + 1, "above halfway above %x",
               h);
     }
-    CHECK(isa::f32_to_f16(65519) == 0x7bff && isa::f32_to_f16(65520) == 0x7c00
-          && isa::f32_to_f16(1e30f) == 0x7c00);
+    CHECK(isa::f32_to_f16(65519) == 0x7bff && isa::f32_to_f16(65520) == 0x7c00 &&
+          isa::f32_to_f16(1e30f) == 0x7c00);
 }
 
 // A key or value that is not finite must be found in what attention makes of it; zeros are kept as
@@ -351,9 +358,15 @@ void test_not_finite() {
 void test_plan() {
     // one decoding request with a long context is cut at its splits; 16 threads get something each
     const Ints positions = {5000}, slots = {0}, query_starts = {0, 1}, context_lens = {5001},
-        tables(400, 0);
-    const duetto::StepView step = {1, 1, 400, positions.data(), slots.data(), query_starts.data(),
-                                   context_lens.data(), tables.data()};
+               tables(400, 0);
+    const duetto::StepView step = {1,
+                                   1,
+                                   400,
+                                   positions.data(),
+                                   slots.data(),
+                                   query_starts.data(),
+                                   context_lens.data(),
+                                   tables.data()};
     AttentionArgs args = {};
     args.kv = {nullptr, KvFormat::bf16, 16, 2, 64, 0};
     args.num_heads = 8;

@@ -20,13 +20,13 @@ using namespace duetto;
 namespace {
 
 class Random {
-  public:
+public:
     explicit Random(uint64_t seed) : engine_((std::mt19937_64::result_type)seed) {}
     uint64_t bits() { return engine_(); }
     int64_t below(int64_t n) { return (int64_t)(engine_() % (uint64_t)n); }
     float normal() { return normal_(engine_); }
 
-  private:
+private:
     std::mt19937_64 engine_;
     std::normal_distribution<float> normal_;
 };
@@ -34,7 +34,7 @@ class Random {
 // 64-byte aligned memory that ends where it ends, for the sanitizers.
 template <class T>
 class Aligned {
-  public:
+public:
     explicit Aligned(size_t count)
         : count_(count), data_((T*)std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64)) {}
     ~Aligned() { std::free(data_); }
@@ -43,7 +43,7 @@ class Aligned {
     T& operator[](size_t i) { return data_[i]; }
     size_t bytes() const { return count_ * sizeof(T); }
 
-  private:
+private:
     size_t count_;
     T* data_;
 };
@@ -176,7 +176,8 @@ void test_case(const Case& c, uint64_t seed) {
 
     if (c.format == WeightFormat::bf12) {  // the same bits as bf16
         Problem bf16({WeightFormat::bf16, 0, c.n, c.k, c.rows}, seed);
-        isa::linear(&bf16.packed, prepared.get(), c.rows, 0, tiles, again.data(), ldo, nullptr, false);
+        isa::linear(&bf16.packed, prepared.get(), c.rows, 0, tiles, again.data(), ldo, nullptr,
+                    false);
         CHECK(same(all.data(), again.data(), c.rows * ldo));
     }
 
@@ -233,11 +234,13 @@ void test_special_rows() {
         for (int k = 0; k < 96; k++) p.x[(size_t)(5 * 96 + k)] = k % 2 ? 0.0f : 1e-42f;
         isa::prepare_rows(&p.packed, p.x.data(), 96, 7, prepared.get());
         isa::linear(&p.packed, prepared.get(), 7, 0, 1, out.data(), 64, nullptr, false);
-        for (const int row : {0, 2, 4, 6}) CHECK(same(&out[(size_t)row * 64], &good[(size_t)row * 64], 64));
+        for (const int row : {0, 2, 4, 6})
+            CHECK(same(&out[(size_t)row * 64], &good[(size_t)row * 64], 64));
         for (int n = 0; n < 64; n++) {
             CHECK(std::isnan(out[(size_t)(64 + n)]));
             const float of_infinity = out[(size_t)(3 * 64 + n)];
-            CHECK(format == WeightFormat::bf16 ? !std::isfinite(of_infinity) : std::isnan(of_infinity));
+            CHECK(format == WeightFormat::bf16 ? !std::isfinite(of_infinity)
+                                               : std::isnan(of_infinity));
             CHECK(std::fabs(out[(size_t)(5 * 64 + n)]) < 1e-38f);
         }
     }
@@ -259,7 +262,8 @@ void test_extremes() {
                 isa::prepare_rows(&p.packed, p.x.data(), k, 13, prepared.get());
                 std::vector<float> out(13 * 64);
                 for (const int64_t rows : {1, 2, 4, 7, 13}) {
-                    isa::linear(&p.packed, prepared.get(), rows, 0, 1, out.data(), 64, nullptr, false);
+                    isa::linear(&p.packed, prepared.get(), rows, 0, 1, out.data(), 64, nullptr,
+                                false);
                     for (int64_t i = 0; i < rows * 64; i++) {
                         CHECK(std::fabs(out[(size_t)i] / (weight * -3 * k) - 1) < 1e-5f);
                     }
@@ -319,7 +323,8 @@ int main() {
     test_special_rows();
     test_extremes();
     uint64_t seed = 1;
-    const int64_t sizes[][2] = {{1, 1}, {19, 99}, {64, 8}, {111, 500}, {192, 576}, {65, 1032}, {3, 0}};
+    const int64_t sizes[][2] = {{1, 1},     {19, 99},   {64, 8}, {111, 500},
+                                {192, 576}, {65, 1032}, {3, 0}};
     std::vector<int64_t> row_counts = {0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 50, 97, 131};
     if (kSlow) row_counts = {0, 1, 2, 3, 4, 5, 6, 7, 13, 97};
 #if defined(DUETTO_EMULATE_512)

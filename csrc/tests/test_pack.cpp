@@ -69,7 +69,8 @@ struct Packed {
         switch (shape.format) {
             case WeightFormat::f32: {
                 float x;
-                std::memcpy(&x, &data[(size_t)((n / 64 * shape.k_padded + k) * 64 + n % 64) * 4], 4);
+                std::memcpy(&x, &data[(size_t)((n / 64 * shape.k_padded + k) * 64 + n % 64) * 4],
+                            4);
                 return x;
             }
             case WeightFormat::bf16: {
@@ -78,7 +79,8 @@ struct Packed {
                 std::memcpy(&half, line + k % 2 * 2, 2);
                 return from_bf16(half);
             }
-            default: return (float)integer(n, k) * scale(n, k);
+            default:
+                return (float)integer(n, k) * scale(n, k);
         }
     }
 };
@@ -128,7 +130,8 @@ void test_int4_error() {
         for (int64_t g = 0; g < k; g += 64) {
             double error = 0, seven = 0, eight = 0;
             float amax = 0;
-            for (int64_t i = g; i < g + 64; i++) amax = std::max(amax, std::fabs(w[(size_t)(row * k + i)]));
+            for (int64_t i = g; i < g + 64; i++)
+                amax = std::max(amax, std::fabs(w[(size_t)(row * k + i)]));
             for (int64_t i = g; i < g + 64; i++) {
                 const float x = w[(size_t)(row * k + i)];
                 error += std::pow(p.number(row, i) - x, 2);
@@ -245,7 +248,8 @@ void test_sources_and_tiles(int64_t k) {
     for (size_t i = 0; i < halves.size(); i++) halves[i] = (uint16_t)(0x3c00 + i * 7919 % 1000);
     std::vector<float> w(150 * k);
     for (int64_t row = 0; row < 150; row++) {
-        for (int64_t i = 0; i < k; i++) w[(size_t)(row * k + i)] = from_bf16(halves[(size_t)(row * ld + i)]);
+        for (int64_t i = 0; i < k; i++)
+            w[(size_t)(row * k + i)] = from_bf16(halves[(size_t)(row * ld + i)]);
     }
     for (const WeightFormat format : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
         Packed whole(format, 150, k, 32), parts(format, 150, k, 32), tiles(format, 150, k, 32);
@@ -256,7 +260,8 @@ void test_sources_and_tiles(int64_t k) {
                     {halves.data() + 71 * ld, SourceType::bf16, 79, ld}});
         const SourceRows one = {w.data(), SourceType::f32, 150, k};
         for (const int64_t tile : {2, 0, 1}) {
-            pack_tiles(tiles.shape, &one, 1, tile, tile + 1, tiles.data.data(), tiles.scales.data());
+            pack_tiles(tiles.shape, &one, 1, tile, tile + 1, tiles.data.data(),
+                       tiles.scales.data());
         }
         CHECK(whole.data == parts.data && whole.scales == parts.scales);
         CHECK(whole.data == tiles.data && whole.scales == tiles.scales);
@@ -265,13 +270,14 @@ void test_sources_and_tiles(int64_t k) {
 
 void test_refused() {
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = INFINITY;
-    for (const WeightFormat format :
-         {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4,
-          WeightFormat::bf12}) {
+    for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8,
+                                      WeightFormat::int4, WeightFormat::bf12}) {
         const bool rounds = format == WeightFormat::bf16 || format == WeightFormat::bf12;
         std::vector<float> w = random_weights(150 * 300, 3);
         const auto refused = [&] {
-            return Packed(format, 150, 300, 64).pack({{w.data(), SourceType::f32, 150, 300}}).refused;
+            return Packed(format, 150, 300, 64)
+                .pack({{w.data(), SourceType::f32, 150, 300}})
+                .refused;
         };
         CHECK(refused() == -1);
         w[149 * 300 + 299] = inf;  // the last number, in the tail
@@ -287,7 +293,9 @@ void test_refused() {
     }
     std::vector<uint16_t> bits(150 * 320, 0x7f7f);  // the largest number
     const auto refused_bits = [&](WeightFormat format) {
-        return Packed(format, 150, 320, 64).pack({{bits.data(), SourceType::bf16, 150, 320}}).refused;
+        return Packed(format, 150, 320, 64)
+            .pack({{bits.data(), SourceType::bf16, 150, 320}})
+            .refused;
     };
     CHECK(refused_bits(WeightFormat::bf16) == -1);
     bits[100 * 320] = 0x7f80;
@@ -297,19 +305,22 @@ void test_refused() {
     CHECK(refused_bits(WeightFormat::bf16) == 0 && refused_bits(WeightFormat::int8) == 0);
     const uint16_t halves[] = {0x3c00, 0x7c01};
     CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{halves, SourceType::f16, 1, 2}}).refused == 0);
-    CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{halves, SourceType::bf16, 1, 2}}).refused == -1);
+    CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{halves, SourceType::bf16, 1, 2}}).refused ==
+          -1);
     const uint16_t infinite[] = {0x3c00, 0x7f80};
-    CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{infinite, SourceType::bf16, 1, 2}}).refused == 0);
+    CHECK(Packed(WeightFormat::int8, 1, 2, 0).pack({{infinite, SourceType::bf16, 1, 2}}).refused ==
+          0);
 }
 
 void test_zeros_and_extremes() {
-    const float w[4 * 8] = {0, 0, 0, 0, 0, 0, 0, 0, 1e-38f, 0, 0, 0, 0, 0, 0, 0,
+    const float w[4 * 8] = {0,     0,      0,     0, 0, 0, 0, 0, 1e-38f, 0,       0, 0, 0, 0, 0, 0,
                             1e30f, -1e30f, 5e29f, 0, 0, 0, 0, 0, 1e-20f, -1e-20f, 0, 0, 0, 0, 0, 0};
     for (const WeightFormat format : {WeightFormat::int8, WeightFormat::int4}) {
         const Packed p = Packed(format, 4, 8, 0).pack({{w, SourceType::f32, 4, 8}});
         for (int i = 0; i < 16; i++) CHECK(p.number(i / 8, i % 8) == 0);
         for (int i = 16; i < 32; i++) {
-            const float tolerance = (format == WeightFormat::int8 ? 0.01f : 0.15f) * (i < 24 ? 1e30f : 1e-20f);
+            const float tolerance =
+                (format == WeightFormat::int8 ? 0.01f : 0.15f) * (i < 24 ? 1e30f : 1e-20f);
             CHECK(std::fabs(p.number(i / 8, i % 8) - w[i]) <= tolerance, "%d", i);
         }
     }

@@ -21,7 +21,8 @@ constexpr int64_t kHidden = 128, kVocabulary = 200, kInner = 192, kBlockSize = 1
 struct Packed {
     Packed(WeightFormat format, int32_t group, int64_t n, int64_t k) {
         std::vector<float> values(n * k);
-        for (size_t i = 0; i < values.size(); ++i) values[i] = 0.1f * std::sin(0.37f * static_cast<float>(i % 9973));
+        for (size_t i = 0; i < values.size(); ++i)
+            values[i] = 0.1f * std::sin(0.37f * static_cast<float>(i % 9973));
         const PackedBytes bytes = packed_bytes(format, n, k, group);
         memory = Arena(bytes.data + bytes.scales);
         auto* scales = reinterpret_cast<uint16_t*>(memory.data() + bytes.data);
@@ -48,9 +49,9 @@ struct Weights {
 // Two layers; `fused`: norms and activations within the projections, else as operations of their own.
 Ref build(Plan& plan, const Weights& w, bool fused) {
     const auto whole = [&](int64_t width) { return Ref{plan.buffer(width), 0, width}; };
-    const Ref x = whole(kHidden), qkv = whole(256), attended = whole(kHidden), normed = whole(kHidden),
-              gate_up = whole(2 * kInner), joined = whole(kInner), selected = whole(kHidden),
-              logits = whole(kVocabulary);
+    const Ref x = whole(kHidden), qkv = whole(256), attended = whole(kHidden),
+              normed = whole(kHidden), gate_up = whole(2 * kInner), joined = whole(kInner),
+              selected = whole(kHidden), logits = whole(kVocabulary);
     const Norm norm{w.norm.data(), 1e-6f, 0.0f};
     const Ref q{qkv.buffer, 0, 128}, k{qkv.buffer, 128, 64}, v{qkv.buffer, 192, 64};
     const int64_t spec = plan.rope_spec(std::vector<float>(16, 0.01f), 1.0);
@@ -70,8 +71,8 @@ Ref build(Plan& plan, const Weights& w, bool fused) {
     }
     if (!fused) plan.rms_norm(x, normed, norm, kHidden);
     plan.select_rows(fused ? x : normed, selected);
-    plan.linear(selected, logits, w.embed.weight, nullptr, false, fused ? std::optional(norm) : std::nullopt,
-                std::nullopt);
+    plan.linear(selected, logits, w.embed.weight, nullptr, false,
+                fused ? std::optional(norm) : std::nullopt, std::nullopt);
     plan.soft_cap(logits, 30.0f);
     return logits;
 }
@@ -97,8 +98,11 @@ Logits walk(Pool& pool, const Kernels& kernels, const Weights& weights, bool fus
             if (i >= (1 - share) * count) rows.push_back(i);
         }
         const int32_t starts[] = {0, count};
-        const StepInput input{{count, 1, kNumBlocks, positions.data(), slots.data(), starts, &position, table.data()},
-                              ids.data(), rows.data(), static_cast<int64_t>(rows.size())};
+        const StepInput input{
+            {count, 1, kNumBlocks, positions.data(), slots.data(), starts, &position, table.data()},
+            ids.data(),
+            rows.data(),
+            static_cast<int64_t>(rows.size())};
         const Result result = plan.run(input, &kv, logits);
         CHECK(result.rows == input.num_logit_rows && result.width == kVocabulary);
         for (int64_t row = 0; row < result.rows; ++row) {

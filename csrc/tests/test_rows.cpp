@@ -42,8 +42,8 @@ void check_function(const char* name, F f, G exact, float from, float to, double
     for (int i = 0; i < steps; ++i) {
         const float x = from + (to - from) * ((float)i / steps);
         float lanes[isa::kLanes], results[isa::kLanes];
-        for (int lane = 0; lane < isa::kLanes; ++lane) lanes[lane] =
-            from + (float)(lane * 37 + i % 101);
+        for (int lane = 0; lane < isa::kLanes; ++lane)
+            lanes[lane] = from + (float)(lane * 37 + i % 101);
         const int place = i % isa::kLanes;
         lanes[place] = x;
         isa::store(results, f(isa::load(lanes)));
@@ -61,12 +61,15 @@ void test_functions() {
     const float inf = INFINITY, nan = std::nanf("");
     auto exp = [](isa::vf x) { return isa::exp(x); };
     check_function("exp", exp, [](double x) { return std::exp(x); }, -87.3f, 88.7f, 1.5);
-    check_function("exp2", [](isa::vf x) { return isa::exp2_nonpositive(x); },
-                   [](double x) { return std::exp2(x); }, -126, 0, 1.5);
-    check_function("tanh", [](isa::vf x) { return isa::tanh(x); },
-                   [](double x) { return std::tanh(x); }, -12, 12, 2.5);
-    check_function("silu", [](isa::vf x) { return isa::silu(x); },
-                   [](double x) { return x / (1 + std::exp(-x)); }, -80, 80, 3.5);
+    check_function(
+        "exp2", [](isa::vf x) { return isa::exp2_nonpositive(x); },
+        [](double x) { return std::exp2(x); }, -126, 0, 1.5);
+    check_function(
+        "tanh", [](isa::vf x) { return isa::tanh(x); }, [](double x) { return std::tanh(x); }, -12,
+        12, 2.5);
+    check_function(
+        "silu", [](isa::vf x) { return isa::silu(x); },
+        [](double x) { return x / (1 + std::exp(-x)); }, -80, 80, 3.5);
     auto at = [](auto f, float x) { return f(isa::set1(x))[0]; };
     CHECK(at(exp, -inf) == 0 && at(exp, -200) == 0, "exp of very negative numbers");
     CHECK(at(exp, inf) == inf && at(exp, 89) == inf, "exp of large numbers");
@@ -124,7 +127,8 @@ void check_rows(const char* what, int64_t in_width, int64_t width, Run run, Refe
 void test_rms_norm(int64_t width, int64_t group, float offset) {
     const Floats weight = random_floats((size_t)group, 3, 1);
     const float eps = 1e-6f;
-    check_rows("rms_norm", width, width,
+    check_rows(
+        "rms_norm", width, width,
         [&](const float* x, int64_t ldx, float* out, int64_t ldo, int64_t rows) {
             isa::rms_norm(x, ldx, out, ldo, rows, width, group, weight.data(), offset, eps);
         },
@@ -134,15 +138,17 @@ void test_rms_norm(int64_t width, int64_t group, float offset) {
                 double sum = 0;
                 for (int64_t i = 0; i < group; ++i) sum += (double)x[start + i] * x[start + i];
                 for (int64_t i = 0; i < group; ++i)
-                    want[start + i] = x[start + i] / std::sqrt(sum / group + eps)
-                        * ((double)weight[i] + offset);
+                    want[start + i] =
+                        x[start + i] / std::sqrt(sum / group + eps) * ((double)weight[i] + offset);
             }
             return want;
-        }, 1e-6);
+        },
+        1e-6);
 }
 
 void test_gated_act(int64_t width, Activation kind) {
-    check_rows("gated_act", 2 * width, width,
+    check_rows(
+        "gated_act", 2 * width, width,
         [&](const float* x, int64_t ldx, float* out, int64_t ldo, int64_t rows) {
             isa::gated_act(x, ldx, out, ldo, rows, width, kind);
         },
@@ -152,16 +158,18 @@ void test_gated_act(int64_t width, Activation kind) {
                 const double g = x[i];
                 const double inner = std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g);
                 const double act = kind == Activation::silu ? g / (1 + std::exp(-g))
-                    : 0.5 * g * (1 + std::tanh(inner));
+                                                            : 0.5 * g * (1 + std::tanh(inner));
                 want[i] = act * x[width + i];
             }
             return want;
-        }, 2e-6);
+        },
+        2e-6);
 }
 
 void test_elementwise(int64_t width) {
     const Floats y = random_floats((size_t)width * 5, 5);
-    check_rows("add", width, width,
+    check_rows(
+        "add", width, width,
         [&](const float* x, int64_t ldx, float* out, int64_t ldo, int64_t rows) {
             isa::add(x, ldx, y.data(), 0, out, ldo, rows, width);
         },
@@ -169,7 +177,8 @@ void test_elementwise(int64_t width) {
             std::vector<double> want((size_t)width);
             for (int64_t i = 0; i < width; ++i) want[i] = (double)(x[i] + y[i]);
             return want;
-        }, 0);
+        },
+        0);
     auto in_place = [width](auto f) {  // for functions that have no other way
         return [=](const float* x, int64_t ldx, float* out, int64_t ldo, int64_t rows) {
             for (int64_t row = 0; row < rows; ++row)
@@ -177,30 +186,34 @@ void test_elementwise(int64_t width) {
             f(out, ldo, rows);
         };
     };
-    check_rows("scale", width, width,
+    check_rows(
+        "scale", width, width,
         in_place([&](float* x, int64_t ld, int64_t rows) { isa::scale(x, ld, rows, width, 1.7f); }),
         [&](const float* x) {
             std::vector<double> want((size_t)width);
             for (int64_t i = 0; i < width; ++i) want[i] = (double)(x[i] * 1.7f);
             return want;
-        }, 0);
-    check_rows("soft_cap", width, width,
-        in_place([&](float* x, int64_t ld, int64_t rows) { isa::soft_cap(x, ld, rows, width, 30.0f);
-            }),
+        },
+        0);
+    check_rows(
+        "soft_cap", width, width, in_place([&](float* x, int64_t ld, int64_t rows) {
+            isa::soft_cap(x, ld, rows, width, 30.0f);
+        }),
         [&](const float* x) {
             std::vector<double> want((size_t)width);
             for (int64_t i = 0; i < width; ++i) want[i] = std::tanh((double)x[i] / 30) * 30;
             return want;
-        }, 5e-7, 40);
+        },
+        5e-7, 40);
 }
 
 void test_rope(int64_t heads, int64_t head_dim, int64_t rotary_dim) {
     const int64_t half = rotary_dim / 2, width = heads * head_dim, rows = 4, ld = width + 2;
-    const Floats x = random_floats((size_t)(rows * ld), 11), angles =
-        random_floats((size_t)(rows * half), 12, 100);
+    const Floats x = random_floats((size_t)(rows * ld), 11),
+                 angles = random_floats((size_t)(rows * half), 12, 100);
     Floats cos(angles.size()), sin(angles.size()), together = x;
-    for (size_t i = 0; i < angles.size(); ++i) cos[i] = std::cos(angles[i]), sin[i] =
-        std::sin(angles[i]);
+    for (size_t i = 0; i < angles.size(); ++i)
+        cos[i] = std::cos(angles[i]), sin[i] = std::sin(angles[i]);
     isa::rope(together.data(), ld, rows, heads, head_dim, rotary_dim, cos.data(), sin.data());
     for (int64_t row = 0; row < rows; ++row) {
         const float *from = x.data() + row * ld, *got = together.data() + row * ld;
