@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.* csrc/kernels/*)
 MODEL ?=
 
-.PHONY: setup demo serve test sanitize foreign check oracle train bench size docs clean help
+.PHONY: setup demo serve test sanitize foreign check format oracle train bench size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -41,10 +41,15 @@ sanitize:  ## The native code's own tests, with sanitizers for memory, arithmeti
 foreign:  ## The kernels' own tests for instruction sets that this machine lacks, emulated
 	@tools/foreign.sh
 
-check: setup  ## Lint, formatting, types
+check: setup  ## Lint, formatting, types, of Python and C++
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@CLANG_FORMAT=$(BIN)/clang-format tools/lint_cpp.sh
+
+format: setup  ## Format Python and C++
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp
 
 oracle: $(VENV)/.oracle  ## Compare live with transformers
 	@$(BIN)/python -m pytest -n 2 -m oracle

@@ -29,7 +29,7 @@ one() {  # "test set": builds and runs it; says so in a line, or all that it sai
       ;;
   esac
   # shellcheck disable=SC2086
-  if { $build -std=gnu++20 -O2 -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc \
+  if { $build -std=gnu++20 -O2 -Wall -Wextra -Werror -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc \
     -pthread -DDUETTO_EMULATED -DDUETTO_ISA="$set" "csrc/tests/test_$name.cpp" csrc/pack.cpp \
     csrc/attention_plan.cpp -o "$program" && "${run[@]}" "$program"; } >"$program.log" 2>&1; then
     echo "ok      $name, $set, emulated"

@@ -54,7 +54,7 @@ can_run() {
 
 build() {  # test, sanitizer, set, program
   # shellcheck disable=SC2046
-  "$CXX" -std=gnu++20 -O1 -g1 -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc \
+  "$CXX" -std=gnu++20 -O1 -g1 -Wall -Wextra -Werror -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc \
     -pthread $(flags_of "$2") $(flags_of "$3") -DDUETTO_ISA="$3" $(sources_of "$1") -o "$4"
 }
 
