@@ -45,7 +45,7 @@ CONFIG = SchedulerConfig(num_blocks=256, max_model_len=8192, block_size=16)
 
 
 class NoExecutor:
-    def execute(self, batch):
+    def submit(self, batch):
         raise NotImplementedError
 
 

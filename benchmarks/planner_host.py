@@ -43,10 +43,11 @@ from planner_page import (
 from step_price import Price, fit_price
 
 from duetto.build import Built, EngineArgs
-from duetto.core.batch import ScheduledBatch, StepOutput
+from duetto.core.batch import ScheduledBatch
+from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
-from duetto.engine.engine import Engine, Executor
+from duetto.engine.engine import Engine
 from duetto.measure.host import measure_host
 from duetto.measure.metrics import Report, summarize
 from duetto.measure.records import record_from_timings
@@ -89,9 +90,9 @@ class Watched:
         self._executor = executor
         self.batches: list[ScheduledBatch] = []
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
+    def submit(self, batch: ScheduledBatch) -> Pending:
         self.batches.append(batch)
-        return self._executor.execute(batch)
+        return self._executor.submit(batch)
 
 
 def serve(built: Built, load: Workload) -> Seen:

@@ -138,10 +138,10 @@ def _logits(model: LoadedModel, tokens: Sequence[int]) -> Iterator[FloatArray]:
     backend = model.runner.backend
     num_blocks = -(-len(tokens) // BLOCK_SIZE)
     kv = backend.allocate_kv(num_blocks, BLOCK_SIZE, model.kv_dtype)
-    sampling = SamplingInput(SamplingParams(), 0, 0)
+    rows, table = (SamplingInput(SamplingParams(), 0, 0),), tuple(range(num_blocks))
     for start in range(0, len(tokens), CHUNK):
         chunk = tuple(tokens[start : start + CHUNK])
-        request = ScheduledRequest("q", chunk, start, tuple(range(num_blocks)), sampling, chunk[1:])
+        request = ScheduledRequest("q", chunk, start, table, rows, chunk[1:])
         step, _ = build_step_arrays(ScheduledBatch((request,)), BLOCK_SIZE)
         yield backend.run(step, kv)
 

@@ -29,7 +29,7 @@ from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
 from duetto.program.ops import GatedAct, RmsNorm
-from duetto.runner import model_runner
+from duetto.runner import model_runner, verify
 
 WARM_UP = 5  # steps
 PARTS = ("schedule", "predict", "arrays", "call", "sample", "execute", "update", "detokenize")
@@ -154,9 +154,10 @@ def _instrument(engine: Engine, backend: CpuBackend, clock: Clock) -> None:
     times.step_time = clock.timed("predict", times.step_time)
     times.observe = clock.timed("learn", times.observe)
     executor: Any = anything._computer._executor
-    executor.execute = clock.timed("execute", executor.execute)
+    executor.submit = clock.timed("execute", executor.submit)
     modules: Any = model_runner
     modules.build_step_arrays = clock.timed("arrays", modules.build_step_arrays)
+    modules = verify
     modules.sample_token = clock.timed("sample", modules.sample_token)
     anything = backend
     anything.run = clock.timed("call", backend.run)

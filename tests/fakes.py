@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from duetto.core.batch import (
+    RequestResult,
     SampledToken,
     ScheduledBatch,
     ScheduledRequest,
@@ -19,6 +20,7 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.errors import InvalidRequest
+from duetto.core.executor import Done
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 
@@ -117,34 +119,39 @@ class ShadowExecutor:
         self.is_broken = False
         self.num_executed = 0
 
+    def submit(self, batch: ScheduledBatch) -> Done:
+        return Done(self.execute(batch))
+
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         self.num_executed += 1
         if self.fail_next or self.is_broken:
             self.fail_next = False
             raise RuntimeError("planted failure")
         owners = Counter(chain.from_iterable(item.block_table for item in batch.requests))
-        sampled, failed, scores = {}, {}, _scores(batch)
+        results = []
         panics = any(item.request_id in self.poisoned for item in batch.requests)
         for item in batch.requests:
             is_failing = item.request_id in self.fail_requests
             is_garbage = is_failing or self.fail_after_writing or panics
             last = self._write(item, owners, is_garbage=is_garbage)
+            scores = tuple(TokenLogprob(t, -1.0, 1) for t in item.prompt_logprob_targets)
             if is_failing:
-                failed[item.request_id] = "planted failure of one request"
-            elif item.sampling is not None:
-                s = item.sampling
+                results.append(RequestResult(error="planted failure of one request"))
+                continue
+            tokens: tuple[SampledToken, ...] = ()
+            for s in item.rows:
                 token = shadow_token(last, s.seed, s.num_output_tokens, s.forbidden_token_ids)
-                sampled[item.request_id] = (SampledToken(token),)
+                tokens = (SampledToken(token),)
+            if item.request_id in self.short:
+                tokens, scores = (tokens, ()) if scores else ((), ())
+            results.append(RequestResult(tokens, scores=scores))
         self.num_tokens_run += batch.num_tokens
         if self.fail_after_writing:
             self.fail_after_writing = False
             raise RuntimeError("planted failure after the step's KV was written")
         if panics:
             raise Panic("planted panic of one request")
-        for request_id in self.short:
-            if scores.pop(request_id, None) is None:
-                sampled.pop(request_id, None)
-        return StepOutput(sampled, prompt_logprobs=scores, failed=failed)
+        return StepOutput(tuple(results))
 
     def read_block(self, block: int) -> list[int]:
         return self._slots[block * self._block_size : (block + 1) * self._block_size]
@@ -171,14 +178,6 @@ class ShadowExecutor:
         del kvs[num_tokens:]
         assert UNWRITTEN not in kvs, "reads a slot that was never written"
         return kvs
-
-
-def _scores(batch: ScheduledBatch) -> dict[str, tuple[TokenLogprob, ...]]:
-    return {
-        item.request_id: tuple(TokenLogprob(t, -1.0, 1) for t in item.prompt_logprob_targets)
-        for item in batch.requests
-        if item.prompt_logprob_targets
-    }
 
 
 class ByteCodec:
@@ -227,13 +226,9 @@ class FunctionExecutor:
     def __init__(self, next_token: Callable[[str, int], int]) -> None:
         self._next_token = next_token
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
-        return StepOutput(
-            {
-                r.request_id: (
-                    SampledToken(self._next_token(r.request_id, r.sampling.num_output_tokens)),
-                )
-                for r in batch.requests
-                if r.sampling is not None
-            }
-        )
+    def submit(self, batch: ScheduledBatch) -> Done:
+        return Done(StepOutput(tuple(self._result(r) for r in batch.requests)))
+
+    def _result(self, item: ScheduledRequest) -> RequestResult:
+        tokens = [self._next_token(item.request_id, row.num_output_tokens) for row in item.rows]
+        return RequestResult(tuple(map(SampledToken, tokens)))

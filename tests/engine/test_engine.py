@@ -8,6 +8,7 @@ from fakes import ByteCodec, FunctionExecutor, ShadowExecutor, generate_alone, m
 from duetto.core.batch import RequestUpdate, StepOutput
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest, RequestTooLong
+from duetto.core.executor import Done
 from duetto.core.request import FinishReason
 from duetto.core.timings import Part
 from duetto.engine.engine import STEP_FAILED, TEXT_FAILED, Engine
@@ -186,11 +187,11 @@ def test_a_broken_device_ends_every_request_after_one_try_each():
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_who_stops_the_process_is_obeyed_and_the_step_can_be_run_again(interrupt):
     class Interrupted(ShadowExecutor):
-        def execute(self, batch):
+        def submit(self, batch):
             if not self.num_executed:
                 self.num_executed += 1
                 raise interrupt
-            return super().execute(batch)
+            return super().submit(batch)
 
     engine = make_engine(Interrupted(CONFIG.num_blocks, CONFIG.block_size))
     request = make_request("a")
@@ -233,9 +234,9 @@ def test_what_is_being_computed_can_be_seen_from_outside():
     seen = []
 
     class Seen(ShadowExecutor):
-        def execute(self, batch):
+        def submit(self, batch):
             seen.append(engine.computing)
-            return super().execute(batch)
+            return super().submit(batch)
 
     executor = Seen(CONFIG.num_blocks, CONFIG.block_size)
     engine = Engine(Scheduler(CONFIG), executor, step_times=Times())
@@ -253,8 +254,8 @@ def test_what_is_being_computed_can_be_seen_from_outside():
 
 def test_an_executor_that_returns_too_little_fails_the_step():
     class Mute:
-        def execute(self, batch):
-            return StepOutput({})
+        def submit(self, batch):
+            return Done(StepOutput(()))
 
     engine = make_engine(Mute())
     engine.add(make_request())

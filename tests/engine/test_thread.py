@@ -52,14 +52,14 @@ class GatedExecutor:
         self.fails = False
         self.pause_s = 0.0
 
-    def execute(self, batch):
+    def submit(self, batch):
         self.entered.set()
         self.gate.wait(5)
         time.sleep(self.pause_s)
         if self.fails:
             self.fails = False
             raise RuntimeError("planted failure")
-        return self.inner.execute(batch)
+        return self.inner.submit(batch)
 
 
 @pytest.fixture

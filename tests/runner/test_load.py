@@ -62,13 +62,13 @@ def greedy(model, prompt, num_tokens, chunk=10**9):
             tuple(tokens[start:end]),
             start,
             blocks,
-            sampling if end == len(tokens) else None,
+            (sampling,) if end == len(tokens) else (),
             prompt_logprob_targets=tuple(prompt[start + 1 : end + 1]),
         )
-        output = model.runner.execute(ScheduledBatch((item,)))
-        scored += output.prompt_logprobs.get("r", ())
+        (result,) = model.runner.submit(ScheduledBatch((item,))).result().results
+        scored += result.scores
         start = end
-        for token in output.sampled.get("r", ()):
+        for token in result.tokens:
             tokens.append(token.token_id)
             scored.append(token.logprob)
     return scored

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.batch import RequestResult, SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.program.ops import Ref
 from duetto.program.program import KVSpec, Program
@@ -47,7 +47,9 @@ def runner(backend=None):
 
 
 def execute(*requests):
-    return runner().execute(ScheduledBatch(requests))
+    """The result of each request of one step, by its id."""
+    results = runner().submit(ScheduledBatch(requests)).result().results
+    return dict(zip([r.request_id for r in requests], results, strict=True))
 
 
 def sampling(seed=0, num_output_tokens=0, **params):
@@ -55,18 +57,18 @@ def sampling(seed=0, num_output_tokens=0, **params):
     return SamplingInput(SamplingParams(**params), seed, num_output_tokens)
 
 
-def request(name, token_ids, start, first_block, sampling_input=None, targets=(), num_top=0):
+def request(name, token_ids, start, first_block, *rows, targets=(), num_top=0):
     """A request with its own run of blocks."""
     blocks = range(first_block, first_block + -(-(start + len(token_ids)) // BLOCK_SIZE))
     return ScheduledRequest(
-        name, tuple(token_ids), start, tuple(blocks), sampling_input, tuple(targets), num_top
+        name, tuple(token_ids), start, tuple(blocks), rows, tuple(targets), num_top
     )
 
 
 GREEDY = request("greedy", [7], 9, 0, sampling())
 SEEDED = request("seeded", [3, 4, 5], 2, 10, sampling(seed=8, temperature=1.2, top_p=0.9))
 CHUNK = request("chunk", [1, 2], 0, 20)
-SCORED = request("scored", [9, 8, 6], 0, 30, sampling(logprobs=2), [8, 6], num_top=3)
+SCORED = request("scored", [9, 8, 6], 0, 30, sampling(logprobs=2), targets=[8, 6], num_top=3)
 SIBLING = request("sibling", [3, 4, 5], 2, 40, sampling(seed=9, temperature=1.2, top_p=0.9))
 MIXED = (GREEDY, SEEDED, CHUNK, SCORED, SIBLING)
 
@@ -75,10 +77,10 @@ def test_each_request_is_sampled_from_the_logits_of_its_own_last_token():
     output = execute(*MIXED)
     for item in (GREEDY, SEEDED, SCORED, SIBLING):
         position = item.num_computed_tokens + len(item.token_ids) - 1
-        expected = sample_token(logits_after(item.token_ids[-1], position), item.sampling)
-        assert output.sampled[item.request_id] == (expected,)
-    assert "chunk" not in output.sampled
-    assert not output.failed
+        expected = sample_token(logits_after(item.token_ids[-1], position), item.rows[0])
+        assert output[item.request_id].tokens == (expected,)
+    assert not output["chunk"].tokens
+    assert not any(result.error for result in output.values())
 
 
 def test_each_prompt_token_is_scored_by_the_row_before_it():
@@ -86,24 +88,27 @@ def test_each_prompt_token_is_scored_by_the_row_before_it():
         token_logprob(logits_after(9, 0), 8, 3),
         token_logprob(logits_after(8, 1), 6, 3),
     )
-    assert execute(*MIXED).prompt_logprobs == {"scored": expected}
+    assert {name: r.scores for name, r in execute(*MIXED).items() if r.scores} == {
+        "scored": expected
+    }
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 11])
 def test_prompt_logprobs_are_the_same_over_any_borders_of_chunks(chunk):
     prompt = [int(t) for t in np.random.default_rng(1).integers(0, 39, size=11)]
-    whole = execute(request("r", prompt, 0, 0, sampling(), prompt[1:], 2))
-    scores, token = [], None
+    whole = execute(request("r", prompt, 0, 0, sampling(), targets=prompt[1:], num_top=2))["r"]
+    scores, tokens = [], ()
     for start in range(0, len(prompt), chunk):
         end = min(start + chunk, len(prompt))
-        last = sampling() if end == len(prompt) else None
-        part = request("r", prompt[start:end], start, 0, last, prompt[start + 1 : end + 1], 2)
-        output = execute(GREEDY_ELSEWHERE, part)
-        scores += output.prompt_logprobs.get("r", ())
-        token = output.sampled.get("r", token)
-    assert tuple(scores) == whole.prompt_logprobs["r"]
+        last = [sampling()] if end == len(prompt) else []
+        targets = prompt[start + 1 : end + 1]
+        part = request("r", prompt[start:end], start, 0, *last, targets=targets, num_top=2)
+        result = execute(GREEDY_ELSEWHERE, part)["r"]
+        scores += result.scores
+        tokens += result.tokens
+    assert tuple(scores) == whole.scores
     assert len(scores) == len(prompt) - 1
-    assert token == whole.sampled["r"]
+    assert tokens == whole.tokens
 
 
 GREEDY_ELSEWHERE = request("other", [7], 9, 50, sampling())
@@ -114,29 +119,25 @@ def test_a_request_gets_the_same_bits_alone_and_in_any_company():
     for item in MIXED:
         alone = execute(item)
         for company in (together, backwards):
-            name = item.request_id
-            assert company.sampled.get(name) == alone.sampled.get(name)
-            assert company.prompt_logprobs.get(name) == alone.prompt_logprobs.get(name)
+            assert company[item.request_id] == alone[item.request_id]
 
 
 def test_siblings_differ_by_their_seeds_only():
     outputs = {}
     for seed in range(12):
-        item = SEEDED._replace(sampling=sampling(seed=seed, temperature=3.0))
-        outputs[seed] = execute(item).sampled["seeded"]
+        item = SEEDED._replace(rows=(sampling(seed=seed, temperature=3.0),))
+        outputs[seed] = execute(item)["seeded"]
     assert len(set(outputs.values())) > 3
-    assert (
-        execute(SEEDED._replace(sampling=sampling(seed=5, temperature=3.0))).sampled["seeded"]
-        == (outputs[5])
-    )
+    again = execute(SEEDED._replace(rows=(sampling(seed=5, temperature=3.0),)))
+    assert again["seeded"] == outputs[5]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         request("bad", [1, NAN_TOKEN], 0, 60, sampling(temperature=1.0)),
-        request("bad", [NAN_TOKEN, 1], 0, 60, sampling(), [1]),  # while its prompt is scored
-        request("bad", [NAN_TOKEN, 1], 0, 60, None, [1, 2]),  # ... in a chunk that samples nothing
+        request("bad", [NAN_TOKEN, 1], 0, 60, sampling(), targets=[1]),  # scored
+        request("bad", [NAN_TOKEN, 1], 0, 60, targets=[1, 2]),  # samples nothing
         request(
             "bad", [1], 0, 60, sampling(allowed_token_ids=(2,))._replace(forbidden_token_ids=(2,))
         ),
@@ -145,27 +146,26 @@ def test_siblings_differ_by_their_seeds_only():
 def test_a_request_that_cannot_be_sampled_fails_alone(bad):
     good = execute(*MIXED)
     output = execute(*MIXED[:2], bad, *MIXED[2:])
-    assert set(output.failed) == {"bad"}
-    assert "not finite" in output.failed["bad"] or "allowed_token_ids" in output.failed["bad"]
-    assert output.sampled == good.sampled
-    assert output.prompt_logprobs == good.prompt_logprobs
+    failed = output.pop("bad")
+    assert not failed.tokens and not failed.scores
+    assert "not finite" in failed.error or "allowed_token_ids" in failed.error
+    assert output == good
 
 
 def test_nan_in_rows_that_nobody_asked_for_is_not_looked_at():
-    assert not execute(request("r", [NAN_TOKEN, 1], 0, 0, sampling())).failed
+    assert not execute(request("r", [NAN_TOKEN, 1], 0, 0, sampling()))["r"].error
 
 
 def test_a_step_without_logits_computes_kv_only():
-    output = execute(CHUNK)
-    assert (output.sampled, output.prompt_logprobs, output.failed) == ({}, {}, {})
+    assert execute(CHUNK) == {"chunk": RequestResult()}
 
 
 def test_the_arena_is_allocated_once_and_nothing_else_is_kept():
     backend = TableBackend()
     executor = runner(backend)
     before = dict(vars(executor))
-    first = executor.execute(ScheduledBatch(MIXED))
-    assert executor.execute(ScheduledBatch(MIXED)) == first
+    first = executor.submit(ScheduledBatch(MIXED))
+    assert executor.submit(ScheduledBatch(MIXED)) == first
     assert vars(executor) == before
     assert backend.allocated == [(NUM_BLOCKS, BLOCK_SIZE, "float32")]
 
@@ -181,4 +181,4 @@ def test_what_the_backend_raises_concerns_the_whole_step():
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        runner(Broken()).execute(ScheduledBatch((GREEDY,)))
+        runner(Broken()).submit(ScheduledBatch((GREEDY,)))

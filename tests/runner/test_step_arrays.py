@@ -8,14 +8,12 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.runner.step_arrays import build_step_arrays
 
 BLOCK_SIZE = 4
-SAMPLED = SamplingInput(SamplingParams(), seed=0, num_output_tokens=0)
+SAMPLED = (SamplingInput(SamplingParams(), seed=0, num_output_tokens=0),)
 
 DECODE = ScheduledRequest("decode", (70,), 9, (5, 3, 8), SAMPLED)
-MIDDLE_CHUNK = ScheduledRequest(
-    "chunk", (10, 11, 12, 13, 14), 3, (2, 6), None, (11, 12, 13, 14, 15)
-)
+MIDDLE_CHUNK = ScheduledRequest("chunk", (10, 11, 12, 13, 14), 3, (2, 6), (), (11, 12, 13, 14, 15))
 LAST_CHUNK = ScheduledRequest("last", (20, 21, 22), 0, (1,), SAMPLED, (21, 22))
-UNSCORED = ScheduledRequest("unscored", (30, 31), 4, (9, 7, 4), None)
+UNSCORED = ScheduledRequest("unscored", (30, 31), 4, (9, 7, 4))
 MIXED = ScheduledBatch((DECODE, MIDDLE_CHUNK, LAST_CHUNK, UNSCORED))
 
 

@@ -246,11 +246,7 @@ def _blamed(batch: ScheduledBatch, fault: Fault | None, victim: str) -> set[str]
 
 def _givers(batch: ScheduledBatch) -> set[str]:
     """Those of whom a step must return something: a token or scores."""
-    return {
-        item.request_id
-        for item in batch.requests
-        if item.sampling is not None or item.prompt_logprob_targets
-    }
+    return {item.request_id for item in batch.requests if item.rows or item.prompt_logprob_targets}
 
 
 def _state(request: Request) -> tuple[object, ...]:

@@ -270,8 +270,8 @@ ENDS = [
     Fault(
         "failed row is published",
         "scheduler",
-        "                message = output.failed[item.request_id]\n",
-        "                message = output.failed[item.request_id]\n"
+        "            if result.error is not None:\n",
+        "            if result.error is not None:\n"
         "                request.num_computed_tokens += len(item.token_ids)\n"
         "                publish_full_blocks(request, self.config, self.pool)\n",
     ),
@@ -291,8 +291,8 @@ ENDS = [
     Fault(
         "scores told again",
         "scheduler",
-        "scores[max(0, request.num_lost_tokens - item.num_computed_tokens) :]",
-        "scores",
+        "max(0, request.num_lost_tokens - item.num_computed_tokens)",
+        "0",
     ),
     Fault(
         "time between steps lost",

@@ -92,7 +92,7 @@ def check_items(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedu
         assert item.token_ids == tuple(request.token_ids[start:end])
         assert item.block_table == tuple(request.block_table)
         assert len(item.block_table) * c.block_size >= request.num_tokens, "no room for a token"
-        assert (item.sampling is not None) == (end == request.num_tokens)
+        assert len(item.rows) == (end == request.num_tokens)
         assert c.enable_chunked_prefill or end == request.num_tokens, "a chunk, but they are off"
 
 
@@ -146,7 +146,7 @@ def check_time(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedul
         only_one_token = len(chunks) == 1 and len(chunks[0].token_ids) == 1
         in_time = price(BatchShape(tuple(shapes))) <= limit
         assert in_time or only_one_token, "the step takes longer than the target allows"
-    cut = [item for item in chunks if item.sampling is None]
+    cut = [item for item in chunks if not item.rows]
     assert len(cut) <= 1, "two prompts are cut in one step"
     for item in cut:
         assert item is batch.requests[-1], "a prompt was begun behind one that was cut"

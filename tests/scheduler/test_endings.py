@@ -6,7 +6,7 @@ import pytest
 from fakes import generate_alone, make_request
 from scheduler.scripted import Script
 
-from duetto.core.batch import SampledToken, StepOutput, TokenLogprob
+from duetto.core.batch import RequestResult, SampledToken, StepOutput, TokenLogprob
 from duetto.core.errors import EngineError
 from duetto.core.request import FinishReason
 from duetto.core.timings import Part
@@ -75,7 +75,9 @@ def test_a_failed_step_ends_its_requests_and_no_others() -> None:
     script = Script(max_num_seqs=1)
     script.add(make_request("a", (1,) * 9, 4), make_request("b", (1,) * 9, 4))
     batch = script.plan()
-    updates = script.scheduler.update(batch, StepOutput({}, failed={"a": "out of order"}), 1.0)
+    updates = script.scheduler.update(
+        batch, StepOutput((RequestResult(error="out of order"),)), 1.0
+    )
     assert [(u.request_id, u.finish_reason, u.error) for u in updates] == [
         ("a", FinishReason.ERROR, "out of order")
     ]
@@ -104,26 +106,31 @@ def test_a_failed_row_ends_one_request_and_publishes_nothing_of_it() -> None:
 
 
 SCORE = TokenLogprob(2, -1.0, 1)
+WHOLE = RequestResult((SampledToken(1),), scores=(SCORE, SCORE))
 
 
 @pytest.mark.parametrize(
-    "output",
+    "results",
     [
-        StepOutput({}),
-        StepOutput({"r": ()}, {"r": (SCORE, SCORE)}),
-        StepOutput({"other": (SampledToken(1),)}, {"r": (SCORE, SCORE)}),
-        StepOutput({"r": (SampledToken(1),)}),
-        StepOutput({"r": (SampledToken(1),)}, {"r": (SCORE,)}),
-        StepOutput({"r": (SampledToken(1),)}, {"r": (SCORE, SCORE, SCORE)}),
+        (),
+        (WHOLE, WHOLE),
+        (RequestResult(),),
+        (RequestResult(scores=(SCORE, SCORE)),),
+        (RequestResult((SampledToken(1),)),),
+        (RequestResult((SampledToken(1),), scores=(SCORE,)),),
+        (RequestResult((SampledToken(1),), scores=(SCORE, SCORE, SCORE)),),
+        (RequestResult((SampledToken(1), SampledToken(1)), scores=(SCORE, SCORE)),),
     ],
 )
-def test_an_output_that_is_not_whole_is_refused_and_changes_nothing(output: StepOutput) -> None:
+def test_an_output_that_is_not_whole_is_refused_and_changes_nothing(
+    results: tuple[RequestResult, ...],
+) -> None:
     script = Script()
     request = make_request("r", (1, 2, 2), 4, prompt_logprobs=0)
     script.add(request)
     batch = script.plan()
-    with pytest.raises(EngineError, match="for request r"):
-        script.scheduler.update(batch, output, 1.0)
+    with pytest.raises(EngineError, match=r"for request r|for 1 requests"):
+        script.scheduler.update(batch, StepOutput(results), 1.0)
     assert (request.num_computed_tokens, request.num_output_tokens) == (0, 0)
     assert request.timings.accounted_until == 0.0
     whole = script.executor.execute(batch)

@@ -2,7 +2,7 @@
 
 from fakes import make_request
 
-from duetto.core.batch import SampledToken, StepOutput
+from duetto.core.batch import RequestResult, SampledToken, StepOutput
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.scheduler.scheduler import Scheduler
@@ -24,8 +24,8 @@ def continued(request_id: str, num_prompt: int, first: int = 9) -> Request:
 
 def step(one: Scheduler, now: float) -> None:
     batch = one.schedule(now)
-    token = SampledToken(5)
-    one.update(batch, StepOutput({r.request_id: (token,) for r in batch.requests}), now)
+    results = (RequestResult((SampledToken(5),)),) * len(batch.requests)
+    one.update(batch, StepOutput(results), now)
 
 
 def test_only_the_next_token_is_computed() -> None:

@@ -20,22 +20,20 @@ def test_a_chunk_of_the_prompt_samples_nothing() -> None:
     item = plan(halfway(2, []), count=3)
     assert (item.token_ids, item.num_computed_tokens) == ((13, 14, 15), 2)
     assert item.block_table == (5, 2, 7)
-    assert item.sampling is None
+    assert item.rows == ()
 
 
 def test_the_chunk_with_the_last_token_samples() -> None:
     item = plan(halfway(4, [], seed=9), count=2)
     assert item.token_ids == (15, 16)
-    assert item.sampling is not None
-    assert (item.sampling.seed, item.sampling.num_output_tokens) == (9, 0)
+    assert [(row.seed, row.num_output_tokens) for row in item.rows] == [(9, 0)]
 
 
 def test_a_next_token_and_a_recompute_look_alike() -> None:
     assert plan(halfway(7, [21, 22]), count=1).token_ids == (22,)
     recompute = plan(halfway(0, [21, 22]), count=8)
     assert recompute.token_ids == (11, 12, 13, 14, 15, 16, 21, 22)
-    assert recompute.sampling is not None
-    assert recompute.sampling.num_output_tokens == 2
+    assert [row.num_output_tokens for row in recompute.rows] == [2]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +56,8 @@ def test_generated_tokens_are_never_scored_as_a_prompt() -> None:
 
 
 def test_history_goes_only_to_those_who_look_at_it() -> None:
-    plain = plan(halfway(6, [21]), 1).sampling
-    penalised = plan(halfway(6, [21], presence_penalty=0.5), 1).sampling
-    assert plain is not None
-    assert penalised is not None
+    (plain,) = plan(halfway(6, [21]), 1).rows
+    (penalised,) = plan(halfway(6, [21], presence_penalty=0.5), 1).rows
     assert (plain.prompt_token_ids, plain.output_token_ids) == ((), ())
     assert penalised.prompt_token_ids == (11, 12, 13, 14, 15, 16)
     assert penalised.output_token_ids == (21,)

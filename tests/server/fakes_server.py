@@ -11,13 +11,16 @@ from fakes import ByteCodec
 from starlette.applications import Starlette
 
 from duetto.core.batch import (
+    RequestResult,
     SampledToken,
+    SamplingInput,
     ScheduledBatch,
     ScheduledRequest,
     StepOutput,
     TokenLogprob,
 )
 from duetto.core.config import SchedulerConfig
+from duetto.core.executor import Done
 from duetto.engine.engine import Engine
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
@@ -47,23 +50,21 @@ class SpeakingExecutor:
         self.fails = False
         self.num_steps = 0
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
+    def submit(self, batch: ScheduledBatch) -> Done:
         self.gate.wait(10)
         time.sleep(self.step_s)
         self.num_steps += 1
         if self.fails:
             raise RuntimeError("secret detail at 0x7f")
-        sampled = {r.request_id: (self._sample(r),) for r in batch.requests if r.sampling}
-        scored = {
-            r.request_id: tuple(_score(t, r.num_prompt_logprobs) for t in r.prompt_logprob_targets)
-            for r in batch.requests
-            if r.prompt_logprob_targets
-        }
-        return StepOutput(sampled, prompt_logprobs=scored)
+        return Done(StepOutput(tuple(self._result(r) for r in batch.requests)))
 
-    def _sample(self, item: ScheduledRequest) -> SampledToken:
-        asked = item.sampling
-        assert asked is not None
+    def _result(self, item: ScheduledRequest) -> RequestResult:
+        tokens = tuple(self._sample(row) for row in item.rows)
+        num_top = item.num_prompt_logprobs
+        scores = tuple(_score(target, num_top) for target in item.prompt_logprob_targets)
+        return RequestResult(tokens, scores=scores)
+
+    def _sample(self, asked: SamplingInput) -> SampledToken:
         if asked.params.logit_bias:
             token_id = max(asked.params.logit_bias, key=asked.params.logit_bias.__getitem__)
         elif self.text is not None:

@@ -27,12 +27,12 @@ from duetto.server.settings import ServerSettings
 how = sys.argv[2]
 
 class Failing(SpeakingExecutor):
-    def execute(self, batch):
+    def submit(self, batch):
         if self.num_steps == 3 and how == "hangs":
             self.gate.clear()
             while not self.gate.wait(1000):
                 pass
-        return super().execute(batch)
+        return super().submit(batch)
 
 app, engine = make_app(Failing(step_s=0.01), step_timeout_s=0.5)
 if how == "ends":
@@ -113,10 +113,10 @@ def test_a_slow_step_within_its_limit_is_left_alone():
 
 def test_one_bad_request_beside_others_is_a_500_of_its_own():
     class Picky(SpeakingExecutor):
-        def execute(self, batch):
+        def submit(self, batch):
             if any(98 in r.token_ids for r in batch.requests):  # the letter b
                 raise RuntimeError("secret")
-            return super().execute(batch)
+            return super().submit(batch)
 
     executor = Picky(step_s=0.01)
     app, _ = make_app(executor)

@@ -140,9 +140,9 @@ class Scoring(SpeakingExecutor):
 
     num_scored = 0
 
-    def execute(self, batch):
+    def submit(self, batch):
         self.num_scored += sum(len(r.prompt_logprob_targets) for r in batch.requests)
-        return super().execute(batch)
+        return super().submit(batch)
 
 
 CHAT = {

@@ -50,24 +50,26 @@ def test_a_stretch_costs_what_its_steps_cost(program: Program, tp: int, pp: int)
 
 
 def item(request_id: str, num_tokens: int, seed: int | None) -> ScheduledRequest:
-    sampling = None if seed is None else SamplingInput(SamplingParams(), seed, 0)
-    return ScheduledRequest(request_id, (1,) * num_tokens, 0, (0,), sampling)
+    rows = () if seed is None else (SamplingInput(SamplingParams(), seed, 0),)
+    return ScheduledRequest(request_id, (1,) * num_tokens, 0, (0,), rows)
 
 
 def test_an_executor_spends_the_price_and_answers_who_is_to_be_sampled() -> None:
     clock = VirtualClock(10.0)
     executor = SimulatedExecutor(lambda shape: 0.5 * shape.num_tokens, clock)
-    output = executor.execute(ScheduledBatch((item("a", 3, 7), item("b", 4, None))))
+    batch = ScheduledBatch((item("a", 3, 7), item("b", 4, None)))
+    given, nothing = executor.submit(batch).result().results
     assert clock() == 13.5
-    assert {key: tokens[0].token_id for key, tokens in output.sampled.items()} == {"a": -8}
-    assert token_of(make_request(seed=7)) == -8
+    assert [token.token_id for token in given.tokens] == [-9]  # and never PLACEHOLDER, -1
+    assert not nothing.tokens
+    assert token_of(make_request(seed=7)) == -9
 
 
 def test_replayed_times_come_in_turn() -> None:
     clock = VirtualClock()
     executor = SimulatedExecutor(replayed([1.0, 0.25]), clock)
     batch = ScheduledBatch((item("a", 3, 7),))
-    executor.execute(batch)
+    executor.submit(batch)
     assert clock() == 1
-    executor.execute(batch)
+    executor.submit(batch)
     assert clock() == 1.25

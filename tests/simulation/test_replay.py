@@ -11,10 +11,11 @@ from simulation.loads import mixed_load
 
 from duetto.build import EngineArgs, build, scheduler_config
 from duetto.checkpoints.shapes import SHAPES
-from duetto.core.batch import ScheduledBatch, StepOutput
+from duetto.core.batch import ScheduledBatch
 from duetto.core.config import SchedulerConfig
+from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
-from duetto.engine.engine import Engine, Executor
+from duetto.engine.engine import Engine
 from duetto.models.make_model import make_model
 from duetto.scheduler.scheduler import Scheduler
 from duetto.simulation.executor import SimulatedExecutor, replayed
@@ -33,14 +34,14 @@ class Recorded:
     executor: Executor
     batches: list[list[Planned]] = field(default_factory=list)
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
+    def submit(self, batch: ScheduledBatch) -> Pending:
         self.batches.append(
             [
                 (r.request_id, r.num_computed_tokens, len(r.token_ids), r.block_table)
                 for r in batch.requests
             ]
         )
-        return self.executor.execute(batch)
+        return self.executor.submit(batch)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,19 @@
 """What crosses between deciding and computing in one step, and what a step changes for callers.
 
-Frozen and made of ints: no text, no arrays, no Request. An executor gets a ScheduledBatch and
-returns a StepOutput; it keeps no state per request besides the KV in the blocks. What every step
-makes anew for each request is a named tuple, which takes a third of the time of a frozen dataclass.
+Frozen and plain: ints, strings, bytes and tuples of them; no text, no arrays, no Request. A batch
+and an output encode with msgspec and cross to another process as they are. What every step makes
+anew for each request is a named tuple, which takes a third of the time of a frozen dataclass.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import NamedTuple
 
 from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import RequestTimings
+
+PLACEHOLDER = -1  # a token that this request samples in a step in flight: the executor knows it
 
 
 class SamplingInput(NamedTuple):
@@ -27,28 +27,48 @@ class SamplingInput(NamedTuple):
     output_token_ids: tuple[int, ...] = ()
 
 
+class Drafting(NamedTuple):
+    """Whom to ask for drafts after the step, and the tokens that the proposer has not been sent."""
+
+    method: str
+    num_wanted: int  # drafts, at most; 0: the proposer only keeps up with the tokens
+    tenant: bytes
+    start: int  # position of the first of token_ids; 0: the proposer begins anew
+    # Known tokens, up to the step's last or fewer. A placeholder of the step, and what the step
+    # samples, follow them; they are sent again with the next ones, as known tokens.
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int = 0  # positions from here on are the answer's
+
+
 class ScheduledRequest(NamedTuple):
     """What one request computes in one step."""
 
     request_id: str
-    token_ids: tuple[int, ...]  # the tokens to compute, at least one
+    token_ids: tuple[int, ...]  # the tokens to compute, at least one; the last num_drafts: drafts
     num_computed_tokens: int  # position of the first of them
     block_table: tuple[int, ...]  # covers num_computed_tokens + len(token_ids)
-    sampling: SamplingInput | None  # None: the last token is not among them, so nothing is sampled
+    # For each of the last len(rows) tokens: how to sample the next. None, or 1 + num_drafts.
+    rows: tuple[SamplingInput, ...] = ()
     # For each of token_ids that has a next token in the prompt: that token, to be scored.
     prompt_logprob_targets: tuple[int, ...] = ()
     num_prompt_logprobs: int = 0  # how many of the likeliest to report beside the target
+    num_drafts: int = 0  # proposals that this step verifies
+    positions: tuple[int, ...] | None = None  # of token_ids, where they are not contiguous
+    epoch: int = 0  # how often the request had been preempted when this was planned
+    drafting: Drafting | None = None
 
     @property
     def is_next_token(self) -> bool:
-        """Whether this is one more token of an answer: a shape for reports, never for decisions."""
-        if self.sampling is None or len(self.token_ids) > 1:
+        """Whether this is more of an answer, token by token: a shape for reports, never for
+        decisions."""
+        rows = self.rows
+        if not rows or len(self.token_ids) > len(rows):
             return False
-        return self.sampling.num_output_tokens > 0
+        return rows[0].num_output_tokens > 0
 
     @property
     def shape(self) -> RequestShape:
-        num_rows = len(self.prompt_logprob_targets) + (0 if self.sampling is None else 1)
+        num_rows = len(self.prompt_logprob_targets) + len(self.rows)
         return RequestShape(len(self.token_ids), self.num_computed_tokens, num_rows)
 
 
@@ -80,12 +100,23 @@ class SampledToken(NamedTuple):
     logprob: TokenLogprob | None = None  # only if asked for
 
 
-class StepOutput(NamedTuple):
-    """What a step computed. Every request that was to be sampled is in `sampled` or in `failed`."""
+class RequestResult(NamedTuple):
+    """What a step gave one request."""
 
-    sampled: Mapping[str, tuple[SampledToken, ...]]  # one token each; more under speculation
-    prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = MappingProxyType({})
-    failed: Mapping[str, str] = MappingProxyType({})  # request id -> what may be shown
+    # The accepted drafts, and the token after them; without the latter if that row alone failed:
+    # the request then computes its last token again, and fails there as it would have without
+    # drafts.
+    tokens: tuple[SampledToken, ...] = ()
+    drafts: tuple[int, ...] = ()  # proposed for the next step
+    scores: tuple[TokenLogprob, ...] = ()  # of prompt tokens
+    error: str | None = None  # what may be shown; the others are empty then
+
+
+class StepOutput(NamedTuple):
+    """What a step computed: one result for each request, in the batch's order."""
+
+    results: tuple[RequestResult, ...]
+    drafting_s: float = 0.0  # what proposing drafts took
 
 
 class RequestUpdate(NamedTuple):

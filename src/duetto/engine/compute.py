@@ -11,20 +11,13 @@ import logging
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from duetto.core.batch import SampledToken, ScheduledBatch, StepOutput, TokenLogprob
+from duetto.core.batch import RequestResult, ScheduledBatch, StepOutput
 from duetto.core.errors import STOPS_THE_PROCESS
+from duetto.core.executor import Executor
 from duetto.core.shape import BatchShape
 from duetto.scheduler.accept import check_whole
 
 logger = logging.getLogger(__name__)
-
-
-class Executor(Protocol):
-    """The one seam between deciding and computing: a model on a device, or a model of a model."""
-
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
-        """Compute a step. Keeps nothing about a request but the KV in its blocks."""
-        ...
 
 
 class StepTimes(Protocol):
@@ -74,15 +67,14 @@ class Computer:
         except BaseException:  # a panic of a native library is not an Exception
             logger.exception("a step of %d requests failed", len(batch.requests))
         if len(batch.requests) == 1:
-            output = StepOutput({}, failed={batch.requests[0].request_id: message})
+            output = StepOutput((RequestResult(error=message),))
         else:
             output = self._run_apart(batch, message)
         return Computed(output, predicted_s, False)
 
     def _run_apart(self, batch: ScheduledBatch, message: str) -> StepOutput:
-        sampled: dict[str, tuple[SampledToken, ...]] = {}
-        prompt_logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
-        failed: dict[str, str] = {}
+        results: list[RequestResult] = []
+        drafting_s = 0.0
         for request in batch.requests:
             alone = ScheduledBatch((request,))
             predicted_s = None if self._times is None else self._times.step_time(alone.shape)
@@ -93,24 +85,23 @@ class Computer:
             except BaseException as error:
                 # One traceback of a kind will do: the step's own stands above.
                 logger.error("request %s fails alone too: %r", request.request_id, error)
-                failed[request.request_id] = message
+                results.append(RequestResult(error=message))
             else:
-                sampled.update(output.sampled)
-                prompt_logprobs.update(output.prompt_logprobs)
-                failed.update(output.failed)
+                results += output.results
+                drafting_s += output.drafting_s
         logger.warning(
             "its requests were computed one by one: %d of %d failed",
-            len(failed),
+            sum(result.error is not None for result in results),
             len(batch.requests),
         )
-        return StepOutput(sampled, prompt_logprobs, failed)
+        return StepOutput(tuple(results), drafting_s)
 
     def _compute(self, batch: ScheduledBatch, predicted_s: float | None) -> StepOutput:
         """Raises whatever the executor raises, and EngineError if it returned too little."""
         is_measured = self._times is not None and self._times.has_measured(batch.shape)
         self.current = Computing(len(batch.requests), predicted_s, is_measured)
         try:
-            output = self._executor.execute(batch)
+            output = self._executor.submit(batch).result()
         finally:
             self.current = None
         check_whole(batch, output)

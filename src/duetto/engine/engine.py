@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from duetto.core.batch import RequestUpdate, ScheduledBatch, StepRecord
 from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest
+from duetto.core.executor import Executor
 from duetto.core.request import FinishReason, Request
-from duetto.engine.compute import Computer, Computing, Executor, StepTimes
+from duetto.engine.compute import Computer, Computing, StepTimes
 from duetto.engine.detokenizer import Detokenizer
 from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
 

@@ -10,18 +10,20 @@ import numpy as np
 
 from duetto.backends.backend import Backend, FloatArray
 from duetto.core.batch import (
-    SampledToken,
+    RequestResult,
     ScheduledBatch,
     ScheduledRequest,
     StepOutput,
     TokenLogprob,
 )
 from duetto.core.errors import EngineError
+from duetto.core.executor import Done
 from duetto.program.dtype import KVDtype
 from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
-from duetto.runner.sampler import sample_token, token_logprob
+from duetto.runner.sampler import token_logprob
 from duetto.runner.step_arrays import build_step_arrays
+from duetto.runner.verify import verify
 
 
 class ModelRunner:
@@ -47,11 +49,11 @@ class ModelRunner:
         """What computes, for those who measure."""
         return self._backend
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
-        """Compute one step.
+    def submit(self, batch: ScheduledBatch) -> Done:
+        """Compute one step, at once.
 
-        A request whose own logits or masks leave no token ends in `failed`; the others are not
-        touched by it. Anything else that goes wrong raises, and concerns the whole step.
+        The result of a request whose own logits or masks leave no token is an error; the others are
+        not touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
         step, logit_starts = build_step_arrays(batch, self._block_size)
         for request in batch.requests:
@@ -61,21 +63,22 @@ class ModelRunner:
         assert logits.shape == (len(step.logit_rows), self._vocab_size)
         assert logits.dtype == np.float32
 
-        sampled: dict[str, tuple[SampledToken, ...]] = {}
-        prompt_logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
-        failed: dict[str, str] = {}
-        for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True):
-            try:
-                if request.prompt_logprob_targets:
-                    scores = _score_prompt(request, logits[start:end])
-                if request.sampling is not None:
-                    token = sample_token(logits[end - 1], request.sampling)
-                    sampled[request.request_id] = (token,)
-                if request.prompt_logprob_targets:
-                    prompt_logprobs[request.request_id] = scores
-            except EngineError as error:
-                failed[request.request_id] = str(error)
-        return StepOutput(sampled, prompt_logprobs, failed)
+        results = [
+            _result(request, logits[start:end])
+            for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True)
+        ]
+        return Done(StepOutput(tuple(results)))
+
+
+def _result(request: ScheduledRequest, rows: FloatArray) -> RequestResult:
+    """What its rows of logits give one request: those that score its prompt come first."""
+    try:
+        scores = _score_prompt(request, rows) if request.prompt_logprob_targets else ()
+        if not request.rows:
+            return RequestResult(scores=scores)
+        return RequestResult(verify(request, rows[len(scores) :]), scores=scores)
+    except EngineError as error:
+        return RequestResult(error=str(error))
 
 
 def _score_prompt(request: ScheduledRequest, rows: FloatArray) -> tuple[TokenLogprob, ...]:

@@ -19,7 +19,7 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
 
     The second, `logit_starts` [R + 1], cuts the rows of logits that the backend returns: request r
     owns rows logit_starts[r] ... logit_starts[r + 1]. First come the rows that score its prompt,
-    one for each of `prompt_logprob_targets`; then, if it is to be sampled, one more.
+    one for each of `prompt_logprob_targets`; then those that are sampled, its last ones.
     """
     requests = batch.requests
     assert requests, "an empty batch"
@@ -39,8 +39,7 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
         first_row = query_starts[-1]
         query_starts.append(first_row + end - start)
         logit_rows += range(first_row, first_row + len(request.prompt_logprob_targets))
-        if request.sampling is not None:
-            logit_rows.append(query_starts[-1] - 1)
+        logit_rows += range(query_starts[-1] - len(request.rows), query_starts[-1])
         logit_starts.append(len(logit_rows))
     assert len(set(slots)) == len(slots), "two tokens would be written into one slot"
     a = _arrays((token_ids, positions, slots, query_starts, context_lens, logit_rows))
@@ -62,7 +61,7 @@ def _context_len(request: ScheduledRequest, block_size: int) -> int:
     end = request.num_computed_tokens + length
     assert end <= len(request.block_table) * block_size, "a block table is too short"
     # The last of a prompt's tokens has no target, so no row is both scored and sampled.
-    num_rows = len(request.prompt_logprob_targets) + (request.sampling is not None)
+    num_rows = len(request.prompt_logprob_targets) + len(request.rows)
     assert num_rows <= length, "more logit rows than tokens"
     return end
 

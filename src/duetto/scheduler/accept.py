@@ -1,27 +1,56 @@
 """What the output of a step means for its requests. Changes nothing."""
 
-from duetto.core.batch import SampledToken, ScheduledBatch, StepOutput
+from duetto.core.batch import (
+    RequestResult,
+    SampledToken,
+    ScheduledBatch,
+    ScheduledRequest,
+    StepOutput,
+)
 from duetto.core.errors import EngineError
 from duetto.core.request import FinishReason, Request
 
 
 def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
     """Raise EngineError unless each request of the batch got what it was to get, or failed."""
-    sampled, scores, failed = output
-    for item in batch.requests:  # twice a step for each request: it has to be quick
-        request_id = item.request_id
-        if item.sampling is not None and not sampled.get(request_id):
-            if request_id in failed:
-                continue
-            raise EngineError(f"the executor returned no token for request {request_id}")
-        if not scores and not item.prompt_logprob_targets:
-            continue  # nearly always
-        asked, given = len(item.prompt_logprob_targets), len(scores.get(request_id, ()))
-        if given != asked and request_id not in failed:
-            raise EngineError(
-                f"the executor returned {given} prompt log-probabilities for request "
-                f"{request_id}, not {asked}"
-            )
+    results = output.results
+    if len(results) != len(batch.requests):
+        raise EngineError(
+            f"the executor returned {len(results)} results for {len(batch.requests)} requests"
+        )
+    for item, result in zip(batch.requests, results, strict=True):
+        # Twice a step for each request: it has to be quick.
+        num_tokens = len(result.tokens)
+        is_whole = num_tokens == 1 if len(item.rows) == 1 else _is_run(item, result.tokens)
+        if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
+            continue
+        if result.error is None:
+            raise EngineError(_what_is_wrong(item, result))
+
+
+def _is_run(item: ScheduledRequest, tokens: tuple[SampledToken, ...]) -> bool:
+    """Whether these may be accepted drafts and a token after them; nothing where none is wanted."""
+    if not item.rows:
+        return not tokens
+    if not 1 <= len(tokens) <= len(item.rows):
+        return False
+    drafts = item.token_ids[len(item.token_ids) - item.num_drafts :]
+    return all(t.token_id == draft for t, draft in zip(tokens[:-1], drafts, strict=False))
+
+
+def _what_is_wrong(item: ScheduledRequest, result: RequestResult) -> str:
+    asked, given = len(item.prompt_logprob_targets), len(result.scores)
+    if given != asked:
+        return (
+            f"the executor returned {given} prompt log-probabilities for request "
+            f"{item.request_id}, not {asked}"
+        )
+    if item.rows and not result.tokens:
+        return f"the executor returned no token for request {item.request_id}"
+    return (
+        f"the executor returned {len(result.tokens)} tokens for request {item.request_id}, which "
+        f"are not accepted drafts and a token after them ({item.num_drafts} drafts)"
+    )
 
 
 def finish_reason(request: Request, tokens: tuple[SampledToken, ...]) -> FinishReason | None:

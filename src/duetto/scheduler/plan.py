@@ -21,7 +21,7 @@ def plan(request: Request, count: int) -> ScheduledRequest:
         token_ids=tuple(request.token_ids[start:end]),
         num_computed_tokens=start,
         block_table=tuple(request.block_table),
-        sampling=sampling_input(request) if end == request.num_tokens else None,
+        rows=(sampling_input(request),) if end == request.num_tokens else (),
         prompt_logprob_targets=request.prompt_token_ids[start + 1 : end + 1] if scored else (),
         num_prompt_logprobs=request.sampling.prompt_logprobs or 0,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from duetto.core.batch import (
+    RequestResult,
     RequestUpdate,
     SampledToken,
     ScheduledBatch,
@@ -117,15 +118,14 @@ class Scheduler:
         check_whole(batch, output)
         account_step(batch, self.running, now, predicted_s)
         updates = []
-        for item in batch.requests:
+        for item, result in zip(batch.requests, output.results, strict=True):
             request = self.running[item.request_id]
-            if item.request_id in output.failed:
-                message = output.failed[item.request_id]
-                updates.append(self._finish(request, FinishReason.ERROR, now, error=message))
+            if result.error is not None:
+                updates.append(self._finish(request, FinishReason.ERROR, now, error=result.error))
                 continue
             request.num_computed_tokens += len(item.token_ids)
             self._publish(request)
-            update = self._take_over(request, item, output, now)
+            update = self._take_over(request, item, result, now)
             if update is not None:
                 updates.append(update)
         return updates
@@ -315,11 +315,11 @@ class Scheduler:
             self._misses.learn(request, index)
 
     def _take_over(
-        self, request: Request, item: ScheduledRequest, output: StepOutput, now: float
+        self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
     ) -> RequestUpdate | None:
-        tokens = output.sampled[item.request_id] if item.sampling is not None else ()
-        scores = output.prompt_logprobs.get(item.request_id, ())
-        scores = scores[max(0, request.num_lost_tokens - item.num_computed_tokens) :]  # told before
+        tokens = result.tokens
+        num_told = max(0, request.num_lost_tokens - item.num_computed_tokens)  # before a preemption
+        scores = result.scores[num_told:]
         for sampled in tokens:
             request.token_ids.append(sampled.token_id)
             request.timings.token_times.append(now)

@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TypeVar
 
-from duetto.core.batch import SampledToken, ScheduledBatch, StepOutput
+from duetto.core.batch import (
+    PLACEHOLDER,
+    RequestResult,
+    SampledToken,
+    ScheduledBatch,
+    ScheduledRequest,
+    StepOutput,
+)
+from duetto.core.executor import Done
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.pricing.cost_model import CostModel, StepTotals
@@ -30,20 +38,20 @@ class SimulatedExecutor:
         self._step_time = step_time
         self._clock = clock
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
+    def submit(self, batch: ScheduledBatch) -> Done:
         self._clock.advance(self._step_time(batch.shape))
-        return answers(batch)
+        return Done(answers(batch))
 
 
 def answers(batch: ScheduledBatch) -> StepOutput:
     """The token of every request that is to be given one."""
-    return StepOutput(
-        {
-            item.request_id: (SampledToken(_token_of_seed(item.sampling.seed)),)
-            for item in batch.requests
-            if item.sampling is not None
-        }
-    )
+    return StepOutput(tuple([_answer(item) for item in batch.requests]))
+
+
+def _answer(item: ScheduledRequest) -> RequestResult:
+    if not item.rows:
+        return RequestResult()
+    return RequestResult((SampledToken(_token_of_seed(item.rows[0].seed)),))
 
 
 def step_by_step(price: Callable[[BatchShape], T]) -> NextPrices[T]:
@@ -94,4 +102,4 @@ def token_of(request: Request) -> int:
 
 
 def _token_of_seed(seed: int) -> int:
-    return -1 - seed
+    return PLACEHOLDER - 1 - seed

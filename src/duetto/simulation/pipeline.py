@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from duetto.core.batch import ScheduledBatch, StepOutput
+from duetto.core.batch import ScheduledBatch
+from duetto.core.executor import Done
 from duetto.core.shape import BatchShape
 from duetto.simulation.executor import NextPrices, answers
 from duetto.simulation.virtual_clock import VirtualClock
@@ -71,7 +72,7 @@ class PipelineExecutor:
         self._pipeline = pipeline
         self._clock = clock
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
+    def submit(self, batch: ScheduledBatch) -> Done:
         passage = self._passage(batch.shape)
         self._clock.reach(self._pipeline.enter(self._clock.now, passage))
-        return answers(batch)
+        return Done(answers(batch))

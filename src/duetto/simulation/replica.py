@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, fields
 from heapq import heappop, heappush
 from itertools import islice
 
-from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput, StepRecord
+from duetto.core.batch import RequestUpdate, ScheduledBatch, StepRecord
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
+from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
-from duetto.engine.compute import Executor
 from duetto.engine.engine import Engine
 from duetto.scheduler.fast_forward import advance, num_certain_steps
 from duetto.scheduler.scheduler import Scheduler
@@ -245,6 +245,6 @@ class _Watched:
         self._executor = executor
         self.batch: ScheduledBatch | None = None
 
-    def execute(self, batch: ScheduledBatch) -> StepOutput:
+    def submit(self, batch: ScheduledBatch) -> Pending:
         self.batch = batch
-        return self._executor.execute(batch)
+        return self._executor.submit(batch)

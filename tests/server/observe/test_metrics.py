@@ -80,12 +80,12 @@ def test_gauges_follow_a_request_and_return_to_zero(client, executor):
     seen = []
 
     class Watching(SpeakingExecutor):
-        def execute(self, batch):
+        def submit(self, batch):
             seen.append(samples(client))
-            return super().execute(batch)
+            return super().submit(batch)
 
     # The first step's gauges are seen by the second one: /metrics is served while it runs.
-    executor.execute = Watching("abc").execute
+    executor.submit = Watching("abc").submit
     ask(client)
     during = [s["vllm:num_requests_running",] for s in seen]
     assert max(during) == 1

@@ -1,0 +1,34 @@
+"""Which drafts are right: those that are the very tokens that the request would have sampled.
+
+Each row is sampled as if it were the only one, with its own penalties, forbidden tokens and place
+in the random stream. So what is sampled does not depend on what was proposed, at any temperature.
+"""
+
+from duetto.backends.backend import FloatArray
+from duetto.core.batch import SampledToken, ScheduledRequest
+from duetto.core.errors import EngineError
+from duetto.runner.sampler import sample_token
+
+
+def verify(request: ScheduledRequest, rows: FloatArray) -> tuple[SampledToken, ...]:
+    """The longest beginning of the drafts that is what its rows sample, and the token after it.
+
+    `rows` are the logits [1 + num_drafts, vocabulary] after the token before the drafts and after
+    each of them. None is sampled after the first draft that is wrong. Raises EngineError if the
+    first row leaves no token. If a later one does, the accepted drafts are returned alone: the
+    request has them, computes the last of them once more, and that row then is its first.
+    """
+    if not request.num_drafts:
+        return (sample_token(rows[0], request.rows[0]),)
+    tokens: list[SampledToken] = []
+    drafts = request.token_ids[len(request.token_ids) - request.num_drafts :]
+    for row, sampling, draft in zip(rows, request.rows, (*drafts, None), strict=True):
+        try:
+            tokens.append(sample_token(row, sampling))
+        except EngineError:
+            if not tokens:
+                raise
+            break
+        if tokens[-1].token_id != draft:
+            break
+    return tuple(tokens)
