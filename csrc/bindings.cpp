@@ -23,6 +23,7 @@
 #include "pool.h"
 #include "probe.h"
 #include "refuse.h"
+#include "sampler.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -321,6 +322,38 @@ int64_t block_bytes(const std::string& format, int64_t block_size, int64_t num_k
                           head_dim);
 }
 
+// -- sampling --
+
+const Kernels& sampling_kernels(const std::optional<std::string>& isa) {
+    if (isa) return choose_kernels(*isa);
+    static const Kernels& fastest = choose_kernels("");
+    return fastest;
+}
+
+int64_t finite_argmax(Vector<float> row, std::optional<std::string> isa) {
+    const Kernels& kernels = sampling_kernels(isa);
+    const Release release;
+    return kernels.finite_argmax(row.data(), static_cast<int64_t>(row.size()));
+}
+
+int64_t draw_logits(Vector<float> row, int64_t best, double temperature, uint64_t key,
+                    std::optional<std::string> isa) {
+    const auto size = static_cast<int64_t>(row.size());
+    if (best < 0 || best >= size) refuse("draw_row: best is no index of the row");
+    if (!(temperature > 0)) refuse("draw_row: temperature must be greater than 0");
+    const Kernels& kernels = sampling_kernels(isa);
+    const Release release;
+    return draw_row(kernels, row.data(), size, best, temperature, key);
+}
+
+int64_t draw_candidates(Vector<double> scaled, std::optional<Vector<int64_t>> ids, uint64_t key) {
+    if (scaled.size() == 0 || (ids && ids->size() != scaled.size()))
+        refuse("draw_scaled: needs one candidate or more, and as many ids");
+    const Release release;
+    return draw_scaled(scaled.data(), ids ? ids->data() : nullptr,
+                       static_cast<int64_t>(scaled.size()), key);
+}
+
 // -- the module -----------------------------------------------------------------------------------------
 
 void bind_machine(nb::module_& m) {
@@ -428,6 +461,15 @@ void bind_weights(nb::module_& m) {
             "layer"_a, nb::rv_policy::reference_internal);
 }
 
+void bind_sampling(nb::module_& m) {
+    m.def("finite_argmax", &finite_argmax, arg("row").noconvert(), "isa"_a = nb::none());
+    m.def("draw_row", &draw_logits, arg("row").noconvert(), "best"_a, "temperature"_a, "key"_a,
+          "isa"_a = nb::none());
+    m.def("draw_scaled", &draw_candidates, arg("scaled").noconvert(), arg("ids").noconvert().none(),
+          "key"_a);
+    m.def("gumbel_noise", &gumbel_noise, "key"_a, "token_id"_a);
+}
+
 void bind_plan(nb::module_& m) {
     nb::class_<PyPlan>(m, "Plan")
         .def(nb::init<nb::object, const std::string&>(), "pool"_a, "isa"_a)
@@ -503,5 +545,6 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // a process that ends does not first take apart what it holds
     duetto::bind_machine(m);
     duetto::bind_weights(m);
+    duetto::bind_sampling(m);
     duetto::bind_plan(m);
 }

@@ -159,6 +159,11 @@ struct Kernels {
     // every row is finite
     bool (*all_finite)(const float* x, int64_t count);
 
+    // -- sampling (kernels/sampling.h) -----------------------------------------------------------
+    int64_t (*finite_argmax)(const float* row, int64_t size);
+    int64_t (*first_to_score)(const float* row, int64_t begin, int64_t size, float largest,
+                              float factor, uint64_t key, float best);
+
     // -- KV and attention (kernels/attention.h) --------------------------------------------------
     int64_t (*kv_block_bytes)(KvFormat format, int32_t block_size, int32_t num_kv_heads,
                               int32_t head_dim);

@@ -31,7 +31,7 @@ one() {  # "test set": builds and runs it; says so in a line, or all that it sai
   # shellcheck disable=SC2086
   if { $build -std=gnu++20 -O2 -Wall -Wextra -Werror -Wno-psabi -ffp-contract=off -fno-math-errno -Icsrc \
     -pthread -DDUETTO_EMULATED -DDUETTO_ISA="$set" "csrc/tests/test_$name.cpp" csrc/pack.cpp \
-    csrc/attention_plan.cpp -o "$program" && "${run[@]}" "$program"; } >"$program.log" 2>&1; then
+    csrc/attention_plan.cpp csrc/sampler.cpp -o "$program" && "${run[@]}" "$program"; } >"$program.log" 2>&1; then
     echo "ok      $name, $set, emulated"
   else
     printf 'FAILED  %s, %s:\n%s\n' "$name" "$set" "$(tail -n 60 "$program.log")"
@@ -50,7 +50,7 @@ tests() {  # those that take longest come first
     sets=${sets/avx512_vnni avx512_bf16/}
     echo "no      avx512: its twin is built on x86-64" >&2
   fi
-  for set in $sets; do printf '%s\n' "attention $set" "linear $set" "rows $set"; done
+  for set in $sets; do printf '%s\n' "attention $set" "linear $set" "rows $set" "sampler $set"; done
 }
 
 mkdir -p "$OUT"

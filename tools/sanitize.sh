@@ -15,11 +15,12 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1  # leaks: ne
 
 PLAN="csrc/tests/test_plan.cpp csrc/arena.cpp csrc/attention_order.cpp csrc/attention_plan.cpp
   csrc/kv_arena.cpp csrc/pack.cpp csrc/plan.cpp csrc/plan_check.cpp csrc/pool.cpp csrc/walk.cpp
-  csrc/kernels/isa.cpp"
+  csrc/sampler.cpp csrc/kernels/isa.cpp"
 
 sources_of() {
   case $1 in
     plan) echo "$PLAN" ;;
+    sampler) echo "csrc/tests/test_sampler.cpp csrc/sampler.cpp" ;;
     pool | pack) echo "csrc/tests/test_$1.cpp csrc/$1.cpp" ;;
     *) echo "csrc/tests/test_$1.cpp csrc/pack.cpp csrc/attention_plan.cpp" ;;
   esac
@@ -84,7 +85,7 @@ tests() {  # those that take longest come first
   echo "plan threads baseline"
   for set in $sets; do
     if can_run "$set"; then
-      printf '%s memory %s\n' linear "$set" attention "$set" rows "$set"
+      printf '%s memory %s\n' linear "$set" attention "$set" rows "$set" sampler "$set"
     else
       echo "no      $set: not on this machine" >&2
     fi

@@ -4,6 +4,7 @@
 #include "kernels/attention.h"
 #include "kernels/linear.h"
 #include "kernels/rows.h"
+#include "kernels/sampling.h"
 
 #define DUETTO_STRING_(x) #x
 #define DUETTO_STRING(x) DUETTO_STRING_(x)
@@ -27,6 +28,8 @@ const Kernels* DUETTO_PASTE(DUETTO_ISA, _kernels)() {
         isa::soft_cap,
         isa::rope,
         isa::all_finite,
+        isa::finite_argmax,
+        isa::first_to_score,
         isa::kv_block_bytes,
         isa::write_kv,
         isa::attention_scratch_bytes,

@@ -245,3 +245,19 @@ def int8_peak(pool: Pool, isa: str) -> float:
 
 def bf16_peak(pool: Pool, isa: str) -> float:
     """The same in bf16; fp32_peak where the set has no instruction for it."""
+
+# -- sampling: the twins are in src/duetto/runner/gumbel.py ----------------------------------------
+
+def finite_argmax(row: NDArray[np.float32], isa: str | None = None) -> int:
+    """The first of the largest; -1 if one is NaN or +inf, or all are -inf."""
+
+def draw_row(
+    row: NDArray[np.float32], best: int, temperature: float, key: int, isa: str | None = None
+) -> int:
+    """Gumbel-max over all logits, of which row[best] is the largest."""
+
+def draw_scaled(scaled: NDArray[np.float64], ids: NDArray[np.int64] | None, key: int) -> int:
+    """Gumbel-max over some tokens' (logit - largest) / temperature; ids None: 0, 1, ..."""
+
+def gumbel_noise(key: int, token_id: int) -> float:
+    """-log(-log(u)), u in (0, 1) a hash of both."""

@@ -8,7 +8,6 @@ import pytest
 from duetto.core.batch import SamplingInput
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
-from duetto.runner import sampler
 from duetto.runner.sampler import (
     _largest,
     _nucleus,
@@ -16,7 +15,6 @@ from duetto.runner.sampler import (
     _wide_nucleus,
     sample_token,
     token_logprob,
-    uniform,
 )
 
 INF = float("inf")
@@ -235,94 +233,11 @@ class TestExtremes:
         with pytest.raises(EngineError, match="not finite"):
             token_logprob(row(*logits), 0, 0)
 
-    @pytest.mark.parametrize(("point", "token_id"), [(0.0, 1), (1.0 - 2.0**-53, 3)])
-    def test_the_ends_of_the_unit_interval_draw_tokens_that_may_be_drawn(
-        self, monkeypatch, point, token_id
-    ):
-        monkeypatch.setattr(sampler, "uniform", lambda seed, position: point)
-        assert chosen(np.zeros(5, np.float32), temperature=1.0, forbidden=[0, 4]) == token_id
-
     def test_a_token_that_the_model_rules_out_is_never_drawn(self):
         assert can_be_drawn(row(0.0, -INF, 0.0, -INF), temperature=100.0) == {0, 2}
 
 
-class TestDrawingInFp32:
-    """Where only a temperature is asked for: never another token than float64 gives."""
-
-    SIZE = 3001  # not a multiple of a block
-
-    def rows(self):
-        rng = np.random.default_rng(12)
-        for spread in (0.0, 0.3, 1.0, 3.0, 10.0, 60.0):
-            logits = rng.normal(size=self.SIZE).astype(np.float32) * np.float32(spread)
-            yield logits
-            peaked = logits + np.float32(40.0)  # far from 0, where fp32 is coarse
-            peaked[[0, 256, 1700, self.SIZE - 1]] += np.float32(3 * spread + 5)
-            peaked[rng.integers(self.SIZE, size=300)] = -INF
-            yield peaked
-
-    def twin(self, logits, temperature):
-        """Upper bounds of the tokens in [0, 1], and the slow draw."""
-        ids, weights = sampler._candidates(logits, SamplingParams(temperature=temperature))
-        sums = np.cumsum(weights)
-        return sums / sums[-1], lambda point: sampler._draw(ids, weights, point)
-
-    def points(self, bounds):
-        """Some anywhere, and some just beside the bounds, where doubts are."""
-        rng = np.random.default_rng(13)
-        near = rng.choice(bounds, 12) + rng.choice([-1e-5, -1e-7, -1e-12, 0.0, 1e-9, 3e-6], 12)
-        ends = [0.0, 1e-9, 1 - 2.0**-53]
-        return [*rng.random(12), *near.clip(0.0, 1 - 2.0**-53), *ends]
-
-    def draws(self):
-        """Each row and point: the token in fp32, or None, and the slow twin's."""
-        for logits in self.rows():
-            for temperature in (0.02, 0.7, 1.0, 1.3, 50.0):
-                bounds, slow = self.twin(logits, temperature)
-                params = SamplingParams(temperature=temperature)
-                for point in map(float, self.points(bounds)):
-                    yield sampler._draw_in_fp32(logits, params, point), slow(point)
-
-    def test_is_float64s_token_or_none(self):
-        fast, slow = zip(*self.draws(), strict=True)
-        assert all(a in (None, b) for a, b in zip(fast, slow, strict=True))
-        assert sum(token is not None for token in fast) > len(fast) / 5
-
-    def test_the_margin_is_needed(self, monkeypatch):
-        monkeypatch.setattr(sampler, "_DOUBT", -1.0)
-        assert any(a not in (None, b) for a, b in self.draws())
-
-    def test_is_what_a_request_gets(self, monkeypatch):
-        logits = np.random.default_rng(14).normal(size=self.SIZE).astype(np.float32) * 4
-        arguments = [{"temperature": 0.8, "num_output_tokens": i} for i in range(50)]
-        found = [chosen(logits, **each) for each in arguments]
-        monkeypatch.setattr(sampler, "_draw_in_fp32", lambda *_: None)
-        assert found == [chosen(logits, **each) for each in arguments]
-        assert len(set(found)) > 5
-
-    @pytest.mark.parametrize(
-        "params", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e-9}]
-    )
-    def test_is_for_a_temperature_alone(self, params):
-        logits = np.zeros(self.SIZE, np.float32)
-        asked = SamplingParams(**({"temperature": 1.0} | params))
-        assert sampler._draw_in_fp32(logits, asked, 0.5) is None
-        alone = SamplingParams(temperature=1.0)
-        assert sampler._draw_in_fp32(logits, alone, 0.5001) is not None
-
-
 class TestRandomStream:
-    @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1, -1, -(2**63)])
-    @pytest.mark.parametrize("position", [0, 1, 4095, 2**31])
-    def test_is_philox_of_the_paper(self, seed, position):
-        # numpy counts up before it draws, so that position 0 is block 1 of the paper's cipher.
-        first = philox4x64(position + 1, seed % 2**128)
-        assert uniform(seed, position) == (first >> 11) / 2**53
-
-    def test_differs_for_every_accepted_seed_and_position(self):
-        seeds = [-(2**63), -1, 0, 1, 2**64 - 1]
-        assert len({uniform(s, i) for s in seeds for i in range(200)}) == 1000
-
     def test_a_token_depends_on_seed_and_position_only(self):
         logits = np.random.default_rng(5).normal(size=300).astype(np.float32)
         alone = [chosen(logits, temperature=1.0, seed=9, num_output_tokens=i) for i in range(20)]
@@ -338,25 +253,6 @@ class TestRandomStream:
             arguments = {"temperature": 0.9, "top_p": 0.99, "seed": i, "logprobs": 5}
             here = sample_token(inner, sampling(**arguments))
             assert here == sample_token(inner.copy(), sampling(**arguments))
-
-
-def philox4x64(counter, key, rounds=10):
-    """First word of Philox4x64-10 of (counter, 0, 0, 0), from figure 4 and table 2 of the paper."""
-    mask = 2**64 - 1
-    words = [counter & mask, counter >> 64, 0, 0]
-    key_words = [key & mask, key >> 64]
-    for _ in range(rounds):
-        product_0 = 0xD2E7470EE14C6C93 * words[0]
-        product_1 = 0xCA5A826395121157 * words[2]
-        words = [
-            (product_1 >> 64) ^ words[1] ^ key_words[0],
-            product_1 & mask,
-            (product_0 >> 64) ^ words[3] ^ key_words[1],
-            product_0 & mask,
-        ]
-        key_words[0] = (key_words[0] + 0x9E3779B97F4A7C15) & mask
-        key_words[1] = (key_words[1] + 0xBB67AE8584CAA73B) & mask
-    return words[0]
 
 
 class TestLogprobs:

@@ -11,6 +11,7 @@ import pytest
 
 from duetto.core.batch import SamplingInput
 from duetto.core.sampling_params import SamplingParams
+from duetto.runner import gumbel
 from duetto.runner.sampler import sample_token
 
 DRAWS = 10_000
@@ -105,9 +106,53 @@ def test_the_kept_set_is_the_expected_one_for_random_rows_and_parameters():
             "min_p": float(rng.choice([0.0, rng.uniform(0, 0.5)])),
         }
         expected = expected_distribution(logits, **params)
-        # Where the draw lands is known too: invert the expected distribution at the same number.
+        # The draw is known too: the largest of log p + noise.
         sampling = SamplingInput(SamplingParams(**params), seed=trial, num_output_tokens=0)
-        point = np.random.Philox(key=trial, counter=0).random_raw() / 2**64
-        assert sample_token(logits, sampling).token_id == np.searchsorted(
-            np.cumsum(expected), point, side="right"
-        )
+        noise = gumbel.noise(gumbel.key_of(trial, 0), np.arange(size))
+        with np.errstate(divide="ignore"):
+            scores = np.log(expected) + noise
+        assert sample_token(logits, sampling).token_id == scores.argmax()
+
+
+def test_penalties_change_the_distribution_as_they_should():
+    params = SamplingParams(temperature=1.0, presence_penalty=1.5, repetition_penalty=1.2)
+    adjusted = LOGITS.astype(np.float64)
+    seen = [0, 3, 5]
+    adjusted[seen] = np.where(LOGITS[seen] > 0, adjusted[seen] / 1.2, adjusted[seen] * 1.2) - 1.5
+    counts = np.zeros(len(LOGITS))
+    for i in range(DRAWS):
+        sampling = SamplingInput(params, 3, i, output_token_ids=tuple(seen))
+        counts[sample_token(LOGITS, sampling).token_id] += 1
+    assert_drawn_from(expected_distribution(adjusted), counts)
+
+
+@pytest.mark.parametrize("step", [(0, 1), (1, 0), (1, 1)], ids=["positions", "seeds", "both"])
+def test_neighbours_are_independent(step):
+    logits = np.zeros(6, np.float32)
+    params = SamplingParams(temperature=1.0)
+
+    def token(seed, position):
+        return sample_token(logits, SamplingInput(params, seed, position)).token_id
+
+    pairs = np.zeros(36)
+    for i in range(DRAWS):
+        seed, position = (i, 7) if step[0] else (7, 2 * i)
+        pairs[6 * token(seed, position) + token(seed + step[0], position + step[1])] += 1
+    assert_drawn_from(np.full(36, 1 / 36), pairs)
+
+
+def test_two_close_distributions_draw_the_same_token_nearly_as_often_as_can_be():
+    # A draft model's logits are the target's with an error. No coupling agrees more often than
+    # `most`; the inverse of the cumulative distribution would agree half as often.
+    rng = np.random.default_rng(0)
+    params = SamplingParams(temperature=1.0)
+    agreed, most, draws = 0, [], 150
+    for row in range(20):
+        target = (rng.standard_normal(4096) * 3).astype(np.float32)
+        draft = (target + rng.standard_normal(4096) * 0.3).astype(np.float32)
+        p, q = (np.exp(x - x.max(), dtype=np.float64) for x in (target, draft))
+        most.append(np.minimum(p / p.sum(), q / q.sum()).sum())
+        for i in range(draws):
+            inputs = SamplingInput(params, row, i)
+            agreed += sample_token(target, inputs) == sample_token(draft, inputs)
+    assert 0.94 < agreed / draws / sum(most) <= 1.02

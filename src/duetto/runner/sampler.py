@@ -13,7 +13,7 @@ The order of steps is vLLM's (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample
     6. temperature 0: the largest logit, the lowest id among equals; done
     7. temperature
     8. min_p, top_k, top_p: top_p of what the first two leave
-    9. draw
+    9. draw: Gumbel-max (runner/gumbel.py)
 
 Where vLLM leaves room, this is what happens here: top_k keeps exactly k tokens, lower ids first
 among equals (vLLM keeps all that equal the k-th); a small temperature is taken as it is (vLLM calls
@@ -22,23 +22,21 @@ it greedy below 1e-5); a rank counts strictly likelier tokens.
 
 import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from duetto.backends.cpu.native import native
 from duetto.core.batch import SampledToken, SamplingInput, TokenLogprob
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
+from duetto.runner import gumbel
 
 Row = NDArray[np.float32] | NDArray[np.float64]  # [vocabulary]
 Ids = NDArray[np.intp]
 
-# Drawing in fp32, see _draw_in_fp32.
-_LEAST_SIZE = 2048  # of a vocabulary that it pays for
-_TEMPERATURES = (0.01, 100.0)  # between which nothing in it overflows that counts
-_BLOCK = 128
-_DOUBT = 2e-5  # of the sum of all weights: nearer to a token's bounds, float64 decides
-
+_BLOCK = 128  # tokens whose largest is looked at first
 _FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at all
 _MOST_SORTED = 4096
 
@@ -55,9 +53,7 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
     if logits is not row:
         token_id = _argmax_of_allowed(logits)
     if not params.is_greedy:
-        point = uniform(sampling.seed, sampling.num_output_tokens)
-        drawn = _draw_in_fp32(logits, params, point)
-        token_id = _draw(*_candidates(logits, params), point) if drawn is None else drawn
+        token_id = _draw(logits, token_id, sampling)
     if params.logprobs is None:
         return SampledToken(token_id)
     return SampledToken(token_id, _logprob(row, token_id, params.logprobs))
@@ -88,27 +84,22 @@ def _logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
     )
 
 
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that the output token at `position` is drawn with.
-
-    Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), keyed by
-    the seed, with the position as its counter: a function of these two alone, so a preempted,
-    batched or resumed request goes on with the same stream.
-    """
-    generator = np.random.Philox(key=seed % 2**128, counter=position)
-    return (int(generator.random_raw()) >> 11) * 2.0**-53  # the 53 bits that a double holds
-
-
 def _finite_argmax(row: Row) -> int:
     """The likeliest token, the first of equals.
 
     Single tokens may be -inf; NaN, +inf, or -inf everywhere is a failure of the model.
     """
-    # argmax stops at the first NaN, so the largest element tells all three.
-    token_id = int(row.argmax())
-    if not math.isfinite(row[token_id]):
+    if _is_native(row):
+        token_id = native.finite_argmax(row)
+    else:  # argmax stops at the first NaN, so the largest element tells all three
+        token_id = int(row.argmax())
+    if token_id < 0 or not math.isfinite(row[token_id]):
         raise EngineError("the model's output for this request is not finite")
     return token_id
+
+
+def _is_native(row: Row) -> TypeGuard[NDArray[np.float32]]:
+    return gumbel.HAS_NATIVE and row.dtype == np.float32 and row.flags.c_contiguous
 
 
 def _argmax_of_allowed(logits: Row) -> int:
@@ -161,30 +152,42 @@ def _penalize(logits: NDArray[np.float64], sampling: SamplingInput) -> None:
     logits -= params.frequency_penalty * output + params.presence_penalty * (output > 0)
 
 
-def _candidates(logits: Row, params: SamplingParams) -> tuple[Ids, NDArray[np.float64]]:
-    """Steps 7 and 8: the tokens that may be drawn, by ascending id, and their weights.
+def _draw(logits: Row, best: int, sampling: SamplingInput) -> int:
+    """Steps 7 to 9; `best` is the likeliest token."""
+    params = sampling.params
+    key = gumbel.key_of(sampling.seed, sampling.num_output_tokens)
+    is_plain = params.min_p <= 0.0 and params.top_p >= 1.0
+    if is_plain and not 0 < params.top_k < len(logits) and _is_native(logits):
+        return native.draw_row(logits, best, params.temperature, key)
+    return gumbel.draw(*_candidates(logits, params), key)
+
+
+def _candidates(logits: Row, params: SamplingParams) -> tuple[NDArray[np.float64], Ids | None]:
+    """Steps 7 and 8: (logit - largest) / temperature of the tokens that may be drawn, and
+    their ids, ascending; None: all.
 
     A weight is a probability times a constant, such that the likeliest token weighs 1. min_p and
     top_k each keep some of the likeliest, so their order does not matter; top_k goes first, as it
     leaves little to exponentiate.
     """
+    ids: Ids | None = None
     if 0 < params.top_k < len(logits):
         ids = _set_of_largest(logits, params.top_k)
-        weights = logits[ids].astype(np.float64)
+        scaled = logits[ids].astype(np.float64)
     else:
-        ids = np.arange(len(logits))
-        weights = logits.astype(np.float64)
-    weights -= weights.max()
+        scaled = logits.astype(np.float64)
+    scaled -= scaled.max()
     with np.errstate(over="ignore", under="ignore"):  # to -inf and 0, as a cold draw should
-        weights /= params.temperature
-        np.exp(weights, out=weights)
-    if params.min_p > 0.0:
-        kept = np.flatnonzero(weights >= params.min_p)
-        ids, weights = ids[kept], weights[kept]
+        scaled /= params.temperature
+        if params.min_p <= 0.0 and params.top_p >= 1.0:
+            return scaled, ids
+        weights = np.exp(scaled)
+    kept = np.flatnonzero(weights >= params.min_p) if params.min_p > 0.0 else None
     if params.top_p < 1.0:
-        kept = _nucleus(weights, params.top_p)
-        ids, weights = ids[kept], weights[kept]
-    return ids, weights
+        inner = _nucleus(weights if kept is None else weights[kept], params.top_p)
+        kept = inner if kept is None else kept[inner]
+    assert kept is not None
+    return scaled[kept], kept if ids is None else ids[kept]
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> Ids:
@@ -224,53 +227,6 @@ def _wide_nucleus(weights: NDArray[np.float64], wanted: float) -> Ids:
     sums = held + np.cumsum(largest)
     place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
     return _those_from(weights, largest[place], count + place + 1)
-
-
-def _draw(ids: Ids, weights: NDArray[np.float64], point: float) -> int:
-    """Invert the cumulative distribution at `point` in [0, 1).
-
-    The walk is by ascending id and exact up to the rounding of float64 sums. A token of weight 0
-    adds nothing to the sum and is therefore never the first above the point; and as point < 1,
-    point * total rounds to less than the total, so there always is such a token.
-    """
-    cumulative = np.cumsum(weights)
-    return int(ids[np.searchsorted(cumulative, point * cumulative[-1], side="right")])
-
-
-def _draw_in_fp32(logits: Row, params: SamplingParams, point: float) -> int | None:
-    """The token that _draw gives where nothing but a temperature is asked for, many times faster;
-    None where fp32 leaves a doubt.
-
-    With V tokens, d = (max - logit) / temperature and p a token's probability: a weight exp(-d) has
-    a relative error below d 2^-22 + 2^-21 (three roundings of d; numpy's exp is right to 2.5 ulp).
-    Over all, as the mean of d is at most ln V, that is 4e-6 of their sum for a million tokens. The
-    sum of a block adds _BLOCK 2^-24 = 8e-6 at most. So the bounds of each token, and the point
-    between them, are known to 1.2e-5 of the sum, which is less than _DOUBT; what float64 does
-    differs from exact by V 2^-53.
-    """
-    plain = params.top_k <= 0 and params.min_p <= 0.0 and params.top_p >= 1.0
-    least, most = _TEMPERATURES
-    if not plain or logits.dtype != np.float32 or len(logits) < _LEAST_SIZE:
-        return None
-    if not least <= params.temperature <= most:
-        return None
-    with np.errstate(over="ignore", under="ignore"):
-        weights = logits - logits.max()
-        weights /= np.float32(params.temperature)
-        np.exp(weights, out=weights)
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
-    ends = np.cumsum(sums, dtype=np.float64)
-    target, doubt = point * float(ends[-1]), _DOUBT * float(ends[-1])
-    block = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
-    start = block * _BLOCK
-    bounds = np.zeros(len(weights[start : start + _BLOCK]) + 1)
-    np.cumsum(weights[start : start + _BLOCK], dtype=np.float64, out=bounds[1:])
-    bounds += ends[block - 1] if block else 0.0
-    place = int(np.searchsorted(bounds, target, side="right"))  # of the token's upper bound
-    if place == 0 or place == len(bounds):
-        return None
-    is_sure = bounds[place - 1] + doubt < target < bounds[place] - doubt
-    return start + place - 1 if is_sure else None
 
 
 def _largest(values: Row, count: int) -> Ids:
