@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from in_process import machine, markdown_table, new_engine, today
 
 from duetto.build import Built, EngineArgs, build
-from duetto.cli.fit import examine
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
+from duetto.fit import examine
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "fit.md"
 PREDICTED = ("weight_bytes", "kv_bytes", "activation_bytes")

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from duetto.cli import doctor
+from duetto.measure import installation
 
 
 def test_a_native_module_that_cannot_be_loaded_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "why_unavailable", lambda: "cannot be loaded (bad magic)")
-    report = doctor.examine()
+    monkeypatch.setattr(installation, "why_unavailable", lambda: "cannot be loaded (bad magic)")
+    report = installation.examine()
     assert report["native_module"] is False
     assert report["cpu_features"] == []
     assert report["instruction_sets"] == {"used": None, "missing": {}}

@@ -24,8 +24,8 @@ for found in pkgutil.walk_packages(duetto.__path__, "duetto."):
     if not found.name.endswith(("__main__", "_native")):
         importlib.import_module(found.name)
 
-from duetto.cli.doctor import examine
 from duetto.core.cpus import usable_cpus
+from duetto.measure.installation import examine
 from duetto.pricing.host import _guess
 
 assert usable_cpus() == os.cpu_count() == examine()["cpus_usable"]

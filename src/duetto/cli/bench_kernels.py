@@ -14,8 +14,6 @@ from duetto.core.errors import ConfigError
 from duetto.measure.kernels import KernelBench, Machine, Measured, Widths, most_bytes
 from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.program.ops import Attention, GatedAct, Linear
-from duetto.program.program import Program
 from duetto.progress import show_progress
 from duetto.runner.host_memory import available_memory_bytes
 
@@ -79,7 +77,7 @@ def kernels(
         raise ConfigError(f"there are no native kernels: {missing}")
     if not rows or min(rows) < 1:
         raise ConfigError("--rows: must be numbers from 1, like 1 8 512")
-    widths = widths_of(build_program(find_config(model)))
+    widths = Widths.of(build_program(find_config(model)))
     needed, available = most_bytes(widths, max(rows)), available_memory_bytes()
     if needed > available:
         raise ConfigError(
@@ -121,26 +119,6 @@ def _measure(
         yield from bench.attention(kv, rows)
     if "rows" in kernel:
         yield from bench.by_rows(rows)
-
-
-def widths_of(program: Program) -> Widths:
-    """The widths of one layer of a program; of layers that differ, those of the first."""
-    linears = [op for op in program.ops if isinstance(op, Linear)]
-    attention = next(op for op in program.ops if isinstance(op, Attention))
-    gated = next(op for op in program.ops if isinstance(op, GatedAct))
-    projections: dict[str, tuple[int, int]] = {}
-    for op in linears[:-1]:
-        shape = (op.out.width, op.x.width)
-        if shape not in projections.values():
-            projections[op.weight.removesuffix(".weight").rpartition(".")[2]] = shape
-    return Widths(
-        projections,
-        (linears[-1].out.width, linears[-1].x.width),
-        attention.num_heads,
-        attention.num_kv_heads,
-        attention.head_dim,
-        gated.out.width,
-    )
 
 
 def _print(machine: Machine, results: list[Measured]) -> None:

@@ -1,8 +1,8 @@
 """What each native kernel reaches, beside what the machine gives in the same run.
 
 Every kernel runs as an operation of a native plan, alone. What a decode step reads from memory is
-read from memory here too: weights and KV stand in as many copies as no cache holds. Knows no model:
-only widths; and takes the native module as an argument, because it may not have been built.
+read from memory here too: weights and KV stand in as many copies as no cache holds. Knows only
+the widths of a model. Takes the native module as an argument, because it may not have been built.
 """
 
 import time
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from duetto.program.ops import Attention, GatedAct, Linear
+from duetto.program.program import Program
 
 if TYPE_CHECKING:
     from duetto._native import KvFormat, Plan, Pool, WeightFormat
@@ -45,6 +48,26 @@ class Widths:
     num_kv_heads: int
     head_dim: int
     inner: int  # columns of the gate, and of the up projection
+
+    @classmethod
+    def of(cls, program: Program) -> "Widths":
+        """Of one layer of a program; of layers that differ, those of the first."""
+        linears = [op for op in program.ops if isinstance(op, Linear)]
+        attention = next(op for op in program.ops if isinstance(op, Attention))
+        gated = next(op for op in program.ops if isinstance(op, GatedAct))
+        projections: dict[str, tuple[int, int]] = {}
+        for op in linears[:-1]:
+            shape = (op.out.width, op.x.width)
+            if shape not in projections.values():
+                projections[op.weight.removesuffix(".weight").rpartition(".")[2]] = shape
+        return cls(
+            projections,
+            (linears[-1].out.width, linears[-1].x.width),
+            attention.num_heads,
+            attention.num_kv_heads,
+            attention.head_dim,
+            gated.out.width,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,12 @@ def num_requests(num_blocks: int, block_size: int, length: int) -> int:
     return num_blocks // max(1, -(-(length - 1) // block_size))
 
 
+def size_in_words(num_bytes: int) -> str:
+    """For people: 1.50 GiB, 12.0 MiB."""
+    gib = num_bytes / 2**30
+    return f"{gib:.2f} GiB" if abs(gib) >= 1 else f"{gib * 1024:.1f} MiB"
+
+
 def fit_device(
     program: Program,
     hardware: HardwareSpec,

@@ -1,0 +1,221 @@
+"""What a model takes of memory, and how many requests have room, before a weight is read.
+
+Joins the parts as build.py does: this machine is asked what `duetto serve` would allocate, and
+hardware elsewhere is priced (planner/fit.py). Allocates nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from duetto.build import EngineArgs, plan_options
+from duetto.checkpoints.checkpoint import Checkpoint
+from duetto.checkpoints.config import ModelConfig
+from duetto.core.config import SchedulerConfig, batched_tokens, itl_target
+from duetto.core.errors import ConfigError
+from duetto.models.find import find_config
+from duetto.models.programs import build_program
+from duetto.planner.fit import Change, Fit, device_changes, fewest_devices, fit_devices
+from duetto.planner.layout import Layout
+from duetto.pricing.cost_model import check_devices
+from duetto.pricing.find_hardware import HOST, find_hardware
+from duetto.pricing.memory import MemoryFit, size_in_words
+from duetto.program.activations import activation_bytes
+from duetto.program.program import Program
+from duetto.runner.load import ModelPlan, plan_model
+from duetto.runner.loaders import LargestStep
+
+_ENOUGH = 2**62  # bytes
+_ONLY_HERE = ("backend", "threads", "kv_cache_memory_bytes", "packed_cache", "quantization_skip")
+Report = dict[str, Any]
+
+
+def examine(
+    model: str,
+    args: EngineArgs,
+    hardware: str = HOST,
+    *,
+    tp: int | None = None,
+    pp: int = 1,
+    length: int | None = None,
+    utilization: float = 0.9,
+) -> Report:
+    """All that `duetto fit` says. Raises ConfigError or CheckpointError for what cannot be.
+
+    tp: None takes the fewest devices with which it fits.
+    length: tokens of a request, answer included; None is the longest that is allowed.
+    utilization: part of a device's memory that may be used.
+    """
+    if args.revision is not None:
+        raise ConfigError("--revision: is for models on the hub, and what fits is told of others")
+    config = find_config(model)
+    program = build_program(config, args.asked_len)
+    _check_headers(Path(model), program)
+    if length is not None and not 1 <= length <= program.max_model_len:
+        raise ConfigError(
+            f"--length: must be from 1 to {program.max_model_len}, the longest that is allowed, "
+            f"not {length}"
+        )
+    if hardware == HOST:
+        if (tp, pp) not in ((None, 1), (1, 1)):
+            raise ConfigError("--tp and --pp: this host is one device; name other --hardware")
+        tp, fit = 1, _fit_host(config, program, args)
+        changes = _host_changes(config, program, args, length)
+    else:
+        spec = find_hardware(hardware)
+        layout = _layout(config, args, 1 if tp is None else tp, pp, utilization)
+        if tp is None:
+            layout = fewest_devices(program, spec, layout)
+        check_devices(spec, layout.deployment)
+        tp, fit = layout.tp, fit_devices(program, spec, layout)
+        changes = device_changes(program, spec, layout, length)
+    about = {"model": model, "hardware": hardware, "devices": tp * pp, "tp": tp}
+    about |= {"parameters": program.num_parameters, "max_num_seqs": args.max_num_seqs}
+    return about | _sizes(fit, length) | {"knobs": [_knob(change) for change in changes]}
+
+
+def _sizes(fit: Fit, length: int | None) -> Report:
+    memory, length = fit.memory, length or fit.longest
+    return {
+        "fits": memory.fits,
+        "max_model_len": fit.longest,
+        **asdict(memory),
+        "kv_bytes": memory.kv_bytes,
+        "left_bytes": memory.left_bytes,
+        "num_tokens": memory.num_tokens,
+        "length": length,
+        "num_requests": memory.num_requests(length) if fit.longest and memory.fits else 0,
+        "notes": fit.notes,
+    }
+
+
+def _knob(change: Change) -> Report:
+    return {
+        "change": change.words,
+        "weight_bytes": change.memory.weight_bytes,
+        "num_tokens": change.memory.num_tokens,
+        "length": change.length,
+        "num_requests": change.num_requests,
+    }
+
+
+def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Fit:
+    """As `duetto serve` would allocate on this machine, now."""
+    options = plan_options(args)
+    refusal: ConfigError | None = None
+    try:
+        plan = plan_model(config, program, may_shorten=args.asked_len is None, **options)
+    except ConfigError as error:
+        # What is too large is to be shown with its sizes; what cannot be at all is refused again.
+        refusal, options["kv_cache_memory_bytes"] = error, _ENOUGH
+        plan = plan_model(config, program, may_shorten=True, **options)
+    step = _largest_step(args, plan)
+    buffers = activation_bytes(program, step.num_tokens, step.num_logit_rows)
+    fit = MemoryFit(
+        memory_bytes=plan.available_bytes,
+        usable_bytes=plan.available_bytes,
+        weight_bytes=plan.loader.weight_bytes,
+        activation_bytes=buffers + plan.loader.scratch_bytes(step, plan.kv_dtype),
+        block_bytes=plan.kv.memory_bytes // plan.kv.num_blocks,
+        block_size=plan.block_size,
+        num_blocks=0 if refusal else plan.kv.num_blocks,
+    )
+    notes = [*plan.notes, *plan.loader.notes, *(() if refusal else plan.kv.notes)]
+    notes.append(f"{plan.loader.name} backend, {plan.dtype} weights, {plan.kv_dtype} KV")
+    if plan.quantization != "none":
+        notes.append(f"quantization {plan.quantization}")
+    if refusal:
+        return Fit(fit, 0, [*notes, str(refusal)])
+    if not fit.fits:
+        notes.append(
+            f"weights, activations and KV together are {size_in_words(-fit.left_bytes)} more than "
+            f"the {size_in_words(fit.usable_bytes)} that may be used"
+        )
+    return Fit(fit, plan.kv.max_model_len, notes)
+
+
+def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:
+    """No token without a slot for its KV, and no logits without a token. Raises ConfigError where
+    a scheduler would, as at a start."""
+    target = itl_target(args.target_itl, enable_chunked_prefill=args.enable_chunked_prefill)
+    config = SchedulerConfig(
+        num_blocks=plan.kv.num_blocks,
+        max_model_len=plan.kv.max_model_len,
+        block_size=plan.block_size,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=_budget(args, plan.kv.max_model_len),
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        target_itl_s=target.seconds,
+        target_itl_steps=target.steps,
+    )
+    slots = config.num_blocks * config.block_size
+    num_tokens = min(config.max_num_batched_tokens, slots)
+    return LargestStep(
+        num_tokens=num_tokens,
+        num_logit_rows=min(config.max_num_seqs, num_tokens),
+        max_model_len=config.max_model_len,
+        num_kv_tokens=slots,
+    )
+
+
+def _check_headers(model: Path, program: Program) -> None:
+    """What is wrong with a checkpoint is said now, and not when it is loaded."""
+    if model.is_dir() and any(model.glob("*.safetensors")):
+        with Checkpoint(model, program):
+            pass
+
+
+def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization: float) -> Layout:
+    """The flags of this host as those of a deployment elsewhere."""
+    plain = EngineArgs()
+    for name in _ONLY_HERE:
+        if getattr(args, name) != getattr(plain, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: is for --hardware {HOST} only")
+    dtype = config.dtype or "bfloat16" if args.dtype == "auto" else args.dtype
+    return Layout(
+        tp=tp,
+        pp=pp,
+        dtype=dtype if args.quantization == "none" else args.quantization,
+        kv_cache_dtype=args.kv_cache_dtype,
+        max_num_batched_tokens=_budget(args, args.asked_len or config.context_length),
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=args.asked_len,
+        block_size=args.block_size,
+        gpu_memory_utilization=utilization,
+    )
+
+
+def _budget(args: EngineArgs, max_model_len: int) -> int:
+    """As at a start: without chunking, a whole context goes into one step."""
+    return batched_tokens(
+        args.max_num_batched_tokens,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        max_model_len=max_model_len,
+    )
+
+
+def _host_changes(
+    config: ModelConfig, program: Program, args: EngineArgs, length: int | None
+) -> Iterator[Change]:
+    changes: list[tuple[str, EngineArgs]] = [
+        (f"--quantization {name}", replace(args, quantization=name))
+        for name in ("int8", "int4")
+        if args.quantization != name
+    ]
+    if args.kv_cache_dtype != "int8":
+        changes.append(("--kv-cache-dtype int8", replace(args, kv_cache_dtype="int8")))
+    for words, changed in changes:
+        try:
+            fit, longest, _ = _fit_host(config, program, changed)
+        except ConfigError:  # not on this machine: no knob
+            continue
+        yield Change(words, fit, length or longest)
+    fit, longest, _ = _fit_host(config, program, args)
+    if not longest:
+        return
+    spare = max(0, fit.usable_bytes - fit.weight_bytes - fit.activation_bytes)
+    more = replace(fit, num_blocks=spare // fit.block_bytes)
+    yield Change(f"--kv-cache-memory-bytes {more.kv_bytes} (all)", more, length or longest)
+    yield Change(f"requests of {longest // 2} tokens", fit, longest // 2)
