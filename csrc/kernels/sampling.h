@@ -9,8 +9,9 @@ namespace duetto {
 namespace DUETTO_ISA {
 
 DUETTO_INLINE bool any(vi mask) {
-    int32_t found = 0;
-    for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];
+    uint64_t words[kLanes / 2], found = 0;
+    std::memcpy(words, &mask, sizeof words);
+    for (uint64_t word : words) found |= word;
     return found != 0;
 }
 
@@ -57,11 +58,21 @@ static int64_t first_to_score(const float* row, int64_t begin, int64_t size, flo
     const vu low = vu{} + (uint32_t)key, high = vu{} + (uint32_t)(key >> 32);
     vu ids = vu{} + (uint32_t)begin;
     for (int lane = 0; lane < kLanes; ++lane) ids[lane] += (uint32_t)lane;
-    for (int64_t i = begin; i < size; i += kLanes, ids += (uint32_t)kLanes) {
+    const auto may_reach = [=](vf logits, vu of) __attribute__((always_inline)) {
+        return (vi)(score_bound(logits, of, low, high, set1(largest), set1(factor)) >= set1(best));
+    };
+    int64_t i = begin;
+    constexpr int kTogether = 4;  // vectors: to look at all lanes of one costs as much as its hash
+    for (; i + kTogether * kLanes <= size; i += kTogether * kLanes) {
+        vi may = {};
+        for (int v = 0; v < kTogether; ++v)
+            may |= may_reach(load(row + i + v * kLanes), ids + (uint32_t)(v * kLanes));
+        if (any(may)) break;
+        ids += (uint32_t)(kTogether * kLanes);
+    }
+    for (; i < size; i += kLanes, ids += (uint32_t)kLanes) {
         const int64_t count = size - i < kLanes ? size - i : kLanes;
-        const vf logits = load_some(row + i, count);
-        const vi may =
-            score_bound(logits, ids, low, high, set1(largest), set1(factor)) >= set1(best);
+        const vi may = may_reach(load_some(row + i, count), ids);
         if (!any(may)) continue;
         for (int lane = 0; lane < count; ++lane)
             if (may[lane]) return i + lane;
