@@ -4,6 +4,7 @@ Keeps nothing about a request: what a step needs comes with its batch, and what 
 KV in blocks. Knows no schedule, no text and no architecture.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,8 @@ from duetto.core.executor import Done
 from duetto.program.dtype import KVDtype
 from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
+from duetto.runner.proposers.drafters import Drafters
+from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.sampler import token_logprob
 from duetto.runner.step_arrays import build_step_arrays
 from duetto.runner.verify import verify
@@ -36,13 +39,16 @@ class ModelRunner:
         num_blocks: int,
         block_size: int,
         kv_dtype: KVDtype,
+        proposers: Mapping[str, Proposer] | None = None,
     ) -> None:
+        """`proposers` of drafts, by the method that `ScheduledRequest.drafting` names."""
         assert num_blocks * block_size <= MAX_SLOTS
         self._vocab_size = program.vocab_size
         self._backend = backend
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
+        self._drafters = Drafters(proposers or {}, program.vocab_size)
 
     @property
     def backend(self) -> Backend:
@@ -67,6 +73,9 @@ class ModelRunner:
             _result(request, logits[start:end])
             for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True)
         ]
+        if any(request.drafting is not None for request in batch.requests):
+            drafted, drafting_s = self._drafters.propose(batch.requests, results)
+            return Done(StepOutput(tuple(drafted), drafting_s))
         return Done(StepOutput(tuple(results)))
 
 
