@@ -9,9 +9,11 @@ into a block that no one else can see.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple, NoReturn
 
 from duetto.core.batch import (
+    PLACEHOLDER,
     RequestResult,
     SampledToken,
     ScheduledBatch,
@@ -99,12 +101,23 @@ class Panic(BaseException):
     """What a native library raises when it panics is not an Exception."""
 
 
+class Raising(NamedTuple):
+    """A step whose result raises."""
+
+    error: BaseException
+
+    def result(self) -> NoReturn:
+        raise self.error
+
+
 class ShadowExecutor:
     """An executor without a model, in which every wrong read shows.
 
     A row or a step that fails leaves garbage where it wrote, as a real one may. `poisoned` requests
     panic whatever batch they are in, `short` ones get nothing, and if it `is_broken` every step
-    raises.
+    raises, at once or, if `raises_late`, when its result is asked for. Answers in `dead_ends` fail
+    after so many tokens. `blamed` are those who failed alone. Drafts are the true next tokens with
+    probability `skill`, and others else.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -118,9 +131,36 @@ class ShadowExecutor:
         self.short: set[str] = set()
         self.is_broken = False
         self.num_executed = 0
+        self.raises_late = False
+        self.has_raised = False
+        self.is_tainted = False  # a step or a row has failed: those in flight may read what it left
+        self.complaint: AssertionError | None = None
+        self.dead_ends: dict[str, int] = {}
+        self.blamed: set[str] = set()
+        self.skill, self._rng = 0.7, Random(0)
+        self.num_drafts = self.num_accepted = 0
+        self._last_tokens: dict[str, int] = {}  # of the steps so far: what placeholders stand for
+        self._sent: dict[str, list[int]] = {}  # to the proposer
 
-    def submit(self, batch: ScheduledBatch) -> Done:
-        return Done(self.execute(batch))
+    def submit(self, batch: ScheduledBatch) -> "Done | Raising":
+        try:
+            output = self.execute(batch)
+        except BaseException as error:
+            if isinstance(error, AssertionError) and not self.is_tainted:
+                self.complaint = error  # the engine would take it for a failing step
+            self.has_raised = self.is_tainted = True
+            if len(batch.requests) == 1:
+                self.blamed.add(batch.requests[0].request_id)
+            if not self.raises_late:
+                raise
+            return Raising(error)
+        for item, result in zip(batch.requests, output.results, strict=True):
+            is_asked = bool(item.rows or item.prompt_logprob_targets)
+            is_short = len(batch.requests) == 1 and is_asked
+            self.is_tainted = self.is_tainted or result.error is not None
+            if result.error or (is_short and item.request_id in self.short):
+                self.blamed.add(item.request_id)
+        return Done(output)
 
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         self.num_executed += 1
@@ -133,18 +173,20 @@ class ShadowExecutor:
         for item in batch.requests:
             is_failing = item.request_id in self.fail_requests
             is_garbage = is_failing or self.fail_after_writing or panics
-            last = self._write(item, owners, is_garbage=is_garbage)
+            kvs = self._write(item, owners, is_garbage=is_garbage)
             scores = tuple(TokenLogprob(t, -1.0, 1) for t in item.prompt_logprob_targets)
             if is_failing:
                 results.append(RequestResult(error="planted failure of one request"))
                 continue
-            tokens: tuple[SampledToken, ...] = ()
-            for s in item.rows:
-                token = shadow_token(last, s.seed, s.num_output_tokens, s.forbidden_token_ids)
-                tokens = (SampledToken(token),)
+            tokens = self._verify(item, kvs)
+            if item.rows and not tokens:
+                results.append(RequestResult(error="a dead end"))
+                continue
+            drafts = self._propose(item, kvs, [token.token_id for token in tokens])
             if item.request_id in self.short:
+                self.has_raised = True  # the step is refused, and computed again
                 tokens, scores = (tokens, ()) if scores else ((), ())
-            results.append(RequestResult(tokens, scores=scores))
+            results.append(RequestResult(tokens, drafts, scores))
         self.num_tokens_run += batch.num_tokens
         if self.fail_after_writing:
             self.fail_after_writing = False
@@ -156,19 +198,69 @@ class ShadowExecutor:
     def read_block(self, block: int) -> list[int]:
         return self._slots[block * self._block_size : (block + 1) * self._block_size]
 
-    def _write(self, item: ScheduledRequest, owners: Mapping[int, int], *, is_garbage: bool) -> int:
+    def _verify(self, item: ScheduledRequest, kvs: Sequence[int]) -> tuple[SampledToken, ...]:
+        """Each row as if it were alone, up to the first draft that is wrong."""
+        tokens: list[int] = []
+        if not item.rows:
+            return ()
+        drafts = item.token_ids[len(item.token_ids) - item.num_drafts :]
+        for row, kv, draft in zip(item.rows, kvs[-len(item.rows) :], (*drafts, None), strict=True):
+            if self.dead_ends.get(item.request_id) == row.num_output_tokens:
+                break
+            forbidden = row.forbidden_token_ids
+            tokens.append(shadow_token(kv, row.seed, row.num_output_tokens, forbidden))
+            if tokens[-1] != draft:
+                break
+        if tokens:
+            self._last_tokens[item.request_id] = tokens[-1]
+            self.num_drafts += item.num_drafts
+            self.num_accepted += len(tokens) - 1
+        return tuple(map(SampledToken, tokens))
+
+    def _propose(
+        self, item: ScheduledRequest, kvs: Sequence[int], tokens: list[int]
+    ) -> tuple[int, ...]:
+        """Mostly the true continuation. Whoever drafts has been sent every token once, in order."""
+        drafting = item.drafting
+        if drafting is None:
+            return ()
+        sent = self._sent.setdefault(item.request_id, [])
+        if not drafting.start or (self.has_raised and drafting.start <= len(sent)):
+            del sent[drafting.start :]  # it begins anew; or a step is computed again
+        assert drafting.start == len(sent), "a token is not sent, or twice"
+        sent += drafting.token_ids
+        for token_id, kv in zip(shadow_kvs(sent), kvs, strict=False):
+            assert token_id == kv or self.is_tainted, "sent what the request has not"
+        if not drafting.num_wanted or not tokens:
+            return ()
+        assert len(kvs) - item.num_drafts - len(sent) <= 1, "drafts asked for without all tokens"
+        history, drafts = list(kvs[: len(kvs) - item.num_drafts + len(tokens) - 1]), [tokens[-1]]
+        row = item.rows[len(tokens) - 1]
+        for number in range(drafting.num_wanted):
+            history.append(shadow_kv(history, drafts[-1]))
+            place = row.num_output_tokens + 1 + number
+            true = shadow_token(history[-1], row.seed, place, ())
+            drafts.append(true if self._rng.random() < self.skill else self._rng.randint(1, 7))
+        return tuple(drafts[1:])
+
+    def _write(
+        self, item: ScheduledRequest, owners: Mapping[int, int], *, is_garbage: bool
+    ) -> list[int]:
+        """The KV of every position, this step's too."""
         assert item.token_ids, "scheduled with nothing to compute, so there are no logits"
         size, start = self._block_size, item.num_computed_tokens
         end = start + len(item.token_ids)
         assert len(item.block_table) * size >= end, "the block table is too short"
         history = self._read(item.block_table, start)
         for position, token_id in enumerate(item.token_ids, start=start):
+            if token_id == PLACEHOLDER:
+                token_id = self._last_tokens[item.request_id]
             block = item.block_table[position // size]
             assert owners[block] == 1, "writes a block that another request reads or writes"
             kv = shadow_kv(history, token_id)
             self._slots[block * size + position % size] = ~kv if is_garbage else kv
             history.append(kv)
-        return history[-1]
+        return history
 
     def _read(self, block_table: Sequence[int], num_tokens: int) -> list[int]:
         """The KV of the first `num_tokens` positions."""

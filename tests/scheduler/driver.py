@@ -7,10 +7,12 @@ walk both drive it; the faults planted by test_planted_faults.py are planted in 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 from fakes import ShadowExecutor
+from msgspec.msgpack import decode, encode
+from scheduler.guesses import Guesses
 from scheduler.judge import (
     Account,
     CacheJudge,
@@ -29,7 +31,7 @@ from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
-from duetto.engine.compute import Computer
+from duetto.engine.engine import Engine
 from duetto.scheduler.scheduler import Scheduler
 
 MakeScheduler = Callable[..., Scheduler]  # of a SchedulerConfig, and perhaps of a price
@@ -39,16 +41,54 @@ Fault = Literal["before", "after", "row", "short", "poison", "broken"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
+class Watched:
+    """A scheduler whose plans are judged as an engine asks for them."""
+
+    def __init__(self, scheduler: Scheduler, driver: "Driver") -> None:
+        self._scheduler = scheduler
+        self._driver = driver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def schedule(self, now: float) -> ScheduledBatch:
+        was_running = set(self._scheduler.running)
+        batch = self._scheduler.schedule(now)
+        self._driver.see(batch, was_running)
+        return batch
+
+    def update(
+        self, batch: ScheduledBatch, output: StepOutput, now: float, predicted_s: float | None
+    ) -> list[RequestUpdate]:
+        if self._driver.encodes:
+            assert decode(encode(output), type=StepOutput) == output
+        return self._scheduler.update(batch, output, now, predicted_s)
+
+
 class Driver:
     """A scheduler in a world without a model. Every rule raises if what it sees is wrong."""
 
-    def __init__(self, config: SchedulerConfig, make_scheduler: MakeScheduler = Scheduler) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        make_scheduler: MakeScheduler = Scheduler,
+        *,
+        depth: int = 0,
+        drafts: Guesses | None = None,
+    ) -> None:
+        """`depth`: steps in flight; `drafts`: who is asked how many to try."""
         self.config = config
-        self.scheduler = make_scheduler(config, None if config.target_itl_s is None else price)
+        step_time = None if config.target_itl_s is None else price
+        self.scheduler = make_scheduler(config, step_time, drafts)
         self.executor = ShadowExecutor(config.num_blocks, config.block_size)
+        self.depth = depth
+        watched: Any = Watched(self.scheduler, self)
+        self.engine = Engine(watched, self.executor, clock=lambda: self._now, depth=depth)
         self.live: dict[str, Account] = {}  # accepted, no final update so far
         self.ended: list[str] = []
         self.num_steps = 0
+        self.encodes = False
+        self._fault: tuple[Fault | None, str] = (None, "")
         self._cache_judge = CacheJudge()
         self.num_added = 0
         self._now = 0.0  # whole numbers, so that sums of durations are exact
@@ -76,20 +116,34 @@ class Driver:
 
     def step(self, fault: Fault | None = None, victim: str = "") -> None:
         """One step of an engine. `victim` is the request whose row fails, or whose token lacks."""
-        scheduler = self.scheduler
-        was_running = set(scheduler.running)
-        if not was_running:
+        scheduler, executor = self.scheduler, self.executor
+        if not scheduler.running:
             self._chosen = {r.request_id for r in scheduler.waiting[: self.config.max_num_seqs]}
         self._pass_time(1)
-        batch = scheduler.schedule(self._now)
-        if not self.live:
-            assert not batch.requests
-            return
-        self.num_steps += 1
-        self._judge_plan(batch, was_running)
-        updates = self._run(batch, fault, victim)
+        self._fault = (fault, victim)
+        executor.fail_next = fault == "before"
+        executor.fail_after_writing = fault == "after"
+        executor.fail_requests = {victim} if fault == "row" else set()
+        executor.short = {victim} if fault == "short" else set()
+        executor.poisoned = {victim} if fault == "poison" else set()
+        executor.is_broken = fault == "broken"
+        if not self.engine._in_flight:
+            executor.is_tainted = False
+        executor.raises_late = self._now % 2 == 0
+        if not self.depth:
+            executor.blamed.clear()
+        had_work = bool(self.live)
+        report = self.engine.step()
+        if executor.complaint is not None:
+            raise executor.complaint
+        assert had_work or not report.updates
+        self.num_steps += had_work
+        updates = report.updates
         assert len({update.request_id for update in updates}) == len(updates)
-        assert _errors(updates) == _blamed(batch, fault, victim), "wrong requests end in an error"
+        if self.depth:
+            assert _errors(updates) <= executor.blamed, "wrong requests end in an error"
+        else:
+            assert _errors(updates) == executor.blamed, "wrong requests end in an error"
         for update in updates:
             self._hear(update)
 
@@ -127,10 +181,13 @@ class Driver:
         """
         admissions = self.config.max_preemptions + 1
         bound = sum(a.request.most_tokens * admissions for a in self.live.values())
+        bound = (bound + 2) * (self.depth + 1)  # some steps only wait for results
         first = self.num_steps
         while self.live:
             self.step()
             assert self.num_steps - first <= bound, "work is left, and no end of it in sight"
+        while self.engine.has_work:
+            self.step()
         assert not self.scheduler.has_work
         self.check()
         self.check_cache()
@@ -145,6 +202,24 @@ class Driver:
         for account in self.live.values():
             self._cache_judge.learn(account, self.config.block_size)
         self._cache_judge.check(self.scheduler, self.executor)
+
+    def see(self, batch: ScheduledBatch, was_running: set[str]) -> None:
+        """Judge a plan, as soon as it is made."""
+        if self.encodes:
+            assert decode(encode(batch), type=ScheduledBatch) == batch
+        if self.depth:
+            check_items(batch, self.scheduler.running, self.config)
+            self._count_preemptions()
+        elif self.live:
+            assert batch.requests, "a step that computes nothing although there is work"
+            self._judge_plan(batch, was_running)
+            self._judge_refusal(batch)
+        self._pass_time(2)
+
+    def _count_preemptions(self) -> None:
+        for account in self.live.values():
+            account.num_preemptions = account.request.timings.num_preemptions
+            assert account.num_preemptions <= self.config.max_preemptions, "preempted too often"
 
     def _judge_plan(self, batch: ScheduledBatch, was_running: set[str]) -> None:
         c, running = self.config, self.scheduler.running
@@ -185,24 +260,13 @@ class Driver:
         assert victim.num_preemptions <= self.config.max_preemptions, "preempted too often"
         return True
 
-    def _run(self, batch: ScheduledBatch, fault: Fault | None, victim: str) -> list[RequestUpdate]:
-        executor = self.executor
-        self._pass_time(2)
-        executor.fail_next = fault == "before"
-        executor.fail_after_writing = fault == "after"
-        executor.fail_requests = {victim} if fault == "row" else set()
-        executor.short = {victim} if fault == "short" else set()
-        executor.poisoned = {victim} if fault == "poison" else set()
-        executor.is_broken = fault == "broken"
-        if fault == "short" and victim in _givers(batch):
-            self._refuse(batch, executor.execute(batch))
-        before = executor.num_executed
-        computed = Computer(executor, None).run(batch, "it failed")
-        assert executor.num_executed - before <= len(batch.requests) + 1, "tried again and again"
-        return self.scheduler.update(batch, computed.output, self._now)
-
-    def _refuse(self, batch: ScheduledBatch, output: StepOutput) -> None:
+    def _judge_refusal(self, batch: ScheduledBatch) -> None:
         """An output that is not whole is refused, and changes nothing."""
+        fault, victim = self._fault
+        if fault != "short" or victim not in _givers(batch):
+            return
+        self.executor.has_raised = True  # it is computed again
+        output = self.executor.execute(batch)
         before = [_state(request) for request in self.scheduler.running.values()]
         with pytest.raises(EngineError):
             self.scheduler.update(batch, output, self._now)
@@ -234,16 +298,6 @@ def _errors(updates: Sequence[RequestUpdate]) -> set[str]:
     return {u.request_id for u in updates if u.finish_reason is FinishReason.ERROR}
 
 
-def _blamed(batch: ScheduledBatch, fault: Fault | None, victim: str) -> set[str]:
-    """Whom a fault of a step ends: who fails alone. What failed only together is done alone."""
-    everyone = {item.request_id for item in batch.requests}
-    if fault == "broken" or (fault in ("before", "after") and len(everyone) == 1):
-        return everyone
-    if fault == "short":
-        return _givers(batch) & {victim}
-    return everyone & {victim} if fault in ("row", "poison") else set()
-
-
 def _givers(batch: ScheduledBatch) -> set[str]:
     """Those of whom a step must return something: a token or scores."""
     return {item.request_id for item in batch.requests if item.rows or item.prompt_logprob_targets}
@@ -253,6 +307,7 @@ def _state(request: Request) -> tuple[object, ...]:
     timings = request.timings
     return (
         request.num_computed_tokens,
+        request.num_in_flight,
         tuple(request.token_ids),
         tuple(request.block_table),
         request.num_published_blocks,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fakes import ShadowExecutor, generate_alone, shadow_kvs
 
-from duetto.core.batch import RequestUpdate, ScheduledBatch
+from duetto.core.batch import PLACEHOLDER, RequestUpdate, ScheduledBatch, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import FinishReason, Request
 from duetto.core.shape import BatchShape, RequestShape
@@ -42,6 +42,7 @@ class Account:
         self.tokens += [token.token_id for token in update.tokens]
         self.scored += [score.token_id for score in update.prompt_logprobs]
         assert request.num_output_tokens == len(self.tokens)
+        assert len(request.timings.token_times) == len(self.tokens)
         assert self.tokens[num_before:] == self.answer[num_before : len(self.tokens)], "wrong token"
         prompt = request.prompt_token_ids if request.sampling.prompt_logprobs is not None else ()
         assert tuple(self.scored) == prompt[1 : 1 + len(self.scored)], "scored twice or not at all"
@@ -82,18 +83,42 @@ def fits(request: Request, config: SchedulerConfig) -> bool:
 
 def check_items(batch: ScheduledBatch, running: Mapping[str, Request], c: SchedulerConfig) -> None:
     """Each row is what its request says, in a table with room for all its tokens."""
-    assert batch.requests, "a step that computes nothing although there is work"
     assert len({item.request_id for item in batch.requests}) == len(batch.requests)
     assert batch.num_tokens <= c.max_num_batched_tokens
     for item in batch.requests:
         request, start = running[item.request_id], item.num_computed_tokens
-        end = start + len(item.token_ids)
-        assert start == request.num_computed_tokens < end <= request.num_tokens
-        assert item.token_ids == tuple(request.token_ids[start:end])
+        end = start + num_needed(item)
+        num_pending = request.num_pending_tokens - bool(item.rows)  # before this step
+        num_tokens = request.num_tokens + num_pending
+        assert start < end <= num_tokens
+        assert request.num_computed_tokens == end + item.num_drafts, "progress has not moved"
+        known = tuple(request.token_ids[start:end])
+        placeholder = (PLACEHOLDER,) * (end - start - len(known))
+        assert len(placeholder) <= 1, "two tokens are unknown"
+        assert item.token_ids[: end - start] == known + placeholder
         assert item.block_table == tuple(request.block_table)
-        assert len(item.block_table) * c.block_size >= request.num_tokens, "no room for a token"
-        assert len(item.rows) == (end == request.num_tokens)
-        assert c.enable_chunked_prefill or end == request.num_tokens, "a chunk, but they are off"
+        needed = max(request.num_tokens, end + item.num_drafts)
+        assert len(item.block_table) * c.block_size >= needed, "no room for a token"
+        assert len(item.rows) == (1 + item.num_drafts if end == num_tokens else 0)
+        assert c.enable_chunked_prefill or end == num_tokens, "a chunk, but they are off"
+        num_output = request.num_output_tokens + num_pending
+        places = [row.num_output_tokens for row in item.rows]
+        assert places == [*range(num_output, num_output + len(places))]
+        assert num_output + len(places) <= request.max_tokens, "beyond the limit"
+        assert not (item.num_drafts and num_pending), "nobody knows what the drafts follow"
+        depends = bool(request.bad_word_ids) or request.sampling.needs_history
+        assert not (item.rows and num_pending and depends), "sampled without its history"
+
+
+def num_needed(item: ScheduledRequest) -> int:
+    """Tokens that are computed, drafts aside."""
+    return len(item.token_ids) - item.num_drafts
+
+
+def num_wanted(item: ScheduledRequest, request: Request) -> int:
+    """What it lacked when the step was planned."""
+    num_pending = request.num_pending_tokens - bool(item.rows)
+    return request.num_tokens + num_pending - item.num_computed_tokens
 
 
 def check_budget(
@@ -106,21 +131,22 @@ def check_budget(
 
     `stayed` are those that ran before and were not preempted in this step.
     """
-    served = {item.request_id: len(item.token_ids) for item in batch.requests}
+    served = {item.request_id: num_needed(item) for item in batch.requests}
+    wanted = {r.request_id: num_wanted(r, running[r.request_id]) for r in batch.requests}
     # Who is admitted computes at once, so no more run than there is budget for: all get a part.
     assert served.keys() == running.keys(), "a running request computes nothing"
     short = [
-        request.num_uncomputed_tokens
-        for request_id, request in running.items()
-        if served.get(request_id, 0) < request.num_uncomputed_tokens and request_id in stayed
+        wanted[request_id]
+        for request_id, count in served.items()
+        if count < wanted[request_id] and request_id in stayed
     ]
     if not short:
         return
     least = min(short)
-    most = max(running[request_id].num_uncomputed_tokens for request_id in served)
+    most = max(wanted.values())
     assert most <= least, "a request waits behind one that needs more"
     assert all(request_id in stayed for request_id in served), "a newcomer goes first"
-    left = c.max_num_batched_tokens - batch.num_tokens
+    left = c.max_num_batched_tokens - sum(served.values())
     if c.target_itl_s is None or not left:
         assert left == 0 if c.enable_chunked_prefill else left < least, "budget is left unused"
 
@@ -135,8 +161,13 @@ def check_time(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedul
     """A step beside streams is as long as the target allows, and no longer; a prompt goes on."""
     if c.target_itl_s is None:
         return
-    shapes = [item.shape for item in batch.requests]
-    wanted = [running[item.request_id].num_uncomputed_tokens for item in batch.requests]
+    plain = [item._replace(num_drafts=0, rows=item.rows[:1]) for item in batch.requests]
+    plain = [
+        p._replace(token_ids=p.token_ids[: num_needed(r)])
+        for p, r in zip(plain, batch.requests, strict=True)
+    ]
+    shapes = [item.shape for item in plain]
+    wanted = [num_wanted(item, running[item.request_id]) for item in batch.requests]
     first_chunk = next((i for i, count in enumerate(wanted) if count > 1), len(wanted))
     chunks = batch.requests[first_chunk:]
     beside = batch.requests[:first_chunk]
@@ -242,7 +273,7 @@ def _waits_for_prefix(request: Request, scheduler: Scheduler) -> bool:
     if not c.enable_prefix_caching or request.sampling.prompt_logprobs is not None:
         return False
     for other in scheduler.running.values():
-        first = other.num_computed_tokens // c.block_size + 1
+        first = other.num_written_tokens // c.block_size + 1
         last = min(len(tokens) - 1, other.num_tokens) // c.block_size
         if other.cache_salt == request.cache_salt and first <= last:
             end = first * c.block_size

@@ -44,7 +44,7 @@ class Script:
     def step(self, seconds: float = 1.0) -> dict[str, int]:
         """One whole step; returns how many tokens each request computed."""
         batch = self.plan()
-        output = self.executor.execute(batch)
+        output = self.executor.submit(batch).result()
         self.now += seconds
         self.updates += self.scheduler.update(batch, output, self.now)
         self.scheduler.check()

@@ -131,7 +131,8 @@ def test_an_output_that_is_not_whole_is_refused_and_changes_nothing(
     batch = script.plan()
     with pytest.raises(EngineError, match=r"for request r|for 1 requests"):
         script.scheduler.update(batch, StepOutput(results), 1.0)
-    assert (request.num_computed_tokens, request.num_output_tokens) == (0, 0)
+    assert (request.num_written_tokens, request.num_output_tokens) == (0, 0)
+    assert request.num_in_flight == 1
     assert request.timings.accounted_until == 0.0
     whole = script.executor.execute(batch)
     (update,) = script.scheduler.update(batch, whole, 1.0)

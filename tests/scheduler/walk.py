@@ -9,6 +9,7 @@ from random import Random
 
 from fakes import make_request
 from scheduler.driver import FAULTS, Driver, MakeScheduler
+from scheduler.guesses import Guesses
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request, fan_out
@@ -41,10 +42,23 @@ def walk(seed: int, num_steps: int, make_scheduler: MakeScheduler = Scheduler) -
     rng = Random(seed)
     steps = 0
     while steps < num_steps:
-        driver = Driver(random_config(rng), make_scheduler)
+        driver = random_driver(rng, make_scheduler)
         _episode(driver, rng)
         steps += driver.num_steps
     return steps
+
+
+def random_driver(rng: Random, make_scheduler: MakeScheduler) -> Driver:
+    config, draw = random_config(rng), rng.random()
+    driver = Driver(
+        config,
+        make_scheduler,
+        depth=0 if draw < 0.4 else rng.randint(1, 2),
+        drafts=Guesses(rng.randrange(1000)) if rng.random() < 0.6 else None,
+    )
+    driver.executor.skill = rng.choice([0.0, 0.7, 0.7, 1.0])
+    driver.encodes = rng.random() < 0.02
+    return driver
 
 
 def random_config(rng: Random) -> SchedulerConfig:

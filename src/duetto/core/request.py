@@ -18,7 +18,14 @@ class FinishReason(enum.Enum):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:
-    """One generation. Only the Scheduler writes the fields below the line."""
+    """One generation. Only the Scheduler writes the fields below the line.
+
+    known tokens   0 ............................... num_tokens | placeholders (num_pending_tokens)
+    computed       0 ...... num_written ...... num_computed
+
+    Computed: by steps in flight too, their drafts included. Written: by steps whose results are in.
+    Between two steps of which none is in flight, the two are one number.
+    """
 
     request_id: str  # made by us and unique; a caller's own id is a label kept elsewhere
     prompt_token_ids: tuple[int, ...]
@@ -35,7 +42,15 @@ class Request:
 
     # --- written by the Scheduler only -----------------------------------------------------
     token_ids: list[int] = field(init=False)  # prompt, then output; append-only
-    num_computed_tokens: int = field(init=False, default=0)  # tokens whose KV is in the cache
+    num_computed_tokens: int = field(init=False, default=0)  # with KV once all steps have run
+    num_written_tokens: int = field(init=False, default=0)  # of those: the results are in
+    num_pending_tokens: int = field(init=False, default=0)  # sampled in steps in flight
+    num_in_flight: int = field(init=False, default=0)  # steps in flight that compute some of it
+    # The next plan depends on a step in flight: on how many drafts are right, or on new ones.
+    has_drafts_in_flight: bool = field(init=False, default=False)
+    drafts: tuple[int, ...] = field(init=False, default=())  # proposed to follow the last token
+    num_sent_tokens: int = field(init=False, default=0)  # to a proposer, since it was admitted
+    num_scored_tokens: int = field(init=False, default=0)  # whose scores have been told
     num_cached_tokens: int = field(init=False, default=0)  # of those, found at first admission
     num_lost_tokens: int = field(init=False, default=0)  # computed once, before a preemption
     block_table: list[int] = field(init=False, default_factory=list)
@@ -67,7 +82,12 @@ class Request:
     @property
     def num_uncomputed_tokens(self) -> int:
         """Progress is this one number: prompt chunk, next token and recompute look alike."""
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def num_outputs_left(self) -> int:
+        """Tokens that may be sampled still, beside those that steps in flight sample."""
+        return self.most_tokens - len(self.token_ids) - self.num_pending_tokens
 
     def bad_words_after(self, token_id: int | None) -> Sequence[tuple[int, ...]]:
         """Bad words whose last token but one this is; None: those of one token. Indexed when first
@@ -82,7 +102,7 @@ class Request:
     @property
     def most_tokens(self) -> int:
         """The longest this request can become."""
-        return self.num_prompt_tokens + self.max_tokens
+        return len(self.prompt_token_ids) + self.max_tokens
 
     @property
     def output_token_ids(self) -> Sequence[int]:

@@ -1,21 +1,23 @@
-"""Lets an executor compute a step, and outlasts what goes wrong in it.
+"""Lets an executor compute steps, and outlasts what goes wrong in them.
 
 A step that raises is computed again request by request, and the one that raises alone fails alone.
 That gives the same answers: a request's row is the same alone as in a batch; no request of a step
 reads what another one writes in it; and what the failed step wrote went into blocks that nobody
 else sees, and is written again. A step of n requests is at most n + 1 computations, whatever
-fails, as whoever fails alone has ended. Knows no scheduling and no text.
+fails, as whoever fails alone has ended. Steps in flight behind it have read what it may have
+written: the engine computes them again too, after it. Knows no scheduling and no text.
 """
 
 import logging
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from duetto.core.batch import RequestResult, ScheduledBatch, StepOutput
 from duetto.core.errors import STOPS_THE_PROCESS
-from duetto.core.executor import Executor
+from duetto.core.executor import Executor, Pending
 from duetto.core.shape import BatchShape
 from duetto.scheduler.accept import check_whole
+from duetto.scheduler.scheduler import SchedulerCounts
 
 logger = logging.getLogger(__name__)
 
@@ -43,43 +45,68 @@ class Computing:
     is_measured: bool = False  # steps of about this size were measured before
 
 
-class Computed(NamedTuple):
-    output: StepOutput  # whole: each request has all that it was to get, or has failed
-    predicted_s: float | None  # for the batch in one computation
-    is_at_once: bool  # one computation was enough
+@dataclass(slots=True, eq=False)
+class Step:
+    """A step, from its plan to its result."""
+
+    batch: ScheduledBatch
+    start_time: float
+    counts: SchedulerCounts  # before it was planned
+    predicted_s: float | None = None  # for the batch in one computation
+    pending: Pending | None = None  # None: it must be computed, perhaps again
+    computing: Computing | None = None
+    has_failed: bool = False  # it raised, as a whole
 
 
 class Computer:
-    """Runs batches on one executor, on one thread."""
+    """Runs steps on one executor, on one thread."""
 
     def __init__(self, executor: Executor, step_times: StepTimes | None) -> None:
         self._executor = executor
         self._times = step_times
         self.current: Computing | None = None  # may be read by any thread
 
-    def run(self, batch: ScheduledBatch, message: str) -> Computed:
-        """`message` is what may be shown of a request that failed."""
-        predicted_s = None if self._times is None else self._times.step_time(batch.shape)
+    def submit(self, step: Step) -> None:
+        """Steps run in the order in which they are submitted. Raises only what ends the process."""
+        step.computing = self._computing(step.batch)
+        step.predicted_s = step.computing.predicted_s
+        self.current = step.computing
         try:
-            return Computed(self._compute(batch, predicted_s), predicted_s, True)
+            step.pending = self._executor.submit(step.batch)
         except STOPS_THE_PROCESS:
             raise
         except BaseException:  # a panic of a native library is not an Exception
-            logger.exception("a step of %d requests failed", len(batch.requests))
-        if len(batch.requests) == 1:
-            output = StepOutput((RequestResult(error=message),))
-        else:
-            output = self._run_apart(batch, message)
-        return Computed(output, predicted_s, False)
+            logger.exception("a step of %d requests failed", len(step.batch.requests))
+            step.has_failed = True
+        finally:
+            self.current = None
 
-    def _run_apart(self, batch: ScheduledBatch, message: str) -> StepOutput:
+    def result(self, step: Step) -> StepOutput | None:
+        """What a step gave; None if it has failed. Raises only what ends the process."""
+        if step.has_failed or step.pending is None:
+            return None
+        self.current, pending, step.pending = step.computing, step.pending, None
+        try:
+            output = pending.result()
+            check_whole(step.batch, output)
+            return output
+        except STOPS_THE_PROCESS:
+            raise
+        except BaseException:
+            logger.exception("a step of %d requests failed", len(step.batch.requests))
+            step.has_failed = True
+            return None
+        finally:
+            self.current = None
+
+    def run_apart(self, batch: ScheduledBatch, message: str) -> StepOutput:
+        """Compute a step that failed, request by request. `message` is what may be shown of those
+        that fail alone too."""
         results: list[RequestResult] = []
         drafting_s = 0.0
         for request in batch.requests:
-            alone = ScheduledBatch((request,))
-            predicted_s = None if self._times is None else self._times.step_time(alone.shape)
             try:
-                output = self._compute(alone, predicted_s)
+                output = self._compute(ScheduledBatch((request,)))
             except STOPS_THE_PROCESS:
                 raise
             except BaseException as error:
@@ -96,13 +123,19 @@ class Computer:
         )
         return StepOutput(tuple(results), drafting_s)
 
-    def _compute(self, batch: ScheduledBatch, predicted_s: float | None) -> StepOutput:
+    def _compute(self, batch: ScheduledBatch) -> StepOutput:
         """Raises whatever the executor raises, and EngineError if it returned too little."""
-        is_measured = self._times is not None and self._times.has_measured(batch.shape)
-        self.current = Computing(len(batch.requests), predicted_s, is_measured)
+        self.current = self._computing(batch)
         try:
             output = self._executor.submit(batch).result()
         finally:
             self.current = None
         check_whole(batch, output)
         return output
+
+    def _computing(self, batch: ScheduledBatch) -> Computing:
+        if self._times is None:
+            return Computing(len(batch.requests), None)
+        predicted_s = self._times.step_time(batch.shape)
+        is_measured = self._times.has_measured(batch.shape)
+        return Computing(len(batch.requests), predicted_s, is_measured)

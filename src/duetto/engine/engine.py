@@ -4,18 +4,19 @@ Knows no arrays and no HTTP. One Engine belongs to one thread; engine/thread.py 
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
-from duetto.core.batch import RequestUpdate, ScheduledBatch, StepRecord
+from duetto.core.batch import RequestResult, RequestUpdate, StepOutput, StepRecord
 from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest
 from duetto.core.executor import Executor
 from duetto.core.request import FinishReason, Request
-from duetto.engine.compute import Computer, Computing, StepTimes
+from duetto.engine.compute import Computer, Computing, Step, StepTimes
 from duetto.engine.detokenizer import Detokenizer
-from duetto.scheduler.scheduler import Scheduler, SchedulerCounts
+from duetto.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class StepReport(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Text:
+    request: Request
     detokenizer: Detokenizer
     shows_stop_token: bool
 
@@ -46,21 +48,27 @@ class Engine:
         decode: Callable[[Sequence[int], bool], str] | None = None,
         clock: Callable[[], float] = monotonic,
         step_times: StepTimes | None = None,
+        depth: int = 0,
     ) -> None:
         """`decode(token_ids, skip_special_tokens)` gives text; without it every text is empty.
 
-        With `step_times`, the predicted time of each step stands beside the measured one.
+        With `step_times`, the predicted time of each step stands beside the measured one. `depth`
+        is how many steps may be in flight while the next one is planned and submitted: 0 for an
+        executor whose results are there at once.
         """
         self.scheduler = scheduler
         self._computer = Computer(executor, step_times)
         self._decode = decode
         self._clock = clock
         self._step_times = step_times
+        self._depth = depth
+        self._in_flight: deque[Step] = deque()  # oldest first
+        self._last_end = 0.0  # of a step
         self._texts: dict[str, _Text] = {}
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._in_flight)
 
     @property
     def computing(self) -> Computing | None:
@@ -80,18 +88,55 @@ class Engine:
         return None if update is None else self._with_text(update)
 
     def step(self) -> StepReport:
-        """Run one step. What makes an executor raise ends alone, with an error."""
+        """Plan and submit a step, and take the oldest result, unless more steps may be in flight.
+
+        What makes an executor raise ends alone, with an error.
+        """
+        if not any(step.pending is None for step in self._in_flight):
+            has_more = self._submit_next()
+            if not self._in_flight or (len(self._in_flight) <= self._depth and has_more):
+                return StepReport(())
+        step = self._in_flight[0]
+        output = self._result(step)
+        self._in_flight.popleft()
+        if not step.batch.requests:
+            return StepReport(())
+        updates = self.scheduler.update(step.batch, output, self._clock(), step.predicted_s)
+        texts = tuple([self._with_text(update) for update in updates])
+        record = self._record(step)
+        if self._step_times is not None and not step.has_failed:
+            self._step_times.observe(step.batch.shape, record.end_time - record.start_time)
+        return StepReport(texts, record)
+
+    def _submit_next(self) -> bool:
+        """Whether there was something to compute."""
         start, before = self._clock(), self.scheduler.counts.copy()
         batch = self.scheduler.schedule(start)
         if not batch.requests:
-            return StepReport(())
-        computed = self._computer.run(batch, STEP_FAILED)
-        updates = self.scheduler.update(batch, computed.output, self._clock(), computed.predicted_s)
-        texts = tuple([self._with_text(update) for update in updates])
-        record = self._record(batch, start, computed.predicted_s, before)
-        if self._step_times is not None and computed.is_at_once:
-            self._step_times.observe(batch.shape, record.end_time - start)
-        return StepReport(texts, record)
+            return False
+        step = Step(batch, start, before)
+        self._in_flight.append(step)  # first: if the process is told to end, it is still to be done
+        self._computer.submit(step)
+        return True
+
+    def _result(self, step: Step) -> StepOutput:
+        """What the oldest step gave. If it has failed, so have those behind it, which have read
+        what it may have written: each is then computed again, in its turn."""
+        if step.pending is None and not step.has_failed:  # behind one that failed, or interrupted
+            step.batch = self.scheduler.renew(step.batch)
+            if not step.batch.requests:
+                return StepOutput(())
+            self._computer.submit(step)
+        output = self._computer.result(step)
+        if output is not None:
+            return output
+        for other in list(self._in_flight)[1:]:
+            self._computer.result(other)  # so that nothing runs any more
+            other.has_failed = False  # it may, because of this one
+        if len(step.batch.requests) == 1:
+            return StepOutput((RequestResult(error=STEP_FAILED),))
+        step.batch = self.scheduler.renew(step.batch)
+        return self._computer.run_apart(step.batch, STEP_FAILED)
 
     def _text_of(self, request: Request) -> "_Text | None":
         if self._decode is None:
@@ -103,7 +148,7 @@ class Engine:
         except BaseException as error:  # a panic of a native library is not an Exception
             logger.exception("the prompt of request %s cannot be decoded", request.request_id)
             raise InvalidRequest("prompt", "the tokenizer cannot decode its tokens") from error
-        return _Text(detokenizer, request.sampling.include_stop_str_in_output)
+        return _Text(request, detokenizer, request.sampling.include_stop_str_in_output)
 
     def _with_text(self, update: RequestUpdate) -> RequestUpdate:
         """Add the text that became certain. A tokenizer that raises ends this request alone."""
@@ -131,6 +176,7 @@ class Engine:
         )
         if delta.stop is None:
             return update._replace(text=delta.text) if delta.text else update
+        self.scheduler.take_back(text.request, len(update.tokens) - delta.num_tokens)
         update = update._replace(text=delta.text, tokens=update.tokens[: delta.num_tokens])
         return self._ended(update, FinishReason.STOP, stop_reason=delta.stop)
 
@@ -151,19 +197,18 @@ class Engine:
             timings=update.timings if final is None else final.timings,
         )
 
-    def _record(
-        self,
-        batch: ScheduledBatch,
-        start: float,
-        predicted_s: float | None,
-        before: SchedulerCounts,
-    ) -> StepRecord:
-        scheduler, counts, num_tokens = self.scheduler, self.scheduler.counts, batch.num_tokens
+    def _record(self, step: Step) -> StepRecord:
+        scheduler, counts, before = self.scheduler, self.scheduler.counts, step.counts
+        batch, num_tokens = step.batch, step.batch.num_tokens
+        start_time = max(step.start_time, self._last_end)  # while another ran, it waited
+        self._last_end = self._clock()
         return StepRecord(
-            start_time=start,
-            end_time=self._clock(),
+            start_time=start_time,
+            end_time=self._last_end,
             num_tokens=num_tokens,
-            num_prompt_tokens=num_tokens - sum([r.is_next_token for r in batch.requests]),
+            num_prompt_tokens=sum(
+                [len(r.token_ids) for r in batch.requests if not r.is_next_token]
+            ),
             num_scheduled=len(batch.requests),
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -174,5 +219,5 @@ class Engine:
             num_hit_tokens=counts.num_hit_tokens - before.num_hit_tokens,
             shape=batch.shape,
             request_ids=tuple([r.request_id for r in batch.requests]),
-            predicted_s=predicted_s,
+            predicted_s=step.predicted_s,
         )

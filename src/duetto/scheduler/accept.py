@@ -1,4 +1,4 @@
-"""What the output of a step means for its requests. Changes nothing."""
+"""What the output of a step means for its requests: the one place that says it. Changes nothing."""
 
 from duetto.core.batch import (
     RequestResult,
@@ -53,13 +53,18 @@ def _what_is_wrong(item: ScheduledRequest, result: RequestResult) -> str:
     )
 
 
-def finish_reason(request: Request, tokens: tuple[SampledToken, ...]) -> FinishReason | None:
-    """Why a request ends that has just been given `tokens`; None if it goes on."""
-    if tokens and tokens[-1].token_id in request.stop_token_ids:
-        return FinishReason.STOP
-    if request.num_output_tokens >= request.max_tokens:
-        return FinishReason.LENGTH
-    return None
+def accept(
+    request: Request, tokens: tuple[SampledToken, ...]
+) -> tuple[tuple[SampledToken, ...], FinishReason | None]:
+    """Which of the tokens that a step sampled the request has, and why it ends with them, if it
+    does. The first stop token or the limit ends it: what is beyond was never asked for."""
+    num_left = request.max_tokens - request.num_output_tokens
+    for count, sampled in enumerate(tokens, start=1):
+        if sampled.token_id in request.stop_token_ids:
+            return tokens[:count], FinishReason.STOP
+        if count == num_left:
+            return tokens[:count], FinishReason.LENGTH
+    return tokens, None
 
 
 def stop_reason(request: Request, reason: FinishReason) -> int | None:

@@ -33,9 +33,20 @@ class StepBudget:
     def is_spent(self) -> bool:
         return self._is_closed or not self._num_tokens
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that nobody needs: for drafts."""
+        return 0 if self._is_closed else self._num_tokens
+
+    def limit_s(self, shape: BatchShape) -> float | None:
+        """Seconds that the step may take, which would have this shape; None: any."""
+        if self._step_time is None or self._limit_s is not None:
+            return self._limit_s
+        return self._limit(self._step_time(shape))
+
     def most(self, request: Request, num_past: int) -> int:
         """How many tokens after its first `num_past` a request may compute. Changes nothing."""
-        wanted = len(request.token_ids) - num_past
+        wanted = len(request.token_ids) + request.num_pending_tokens - num_past
         if self._is_closed or not self._num_tokens:
             return 0
         if wanted > self._num_tokens and not self._config.enable_chunked_prefill:
@@ -51,12 +62,12 @@ class StepBudget:
     def spend(self, request: Request, num_past: int, count: int) -> None:
         """Take what `most` has granted."""
         self._num_tokens -= count
-        wanted = len(request.token_ids) - num_past
+        wanted = len(request.token_ids) + request.num_pending_tokens - num_past
         self._is_closed = count < wanted
         if self._step_time is None:
             return
         self._has_chunk = self._has_chunk or wanted > 1
-        if request.num_output_tokens > 0 and not self._has_chunk:
+        if request.num_output_tokens + request.num_pending_tokens > 0 and not self._has_chunk:
             self._has_streams = True
         self._spent.append((request, num_past, count))
 

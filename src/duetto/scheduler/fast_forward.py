@@ -31,6 +31,8 @@ def num_certain_steps(scheduler: Scheduler) -> int:
     running = scheduler.running
     if not running or len(running) > scheduler.config.max_num_batched_tokens:
         return 0
+    if scheduler._drafts.is_on:
+        return 0
     if not all(map(_is_streaming, running.values())) or _is_queue_blocked(scheduler) is None:
         return 0
     num_left = min(r.max_tokens - r.num_output_tokens for r in running.values())
@@ -65,7 +67,6 @@ def advance(
     gaps = list(map(sub, end_times[1:], end_times))
     for request in scheduler.running.values():
         _compute(request, first[request.request_id] + len(end_times) - 1, token_of(request))
-        request.token_ids.append(token_of(request))
         timings = request.timings
         timings.token_times.extend(end_times)
         timings.account(Part.DECODE, end_times[0])
@@ -75,13 +76,15 @@ def advance(
 
 
 def _compute(request: Request, num_computed: int, token_id: int) -> None:
-    """Let it have `num_computed` tokens, all of them computed."""
-    request.token_ids += [token_id] * (num_computed - request.num_tokens)
-    request.num_computed_tokens = num_computed
+    """Let it have `num_computed` tokens computed, and the next one sampled."""
+    request.token_ids += [token_id] * (num_computed + 1 - request.num_tokens)
+    request.num_computed_tokens = request.num_written_tokens = num_computed
 
 
 def _is_streaming(request: Request) -> bool:
     """Whether all that it needs is its next token, which has a predecessor."""
+    if request.num_in_flight:
+        return False
     return request.num_uncomputed_tokens == 1 and request.num_output_tokens > 0
 
 

@@ -1,6 +1,6 @@
 """From a Request to the frozen plan of what it computes in one step. Changes nothing."""
 
-from duetto.core.batch import SamplingInput, ScheduledRequest
+from duetto.core.batch import PLACEHOLDER, SamplingInput, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.shape import RequestShape
 
@@ -11,57 +11,95 @@ def plan(request: Request, count: int) -> ScheduledRequest:
         token_ids     0 .......... start .......... end .......... num_tokens
                       |-- has KV ---|-- this step ---|--- later steps ---|
 
-    It samples if end == num_tokens: only then are the logits of its last token known.
+    It samples if end is the number of its tokens, those that steps in flight sample among them:
+    only then are the logits of its last token known. The last one then may be a placeholder.
     """
     start = request.num_computed_tokens
     end = start + count
+    token_ids = tuple(request.token_ids[start:end])
+    if len(token_ids) < count:  # one at most: who samples while one is unknown computes that one
+        token_ids = (*token_ids, PLACEHOLDER)
+    samples = end == len(request.token_ids) + request.num_pending_tokens
     scored = request.sampling.prompt_logprobs is not None
     return ScheduledRequest(
         request_id=request.request_id,
-        token_ids=tuple(request.token_ids[start:end]),
+        token_ids=token_ids,
         num_computed_tokens=start,
         block_table=tuple(request.block_table),
-        rows=(sampling_input(request),) if end == request.num_tokens else (),
+        rows=(sampling_input(request),) if samples else (),
         prompt_logprob_targets=request.prompt_token_ids[start + 1 : end + 1] if scored else (),
         num_prompt_logprobs=request.sampling.prompt_logprobs or 0,
+        epoch=request.timings.num_preemptions,
     )
+
+
+def with_drafts(
+    request: Request, item: ScheduledRequest, drafts: tuple[int, ...]
+) -> ScheduledRequest:
+    """The plan of a request that samples, which also verifies `drafts`. Its blocks must do."""
+    rows = [sampling_input(request, drafts[:count]) for count in range(1, len(drafts) + 1)]
+    return item._replace(
+        token_ids=item.token_ids + drafts,
+        block_table=tuple(request.block_table),
+        rows=(*item.rows, *rows),
+        num_drafts=len(drafts),
+    )
+
+
+def resolved(request: Request, item: ScheduledRequest) -> ScheduledRequest:
+    """The plan with a known token for its placeholder."""
+    if item.token_ids[-1] != PLACEHOLDER:
+        return item
+    position = item.num_computed_tokens + len(item.token_ids) - 1
+    return item._replace(token_ids=(*item.token_ids[:-1], request.token_ids[position]))
+
+
+def may_go_on(request: Request) -> bool:
+    """Whether a request with steps in flight can be planned before their results are in."""
+    if request.has_drafts_in_flight or not request.num_outputs_left:
+        return False
+    depends = request.sampling.needs_history or bool(request.bad_word_ids)
+    return not (depends and request.num_pending_tokens)
 
 
 def shape_of(request: Request, num_past: int, count: int) -> RequestShape:
     """The shape of what `plan` would give, for a request with `num_past` tokens computed."""
     end = num_past + count
-    num_rows = int(end == request.num_tokens)
+    num_rows = int(end == request.num_tokens + request.num_pending_tokens)
     if request.sampling.prompt_logprobs is not None:
         num_rows += max(0, min(end, request.num_prompt_tokens - 1) - num_past)
     return RequestShape(count, num_past, num_rows)
 
 
-def sampling_input(request: Request) -> SamplingInput:
-    """Everything the sampler needs, so that the executor keeps no state per request."""
+def sampling_input(request: Request, drafts: tuple[int, ...] = ()) -> SamplingInput:
+    """Everything the sampler needs after `drafts`, so that the executor keeps no state per
+    request."""
     history = request.sampling.needs_history
+    num_pending = request.num_pending_tokens
     return SamplingInput(
         params=request.sampling,
         seed=request.seed,
-        num_output_tokens=request.num_output_tokens,
-        forbidden_token_ids=forbidden_token_ids(request),
+        num_output_tokens=request.num_output_tokens + num_pending + len(drafts),
+        forbidden_token_ids=forbidden_token_ids(request, drafts),
         prompt_token_ids=request.prompt_token_ids if history else (),
-        output_token_ids=tuple(request.output_token_ids) if history else (),
+        output_token_ids=(*request.output_token_ids, *drafts) if history else (),
     )
 
 
-def forbidden_token_ids(request: Request) -> tuple[int, ...]:
-    """Tokens that must not come next: ends before min_tokens, and the last token of a bad word
-    whose other tokens have just been generated."""
-    is_short = request.num_output_tokens < request.sampling.min_tokens
+def forbidden_token_ids(request: Request, drafts: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Tokens that must not come after `drafts`: ends before min_tokens, and the last token of a
+    bad word whose other tokens have just been generated."""
+    num_output = request.num_output_tokens + request.num_pending_tokens + len(drafts)
+    is_short = num_output < request.sampling.min_tokens
     if not is_short and not request.bad_word_ids:
         return ()  # nearly always
     forbidden: set[int] = set()
     if is_short:
         forbidden |= request.stop_token_ids
     forbidden.update(word[0] for word in request.bad_words_after(None))
-    num_output = request.num_output_tokens
-    for word in request.bad_words_after(request.token_ids[-1]):
+    token_ids = [*request.token_ids, *drafts] if drafts else request.token_ids
+    for word in request.bad_words_after(token_ids[-1]):
         size = len(word) - 1
-        if size <= num_output and tuple(request.token_ids[-size:]) == word[:-1]:
+        if size <= num_output and tuple(token_ids[-size:]) == word[:-1]:
             forbidden.add(word[-1])
     return tuple(sorted(forbidden))

@@ -22,16 +22,17 @@ def reusable_hashes(request: Request, config: SchedulerConfig) -> list[BlockHash
 
 
 def uncomputed_hashes(request: Request, config: SchedulerConfig) -> list[BlockHash]:
-    """Hashes of the blocks that this request will compute and publish."""
-    return request.block_hashes[request.num_computed_tokens // config.block_size :]
+    """Hashes of the blocks that this request will publish: what is in flight too."""
+    return request.block_hashes[request.num_written_tokens // config.block_size :]
 
 
 def publish_full_blocks(request: Request, config: SchedulerConfig, pool: BlockPool) -> None:
-    """Make every block findable that is full and computed."""
+    """Make every block findable that is full of known tokens and written: what was rejected, or is
+    a placeholder, is not."""
     if not config.enable_prefix_caching:
         return
     _hash_full_blocks(request, config)
-    num_full = request.num_computed_tokens // config.block_size
+    num_full = min(request.num_written_tokens, request.num_tokens) // config.block_size
     for index in range(request.num_published_blocks, num_full):
         pool.publish(request.block_table[index], request.block_hashes[index])
     request.num_published_blocks = num_full

@@ -5,7 +5,7 @@ phases: a request has tokens, some of them have KV, and a step computes some of 
 """
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from duetto.core.batch import (
@@ -21,15 +21,17 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
 from duetto.core.timings import Part
-from duetto.scheduler.accept import check_whole, finish_reason, stop_reason
+from duetto.scheduler.accept import accept, check_whole, stop_reason
 from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.budget import StepBudget, StepTime
+from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fairness import Turns
 from duetto.scheduler.latency import QueueClock, account_step
 from duetto.scheduler.misses import MissMemory
-from duetto.scheduler.plan import plan
+from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.policy import POLICIES, Chosen
 from duetto.scheduler.prefix import publish_full_blocks, reusable_hashes, uncomputed_hashes
+from duetto.scheduler.speculate import speculated, tell
 
 
 @dataclass(slots=True)
@@ -45,15 +47,26 @@ class SchedulerCounts:
 
 
 class Scheduler:
-    """One step is `schedule`, an executor's work, and `update`."""
+    """One step is `schedule`, an executor's work, and `update`.
 
-    def __init__(self, config: SchedulerConfig, step_time: StepTime | None = None) -> None:
+    Progress moves in `schedule`, and `update` reconciles it with what came of the step; so the next
+    steps may be planned while some are in flight. Their results must come in the same order.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        step_time: StepTime | None = None,
+        drafts: DraftPolicy | None = None,
+    ) -> None:
         """`step_time` is the price of a step; it must be given for a target ITL, and may change
-        as it learns. It decides how prompts are cut, never what is answered."""
+        as it learns. It decides how prompts are cut, `drafts` what is guessed, and neither what is
+        answered."""
         if config.target_itl_s is not None and step_time is None:
             raise ConfigError("--target-itl: needs a model of the time that a step takes")
         self.config = config
         self._step_time = step_time
+        self._drafts = drafts or NoDrafts()
         self.pool = BlockPool(config.num_blocks)
         self.counts = SchedulerCounts()
         self.waiting: list[Request] = []  # in the policy's order
@@ -64,7 +77,7 @@ class Scheduler:
         self._queue_clock = QueueClock()
         self._misses = MissMemory(config)
         self._num_added = 0
-        self._live_ids: set[str] = set()
+        self._live: dict[str, Request] = {}
 
     @property
     def has_work(self) -> bool:
@@ -75,9 +88,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequest, and changes nothing, if it can never fit."""
         self.config.check_fits(request)
-        assert request.request_id not in self._live_ids, f"{request.request_id} is live already"
+        assert request.request_id not in self._live, f"{request.request_id} is live already"
         assert request.finish_reason is None, f"{request.request_id} has ended already"
-        self._live_ids.add(request.request_id)
+        self._live[request.request_id] = request
         request.arrival_index = self._num_added
         self._num_added += 1
         self._enqueue(request)
@@ -87,7 +100,7 @@ class Scheduler:
     ) -> RequestUpdate | None:
         """End a request between two steps, in any state: aborted by its caller, stopped by its
         text, or failed. None if it is unknown or has ended already."""
-        request = self._find(request_id)
+        request = self._live.get(request_id)
         return None if request is None else self._finish(request, reason, now, error=error)
 
     # --- one step --------------------------------------------------------------------------
@@ -102,7 +115,11 @@ class Scheduler:
         if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
             lacks_blocks = self._admit_waiting(counts, budget, now)
         self._queue_clock.stand(is_blocked=lacks_blocks, now=now)
-        return ScheduledBatch(tuple([plan(self.running[i], n) for i, n in counts.items()]))
+        plans = [(r, plan(r, n)) for r, n in [(self.running[i], n) for i, n in counts.items()]]
+        plans = speculated(self._drafts, plans, budget, self.pool, self.config)
+        for request, item in plans:
+            _depart(request, item)
+        return ScheduledBatch(tuple([item for _, item in plans]))
 
     def update(
         self,
@@ -117,18 +134,40 @@ class Scheduler:
         """
         check_whole(batch, output)
         account_step(batch, self.running, now, predicted_s)
+        tell(self._drafts, self._live, batch.requests, output.results, output.drafting_s)
         updates = []
         for item, result in zip(batch.requests, output.results, strict=True):
-            request = self.running[item.request_id]
+            request = self._live.get(item.request_id)
+            if request is None:
+                continue  # it ended while the step was in flight
+            _arrive(request, item)
             if result.error is not None:
                 updates.append(self._finish(request, FinishReason.ERROR, now, error=result.error))
                 continue
-            request.num_computed_tokens += len(item.token_ids)
-            self._publish(request)
             update = self._take_over(request, item, result, now)
             if update is not None:
                 updates.append(update)
         return updates
+
+    def renew(self, batch: ScheduledBatch) -> ScheduledBatch:
+        """A step that must be computed again, as nothing is in flight before it any more: known
+        tokens for its placeholders, and without those that have ended or lost their blocks."""
+        items = []
+        for item in batch.requests:
+            request = self._live.get(item.request_id)
+            if request is None:
+                continue
+            if item.epoch == request.timings.num_preemptions:
+                items.append(resolved(request, item))
+            else:
+                _arrive(request, item)  # and brings nothing
+        return ScheduledBatch(tuple(items))
+
+    def take_back(self, request: Request, count: int) -> None:
+        """Drop the last `count` tokens of an update that is not told yet: text stopped before."""
+        if count:
+            del request.token_ids[-count:]
+            del request.timings.token_times[-count:]
 
     def check(self) -> None:
         """Assert every invariant. Changes nothing."""
@@ -136,15 +175,22 @@ class Scheduler:
         assert len(self.running) <= self.config.max_num_seqs
         places = [self._place(r) for r in self.waiting]
         assert places == sorted(places), "the queue is out of order"
+        assert len(self._live) == len(self.waiting) + len(self.running)
         for request in self.waiting:
-            assert not request.block_table and not request.num_computed_tokens
+            assert not request.block_table
+            assert not request.num_computed_tokens and not request.num_written_tokens
         for request in self.running.values():
-            assert 0 <= request.num_computed_tokens < request.num_tokens
-            held = len(request.block_table)
-            assert held >= self.config.num_blocks_for(request.num_computed_tokens)
-            assert held <= self._num_blocks_to_hold(request)
+            assert 0 <= request.num_written_tokens <= request.num_computed_tokens
+            assert request.num_written_tokens < request.num_tokens
+            if not request.num_in_flight:
+                assert request.num_written_tokens == request.num_computed_tokens
+            held, needed = len(request.block_table), self._num_blocks_to_hold(request)
+            computed = self.config.num_blocks_for(request.num_computed_tokens)
+            assert computed <= held <= max(computed, needed)
         for request in (*self.waiting, *self.running.values()):
             assert request.finish_reason is None
+            assert 0 <= request.num_pending_tokens <= request.num_in_flight
+            assert request.num_in_flight or not request.has_drafts_in_flight
             assert len(request.block_hashes) <= request.num_tokens // self.config.block_size
 
     # --- room ------------------------------------------------------------------------------
@@ -157,7 +203,11 @@ class Scheduler:
         """
         num_before = self.counts.num_preemptions
         size = self.config.block_size
-        growing = [r for r in self.running.values() if len(r.block_table) * size < r.num_tokens]
+        growing = [
+            r
+            for r in self.running.values()
+            if len(r.block_table) * size < len(r.token_ids) + r.num_pending_tokens
+        ]
         for request in sorted(growing, key=self._place):
             while request.request_id in self.running:
                 missing = self._num_missing_blocks(request)
@@ -173,10 +223,16 @@ class Scheduler:
         return max(candidates, key=self._place, default=request)
 
     def _preempt(self, request: Request) -> None:
-        """Take a request's blocks; it computes its tokens again when readmitted."""
+        """Take a request's blocks; it computes its tokens again when readmitted.
+
+        A step in flight may write them: it runs before whatever gets them.
+        """
         self._drop(request)
-        request.num_lost_tokens = max(request.num_lost_tokens, request.num_computed_tokens)
-        request.num_computed_tokens = 0
+        num_lost = min(request.num_computed_tokens, request.num_tokens)
+        request.num_lost_tokens = max(request.num_lost_tokens, num_lost)
+        request.num_computed_tokens = request.num_written_tokens = 0
+        request.num_sent_tokens = 0
+        request.drafts = ()
         request.num_imported_tokens = 0
         request.timings.num_preemptions += 1
         self.counts.num_preemptions += 1
@@ -189,7 +245,8 @@ class Scheduler:
     def _num_blocks_to_hold(self, request: Request) -> int:
         if self._is_protected(request):
             return self.config.num_blocks_for(request.most_tokens - 1)
-        return self.config.num_blocks_for(request.num_tokens)
+        num_tokens = request.num_tokens + request.num_pending_tokens
+        return self.config.num_blocks_for(min(num_tokens, request.most_tokens - 1))
 
     def _num_missing_blocks(self, request: Request) -> int:
         return max(0, self._num_blocks_to_hold(request) - len(request.block_table))
@@ -200,7 +257,8 @@ class Scheduler:
         """Tokens for each running request; those who need least first, so that a next token never
         waits behind a chunk."""
         counts: dict[str, int] = {}
-        for request in sorted(self.running.values(), key=lambda r: r.num_uncomputed_tokens):
+        ready = [r for r in self.running.values() if not r.num_in_flight or may_go_on(r)]
+        for request in sorted(ready, key=lambda r: r.num_uncomputed_tokens):
             if count := budget.most(request, request.num_computed_tokens):
                 counts[request.request_id] = count
                 budget.spend(request, request.num_computed_tokens, count)
@@ -221,6 +279,8 @@ class Scheduler:
                 return False
             if self._next_missing_hash(request) in computing:
                 continue  # its prefix will soon be there to reuse
+            if request.num_in_flight:
+                return False  # nobody overtakes: it is next when its tokens are known
             cached = self.pool.find(reusable_hashes(request, self.config))
             num_past = self._num_past(request, cached)
             count = budget.most(request, num_past)
@@ -261,6 +321,8 @@ class Scheduler:
         """Whether a place or blocks are all that a waiting request waits for."""
         if self._next_missing_hash(request) in self._hashes_being_computed():
             return False
+        if request.num_in_flight:
+            return False  # it cannot be admitted yet
         most = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
         cached = self.pool.find(reusable_hashes(request, self.config))
         return len(self.running) >= most or not self._has_room(request, cached)
@@ -280,6 +342,7 @@ class Scheduler:
         self.pool.retain(cached)  # first, or allocation could take what is about to be reused
         request.block_table = cached + self.pool.allocate(needed)
         request.num_computed_tokens = self._num_past(request, cached)
+        request.num_written_tokens = request.num_computed_tokens
         self.waiting.remove(request)
         self.running[request.request_id] = request
         self._turns.take(request)
@@ -308,22 +371,40 @@ class Scheduler:
 
     def _publish(self, request: Request) -> None:
         num_before = request.num_published_blocks
-        if request.num_computed_tokens // self.config.block_size == num_before:
+        if request.num_written_tokens // self.config.block_size == num_before:
             return  # nothing new is full
         publish_full_blocks(request, self.config, self.pool)
         for index in range(num_before, request.num_published_blocks):
             self._misses.learn(request, index)
 
+    def _reconcile(self, request: Request, item: ScheduledRequest, result: RequestResult) -> None:
+        """Progress over what was written and is right; what drafts took and did not need goes."""
+        request.num_written_tokens = item.num_computed_tokens + len(item.token_ids)
+        if item.num_drafts:
+            num_wrong = item.num_drafts - (len(result.tokens) - 1)
+            request.num_written_tokens -= num_wrong
+            request.num_computed_tokens -= num_wrong
+            self._give_back(request)
+        request.drafts = result.drafts
+        self._publish(request)
+
+    def _give_back(self, request: Request) -> None:
+        """Blocks beyond those that a request is to hold."""
+        num_held = self._num_blocks_to_hold(request)
+        self.pool.release(request.block_table[num_held:])
+        del request.block_table[num_held:]
+
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
     ) -> RequestUpdate | None:
-        tokens = result.tokens
-        num_told = max(0, request.num_lost_tokens - item.num_computed_tokens)  # before a preemption
-        scores = result.scores[num_told:]
+        """Tokens always; KV if the blocks are those that the step wrote."""
+        tokens, reason = accept(request, result.tokens)
         for sampled in tokens:
             request.token_ids.append(sampled.token_id)
             request.timings.token_times.append(now)
-        reason = finish_reason(request, tokens)
+        if item.epoch == request.timings.num_preemptions:
+            self._reconcile(request, item, result)
+        scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
         if not tokens and not scores:
@@ -352,7 +433,8 @@ class Scheduler:
         else:
             self.waiting.remove(request)
             self._queue_clock.leave(request, now)
-        self._live_ids.remove(request.request_id)
+        del self._live[request.request_id]
+        self._drafts.forget(request)
         request.finish_reason = reason
         request.timings.finish_time = now
         return RequestUpdate(
@@ -382,8 +464,39 @@ class Scheduler:
         request.block_table = []
         request.num_published_blocks = 0
 
-    def _find(self, request_id: str) -> Request | None:
-        if request_id not in self._live_ids:
-            return None
-        queued: Iterable[Request] = (r for r in self.waiting if r.request_id == request_id)
-        return self.running.get(request_id) or next(iter(queued), None)
+
+def _depart(request: Request, item: ScheduledRequest) -> None:
+    """A step with the request is in flight: its progress moves."""
+    request.num_computed_tokens += len(item.token_ids)
+    request.num_in_flight += 1
+    if item.rows:
+        request.num_pending_tokens += 1
+    drafting = item.drafting
+    if drafting is not None:
+        request.num_sent_tokens = drafting.start + len(drafting.token_ids)
+    if _guesses(item):
+        request.has_drafts_in_flight = True
+
+
+def _arrive(request: Request, item: ScheduledRequest) -> None:
+    """The step is no longer in flight, whatever came of it."""
+    request.num_in_flight -= 1
+    if item.rows:
+        request.num_pending_tokens -= 1
+    if _guesses(item):
+        request.has_drafts_in_flight = False
+
+
+def _guesses(item: ScheduledRequest) -> bool:
+    """Whether the next plan of the request depends on what comes of this one."""
+    return bool(item.num_drafts or (item.drafting is not None and item.drafting.num_wanted))
+
+
+def _untold(
+    request: Request, item: ScheduledRequest, scores: tuple[TokenLogprob, ...]
+) -> tuple[TokenLogprob, ...]:
+    """Scores of prompt tokens that were not told before a preemption."""
+    untold = scores[max(0, request.num_scored_tokens - item.num_computed_tokens) :]
+    end = item.num_computed_tokens + len(scores)
+    request.num_scored_tokens = max(request.num_scored_tokens, end)
+    return untold
