@@ -82,6 +82,7 @@ class Driver:
         self.scheduler = make_scheduler(config, step_time, drafts)
         self.executor = ShadowExecutor(config.num_blocks, config.block_size)
         self.depth = depth
+        self._drafts = drafts
         watched: Any = Watched(self.scheduler, self)
         self.engine = Engine(watched, self.executor, clock=lambda: self._now, depth=depth)
         self.live: dict[str, Account] = {}  # accepted, no final update so far
@@ -188,6 +189,8 @@ class Driver:
             assert self.num_steps - first <= bound, "work is left, and no end of it in sight"
         while self.engine.has_work:
             self.step()
+        if self._drafts is not None:
+            assert self._drafts.num_ended == len(self.ended), "the policy is not told of an end"
         assert not self.scheduler.has_work
         self.check()
         self.check_cache()

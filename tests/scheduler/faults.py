@@ -58,7 +58,7 @@ PREFIX = [
     Fault(
         "uncomputed block published",
         "prefix",
-        "num_full = request.num_computed_tokens //",
+        "num_full = min(request.num_written_tokens, request.num_tokens) //",
         "num_full = request.num_tokens //",
     ),
     Fault(
@@ -91,21 +91,21 @@ PLAN = [
     Fault(
         "one end too many forbidden",
         "plan",
-        "request.num_output_tokens < request.sampling",
-        "request.num_output_tokens <= request.sampling",
+        "is_short = num_output < request.sampling",
+        "is_short = num_output <= request.sampling",
     ),
     Fault("bad words read from the prompt", "plan", "size <= num_output and ", ""),
     Fault("token scored that was given", "plan", "[start + 1 : end + 1]", "[start:end]"),
     Fault(
         "samples before the last token",
         "plan",
-        "if end == request.num_tokens else",
-        "if end >= request.num_tokens - 1 else",
+        "samples = end == len(request.token_ids) + request.num_pending_tokens",
+        "samples = end >= len(request.token_ids) + request.num_pending_tokens - 1",
     ),
     Fault(
         "stream not advanced",
         "plan",
-        "num_output_tokens=request.num_output_tokens",
+        "num_output_tokens=request.num_output_tokens + num_pending + len(drafts)",
         "num_output_tokens=0",
     ),
 ]
@@ -114,8 +114,8 @@ ROOM = [
     Fault(
         "block table one block short",
         "scheduler",
-        "return self.config.num_blocks_for(request.num_tokens)",
-        "return self.config.num_blocks_for(request.num_tokens - 1)",
+        "return self.config.num_blocks_for(min(num_tokens, request.most_tokens - 1))",
+        "return self.config.num_blocks_for(min(num_tokens - 1, request.most_tokens - 1))",
     ),
     Fault(
         "allocates before it retains",
@@ -145,19 +145,22 @@ ROOM = [
         "",
     ),
     Fault(
-        "progress kept on preemption", "scheduler", "        request.num_computed_tokens = 0\n", ""
+        "progress kept on preemption",
+        "scheduler",
+        "        request.num_computed_tokens = request.num_written_tokens = 0\n",
+        "",
     ),
     Fault(
         "lost tokens forgotten",
         "scheduler",
-        "request.num_lost_tokens = max(request.num_lost_tokens, request.num_computed_tokens)",
+        "request.num_lost_tokens = max(request.num_lost_tokens, num_lost)",
         "request.num_lost_tokens = 0",
     ),
     Fault(
         "losses of an earlier preemption forgotten",
         "scheduler",
-        "max(request.num_lost_tokens, request.num_computed_tokens)",
-        "request.num_computed_tokens",
+        "max(request.num_lost_tokens, num_lost)",
+        "num_lost",
     ),
     Fault(
         "preempted request does not publish again",
@@ -279,19 +282,19 @@ ENDS = [
     Fault(
         "one token too many",
         "accept",
-        "request.num_output_tokens >= request.max_tokens",
-        "request.num_output_tokens > request.max_tokens",
+        "if count == num_left:",
+        "if count == num_left + 1:",
     ),
     Fault(
         "stop token overlooked",
         "accept",
-        "if tokens and tokens[-1].token_id in request.stop_token_ids:",
+        "if sampled.token_id in request.stop_token_ids:",
         "if False:",
     ),
     Fault(
         "scores told again",
         "scheduler",
-        "max(0, request.num_lost_tokens - item.num_computed_tokens)",
+        "max(0, request.num_scored_tokens - item.num_computed_tokens)",
         "0",
     ),
     Fault(
@@ -333,8 +336,8 @@ ENDS = [
     Fault(
         "missing scores are accepted",
         "accept",
-        "        if given != asked and request_id not in failed:\n",
-        "        if False:\n",
+        "if is_whole and len(result.scores) == len(item.prompt_logprob_targets):",
+        "if is_whole:",
     ),
 ]
 
@@ -475,5 +478,265 @@ MISSES = [
     ),
 ]
 
+ACCEPTED = [
+    Fault(
+        "tokens after a stop token are kept",
+        "accept",
+        "return tokens[:count], FinishReason.STOP",
+        "return tokens, FinishReason.STOP",
+    ),
+    Fault(
+        "tokens beyond the limit are kept",
+        "accept",
+        "return tokens[:count], FinishReason.LENGTH",
+        "return tokens, FinishReason.LENGTH",
+    ),
+    Fault(
+        "a stop token counts only at the end of a run",
+        "accept",
+        "if sampled.token_id in request.stop_token_ids:",
+        "if count == len(tokens) and sampled.token_id in request.stop_token_ids:",
+    ),
+    Fault(
+        "the limit counts only at the end of a run",
+        "accept",
+        "if count == num_left:",
+        "if count == len(tokens) == num_left:",
+    ),
+    Fault(
+        "a stop token before the limit is called the limit",
+        "accept",
+        "return tokens[:count], FinishReason.STOP",
+        "return tokens[:count], FinishReason.LENGTH",
+    ),
+    Fault(
+        "the stop token itself is dropped",
+        "accept",
+        "return tokens[:count], FinishReason.STOP",
+        "return tokens[: count - 1], FinishReason.STOP",
+    ),
+    Fault(
+        "earlier outputs do not count",
+        "accept",
+        "request.max_tokens - request.num_output_tokens",
+        "request.max_tokens",
+    ),
+    Fault(
+        "rejected drafts count as computed",
+        "scheduler",
+        "            request.num_computed_tokens -= num_wrong\n",
+        "",
+    ),
+    Fault(
+        "rejected drafts count as written",
+        "scheduler",
+        "            request.num_written_tokens -= num_wrong\n",
+        "",
+    ),
+    Fault(
+        "the token after the drafts counts as one of them",
+        "scheduler",
+        "(len(result.tokens) - 1)",
+        "len(result.tokens)",
+    ),
+    Fault(
+        "blocks of rejected drafts are kept",
+        "scheduler",
+        "            self._give_back(request)\n",
+        "",
+    ),
+    Fault(
+        "all drafts are sampled as the first",
+        "plan",
+        "sampling_input(request, drafts[:count])",
+        "sampling_input(request)",
+    ),
+    Fault(
+        "drafts are sampled one place late",
+        "plan",
+        "sampling_input(request, drafts[:count])",
+        "sampling_input(request, drafts[: count - 1])",
+    ),
+    Fault(
+        "bad words do not look at drafts",
+        "plan",
+        "[*request.token_ids, *drafts] if drafts else request.token_ids",
+        "request.token_ids",
+    ),
+    Fault(
+        "more drafts than outputs", "speculate", "r.num_outputs_left - 1]", "r.num_outputs_left]"
+    ),
+    Fault(
+        "drafts for who is about to end",
+        "speculate",
+        "r.num_outputs_left > 1",
+        "True",
+    ),
+    Fault("drafts beyond the budget", "speculate", "len(proposed), room)", "len(proposed))"),
+    Fault("each draft has the whole room", "speculate", "        room -= count\n", ""),
+    Fault(
+        "drafts without blocks",
+        "speculate",
+        "return min(count, len(request.block_table) * config.block_size - request.num_tokens)",
+        "return count",
+    ),
+    Fault(
+        "more blocks for drafts than are free",
+        "speculate",
+        "max(0, min(missing, pool.num_free))",
+        "max(0, missing)",
+    ),
+    Fault(
+        "drafts asked for that nobody can use",
+        "speculate",
+        "max(0, request.num_outputs_left - 2)",
+        "request.num_outputs_left",
+    ),
+    Fault(
+        "tokens are sent to the proposer again",
+        "scheduler",
+        "        request.num_sent_tokens = drafting.start + len(drafting.token_ids)\n",
+        "        pass\n",
+    ),
+    Fault(
+        "a proposer is not told of a new beginning",
+        "scheduler",
+        "        request.num_sent_tokens = 0\n",
+        "",
+    ),
+    Fault(
+        "the policy is not told of ends", "scheduler", "        self._drafts.forget(request)\n", ""
+    ),
+]
+
+IN_FLIGHT = [
+    Fault(
+        "a result from before a preemption brings KV",
+        "scheduler",
+        "        if item.epoch == request.timings.num_preemptions:\n            self._reconcile",
+        "        if True:\n            self._reconcile",
+    ),
+    Fault(
+        "the epoch is not told",
+        "plan",
+        "epoch=request.timings.num_preemptions",
+        "epoch=0",
+    ),
+    Fault(
+        "a result of an ended request is an error",
+        "scheduler",
+        "                continue  # it ended",
+        "                raise AssertionError  # it ended",
+    ),
+    Fault(
+        "admitted while tokens of it are unknown",
+        "scheduler",
+        "            if request.num_in_flight:\n                return False  # nobody",
+        "            if False:\n                return False  # nobody",
+    ),
+    Fault(
+        "steps in flight are not counted down",
+        "scheduler",
+        "    request.num_in_flight -= 1\n",
+        "",
+    ),
+    Fault(
+        "placeholders are not counted",
+        "scheduler",
+        "        request.num_pending_tokens += 1\n",
+        "        pass\n",
+    ),
+    Fault(
+        "placeholders stay",
+        "scheduler",
+        "        request.num_pending_tokens -= 1\n",
+        "        pass\n",
+    ),
+    Fault(
+        "a request goes on beside its drafts",
+        "plan",
+        "if request.has_drafts_in_flight or not request.num_outputs_left:",
+        "if not request.num_outputs_left:",
+    ),
+    Fault(
+        "a request goes on beyond its limit",
+        "plan",
+        "if request.has_drafts_in_flight or not request.num_outputs_left:",
+        "if request.has_drafts_in_flight:",
+    ),
+    Fault(
+        "a request goes on without its history",
+        "plan",
+        "return not (depends and request.num_pending_tokens)",
+        "return True",
+    ),
+    Fault(
+        "who waits for drafts waits for ever",
+        "scheduler",
+        "        request.has_drafts_in_flight = False\n",
+        "        pass\n",
+    ),
+    Fault(
+        "drafts beside a placeholder",
+        "speculate",
+        "if r.drafts and item.rows and not r.num_pending_tokens and",
+        "if r.drafts and item.rows and",
+    ),
+    Fault(
+        "drafts asked for beside two unknown tokens",
+        "speculate",
+        "item.rows and request.num_pending_tokens <= 1",
+        "item.rows",
+    ),
+    Fault(
+        "the stream does not count placeholders",
+        "plan",
+        "request.num_output_tokens + num_pending + len(drafts)",
+        "request.num_output_tokens + len(drafts)",
+    ),
+    Fault(
+        "min_tokens does not count placeholders",
+        "plan",
+        "request.num_output_tokens + request.num_pending_tokens + len(drafts)",
+        "request.num_output_tokens + len(drafts)",
+    ),
+    Fault(
+        "what is in flight is published",
+        "prefix",
+        "min(request.num_written_tokens, request.num_tokens) //",
+        "request.num_computed_tokens //",
+    ),
+    Fault(
+        "no room for placeholders",
+        "scheduler",
+        "        num_tokens = request.num_tokens + request.num_pending_tokens\n",
+        "        num_tokens = request.num_tokens\n",
+    ),
+    Fault(
+        "computed again with the placeholder of another step",
+        "scheduler",
+        "items.append(resolved(request, item))",
+        "items.append(item)",
+    ),
+    Fault(
+        "computed again into blocks that were given away",
+        "scheduler",
+        "            if item.epoch == request.timings.num_preemptions:\n                items",
+        "            if True:\n                items",
+    ),
+    Fault(
+        "who lost its blocks is in flight for ever",
+        "scheduler",
+        "                _arrive(request, item)  # and brings nothing\n",
+        "                pass\n",
+    ),
+    Fault(
+        "time of who ended is looked for",
+        "latency",
+        "        if r.request_id in running  #",
+        "        #",
+    ),
+]
+
 FAULTS = [*BLOCK_POOL, *PREFIX, *PLAN, *ROOM, *ORDER, *ENDS, *BUDGET_IN_TIME]
-FAULTS += [*FAIRNESS, *EVICTION, *MISSES]
+FAULTS += [*FAIRNESS, *EVICTION, *MISSES, *ACCEPTED, *IN_FLIGHT]
