@@ -141,6 +141,7 @@ class ShadowExecutor:
         self.num_drafts = self.num_accepted = 0
         self._last_tokens: dict[str, int] = {}  # of the steps so far: what placeholders stand for
         self._sent: dict[str, list[int]] = {}  # to the proposer
+        self._epochs: dict[str, int] = {}  # in which it was last asked
 
     def submit(self, batch: ScheduledBatch) -> "Done | Raising":
         try:
@@ -225,7 +226,9 @@ class ShadowExecutor:
         if drafting is None:
             return ()
         sent = self._sent.setdefault(item.request_id, [])
-        if not drafting.start or (self.has_raised and drafting.start <= len(sent)):
+        is_new = self._epochs.get(item.request_id) != item.epoch
+        self._epochs[item.request_id] = item.epoch
+        if (is_new and not drafting.start) or (self.has_raised and drafting.start <= len(sent)):
             del sent[drafting.start :]  # it begins anew; or a step is computed again
         assert drafting.start == len(sent), "a token is not sent, or twice"
         sent += drafting.token_ids

@@ -522,6 +522,12 @@ ACCEPTED = [
         "request.max_tokens",
     ),
     Fault(
+        "a run that is not its drafts is believed",
+        "accept",
+        "    return all(t.token_id == draft",
+        "    return True or all(t.token_id == draft",
+    ),
+    Fault(
         "rejected drafts count as computed",
         "scheduler",
         "            request.num_computed_tokens -= num_wrong\n",
@@ -715,20 +721,8 @@ IN_FLIGHT = [
     Fault(
         "computed again with the placeholder of another step",
         "scheduler",
-        "items.append(resolved(request, item))",
-        "items.append(item)",
-    ),
-    Fault(
-        "computed again into blocks that were given away",
-        "scheduler",
-        "            if item.epoch == request.timings.num_preemptions:\n                items",
-        "            if True:\n                items",
-    ),
-    Fault(
-        "who lost its blocks is in flight for ever",
-        "scheduler",
-        "                _arrive(request, item)  # and brings nothing\n",
-        "                pass\n",
+        "[resolved(r, item) for r, item in items",
+        "[item for r, item in items",
     ),
     Fault(
         "time of who ended is looked for",

@@ -4,18 +4,23 @@ They are tests of their own, and test_planted_faults.py asks them about faults t
 answer: what is evicted first, what is computed twice, where the time goes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import pytest
 from fakes import make_request
 from scheduler.driver import MakeScheduler
-from scheduler.scripted import Script
+from scheduler.scripted import SMALL, Script
 
+from duetto.core.batch import RequestResult, SampledToken, ScheduledBatch, StepOutput
 from duetto.core.cache_miss import CacheMiss, MissReason
+from duetto.core.config import SchedulerConfig
+from duetto.core.errors import EngineError
 from duetto.core.request import FinishReason, Request, fan_out
 from duetto.core.shape import BatchShape
 from duetto.core.timings import Part
 from duetto.scheduler.block_pool import BlockPool
+from duetto.scheduler.drafts import Ask, Candidate, Outcome, Planned
 from duetto.scheduler.scheduler import Scheduler
 
 MakePool = Callable[[int], BlockPool]
@@ -391,6 +396,118 @@ def _parts(request: Request) -> dict[Part, float]:
     return {part: seconds for part, seconds in request.timings.parts.items() if seconds}
 
 
+def _sampled(*token_ids: int) -> tuple[SampledToken, ...]:
+    return tuple(map(SampledToken, token_ids))
+
+
+class _All:
+    """A policy that verifies every draft, and asks for four."""
+
+    is_on = True
+
+    def choose(
+        self,
+        candidates: Sequence[Candidate],
+        shape: BatchShape,
+        room: int,
+        limit_s: float | None = None,
+    ) -> Mapping[str, int]:
+        return {request.request_id: len(drafts) for request, drafts in candidates}
+
+    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+        return {p.request.request_id: Ask("all", min(4, p.num_left)) for p in planned if p.num_left}
+
+    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+        pass
+
+    def forget(self, request: Request) -> None:
+        pass
+
+
+def _planned(
+    make: MakeScheduler, request: Request, *drafts: int
+) -> tuple[Scheduler, ScheduledBatch]:
+    """A step that verifies drafts after the first token of a request, which is 7."""
+    scheduler = make(SchedulerConfig(**SMALL), drafts=_All())
+    scheduler.add(request)
+    batch = scheduler.schedule(0.0)
+    scheduler.update(batch, StepOutput((RequestResult(_sampled(7), drafts),)), 1.0)
+    return scheduler, scheduler.schedule(1.0)
+
+
+def drops_what_is_beyond_the_limit(make: MakeScheduler = Scheduler) -> None:
+    """Though a plan never has more drafts than there are outputs left."""
+    request = make_request("r", (1, 2, 3), 9)
+    scheduler, batch = _planned(make, request, 4, 5, 6)
+    request.max_tokens = 3
+    output = StepOutput((RequestResult(_sampled(4, 5, 6, 8)),))
+    (update,) = scheduler.update(batch, output, 2.0)
+    assert update.finish_reason is FinishReason.LENGTH
+    assert [token.token_id for token in update.tokens] == [4, 5]
+    assert list(request.output_token_ids) == [7, 4, 5]
+    assert request.timings.token_times == [1.0, 2.0, 2.0]
+    assert scheduler.pool.num_free == scheduler.config.num_blocks
+
+
+def ends_with_the_first_stop_token_of_a_run(make: MakeScheduler = Scheduler) -> None:
+    request = make_request("r", (1, 2, 3), 9, stop_token_ids=[5])
+    scheduler, batch = _planned(make, request, 4, 5, 6)
+    output = StepOutput((RequestResult(_sampled(4, 5, 6, 5)),))
+    (update,) = scheduler.update(batch, output, 2.0)
+    assert (update.finish_reason, update.stop_reason) == (FinishReason.STOP, 5)
+    assert [token.token_id for token in update.tokens] == [4, 5]
+    assert list(request.output_token_ids) == [7, 4, 5]
+    assert request.timings.token_times == [1.0, 2.0, 2.0]
+
+
+def publishes_no_draft_that_is_wrong(make: MakeScheduler = Scheduler) -> None:
+    """Drafts over two edges of blocks, of which one is right."""
+    request = make_request("r", (1, 2, 3), 12)
+    scheduler, batch = _planned(make, request, 4, 5, 6, 7)
+    (item,) = batch.requests
+    assert (item.token_ids, item.num_drafts) == ((7, 4, 5, 6, 7), 4)
+    assert [row.num_output_tokens for row in item.rows] == [1, 2, 3, 4, 5]
+    assert len(item.block_table) == 2
+    scheduler.update(batch, StepOutput((RequestResult(_sampled(4, 8)),)), 2.0)
+    assert (request.num_written_tokens, request.num_tokens) == (5, 6)
+    assert request.num_published_blocks == 1
+    scheduler.check()
+    (item,) = scheduler.schedule(2.0).requests
+    assert (item.token_ids, item.num_computed_tokens, item.num_drafts) == ((8,), 5, 0)
+
+
+def refuses_a_run_that_is_not_its_drafts(make: MakeScheduler = Scheduler) -> None:
+    for tokens in ((4, 6, 6), (5, 5), (4, 5, 6, 7, 8), ()):
+        scheduler, batch = _planned(make, make_request("r", (1, 2, 3), 9), 4, 5, 6)
+        output = StepOutput((RequestResult(_sampled(*tokens)),))
+        with pytest.raises(EngineError):
+            scheduler.update(batch, output, 2.0)
+
+
+def preempts_nobody_for_a_guess(make: MakeScheduler = Scheduler) -> None:
+    config = SchedulerConfig(**SMALL | {"num_blocks": 2})
+    scheduler = make(config, drafts=_All())
+    scheduler.add(make_request("a", (1, 2), 4))
+    scheduler.add(make_request("b", (3, 4), 4))
+    batch = scheduler.schedule(0.0)
+    results = (RequestResult(_sampled(7), (4, 5, 6)), RequestResult(_sampled(7), (4, 5, 6)))
+    scheduler.update(batch, StepOutput(results), 1.0)
+    items = scheduler.schedule(1.0).requests
+    assert [item.num_drafts for item in items] == [1, 1]  # up to the edge of their blocks
+    assert scheduler.counts.num_preemptions == 0
+
+
+def fails_where_it_would_have_failed_without_drafts(make: MakeScheduler = Scheduler) -> None:
+    """The row after two accepted drafts leaves no token: they are told, and it fails alone."""
+    request = make_request("r", (1, 2, 3), 9)
+    scheduler, batch = _planned(make, request, 4, 5, 6)
+    (update,) = scheduler.update(batch, StepOutput((RequestResult(_sampled(4, 5)),)), 2.0)
+    assert update.finish_reason is None
+    assert [token.token_id for token in update.tokens] == [4, 5]
+    (item,) = scheduler.schedule(2.0).requests
+    assert (item.token_ids[0], item.num_computed_tokens) == (5, 5)
+
+
 OF_THE_POOL: list[Callable[[MakePool], None]] = [
     evicts_the_tail_of_a_prefix_before_its_head,
     evicts_the_least_recently_freed_first,
@@ -419,4 +536,10 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     gives_blocks_to_a_client_that_has_none,
     takes_no_place_from_a_more_urgent_request,
     keeps_a_static_batch_as_it_is,
+    drops_what_is_beyond_the_limit,
+    ends_with_the_first_stop_token_of_a_run,
+    publishes_no_draft_that_is_wrong,
+    refuses_a_run_that_is_not_its_drafts,
+    preempts_nobody_for_a_guess,
+    fails_where_it_would_have_failed_without_drafts,
 ]

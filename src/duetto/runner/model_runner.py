@@ -1,7 +1,7 @@
 """The real Executor: a scheduled batch to arrays, to a backend's logits, to tokens.
 
 Keeps nothing about a request: what a step needs comes with its batch, and what outlives a step is
-KV in blocks. Knows no schedule, no text and no architecture.
+KV in blocks, and what the last steps sampled. Knows no schedule, no text and no architecture.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ from duetto.core.executor import Done
 from duetto.program.dtype import KVDtype
 from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
+from duetto.runner.placeholders import LastSteps
 from duetto.runner.proposers.drafters import Drafters
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.sampler import token_logprob
@@ -49,6 +50,7 @@ class ModelRunner:
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
         self._drafters = Drafters(proposers or {}, program.vocab_size)
+        self._last_steps = LastSteps()
 
     @property
     def backend(self) -> Backend:
@@ -61,6 +63,7 @@ class ModelRunner:
         The result of a request whose own logits or masks leave no token is an error; the others are
         not touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
+        batch = self._last_steps.resolved(batch)
         step, logit_starts = build_step_arrays(batch, self._block_size)
         for request in batch.requests:
             table = request.block_table
@@ -73,6 +76,7 @@ class ModelRunner:
             _result(request, logits[start:end])
             for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True)
         ]
+        self._last_steps.keep(batch, results)
         if any(request.drafting is not None for request in batch.requests):
             drafted, drafting_s = self._drafters.propose(batch.requests, results)
             return Done(StepOutput(tuple(drafted), drafting_s))

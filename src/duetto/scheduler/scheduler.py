@@ -150,18 +150,11 @@ class Scheduler:
         return updates
 
     def renew(self, batch: ScheduledBatch) -> ScheduledBatch:
-        """A step that must be computed again, as nothing is in flight before it any more: known
-        tokens for its placeholders, and without those that have ended or lost their blocks."""
-        items = []
-        for item in batch.requests:
-            request = self._live.get(item.request_id)
-            if request is None:
-                continue
-            if item.epoch == request.timings.num_preemptions:
-                items.append(resolved(request, item))
-            else:
-                _arrive(request, item)  # and brings nothing
-        return ScheduledBatch(tuple(items))
+        """A step that must be computed again, as no other is in flight before it any more: known
+        tokens for its placeholders, and without those that have ended. Who has lost its blocks
+        stays: those who have them now are computed again after it."""
+        items = [(self._live.get(item.request_id), item) for item in batch.requests]
+        return ScheduledBatch(tuple([resolved(r, item) for r, item in items if r is not None]))
 
     def take_back(self, request: Request, count: int) -> None:
         """Drop the last `count` tokens of an update that is not told yet: text stopped before."""

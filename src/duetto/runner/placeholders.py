@@ -1,0 +1,46 @@
+"""What the last steps sampled: a step that was planned before their results were known asks for it.
+
+One token for each request and step is all that the executor knows before the scheduler does.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from duetto.core.batch import PLACEHOLDER, RequestResult, ScheduledBatch, ScheduledRequest
+
+MAX_IN_FLIGHT = 3  # steps whose results may still be on their way to the scheduler
+
+
+class LastSteps:
+    def __init__(self) -> None:
+        self._steps: deque[tuple[ScheduledBatch, Sequence[RequestResult]]] = deque(
+            maxlen=MAX_IN_FLIGHT
+        )
+
+    def keep(self, batch: ScheduledBatch, results: Sequence[RequestResult]) -> None:
+        self._steps.appendleft((batch, results))
+
+    def resolved(self, batch: ScheduledBatch) -> ScheduledBatch:
+        """The batch with a token for each placeholder. Where no proposer has been sent that token
+        yet, it is added to those that it is sent."""
+        if not any(item.token_ids[-1] == PLACEHOLDER for item in batch.requests):
+            return batch  # always, where no step is in flight
+        return ScheduledBatch(tuple([self._resolved(item) for item in batch.requests]))
+
+    def _resolved(self, item: ScheduledRequest) -> ScheduledRequest:
+        if item.token_ids[-1] != PLACEHOLDER:
+            return item
+        token_id = self._last_token(item.request_id)
+        item = item._replace(token_ids=(*item.token_ids[:-1], token_id))
+        drafting, position = item.drafting, item.num_computed_tokens + len(item.token_ids) - 1
+        if drafting is None or drafting.start + len(drafting.token_ids) != position:
+            return item
+        sent = (*drafting.token_ids, token_id)
+        return item._replace(drafting=drafting._replace(token_ids=sent))
+
+    def _last_token(self, request_id: str) -> int:
+        for batch, results in self._steps:
+            for item, result in zip(batch.requests, results, strict=True):
+                if item.request_id == request_id and result.tokens:
+                    return result.tokens[-1].token_id
+        raise AssertionError(f"no step has sampled a token of {request_id}")
