@@ -15,6 +15,18 @@ from starlette.routing import Route
 
 GAP_S = 0.05  # between tokens
 TEMPLATE_TOKENS = 6  # that a chat has beside its text
+PREDICTED = {
+    "completion_tokens_details": {"accepted_prediction_tokens": 3, "rejected_prediction_tokens": 2}
+}
+SPECULATED = {
+    "speculation": {
+        "steps": 2,
+        "proposed_per_position": [2, 2, 1],
+        "accepted_per_position": [2, 1, 0],
+        "saved_ms": 1.5,
+    }
+}
+TIMINGS = {"drafted": SPECULATED, "predicted": {"speculation": True}}
 
 
 class FakeServer:
@@ -79,7 +91,8 @@ class FakeServer:
             yield _event(
                 {
                     "choices": [],
-                    "usage": _usage(num_prompt, num_tokens * 2 if prompt == "wide" else num_tokens),
+                    "usage": _usage(num_prompt, num_tokens * 2 if prompt == "wide" else num_tokens)
+                    | (PREDICTED if prompt in ("drafted", "predicted") else {}),
                 }
             )
             yield "data: [DONE]\n\n"
@@ -94,10 +107,11 @@ class FakeServer:
         reason = ("length" if is_whole else "stop") if is_last else None
         said = {"delta": {"content": "x"}} if "messages" in body else {"text": "x"}
         choice = {"index": 0, **said, "finish_reason": reason}
+        timings = TIMINGS.get(str(body.get("prompt"))) if is_last else None
         if body.get("return_token_ids"):
             choice["token_ids"] = [7] * width
         usage = _usage(_num_prompt_tokens(body), number * width) if counts else None
-        return {"id": "x", "object": "x", "choices": [choice], "usage": usage}
+        return {"id": "x", "object": "x", "choices": [choice], "usage": usage, "timings": timings}
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": "fake-model"}]})

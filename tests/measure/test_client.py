@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from measure.fake_server import GAP_S, FakeServer
 
+from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.measure.client import Target, drive, open_http, send, started_clock
 from duetto.measure.records import RequestRecord
 from duetto.measure.workload import WorkloadRequest
@@ -68,6 +69,12 @@ def test_instants_and_usage(server: FakeServer) -> None:
     assert record.ttft_s >= GAP_S * 0.9
     assert record.end_s == record.chunks[-1].time_s
     assert sum(record.itl_s) >= 3 * GAP_S * 0.9
+
+
+def test_drafts_are_known_by_place_from_duetto_and_in_all_from_others(server: FakeServer) -> None:
+    assert ask(server).drafts == NO_CHAINS
+    assert ask(server, text("drafted")).drafts == Chains(2, (2, 2, 1), (2, 1, 0))
+    assert ask(server, text("predicted")).drafts == Chains(0, (5,), (3,))
 
 
 def test_a_chunk_of_two_tokens_counts_once_without_more_knowledge(server: FakeServer) -> None:

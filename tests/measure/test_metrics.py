@@ -2,9 +2,11 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
+from duetto.core.draft_counts import Chains
 from duetto.core.errors import ConfigError
 from duetto.measure.metrics import SLO, distribution, parse_percentiles, parse_slo, summarize
 from duetto.measure.records import Chunk, Outcome, RequestRecord
@@ -89,6 +91,24 @@ def test_the_names_of_vllm() -> None:
     for name in ("ttft", "tpot", "itl", "e2el"):
         expected |= {f"{stat}_{name}_ms" for stat in ("mean", "median", "std", "p99")}
     assert expected <= shown.keys()
+
+
+def test_drafts_have_the_names_of_vllm() -> None:
+    drafted = replace(record([1.0, 2.0, 2.0, 3.0]), drafts=Chains(2, (2, 1), (1, 0)))
+    other = replace(record([1.0, 2.0]), drafts=Chains(1, (1,), (1,)))
+    shown = summarize([drafted, other], 1.0).as_json()
+    assert (shown["spec_decode_draft_tokens"], shown["spec_decode_accepted_tokens"]) == (4, 2)
+    assert shown["spec_decode_num_drafts"] == 3
+    assert shown["spec_decode_acceptance_rate"] == 50.0  # percent, as there
+    assert shown["spec_decode_acceptance_length"] == 1 + 2 / 3  # with the bonus token
+    assert shown["spec_decode_per_position_acceptance_rates"] == [2 / 3, 0.0]
+    assert shown["tokens_per_step"] == 6 / 4
+    assert (shown["proposed_per_position"], shown["accepted_per_position"]) == ((3, 1), (2, 0))
+    only_totals = replace(record([1.0, 2.0]), drafts=Chains(0, (5,), (1,)))
+    shown = summarize([only_totals], 1.0).as_json()
+    assert shown["tokens_per_step"] == 2.0 and "spec_decode_acceptance_length" not in shown
+    plain = summarize([record([1.0])], 1.0).as_json()
+    assert not [name for name in plain if "spec_decode" in name or "per_step" in name]
 
 
 def test_tokens_that_no_chunk_showed_are_reported() -> None:

@@ -1,6 +1,7 @@
 """Latency and throughput against an LLM made of arithmetic, and the table for people."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from duetto.cli.report import print_parts, print_report
+from duetto.core.draft_counts import Chains
 from duetto.core.errors import ConfigError
 from duetto.core.outputs import CompletionOutput, RequestOutput
 from duetto.core.sampling_params import SamplingParams
@@ -118,6 +120,16 @@ def shown_of(report: Report, notes: Sequence[str] = ()) -> str:
     print_parts({"waiting": 2.0}, console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
+
+
+def test_drafts_are_told_where_there_were_any() -> None:
+    made = random_workload(2, input_lengths=Lengths(3), output_lengths=Lengths(3), vocab_size=9)
+    report = measure_throughput(CountingLLM(), made).report
+    assert "drafts" not in shown_of(report)
+    shown = shown_of(replace(report, drafts=Chains(2, (2, 1), (2, 0))))
+    assert "2 of 3 drafts accepted (67%), 1.50 tokens a step; by place 100%, 0%\n" in shown
+    shown = shown_of(replace(report, drafts=Chains(0, (3,), (2,))))  # only totals are known
+    assert "2 of 3 drafts accepted (67%), 1.50 tokens a step\n" in shown
 
 
 def test_the_table() -> None:

@@ -117,6 +117,8 @@ def show(choice: dict[str, Any], console: Console) -> None:
     )
     say(console, f"  {choice['why']}")
     say(console, f"  prefix cache: {choice['cache']}")
+    if "drafts" in choice:  # servers before 0.3 say nothing of it
+        say(console, f"  speculation: {choice['drafts']}")
     parts = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("part", "ms", "share"):
         parts.add_column(title, justify="left" if title == "part" else "right")

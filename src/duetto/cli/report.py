@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.cli.output import say, show_table
+from duetto.core.draft_counts import Chains, tokens_per_step
 from duetto.measure.metrics import Distribution, LengthsSeen, Report
 
 
@@ -29,6 +30,8 @@ def print_report(report: Report, console: Console, *, notes: Sequence[str] = ())
     if report.num_input_tokens:
         share = report.num_cached_tokens / report.num_input_tokens
         say(console, f"{report.num_cached_tokens} prompt tokens cached ({share:.0%})")
+    if report.drafts.proposed:
+        say(console, _drafts(report.drafts, report.num_output_tokens))
     if report.slo is not None and report.num_good is not None:
         limits = ", ".join(f"{name} {ms:g} ms" for name, ms in report.slo.as_ms().items())
         say(
@@ -40,6 +43,20 @@ def print_report(report: Report, console: Console, *, notes: Sequence[str] = ())
         say(console, f"note: {note}")
     for message, times in report.errors.items():
         say(console, f"error, {times} times: {message}")
+
+
+def _drafts(drafts: Chains, num_output_tokens: int) -> str:
+    """Acceptance in all, and of the first, second, ... draft of a chain where that is known."""
+    count = drafts.total
+    per_step = tokens_per_step(num_output_tokens, count.num_accepted) or 1.0
+    words = (
+        f"{count.num_accepted} of {count.num_proposed} drafts accepted "
+        f"({count.acceptance or 0.0:.0%}), {per_step:.2f} tokens a step"
+    )
+    if not drafts.num_chains:
+        return words
+    pairs = zip(drafts.accepted, drafts.proposed, strict=True)
+    return f"{words}; by place {', '.join(f'{a / p:.0%}' for a, p in pairs if p)}"
 
 
 def _told(lengths: LengthsSeen) -> str:

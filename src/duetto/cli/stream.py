@@ -5,10 +5,12 @@ from typing import Any
 
 from duetto.cli.interrupt import first_interrupt
 from duetto.cli.output import print_json
+from duetto.core.draft_counts import tokens_per_step
 from duetto.core.errors import EngineError
 from duetto.core.outputs import RequestOutput
 from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.timings import RequestTimings
 from duetto.llm import LLM
 from duetto.measure.metrics import JsonValue
 
@@ -58,7 +60,16 @@ def answer_json(output: RequestOutput) -> dict[str, JsonValue]:
         "completion_tokens": len(answer.token_ids),
         "ttft_ms": _ms(timings.ttft_s if timings else None),
         "tpot_ms": _ms(timings.tpot_s if timings else None),
+        **_drafts_json(timings),
     }
+
+
+def _drafts_json(timings: RequestTimings | None) -> dict[str, JsonValue]:
+    """llama.cpp's names; nothing where no drafts ran."""
+    if timings is None or timings.speculation is None:
+        return {}
+    count = timings.speculation.total
+    return {"draft_n": count.num_proposed, "draft_n_accepted": count.num_accepted}
 
 
 def _ms(seconds: float | None) -> float | None:
@@ -78,5 +89,19 @@ def stats_line(output: RequestOutput) -> str:
     ]
     if timings.tpot_s is not None:
         parts.append(f"TPOT {timings.tpot_s * 1e3:.2f} ms ({1 / timings.tpot_s:.1f} tokens/s)")
+    parts += _drafts(timings)
     parts.append(f"ended by {answer.finish_reason}")
     return "[" + ", ".join(parts) + "]"
+
+
+def _drafts(timings: RequestTimings) -> list[str]:
+    """What speculation did, if it tried anything."""
+    told = timings.speculation
+    if told is None or not told.total.num_proposed:
+        return []
+    count = told.total
+    per_step = tokens_per_step(len(timings.token_times), count.num_accepted) or 1.0
+    return [
+        f"{count.num_accepted} of {count.num_proposed} drafts accepted "
+        f"({per_step:.2f} tokens a step)"
+    ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from operator import sub
 
 from duetto.core.cache_miss import CacheMiss
+from duetto.core.draft_counts import Speculation
 
 
 class Part(enum.Enum):
@@ -35,6 +36,7 @@ class RequestTimings:
     num_preemptions: int = 0
     cache_miss: CacheMiss | None = None  # at first admission; None: all was found that could be
     predicted_s: float | None = None  # for `computed_s`, by the steps' prices; None: no prices
+    speculation: Speculation | None = None  # None: no drafts were asked for
     parts: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(Part, 0.0))
     accounted_until: float = field(init=False)
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 import msgspec
 
+from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.core.errors import ConfigError
 from duetto.measure.records import Chunk, Outcome, RequestRecord, outcome_of
 from duetto.measure.workload import WorkloadRequest
@@ -115,6 +116,7 @@ async def send(
         num_output_tokens_asked=request.num_output_tokens,
         num_output_tokens=max(usage.completion_tokens, answer.num_timed_tokens),
         num_cached_tokens=(usage.prompt_tokens_details or _Details()).cached_tokens or 0,
+        drafts=answer.drafts,
         outcome=outcome,
         finish_reason=answer.finish_reason,
         error=error,
@@ -173,10 +175,28 @@ class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+class _OutputDetails(msgspec.Struct):
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+
+class _Speculation(msgspec.Struct):
+    steps: int = 0
+    proposed_per_position: tuple[int, ...] = ()
+    accepted_per_position: tuple[int, ...] = ()
+
+
+class _Timings(msgspec.Struct):
+    """Duetto's."""
+
+    speculation: _Speculation | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -202,6 +222,7 @@ class _Choice(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    timings: Any = None  # Duetto's; others' may be anything
     error: Any = None
 
 
@@ -213,6 +234,19 @@ class _Answer:
     num_timed_tokens: int = 0  # in chunks
     usage: _Usage = field(default_factory=_Usage)
     finish_reason: str | None = None
+    speculation: _Speculation | None = None
+
+    @property
+    def drafts(self) -> Chains:
+        """All that was told of drafts; of OpenAI's usage only the totals."""
+        told, totals = self.speculation, self.usage.completion_tokens_details
+        if told is not None:
+            return Chains(told.steps, told.proposed_per_position, told.accepted_per_position)
+        if totals is None:
+            return NO_CHAINS
+        accepted = totals.accepted_prediction_tokens or 0
+        proposed = accepted + (totals.rejected_prediction_tokens or 0)
+        return Chains(0, (proposed,), (accepted,)) if proposed else NO_CHAINS
 
     def take(self, event: _Event, time_s: float) -> None:
         """Note one event. The growth of `usage` counts its tokens best, if it has both."""
@@ -221,11 +255,20 @@ class _Answer:
             self.usage = event.usage
             if event.choices:  # without choices it is the summary, and brings no token
                 num_tokens = max(0, event.usage.completion_tokens - self.num_timed_tokens)
+        if event.timings:
+            self.speculation = _speculation(event.timings)
         for choice in event.choices:
             self.finish_reason = choice.finish_reason or self.finish_reason
         if num_tokens:
             self.chunks.append(Chunk(time_s, num_tokens))
             self.num_timed_tokens += num_tokens
+
+
+def _speculation(timings: Any) -> _Speculation | None:
+    try:
+        return msgspec.convert(timings, _Timings).speculation
+    except msgspec.ValidationError:
+        return None
 
 
 async def _receive(

@@ -6,10 +6,12 @@ Knows no network and no engine: a record is a record, whoever took it.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
+from duetto.core.draft_counts import NO_CHAINS, Chains, tokens_per_step
 from duetto.core.errors import ConfigError
 from duetto.measure.records import RequestRecord
 
@@ -197,6 +199,7 @@ class Report:
     errors: Mapping[str, int]  # message -> how often
     prompt_lengths: LengthsSeen = NO_LENGTHS  # these two of requests that came through
     output_lengths: LengthsSeen = NO_LENGTHS
+    drafts: Chains = NO_CHAINS
 
     @property
     def num_requests(self) -> int:
@@ -225,6 +228,7 @@ class Report:
                 self.num_input_tokens + self.num_output_tokens
             ),
         }
+        result |= _drafts_json(self.drafts, self.num_output_tokens)
         if self.slo is not None and self.num_good is not None:
             goodput = self.per_second(self.num_good)
             result |= {"goodput": goodput, "request_goodput": goodput, "slo_ms": self.slo.as_ms()}
@@ -271,6 +275,7 @@ def summarize(
         num_input_tokens=sum(r.num_prompt_tokens for r in ok),
         num_output_tokens=num_output_tokens,
         num_cached_tokens=sum(r.num_cached_tokens for r in ok),
+        drafts=reduce(Chains.plus, (r.drafts for r in ok), NO_CHAINS),
         num_untimed_tokens=num_output_tokens - sum(c.num_tokens for r in ok for c in r.chunks),
         prompt_lengths=_lengths([(r.num_prompt_tokens, r.num_prompt_tokens_asked) for r in ok]),
         output_lengths=_lengths([(r.num_output_tokens, r.num_output_tokens_asked) for r in ok]),
@@ -285,6 +290,30 @@ def summarize(
         num_good=None if slo is None else sum(slo.is_met(r) for r in records),
         errors=errors,
     )
+
+
+def _drafts_json(drafts: Chains, num_output_tokens: int) -> dict[str, JsonValue]:
+    """Under the names of `vllm bench serve`, and `tokens_per_step`; nothing if no drafts ran."""
+    total = drafts.total
+    if not total.num_proposed:
+        return {}
+    shown: dict[str, JsonValue] = {
+        "spec_decode_draft_tokens": total.num_proposed,
+        "spec_decode_accepted_tokens": total.num_accepted,
+        "spec_decode_acceptance_rate": 100 * (total.acceptance or 0.0),
+        "tokens_per_step": tokens_per_step(num_output_tokens, total.num_accepted),
+    }
+    if drafts.num_chains:
+        shown |= {
+            "spec_decode_num_drafts": drafts.num_chains,
+            "spec_decode_acceptance_length": drafts.mean_length,
+            "spec_decode_per_position_acceptance_rates": [
+                num_accepted / drafts.num_chains for num_accepted in drafts.accepted
+            ],
+            "proposed_per_position": drafts.proposed,
+            "accepted_per_position": drafts.accepted,
+        }
+    return shown
 
 
 def _lengths(pairs: Sequence[tuple[int, int | None]]) -> LengthsSeen:

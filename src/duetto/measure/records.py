@@ -6,6 +6,7 @@ Knows neither how a request was sent (client.py) nor what is made of the instant
 from dataclasses import dataclass
 from typing import Literal
 
+from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.core.timings import RequestTimings
 
 Outcome = Literal["ok", "failed", "aborted"]
@@ -35,6 +36,7 @@ class RequestRecord:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0  # as the server counts; at least the sum over chunks
     num_cached_tokens: int = 0
+    drafts: Chains = NO_CHAINS  # as the server tells; of some only the totals are known
     num_prompt_tokens_asked: int | None = None  # None: nobody asked for a length
     num_output_tokens_asked: int | None = None
     outcome: Outcome = "ok"
@@ -104,6 +106,7 @@ def record_from_timings(
         num_prompt_tokens=num_prompt_tokens,
         num_output_tokens=len(times),
         num_cached_tokens=num_cached_tokens,
+        drafts=NO_CHAINS if timings.speculation is None else timings.speculation.chains,
         outcome=outcome_of(finish_reason),
         finish_reason=finish_reason,
     )

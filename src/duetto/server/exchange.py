@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
+from duetto.core.draft_counts import NO_DRAFTS
 from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
 from duetto.server.apis.protocol import StreamOptions
@@ -71,6 +72,7 @@ class Exchange:
         self._tells_other_salts = tells_other_salts
         self._only_prompt = only_prompt
         self._num_output = 0
+        self._drafts = NO_DRAFTS
         self._num_cached = [0] * len(job.prompts)
 
     # --- whole -----------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class Exchange:
     def usage(self) -> Json:
         """Every prompt counts once, however many answers it has."""
         num_prompt = sum(len(prompt.token_ids) for prompt in self._job.prompts)
-        return usage(num_prompt, self._num_output, sum(self._num_cached))
+        return usage(num_prompt, self._num_output, sum(self._num_cached), self._drafts)
 
     def check(self, delta: Delta) -> None:
         """Raise ApiError if the choice ended without an answer."""
@@ -192,6 +194,9 @@ class Exchange:
         if self._only_prompt:
             return "", ()
         self._num_output += len(delta.tokens)
+        times = None if delta.final is None else delta.final.timings
+        if times is not None and times.speculation is not None:
+            self._drafts = self._drafts.plus(times.speculation.total)
         return delta.text, delta.tokens
 
     def _ids(self, tokens: Sequence[SampledToken]) -> Json:

@@ -25,6 +25,7 @@ class ServerSettings:
     quantization: str = "none"
     kv_cache_dtype: str = "unknown"
     backend: str = "unknown"
+    max_drafts: Mapping[str, int] = field(default_factory=dict)  # of a request's step, by method
     seed: int | None = None  # of requests that bring none; None: drawn for each
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of web pages; none: those of this machine

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from duetto.core.batch import TokenLogprob
+from duetto.core.draft_counts import NO_DRAFTS, DraftCount
 from duetto.core.text import TextCodec
 from duetto.core.timings import RequestTimings
-from duetto.server.observe.explain import cache_miss, parts_ms
+from duetto.server.observe.explain import cache_miss, parts_ms, speculation
 
 Json = dict[str, Any]
 
@@ -38,13 +39,22 @@ class Envelope:
         }
 
 
-def usage(num_prompt: int, num_output: int, num_cached: int) -> Json:
-    return {
+def usage(
+    num_prompt: int, num_output: int, num_cached: int, drafts: DraftCount = NO_DRAFTS
+) -> Json:
+    """`completion_tokens_details` is there if drafts ran, under OpenAI's names."""
+    shown = {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,
         "total_tokens": num_prompt + num_output,
         "prompt_tokens_details": {"cached_tokens": num_cached},
     }
+    if not drafts.num_proposed:
+        return shown
+    accepted = min(drafts.num_accepted, num_output)  # a stop string may have cut some of them off
+    rejected = drafts.num_proposed - accepted
+    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+    return {**shown, "completion_tokens_details": details}
 
 
 def timings(
@@ -59,7 +69,9 @@ def timings(
 
     `predicted_per_second` is 1 / TPOT: the first token belongs to the prompt's time. What the steps
     were expected to take (`steps_expected_ms`) stands beside what they took. `reader_s` is how long
-    the end of a stream has waited for its client to take what was before it.
+    the end of a stream has waited for its client to take what was before it. Where drafts ran,
+    `draft_n` and `draft_n_accepted` are llama.cpp's; `speculation` is ours, where they were asked
+    for.
     """
     if times is None or not times.token_times or times.first_scheduled_time is None:
         return None
@@ -81,7 +93,19 @@ def timings(
         "steps_ms": _ms(times.computed_s),
         "steps_expected_ms": _ms(times.predicted_s),
         "cache_miss": cache_miss(times.cache_miss, tells_other_salts=tells_other_salts),
+        **_drafts(times),
     }
+
+
+def _drafts(times: RequestTimings) -> Json:
+    told = times.speculation
+    if told is None:
+        return {}
+    shown: Json = {"speculation": speculation(told, len(times.token_times))}
+    count = told.total
+    if count.num_proposed:
+        shown |= {"draft_n": count.num_proposed, "draft_n_accepted": count.num_accepted}
+    return shown
 
 
 def chat_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> Json:

@@ -3,9 +3,11 @@
 Knows what is remembered of a request; knows no engine and no HTTP.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from duetto.core.cache_miss import CacheMiss, MissReason
+from duetto.core.draft_counts import Speculation, tokens_per_step
 from duetto.core.timings import Part
 from duetto.server.observe.history import Ended, Running
 from duetto.server.observe.timeline import Steps, ms, segments, segments_until
@@ -22,6 +24,8 @@ PART_NAMES = {
     Part.PREEMPTED: "preempted",
 }
 READER = "reader"  # the part that is the client's, beside those of the engine
+MIN_DRAFTED = 3  # output tokens: the first has no drafts, and the last needs none
+NOT_WORTH_A_WORD = 0.001  # of the whole time
 SLOW_RATIO = 1.5  # steps that take so much longer than expected are worth a word
 
 _CAUSES = {
@@ -61,6 +65,26 @@ def parts_ms(parts: dict[Part, float], reader_s: float) -> Json:
     return {PART_NAMES[part]: ms(spent) for part, spent in parts.items()} | {READER: ms(reader_s)}
 
 
+def speculation(told: Speculation, num_tokens: int) -> Json:
+    """What drafts gave a request that ended with `num_tokens`, as replies show it."""
+    per_step = tokens_per_step(num_tokens, told.total.num_accepted)
+    return {
+        "steps": told.chains.num_chains,
+        "tokens_per_step": None if per_step is None else round(per_step, 3),
+        "proposed_per_position": told.chains.proposed,
+        "accepted_per_position": told.chains.accepted,
+        "by_method": {
+            method: {"proposed": count.num_proposed, "accepted": count.num_accepted}
+            for method, count in told.by_method.items()
+        },
+        "asked": told.num_asked,
+        "made": told.num_made,
+        "drafting_ms": ms(told.drafting_s),
+        "verifying_ms": ms(told.verifying_s),
+        "saved_ms": ms(told.saved_s),
+    }
+
+
 def listed(ended: Ended) -> Json:
     """One line of the list of recent requests."""
     ttft = None if ended.first_token_time is None else ended.first_token_time - ended.arrival_time
@@ -80,17 +104,20 @@ def timeline(
     steps: Steps,
     *,
     tells_other_salts: bool,
+    methods: Collection[str] = (),
 ) -> Json:
-    """All that is known of where one request's time went."""
+    """All that is known of where one request's time went. `methods` may propose drafts here."""
     found, is_whole = segments(ended, steps)
     miss = cache_miss(ended.cache_miss, tells_other_salts=tells_other_salts)
-    gap_end, origin = ended.longest_gap_end, ended.arrival_time
+    gap_end, origin, told = ended.longest_gap_end, ended.arrival_time, ended.speculation
     return {
         **listed(ended),
         "error": ended.error,
         "cached_tokens": ended.num_cached_tokens,
         "cache_miss": miss,
         "cache": cache_words(miss, ended),
+        "speculation": None if told is None else speculation(told, ended.num_output_tokens),
+        "drafts": draft_words(ended, methods),
         "parts_ms": parts_ms(ended.parts, ended.reader_s),
         "steps_ms": ms(ended.computed_s),
         "steps_expected_ms": ms(ended.predicted_s),
@@ -176,6 +203,31 @@ def cache_words(miss: Json | None, ended: Ended) -> str:
         "other_salt": "the same tokens are cached for another tenant or cache_salt",
     }
     return f"{token} tokens came from the cache; {words[reason]}"
+
+
+def draft_words(ended: Ended, methods: Collection[str]) -> str:
+    """What speculation gave a request, or why there was none."""
+    told, num_tokens = ended.speculation, ended.num_output_tokens
+    if told is None:
+        if not methods:
+            return "off: the server was started without --speculative-config"
+        if num_tokens < MIN_DRAFTED:
+            return "none was asked for: the answer was too short"
+        return "none was asked for: at that load drafts would have cost more than they gave"
+    names = ", ".join(told.by_method) or told.asked or "no method"
+    count, per_step = told.total, tokens_per_step(num_tokens, told.total.num_accepted)
+    if not count.num_proposed:
+        text = f"{names}: asked {told.num_asked} times, it proposed nothing that was tried"
+    else:
+        text = f"{names}: {count.num_accepted} of {count.num_proposed} drafts accepted"
+        text += "" if per_step is None else f", {per_step:.2f} tokens a step"
+    saved = told.saved_s
+    if saved is None or abs(saved) < NOT_WORTH_A_WORD * ended.total_s:
+        return text
+    if saved < 0:
+        return f"{text}; cost about {_seconds(-saved)} more than it saved"
+    whole = ended.total_s + saved
+    return f"{text}; saved about {_seconds(saved)} of {_seconds(whole)}"
 
 
 def _seconds(seconds: float) -> str:

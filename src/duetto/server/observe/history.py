@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.cache_miss import CacheMiss
+from duetto.core.draft_counts import Speculation
 from duetto.core.request import Request
 from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import Part
@@ -68,6 +69,7 @@ class Ended:
     was_admitted: bool
     computed_s: float
     predicted_s: float | None
+    speculation: Speculation | None = None  # not written any more
     reader_s: float = 0.0  # from its end until its client had taken all of a stream
 
     @property
@@ -173,6 +175,7 @@ class History:
             was_admitted=times.first_scheduled_time is not None,
             computed_s=times.computed_s,
             predicted_s=times.predicted_s,
+            speculation=times.speculation,
         )
         self._ended[request.request_id] = ended
         while len(self._ended) > self._max_requests:

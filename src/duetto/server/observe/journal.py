@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from duetto.core.batch import RequestUpdate, StepRecord
+from duetto.core.draft_counts import NO_CHAINS, NO_DRAFTS, Chains, DraftCount
 from duetto.core.request import Request
 from duetto.server.apis.protocol import (
     ChatRequest,
@@ -51,6 +52,7 @@ class _Reply:
     ttft_s: float | None = None  # of the choice that was the first
     e2e_s: float | None = None  # of the choice that was the last
     finish_reasons: set[str] = field(default_factory=set)
+    drafts: DraftCount = NO_DRAFTS
 
     def add(self, ended: Ended) -> None:
         """Count a choice's tokens; a prompt's once, however many answers it has."""
@@ -59,6 +61,8 @@ class _Reply:
             self.num_cached_tokens += ended.num_cached_tokens
         self.num_output_tokens += ended.num_output_tokens
         self.e2e_s = max(self.e2e_s or 0.0, ended.finish_time - ended.arrival_time)
+        if ended.speculation is not None:
+            self.drafts = self.drafts.plus(ended.speculation.total)
         first, last = ended.first_token_time, ended.last_token_time
         if first is None or last is None:
             return
@@ -79,7 +83,7 @@ class _Reply:
             f"choices={self.num_choices} ttft_ms={_ms(self.ttft_s)} itl_mean_ms={_ms(itl_s)} "
             f"itl_max_ms={_ms(self.longest_gap_s if self.num_gaps else None)} "
             f"e2e_ms={_ms(self.e2e_s)} finish={','.join(sorted(self.finish_reasons))} "
-            f"tenant={self.tenant}{own}"
+            f"tenant={self.tenant}{own}{_drafts(self.drafts)}"
         )
 
 
@@ -91,6 +95,15 @@ class _Window:
     num_generated_tokens: int = 0
     num_queried_tokens: int = 0
     num_hit_tokens: int = 0
+    verified: Chains = NO_CHAINS
+
+    def __str__(self) -> str:
+        """What speculation did, if it did anything. The mean acceptance length is vLLM's: with the
+        token that follows the accepted drafts."""
+        acceptance, length = self.verified.total.acceptance, self.verified.mean_length
+        if acceptance is None or length is None:
+            return ""
+        return f" draft_acceptance={acceptance:.1%} mean_acceptance_length={length:.2f}"
 
 
 class Journal:
@@ -162,6 +175,8 @@ class Journal:
         self._window.num_prompt_tokens += record.num_prompt_tokens
         self._window.num_queried_tokens += record.num_queried_tokens
         self._window.num_hit_tokens += record.num_hit_tokens
+        if record.drafts is not None:
+            self._window.verified = self._window.verified.plus(record.drafts.verified)
         if self._timer is None and logger.isEnabledFor(logging.INFO):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(THROUGHPUT_INTERVAL_S, self._tell_throughput)
@@ -187,12 +202,20 @@ class Journal:
         queried = window.num_queried_tokens
         logger.info(
             "throughput prompt_tokens_per_s=%.1f generation_tokens_per_s=%.1f running=%d "
-            "waiting=%d kv_use=%.1f%% prefix_hits=%s",
+            "waiting=%d kv_use=%.1f%% prefix_hits=%s%s",
             window.num_prompt_tokens / THROUGHPUT_INTERVAL_S,
             window.num_generated_tokens / THROUGHPUT_INTERVAL_S,
             *(running, waiting, 100.0 * kv_use),
             f"{window.num_hit_tokens / queried:.1%}" if queried else "-",
+            window,
         )
+
+
+def _drafts(count: DraftCount) -> str:
+    """The end of a request's line, if drafts ran."""
+    if not count.num_proposed:
+        return ""
+    return f" drafts={count.num_proposed} accepted={count.num_accepted}"
 
 
 def _ms(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ loop; knows no HTTP beyond three labels. Definitions: docs/metrics.md.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +21,7 @@ from prometheus_client import (
 
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.config import SchedulerConfig
+from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason, Request
 from duetto.core.timings import Part, RequestTimings
 from duetto.server.settings import ServerSettings
@@ -51,6 +53,7 @@ class Metrics:
         self._labels = {"model_name": settings.served_model_name, "engine": "0"}
         self._make_step_metrics(config, settings.kv_cache_dtype)
         self._make_request_metrics(config)
+        self._drafts = self._make_draft_metrics(max(settings.max_drafts.values(), default=0))
         self._http_requests = Counter(
             "http_requests",
             "HTTP replies.",
@@ -82,6 +85,8 @@ class Metrics:
         self._queried_tokens.inc(record.num_queried_tokens)
         self._hit_tokens.inc(record.num_hit_tokens)
         self._step_tokens.observe(record.num_tokens)
+        if record.drafts is not None and self._drafts is not None:
+            self._drafts.record(record.drafts)
 
     def record_idle(self) -> None:
         """Nothing runs, nothing waits, and so no block is in use."""
@@ -190,12 +195,33 @@ class Metrics:
         self._params_max_tokens = self._histogram("request_params_max_tokens", "As asked.", tokens)
         self._params_n = self._histogram("request_params_n", "As asked.", N_BUCKETS)
 
+    def _make_draft_metrics(self, max_drafts: int) -> "_DraftMetrics | None":
+        """vLLM has them only where speculation is on, and so have we."""
+        if not max_drafts:
+            return None
+        by_place = Counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted drafts by their place, from 0.",
+            (*self._labels, "position"),
+            registry=self._registry,
+        )
+        return _DraftMetrics(
+            chains=self._counter("spec_decode_num_drafts", "Chains of drafts that were verified."),
+            proposed=self._counter("spec_decode_num_draft_tokens", "Drafts in them."),
+            accepted=self._counter("spec_decode_num_accepted_tokens", "Of these, accepted."),
+            by_place=[by_place.labels(**self._labels, position=str(i)) for i in range(max_drafts)],
+            drafting=self._counter("spec_decode_drafting_seconds", "Spent proposing.", "duetto"),
+            verifying=self._counter(
+                "spec_decode_verifying_seconds", "Added to steps, by their prices.", "duetto"
+            ),
+        )
+
     def _gauge(self, name: str, what: str) -> Gauge:
         gauge = Gauge(f"vllm:{name}", what, tuple(self._labels), registry=self._registry)
         return gauge.labels(**self._labels)
 
-    def _counter(self, name: str, what: str) -> Counter:
-        counter = Counter(f"vllm:{name}", what, tuple(self._labels), registry=self._registry)
+    def _counter(self, name: str, what: str, whose: str = "vllm") -> Counter:
+        counter = Counter(f"{whose}:{name}", what, tuple(self._labels), registry=self._registry)
         return counter.labels(**self._labels)
 
     def _latency(self, name: str, what: str) -> Histogram:
@@ -206,6 +232,26 @@ class Metrics:
             f"vllm:{name}", what, tuple(self._labels), buckets=buckets, registry=self._registry
         )
         return histogram.labels(**self._labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _DraftMetrics:
+    chains: Counter
+    proposed: Counter
+    accepted: Counter
+    by_place: list[Counter]
+    drafting: Counter
+    verifying: Counter
+
+    def record(self, drafts: StepDrafts) -> None:
+        count = drafts.verified.total
+        self.chains.inc(drafts.verified.num_chains)
+        self.proposed.inc(count.num_proposed)
+        self.accepted.inc(count.num_accepted)
+        for counter, num_accepted in zip(self.by_place, drafts.verified.accepted, strict=False):
+            counter.inc(num_accepted)
+        self.drafting.inc(max(0.0, drafts.drafting_s))
+        self.verifying.inc(max(0.0, drafts.verifying_s or 0.0))
 
 
 def _observe_all(histogram: Histogram, values: list[float]) -> None:

@@ -72,12 +72,13 @@ class Questions:
         records, now = history.steps(), self._clock()
         since = {each.request_id: history.remembers_since(each.arrival_time) for each in running}
         tells_other_salts = self._settings.only_local_hosts
+        methods = self._settings.max_drafts
 
         def choices() -> Iterator[Json]:
             steps = Steps(records, [one.request_id for one in both], self._roof_time)
             for one in both:
                 if isinstance(one, Ended):
-                    yield timeline(one, steps, tells_other_salts=tells_other_salts)
+                    yield timeline(one, steps, tells_other_salts=tells_other_salts, methods=methods)
                 else:
                     yield so_far(one, steps, now, is_whole=since[one.request_id])
 

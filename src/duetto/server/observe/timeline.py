@@ -10,6 +10,7 @@ from time import sleep
 from typing import Any
 
 from duetto.core.batch import StepRecord
+from duetto.core.draft_counts import StepDrafts
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.server.observe.history import Ended, Running, Step
 
@@ -36,6 +37,7 @@ class Segment:
     predicted_s: float | None = None
     roof_s: float | None = None
     busy_s: float = 0.0  # of its steps, without what lies between them
+    num_drafts: int = 0  # of its tokens: proposals that were verified, rejected ones too
 
     def add(
         self, step: StepRecord, end: float, num_tokens: int, others: int, roof_s: float | None
@@ -61,6 +63,7 @@ class Segment:
             **_span(self, origin),
             "steps": self.num_steps,
             "tokens": self.num_tokens,
+            "drafts": self.num_drafts,
             "others_prompt_tokens": self.num_other_prompt_tokens,
             "max_requests": self.max_requests,
             "longest_step_ms": ms(self.longest_step_s),
@@ -153,13 +156,21 @@ def segments_until(
         if found[-1].kind != kind:
             found.append(Segment(kind, step.start_time, end))
         found[-1].add(step, end, own.num_new, others, steps.roof_s(number))
-        at = own.num_past + own.num_new
+        drafts = num_drafts(own, request.num_prompt_tokens)
+        found[-1].num_drafts += drafts
+        at = own.num_past + own.num_new - drafts  # how many of them were accepted is not known here
         reached = max(reached, at)
         num_tokens += own.num_new
         steps.pace.did(1)
     if not num_tokens:
         found[0].end = until
     return found, num_tokens
+
+
+def num_drafts(own: RequestShape, num_prompt_tokens: int) -> int:
+    """Of what a step computed for a request, the proposals. Beyond the prompt, whose rows may be
+    scored, each row of logits beside the first is a draft's."""
+    return max(0, own.num_logit_rows - 1) if own.num_past >= num_prompt_tokens else 0
 
 
 def _kind(
@@ -207,6 +218,13 @@ def _step_events(step: StepRecord, roof_s: float | None) -> list[Json]:
         "expected_ms": ms(step.predicted_s),
         "of_roof": fraction(roof_s, duration),
     }
+    spans = []
+    if step.drafts is not None:
+        told |= _draft_args(step.drafts)
+        # Proposing is the last that an executor does; what the scheduler does after it is short.
+        start = max(step.start_time, step.end_time - step.drafts.drafting_s)
+        if start < step.end_time:
+            spans.append(_slice(1, 1, "drafting", start, step.end_time, {}))
     name = f"{step.num_tokens} tokens"
     counters = {
         "requests": {"running": step.num_running, "waiting": step.num_waiting},
@@ -214,11 +232,23 @@ def _step_events(step: StepRecord, roof_s: float | None) -> list[Json]:
     }
     return [
         _slice(1, 1, name, step.start_time, step.end_time, told),
+        *spans,
         *(
             {"name": title, "ph": "C", "pid": 1, "ts": _us(step.end_time), "args": values}
             for title, values in counters.items()
         ),
     ]
+
+
+def _draft_args(drafts: StepDrafts) -> Json:
+    count = drafts.verified.total
+    return {
+        "drafts": count.num_proposed,
+        "accepted": count.num_accepted,
+        "asked": drafts.num_asked,
+        "drafting_ms": ms(drafts.drafting_s),
+        "verifying_ms": ms(drafts.verifying_s),
+    }
 
 
 def _is_whole(ended: Ended, num_tokens: int) -> bool:

@@ -1,0 +1,110 @@
+"""What drafts gave: to one request over its life, and in one step. Numbers only.
+
+A draft counts as proposed when a step verifies it, and as accepted when its token is told: one
+beyond a stop token is not. The token that the model itself adds after the accepted drafts (the
+bonus token) is no draft. Definitions for people: docs/metrics.md.
+"""
+
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import NamedTuple
+
+
+class DraftCount(NamedTuple):
+    num_proposed: int = 0
+    num_accepted: int = 0
+
+    @property
+    def acceptance(self) -> float | None:
+        """The part that was accepted; None where nothing was proposed."""
+        return self.num_accepted / self.num_proposed if self.num_proposed else None
+
+    def plus(self, other: "DraftCount") -> "DraftCount":
+        return DraftCount(
+            self.num_proposed + other.num_proposed, self.num_accepted + other.num_accepted
+        )
+
+
+NO_DRAFTS = DraftCount()
+
+
+class Chains(NamedTuple):
+    """Chains of drafts that were verified, each of one request in one step."""
+
+    num_chains: int = 0
+    proposed: tuple[int, ...] = ()  # by place: how many chains had a draft there
+    accepted: tuple[int, ...] = ()  # as long
+
+    @classmethod
+    def of(cls, num_proposed: int, num_accepted: int) -> "Chains":
+        """One chain, of which the first drafts were accepted."""
+        rejected = num_proposed - num_accepted
+        return cls(1, (1,) * num_proposed, (1,) * num_accepted + (0,) * rejected)
+
+    def plus(self, other: "Chains") -> "Chains":
+        return Chains(
+            self.num_chains + other.num_chains,
+            _added(self.proposed, other.proposed),
+            _added(self.accepted, other.accepted),
+        )
+
+    @property
+    def total(self) -> DraftCount:
+        return DraftCount(sum(self.proposed), sum(self.accepted))
+
+    @property
+    def mean_length(self) -> float | None:
+        """Tokens that a chain gave on average, the bonus token among them: vLLM's mean acceptance
+        length. None without chains."""
+        return 1 + sum(self.accepted) / self.num_chains if self.num_chains else None
+
+
+NO_CHAINS = Chains()
+
+
+class StepDrafts(NamedTuple):
+    """What one step did with drafts."""
+
+    verified: Chains = NO_CHAINS
+    num_asked: int = 0  # requests for which it proposed drafts for the next step
+    drafting_s: float = 0.0  # what that took
+    verifying_s: float | None = None  # price of the step, minus that without drafts; None: no price
+
+
+@dataclass(slots=True)
+class Speculation:
+    """What drafts gave one request. Written by the Scheduler only."""
+
+    chains: Chains = NO_CHAINS
+    by_method: dict[str, DraftCount] = field(default_factory=dict)
+    num_asked: int = 0  # steps in which a proposer was asked for drafts ...
+    num_made: int = 0  # ... and the drafts that came back, verified or not
+    asked: str = ""  # the method asked last
+    drafting_s: float = 0.0  # its share of what proposing took
+    verifying_s: float | None = None  # its share of what drafts added to steps; None: no prices
+    saved_s: float | None = None  # by how much it was done earlier, by the steps' prices
+
+    @property
+    def total(self) -> DraftCount:
+        return self.chains.total
+
+    def add_chain(self, chain: Chains) -> None:
+        """One more step verified drafts of the method that was asked last."""
+        self.chains = self.chains.plus(chain)
+        self.by_method[self.asked] = self.by_method.get(self.asked, NO_DRAFTS).plus(chain.total)
+
+    def add_price(self, *, verifying: float, saved: float) -> None:
+        """Seconds, by the prices of a step."""
+        self.verifying_s = (self.verifying_s or 0.0) + verifying
+        self.saved_s = (self.saved_s or 0.0) + saved
+
+
+def tokens_per_step(num_tokens: int, num_accepted: int) -> float | None:
+    """Mean output tokens of the steps that gave any, bonus tokens among them: 1 without drafts.
+    Each such step gives one token beside the drafts that it accepts."""
+    num_steps = num_tokens - num_accepted
+    return num_tokens / num_steps if num_steps > 0 else None
+
+
+def _added(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([x + y for x, y in zip_longest(a, b, fillvalue=0)])
