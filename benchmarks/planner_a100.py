@@ -25,9 +25,8 @@ from duetto.pricing.calibrate import FRACTION, SECONDS, KernelSample, Values, fi
 from duetto.pricing.cost_model import CostModel, Deployment
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.hardware import Efficiencies, HardwareSpec, KernelEfficiency, Kind, rounded
-from duetto.pricing.parallel import RankOp, shard
-from duetto.pricing.work import name_of
-from duetto.program.ops import Add, Ref
+from duetto.program.ops import Add, Op, Ref
+from duetto.program.rewrites.shard import shard
 
 A100 = find_hardware("a100-80g")
 
@@ -80,12 +79,13 @@ class Kernels:
         width = program.buffers["hidden"]
         add = Add(Ref("a", 0, width), Ref("b", 0, width), Ref("c", 0, width))
         self._models: dict[int, CostModel] = {}
-        self._ops: dict[tuple[int, str], list[RankOp]] = {}
+        self._ops: dict[tuple[int, str], list[Op]] = {}
         for tp in (1, 2, 4, 8):
             self._models[tp] = CostModel(program, A100, Deployment(tensor_parallel=tp))
-            layer = shard(program, tp)[: 2 * len(program.ops) // len(program.kv)]
+            own = shard(program, tp)
+            layer = own.ops[: 2 * len(program.ops) // len(program.kv)]
             for name, (_, ours) in _KERNELS.items():
-                same = [op for op in layer if name_of(op, program) == ours] or [add]
+                same = [op for op in layer if op.label(own) == ours] or [add]
                 self._ops[tp, name] = same[: 2 if name == "attn_rope" else 1]  # queries and keys
 
     def predict(self, row: KernelRow, hardware: HardwareSpec) -> float:

@@ -23,12 +23,13 @@ import numpy as np
 from in_process import machine, markdown_table, today
 
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.backends.cpu.fuse import FusedLinear, Step
 from duetto.build import Built, EngineArgs, build
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
-from duetto.program.ops import GatedAct, RmsNorm
+from duetto.program.op import Op
+from duetto.program.ops import GatedAct, Linear, RmsNorm
+from duetto.program.rewrites.fuse import FusedLinear
 from duetto.runner import model_runner, verify
 
 WARM_UP = 5  # steps
@@ -163,11 +164,13 @@ def _instrument(engine: Engine, backend: CpuBackend, clock: Clock) -> None:
     anything.run = clock.timed("call", backend.run)
 
 
-def _name(step: Step) -> str:
+def _name(step: Op) -> str:
     """A kind of operation; a projection with what it makes of its input."""
     if isinstance(step, FusedLinear):
-        before = {RmsNorm: "norm, ", GatedAct: "activation, ", type(None): ""}[type(step.before)]
+        before = {RmsNorm: "norm, ", GatedAct: "activation, "}[type(step.before)]
         return f"{before}linear" + (", +=" if step.linear.accumulate else "")
+    if isinstance(step, Linear):
+        return "linear" + (", +=" if step.accumulate else "")
     return type(step).__name__
 
 

@@ -136,7 +136,7 @@ def without_head_norms(program: Program) -> Program:
 
 FAULTS: dict[str, tuple[str, Callable[[Program], Program]]] = {
     "no rope": ("llama", without(Rope)),
-    "other activation": ("llama", each(GatedAct, kind="gelu_tanh")),
+    "other activation": ("llama", each(GatedAct, act="gelu_tanh")),
     "no bias": ("llama-biases", each(Linear, bias=None)),
     "no qkv bias": ("qwen2", each(Linear, bias=None)),
     "window one short": ("mistral-window", each(Attention, window=47)),

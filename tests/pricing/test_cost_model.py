@@ -17,11 +17,12 @@ from duetto.models.programs import build_program
 from duetto.pricing.cost_model import CostModel, Deployment
 from duetto.pricing.gpus import GPU_EFFICIENCIES
 from duetto.pricing.hardware import CachedWeights, Efficiencies, HardwareSpec
-from duetto.pricing.parallel import Collective, shard, stages
-from duetto.pricing.work import kind_of
-from duetto.program.ops import Attention, Embed, Linear, WriteKV
+from duetto.program.collectives import AllReduce
+from duetto.program.ops import Attention, Embed, Linear, Ref, WriteKV
 from duetto.program.program import Program
-from duetto.program.shape import Precision
+from duetto.program.rewrites.shard import shard
+from duetto.program.rewrites.stages import stages
+from duetto.program.shape import SELECTED, Precision
 
 QUANTIZED = Precision(weight_bytes=0.5625, activation_bytes=2.0, kv_bytes=1.03125)
 
@@ -67,14 +68,10 @@ def one_by_one(
     total = hardware.efficiencies.step_s
     total += hardware.efficiencies.logit_row_s * shape.num_logit_rows
     for op in found.ops:
-        cost, reached = op.cost(shape, precision), hardware.efficiencies.of(kind_of(op))
+        cost, reached = op.cost(shape, precision), hardware.efficiencies.of(op.kind)
         is_product = isinstance(op, Linear | Attention)
         peak = hardware.peaks["bfloat16" if is_product else "float32"]
-        is_selected = getattr(op, "after_select", False) or type(op).__name__ in (
-            "SelectRows",
-            "SoftCap",
-        )
-        rows = shape.num_logit_rows if is_selected else shape.num_tokens
+        rows = shape.num_logit_rows if op.rows == SELECTED else shape.num_tokens
         if not rows:
             continue
         flops = cost.flops
@@ -175,7 +172,7 @@ def test_ranks_share_the_work(tp):
 
 
 def test_kv_heads_that_are_too_few_are_kept_by_several_ranks():
-    ops = shard(program("qwen2.5-0.5b"), 14)  # 14 heads over 2 KV heads
+    ops = shard(program("qwen2.5-0.5b"), 14).ops  # 14 heads over 2 KV heads
     attention = next(op for op in ops if isinstance(op, Attention))
     qkv = next(op for op in ops if isinstance(op, Linear))
     stored = next(op for op in ops if isinstance(op, WriteKV))
@@ -185,15 +182,16 @@ def test_kv_heads_that_are_too_few_are_kept_by_several_ranks():
 
 
 def test_every_kind_of_program_can_be_cut():
-    ops = shard(windowed(), 2)
-    assert sum(isinstance(op, Collective) for op in ops) == 4 * 2 + 2
+    ops = shard(windowed(), 2).ops
+    assert sum(op.kind == "collective" for op in ops) == 4 * 2 + 2
 
 
 def test_an_all_reduce_is_a_ring():
-    link = Collective("all_reduce", 1000, 4)
-    assert (link.hops, link.numbers_sent) == (6, 1500.0)
+    link = AllReduce(Ref("x", 0, 1000), 4)
+    sent = link.cost(decode(1, 0), Precision(activation_bytes=1)).bytes_moved
+    assert (link.hops, sent) == (6, 1500)
     found = model("tiny", ROUGH, Deployment(tensor_parallel=2))
-    row = found.price_op(Collective("all_reduce", 64, 4), decode(10, 0))
+    row = found.price_op(AllReduce(Ref("x", 0, 64), 4), decode(10, 0))
     sent = 10 * 64 * 1.5 * 2
     assert row.bytes_moved == sent
     assert row.time_s == pytest.approx(sent / (50e9 * 0.5) + 6 * 3e-6 + 9e-6)
@@ -201,7 +199,7 @@ def test_an_all_reduce_is_a_ring():
 
 def test_stages_are_whole_layers_in_order():
     found = program("llama-3.2-1b")
-    cut = stages(found, found.ops, 3)
+    cut = [stage.ops for stage in stages(found, 3)]
     assert [op for stage in cut for op in stage] == list(found.ops)
     assert [sum(isinstance(op, Attention) for op in stage) for stage in cut] == [6, 5, 5]
     assert isinstance(cut[0][0], Embed)

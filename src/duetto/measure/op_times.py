@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from duetto.backends.backend import Backend, FloatArray, StepArrays
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.backends.cpu.fuse import FusedLinear
 from duetto.backends.reference.one_thread import one_blas_thread
-from duetto.backends.reference.ops import OPS, Run
+from duetto.backends.reference.ops import Run, compute
 from duetto.core.shape import BatchShape
 from duetto.program.dtype import KVDtype
-from duetto.program.ops import Attention, Op, WriteKV
+from duetto.program.op import Op
 from duetto.program.program import Program
 
 BLOCK_SIZE = 32
@@ -67,11 +66,11 @@ class CpuProbe:
         *times, outside = self._backend.times()
         found, stored_s = [], 0.0
         for native_step, seconds in zip(self._backend.steps, times, strict=True):
-            if isinstance(native_step, WriteKV):
+            kv = native_step.kv
+            if kv is not None and kv.writes:
                 stored_s = seconds
                 continue
-            op = native_step.linear if isinstance(native_step, FusedLinear) else native_step
-            found.append(OpTime(op, seconds + stored_s * isinstance(op, Attention)))
+            found.append(OpTime(native_step.main, seconds + (0.0 if kv is None else stored_s)))
         return StepTimes(tuple(found), outside)
 
 
@@ -93,7 +92,7 @@ class ReferenceProbe:
         with one_blas_thread():
             for op in self.program.ops:
                 start = perf_counter()
-                OPS[type(op)](op, run)
+                compute(op, run)
                 found.append(OpTime(op, perf_counter() - start))
             logits = run.read(self.program.logits)
         whole = perf_counter() - begin

@@ -25,6 +25,7 @@ from duetto.program.ops import (
     WriteKV,
 )
 from duetto.program.program import KVSpec, Program, WeightSpec
+from duetto.program.shape import ALL, SELECTED, Rows
 
 
 @dataclass
@@ -75,11 +76,11 @@ class ProgramBuilder:
         shape = (self.config.vocab_size, self.config.hidden_size)
         self.ops.append(Embed(self.hidden, self.weight(shape, EMBEDDING), scale))
 
-    def norm(self, name: str, x: Ref, out: Ref, *, after_select: bool = False) -> None:
+    def norm(self, name: str, x: Ref, out: Ref, *, rows: Rows = ALL) -> None:
         """Normalise whole rows."""
         weight = self.weight((x.width,), f"{name}.weight")
         eps, offset = self.config.rms_norm_eps, self.norm_offset
-        self.ops.append(RmsNorm(x, out, weight, eps, x.width, offset, after_select))
+        self.ops.append(RmsNorm(x, out, weight, eps, x.width, offset, rows))
 
     def head_norm(self, name: str, x: Ref) -> None:
         """Normalise each head of x, in place."""
@@ -147,10 +148,10 @@ class ProgramBuilder:
         normed = self.buffer("selected_normed", config.hidden_size)
         logits = self.buffer("logits", config.vocab_size)
         self.ops.append(SelectRows(self.hidden, selected))
-        self.norm("model.norm", selected, normed, after_select=True)
+        self.norm("model.norm", selected, normed, rows=SELECTED)
         head = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
         weight = self.weight((config.vocab_size, config.hidden_size), head)
-        self.ops.append(Linear(normed, logits, weight, after_select=True))
+        self.ops.append(Linear(normed, logits, weight, rows=SELECTED))
         if config.final_softcap is not None:
             self.ops.append(SoftCap(logits, config.final_softcap))
         return Program(

@@ -12,8 +12,8 @@ from duetto.planner.layout import Layout
 from duetto.pricing.cost_model import check_devices
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.memory import MemoryFit, fit_device, size_in_words
-from duetto.pricing.parallel import possible_degrees
 from duetto.program.program import Program
+from duetto.program.rewrites.shard import possible_degrees
 
 
 class Fit(NamedTuple):

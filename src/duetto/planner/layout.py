@@ -21,8 +21,8 @@ from duetto.pricing.gpus import GPU_EFFICIENCIES
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.host import computable
 from duetto.pricing.memory import MemoryFit, fit_device
-from duetto.pricing.parallel import possible_degrees
 from duetto.program.program import Program
+from duetto.program.rewrites.shard import possible_degrees
 from duetto.program.shape import Precision
 from duetto.simulation.disaggregation import Disaggregation, KVLink
 from duetto.simulation.executor import next_token_prices, next_token_times

@@ -18,8 +18,8 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.planner.layout import Layout, PrecisionName, make_fleet
 from duetto.planner.objective import Objective
 from duetto.pricing.hardware import HardwareSpec
-from duetto.pricing.parallel import possible_degrees
 from duetto.program.program import Program
+from duetto.program.rewrites.shard import possible_degrees
 from duetto.simulation.report import Outcome, sum_up
 from duetto.simulation.simulation import Fleet, simulate
 from duetto.simulation.workload import Workload

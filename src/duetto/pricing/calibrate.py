@@ -13,10 +13,9 @@ from statistics import fmean
 
 from duetto.core.shape import BatchShape
 from duetto.pricing.hardware import HardwareSpec, KernelEfficiency, KernelPoint, Kind
-from duetto.pricing.work import kind_of, name_of
-from duetto.program.ops import Op
+from duetto.program.op import Op
 from duetto.program.program import Program
-from duetto.program.shape import Precision
+from duetto.program.shape import Precision, num_rows
 
 Values = dict[str, float]
 SECONDS = (1e-9, 1.0)  # the range of what may be fitted, by what it is
@@ -64,7 +63,7 @@ class MeasuredStep:
         """One for each of a layer's operations, its calls in all layers together."""
         alike: dict[tuple[Kind, str], list[tuple[Op, float]]] = defaultdict(list)
         for op, seconds in self.times:
-            alike[kind_of(op), name_of(op, self.program)].append((op, seconds))
+            alike[op.kind, op.label(self.program)].append((op, seconds))
         return [(kind, self._sample(calls, kind, hardware)) for (kind, _), calls in alike.items()]
 
     def points(self, hardware: HardwareSpec) -> list[KernelPoint]:
@@ -92,11 +91,10 @@ class MeasuredStep:
     ) -> KernelSample:
         costs = [op.cost(self.shape, self.precision) for op, _ in calls]
         peak = hardware.peak_of(kind, self.arithmetic)
-        is_selected = getattr(calls[0][0], "after_select", False)
         return KernelSample(
             compute_s=sum(cost.flops for cost in costs) / peak,
             memory_s=sum(cost.bytes_moved for cost in costs) / hardware.memory_bandwidth,
-            rows=self.shape.num_logit_rows if is_selected else self.shape.num_tokens,
+            rows=num_rows(self.shape, calls[0][0].rows),
             measured_s=sum(seconds for _, seconds in calls),
             calls=len(calls),
         )

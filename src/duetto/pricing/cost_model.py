@@ -14,11 +14,13 @@ from typing import Literal, NamedTuple
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape
 from duetto.pricing.hardware import HardwareSpec, Kind
-from duetto.pricing.parallel import Collective, RankOp, shard, stages
-from duetto.pricing.work import Work, kind_of, name_of, work_of
-from duetto.program.ops import Attention
+from duetto.pricing.work import Work, work_of
+from duetto.program.collectives import Send
+from duetto.program.op import Op, Ref
 from duetto.program.program import Program
-from duetto.program.shape import Precision
+from duetto.program.rewrites.shard import shard
+from duetto.program.rewrites.stages import stages
+from duetto.program.shape import ALL, SELECTED, Precision, Rows
 
 Bound = Literal["compute", "memory", "interconnect", "overhead"]
 
@@ -57,6 +59,14 @@ class StepTotals(NamedTuple):
         spans = tuple((pairs / of, read / of) for pairs, read in self.spans)
         return StepTotals(self.tokens / of, self.logit_rows / of, self.requests / of, spans)
 
+    def rows(self, rows: Rows) -> float:
+        """How many rows of a set there are. Raises ValueError for a set that no step has."""
+        if rows == ALL:
+            return self.tokens
+        if rows == SELECTED:
+            return self.logit_rows
+        raise ValueError(f"a step has no rows named {rows!r}; it has {ALL!r} and {SELECTED!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class OpPrice:
@@ -85,16 +95,17 @@ class CostModel:
 
     def __init__(self, program: Program, hardware: HardwareSpec, deployment: Deployment) -> None:
         _check(hardware, deployment)
-        ops = shard(program, deployment.tensor_parallel)
-        self._windows = tuple({op.window: None for op in ops if isinstance(op, Attention)})
+        cut = stages(shard(program, deployment.tensor_parallel), deployment.pipeline_parallel)
+        ops = [op for stage in cut for op in stage.ops]
+        accesses = [op.kv for op in ops if op.kv is not None and not op.kv.writes]
+        self._windows = tuple(dict.fromkeys(access.window for access in accesses))
         precision = deployment.precision
         self._counts = [
-            Counter(_Task.of(op, program, precision) for op in stage)
-            for stage in stages(program, ops, deployment.pipeline_parallel)
+            Counter(_Task.of(op, stage, precision) for op in stage.ops) for stage in cut
         ]
         self.program, self.deployment = program, deployment
-        send = Collective("send", _stream_width(program), 2)
-        self._send_task = _Task.of(send, program, precision)
+        width = max(sum(ref.width for ref in stage.outputs) for stage in cut)
+        self._send_task = _Task.of(Send(Ref("stream", 0, width)), program, precision)
         self._set(hardware)
 
     def on(self, hardware: HardwareSpec) -> "CostModel":
@@ -206,7 +217,7 @@ class CostModel:
             found.append(_overhead("bubble", self.time_of(totals) - busy_s))
         return tuple(found)
 
-    def price_op(self, op: RankOp, shape: BatchShape) -> OpPrice:
+    def price_op(self, op: Op, shape: BatchShape) -> OpPrice:
         """What one call of an operation takes."""
         task = _Task.of(op, self.program, self.deployment.precision)
         return self._call(task, 1).price(self.totals(shape), 1)
@@ -227,7 +238,7 @@ class CostModel:
         peak, bandwidth = peak * reached.compute, bandwidth * reached.memory
         return _Call(
             task=task,
-            span=self._windows.index(task.window) if task.kind == "attention" else None,
+            span=self._windows.index(task.window) if task.attends else None,
             compute_fixed_s=work.flops_row * reached.half_rows / peak,
             compute_row_s=work.flops_row / peak,
             compute_pair_s=work.flops_pair / peak,
@@ -246,17 +257,20 @@ class _Task(NamedTuple):
     name: str
     kind: Kind
     work: Work
+    attends: bool  # it reads KV, in this window
     window: int | None
     hops: int
 
     @classmethod
-    def of(cls, op: RankOp, program: Program, precision: Precision) -> "_Task":
+    def of(cls, op: Op, program: Program, precision: Precision) -> "_Task":
+        kv = op.kv
         return cls(
-            name_of(op, program),
-            kind_of(op),
+            op.label(program),
+            op.kind,
             work_of(op, precision),
-            op.window if isinstance(op, Attention) else None,
-            op.hops if isinstance(op, Collective) else 0,
+            kv is not None and not kv.writes,
+            None if kv is None else kv.window,
+            op.hops,
         )
 
 
@@ -283,7 +297,7 @@ class _Call:
 
     def times(self, totals: StepTotals) -> tuple[float, float, float]:
         """Seconds of arithmetic, of traffic, and of what is added to the longer one."""
-        rows = totals.logit_rows if self.task.work.of_logit_rows else totals.tokens
+        rows = totals.rows(self.task.work.rows)
         if not rows:
             return 0.0, 0.0, 0.0
         pairs, read = (0.0, 0.0) if self.span is None else totals.spans[self.span]
@@ -294,7 +308,7 @@ class _Call:
         )
 
     def price(self, totals: StepTotals, count: float) -> OpPrice:
-        rows = totals.logit_rows if self.task.work.of_logit_rows else totals.tokens
+        rows = totals.rows(self.task.work.rows)
         pairs, read = (0.0, 0.0) if self.span is None else totals.spans[self.span]
         compute_s, memory_s, fixed_s = self.times(totals)
         if fixed_s > max(compute_s, memory_s):
@@ -348,13 +362,13 @@ class _Stage:
             num_calls += count
         for other in self._others:
             device_s += other.count * other.time_s(totals)
-            if totals.logit_rows or not other.task.work.of_logit_rows:
+            if totals.rows(other.task.work.rows):
                 num_calls += other.count
         return device_s, num_calls
 
 
 def _is_by_tokens(call: _Call) -> bool:
-    return call.span is None and not call.task.work.of_logit_rows and not call.row_s
+    return call.span is None and call.task.work.rows == ALL and not call.row_s
 
 
 def _flat(call: _Call) -> tuple[int, float, float, float, float, float]:
@@ -385,11 +399,6 @@ def _add(rows: dict[str, OpPrice], row: OpPrice) -> None:
         bytes_moved=found.bytes_moved + row.bytes_moved,
         time_s=found.time_s + row.time_s,
     )
-
-
-def _stream_width(program: Program) -> int:
-    """Columns of what goes from layer to layer."""
-    return program.ops[0].out.width  # type: ignore[union-attr]  # of the embedding
 
 
 def _check(hardware: HardwareSpec, deployment: Deployment) -> None:

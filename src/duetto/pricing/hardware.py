@@ -7,11 +7,10 @@ kind of operation and resource, never for one size or one model, so that they ca
 from bisect import bisect_left
 from dataclasses import dataclass, field, fields, replace
 from math import log
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-Kind = Literal[
-    "linear", "attention", "norm", "rope", "activation", "add", "embed", "copy", "collective"
-]
+from duetto.program.op import Kind as Kind
+
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_DEVICES = 4096
 # Beyond what any device has, by far: a unit that was mistaken, or a file that was damaged.

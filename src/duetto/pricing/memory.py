@@ -5,15 +5,14 @@ program/kv_size.py, as the engine does; allocates nothing and reads no weights.
 """
 
 from dataclasses import dataclass
-from math import prod
 
 from duetto.core.errors import ConfigError
 from duetto.pricing.cost_model import Deployment
 from duetto.pricing.hardware import HardwareSpec
-from duetto.pricing.parallel import RankOp, shard, stages
 from duetto.program.activations import activation_bytes
-from duetto.program.ops import WriteKV
 from duetto.program.program import Program
+from duetto.program.rewrites.shard import shard
+from duetto.program.rewrites.stages import stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +83,10 @@ def fit_device(
     )
     usable = int(hardware.memory_bytes * utilization)
     found = []
-    for stage in stages(program, shard(program, tp), deployment.pipeline_parallel):
-        weights = int(_weights(program, stage) * precision.weight_bytes / tp)
-        block_bytes = int(_kv_per_token(program, stage, tp, precision.kv_bytes) * block_size)
+    for stage in stages(shard(program, tp), deployment.pipeline_parallel):
+        weights = int(stage.num_parameters * precision.weight_bytes / tp)
+        kv_numbers = sum(layer.numbers_per_token for layer in stage.kv)
+        block_bytes = int(kv_numbers * precision.kv_bytes * block_size)
         found.append(
             MemoryFit(
                 memory_bytes=hardware.memory_bytes,
@@ -99,16 +99,3 @@ def fit_device(
             )
         )
     return min(found, key=lambda stage: (stage.num_blocks, -stage.weight_bytes))
-
-
-def _kv_per_token(program: Program, stage: list[RankOp], tp: int, kv_bytes: float) -> float:
-    """Bytes on one rank of a stage. KV heads that are fewer than the ranks are kept by several."""
-    layers = [program.kv[op.layer] for op in stage if isinstance(op, WriteKV)]
-    return sum(2 * max(1.0, one.num_kv_heads / tp) * one.head_dim * kv_bytes for one in layers)
-
-
-def _weights(program: Program, stage: list[RankOp]) -> int:
-    """Numbers in the checkpoint that a stage reads; what two operations share counts once."""
-    named = {getattr(op, name, None) for op in stage for name in ("weight", "bias")}
-    specs = {spec.sources: spec for name, spec in program.weights.items() if name in named}
-    return sum(prod(spec.shape) for spec in specs.values())

@@ -5,6 +5,7 @@ Loads no weights; prints nothing.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 from duetto.core.errors import ConfigError
@@ -12,7 +13,6 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.pricing.cost_model import CostModel, Deployment, OpPrice, StepTotals
 from duetto.pricing.gpus import notes_on_host
 from duetto.pricing.hardware import HardwareSpec
-from duetto.program.ops import Linear
 from duetto.program.program import Program
 from duetto.program.shape import Cost
 
@@ -217,7 +217,7 @@ def _sanity(model: CostModel) -> Sanity:
     return Sanity(
         parameters=parameters,
         matrix_parameters=sum(
-            op.x.width * op.out.width for op in program.ops if isinstance(op, Linear)
+            prod(program.weights[op.weights[0]].shape) for op in program.ops if op.kind == "linear"
         ),
         flops_per_token=2 * parameters,
         kv_bytes_per_token=program.kv_bytes_per_token(precision.kv_bytes),

@@ -1,7 +1,7 @@
 """What the buffers of one step weigh. Knows no backend: one that fuses operations needs less."""
 
-from duetto.program.ops import Linear, RmsNorm, SelectRows
 from duetto.program.program import Program
+from duetto.program.shape import SELECTED
 
 
 def activation_bytes(
@@ -10,8 +10,8 @@ def activation_bytes(
     """Every buffer of the program once, for the largest step that there may be."""
     selected = {program.logits.buffer}
     for op in program.ops:
-        if isinstance(op, SelectRows) or (isinstance(op, RmsNorm | Linear) and op.after_select):
-            selected.add(op.out.buffer)
+        if op.rows == SELECTED:
+            selected |= {ref.buffer for ref in op.writes}
     numbers = sum(
         width * (num_logit_rows if name in selected else num_tokens)
         for name, width in program.buffers.items()

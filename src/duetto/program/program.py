@@ -1,14 +1,15 @@
 """A model as a flat list of operations over named weights and buffers.
 
 Knows neither how a checkpoint stores its tensors (checkpoints/checkpoint.py does) nor how an
-operation is computed (backends/ do). The same Program is run, priced, and later cut.
+operation is computed (backends/ do). The same Program is run, priced, and rewritten (rewrites/).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from duetto.program.ops import Op, Ref
+from duetto.program.cut import WeightPart
+from duetto.program.op import Op, Ref
 from duetto.program.shape import ZERO_COST, BatchShape, Cost, Precision
 
 
@@ -45,6 +46,10 @@ class Program:
     kv: tuple[KVSpec, ...]  # one per layer
     logits: Ref  # [logit rows, vocabulary]
     max_model_len: int  # of any request; frequencies were chosen for this length or a longer one
+    # Of a part of a program (rewrites/):
+    parts: Mapping[str, WeightPart] = field(default_factory=dict)  # a rank's; others are whole
+    inputs: tuple[Ref, ...] = ()  # what a stage has from the stage before
+    outputs: tuple[Ref, ...] = ()  # what it gives to the stage behind
 
     @property
     def vocab_size(self) -> int:

@@ -4,7 +4,30 @@ from dataclasses import dataclass
 
 from duetto.core.shape import BatchShape, RequestShape
 
-__all__ = ["ZERO_COST", "BatchShape", "Cost", "Precision", "RequestShape"]
+__all__ = [
+    "ALL",
+    "SELECTED",
+    "ZERO_COST",
+    "BatchShape",
+    "Cost",
+    "Precision",
+    "RequestShape",
+    "Rows",
+    "num_rows",
+]
+
+Rows = str  # the name of a set of a step's rows
+ALL: Rows = "all"  # the step's tokens
+SELECTED: Rows = "selected"  # those whose logits are wanted
+
+
+def num_rows(shape: BatchShape, rows: Rows) -> int:
+    """How many rows of a set a step has. Raises ValueError for a set that no step has."""
+    if rows == ALL:
+        return shape.num_tokens
+    if rows == SELECTED:
+        return shape.num_logit_rows
+    raise ValueError(f"a step has no rows named {rows!r}; it has {ALL!r} and {SELECTED!r}")
 
 
 @dataclass(frozen=True, slots=True)

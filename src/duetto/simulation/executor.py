@@ -20,7 +20,6 @@ from duetto.core.executor import Done
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.pricing.cost_model import CostModel, StepTotals
-from duetto.program.ops import Attention
 from duetto.simulation.virtual_clock import VirtualClock
 
 T = TypeVar("T")
@@ -73,8 +72,7 @@ def next_token_prices(model: CostModel, price: Callable[[StepTotals], T]) -> Nex
     """`price` of the totals of steps that compute one token of each request, one after the other.
     Where no attention has a window, the sums that a price depends on grow by one a request and
     step, so shapes need not be made."""
-    attentions = [op for op in model.program.ops if isinstance(op, Attention)]
-    if any(op.window is not None for op in attentions):
+    if any(op.kv is not None and op.kv.window is not None for op in model.program.ops):
         return step_by_step(lambda shape: price(model.totals(shape)))
 
     def prices(pasts: Sequence[int]) -> Iterator[T]:

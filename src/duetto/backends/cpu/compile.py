@@ -1,17 +1,20 @@
 """A Program becomes calls that build a native plan. Knows no weights' formats and no kernels."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from duetto.backends.backend import FloatArray
-from duetto.backends.cpu.fuse import FusedLinear, Step, fuse
+from duetto.core.errors import ConfigError
 from duetto.program.ops import (
     Add,
     Attention,
     Embed,
     GatedAct,
+    Linear,
+    Op,
     Ref,
     RmsNorm,
     Rope,
@@ -21,6 +24,7 @@ from duetto.program.ops import (
     WriteKV,
 )
 from duetto.program.program import Program
+from duetto.program.rewrites.fuse import Absorbed, FusedLinear, fuse
 
 if TYPE_CHECKING:  # the module may not have been built
     from duetto._native import Plan, Weight
@@ -45,13 +49,18 @@ class Compiler:
         self._buffers: dict[str, int] = {}
         self._rope_specs: dict[RopeSpec, int] = {}
 
-    def compile(self) -> tuple[tuple[Step, ...], Columns]:
+    def compile(self) -> tuple[tuple[Op, ...], Columns]:
         """Add every operation to the plan; returns them, and where the logits will be.
 
         Raises ConfigError for an operation that this backend does not know.
         """
-        steps = tuple(fuse(self._program.ops, self._program.logits))
+        steps = fuse(self._program, _ABSORBED).ops
         for step in steps:
+            if type(step) not in _EMIT:
+                raise ConfigError(
+                    f"--backend cpu: knows no operation {type(step).__name__}, which this model "
+                    "has; --backend reference may"
+                )
             _EMIT[type(step)](self, step)
         return steps, self._columns(self._program.logits)
 
@@ -75,19 +84,29 @@ class Compiler:
             op.offset,
         )
 
-    def _linear(self, step: FusedLinear) -> None:
-        op, before = step.linear, step.before
-        norm = None
-        if isinstance(before, RmsNorm):
-            norm = (self._vectors[before.weight], before.eps, before.offset)
+    def _linear(self, op: Linear) -> None:
+        self._project(op, op.x, {})
+
+    def _fused_linear(self, step: FusedLinear) -> None:
+        (x,) = step.before.reads
+        self._project(step.linear, x, _BEFORE[type(step.before)](self, step.before))
+
+    def _norm_before(self, op: RmsNorm) -> dict[str, Any]:
+        return {"norm": (self._vectors[op.weight], op.eps, op.offset)}
+
+    def _act_before(self, op: GatedAct) -> dict[str, Any]:
+        return {"gated_act": op.act}
+
+    def _project(self, op: Linear, x: Ref, before: dict[str, Any]) -> None:
+        """A projection of what the kernel makes of x first."""
         self._plan.linear(
-            self._columns(op.x if before is None else before.x),
+            self._columns(x),
             self._columns(op.out),
             self._matrices[op.weight],
             bias=None if op.bias is None else self._vectors[op.bias],
             accumulate=op.accumulate,
-            norm=norm,
-            gated_act=before.kind if isinstance(before, GatedAct) else None,
+            norm=before.get("norm"),
+            gated_act=before.get("gated_act"),
         )
 
     def _rope(self, op: Rope) -> None:
@@ -113,7 +132,7 @@ class Compiler:
         )
 
     def _gated_act(self, op: GatedAct) -> None:
-        self._plan.gated_act(self._columns(op.x), self._columns(op.out), op.kind)
+        self._plan.gated_act(self._columns(op.x), self._columns(op.out), op.act)
 
     def _add(self, op: Add) -> None:
         self._plan.add(self._columns(op.x), self._columns(op.y), self._columns(op.out))
@@ -125,10 +144,21 @@ class Compiler:
         self._plan.soft_cap(self._columns(op.x), op.cap)
 
 
-_EMIT: dict[type, Callable[[Compiler, Any], None]] = {
+# What the kernel of a projection can make of its input first, and for how many projections.
+# An activation is dear to make twice; a norm of heads it does not know.
+_ABSORBED: Absorbed = {
+    RmsNorm: lambda op: sys.maxsize if op.group == op.x.width else 0,
+    GatedAct: lambda _: 1,
+}
+_BEFORE: dict[type[Op], Callable[[Compiler, Any], dict[str, Any]]] = {
+    RmsNorm: Compiler._norm_before,
+    GatedAct: Compiler._act_before,
+}
+_EMIT: dict[type[Op], Callable[[Compiler, Any], None]] = {
     Embed: Compiler._embed,
     RmsNorm: Compiler._rms_norm,
-    FusedLinear: Compiler._linear,
+    Linear: Compiler._linear,
+    FusedLinear: Compiler._fused_linear,
     Rope: Compiler._rope,
     WriteKV: Compiler._write_kv,
     Attention: Compiler._attention,

@@ -14,7 +14,6 @@ from typing import Literal
 
 from duetto.core.errors import ConfigError
 from duetto.program.dtype import Dtype
-from duetto.program.ops import Embed, Linear
 from duetto.program.program import Program
 
 Kind = Literal["f32", "bf16", "int8", "int4", "bf12"]
@@ -52,12 +51,12 @@ def choose_formats(
     are not quantized. Projections that are stacked stay together: a pattern that matches one of
     them keeps all. Raises ConfigError for a pattern that no quantized tensor matches.
     """
-    embedded = {op.weight for op in program.ops if isinstance(op, Embed)}
-    projected = {op.weight: op for op in program.ops if isinstance(op, Linear)}
+    embedded = {op.weights[0] for op in program.ops if op.kind == "embed"}
+    projected = {op.weights[0]: op for op in program.ops if op.kind == "linear"}
     formats = dict.fromkeys(embedded | projected.keys(), STORED[dtype])
     if quantization is not None:
         for name, op in projected.items():
-            is_head = op.out.buffer == program.logits.buffer
+            is_head = any(ref.buffer == program.logits.buffer for ref in op.writes)
             formats[name] = (HEAD_OF if is_head else QUANTIZED)[quantization]
     unused = set(skip)
     for name in projected:

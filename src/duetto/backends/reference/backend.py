@@ -4,7 +4,7 @@ The twin that every other backend is compared with, and that every test trusts: 
 and exact before it is fast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from duetto.backends.backend import FloatArray, StepArrays
 from duetto.backends.reference.kv import KVArena, allocate
 from duetto.backends.reference.one_thread import one_blas_thread
-from duetto.backends.reference.ops import OPS, Run
+from duetto.backends.reference.ops import OPS, Run, compute
+from duetto.core.errors import ConfigError
+from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.dtype import KVDtype
+from duetto.program.op import Op
 from duetto.program.program import Program
 
 
@@ -22,10 +25,11 @@ class ReferenceBackend:
     """Computes in fp32 whatever the weights' dtype; widens them once, here."""
 
     def __init__(self, program: Program, weights: Mapping[str, NDArray[Any]]) -> None:
+        """`weights` are whole; of one that the program has a part of, that part is kept. Raises
+        ConfigError for an operation that has no meaning here."""
+        check(program, OPS)
         self._program = program
-        self._weights = {
-            name: np.ascontiguousarray(weights[name], dtype=np.float32) for name in program.weights
-        }
+        self._weights = widened(program, weights)
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> KVArena:
         """An arena for num_blocks blocks."""
@@ -36,5 +40,34 @@ class ReferenceBackend:
         run = Run(step, kv, self._weights, self._program.buffers)
         with one_blas_thread():
             for op in self._program.ops:
-                OPS[type(op)](op, run)
+                compute(op, run)
         return run.read(self._program.logits)
+
+
+def check(program: Program, known: Collection[type[Op]]) -> None:
+    """Raises ConfigError, naming it, for an operation that is not `known`."""
+    for op in program.ops:
+        if type(op) not in known:
+            raise ConfigError(
+                f"--backend reference: knows no operation {type(op).__name__}, which this model has"
+            )
+
+
+def widened(program: Program, weights: Mapping[str, NDArray[Any]]) -> dict[str, FloatArray]:
+    """What the program needs of these weights, in fp32."""
+    return {
+        name: np.ascontiguousarray(
+            part_of(weights[name], program.parts.get(name, WHOLE)), dtype=np.float32
+        )
+        for name in program.weights
+    }
+
+
+def part_of(weight: NDArray[Any], part: WeightPart) -> NDArray[Any]:
+    """What a rank has of a weight."""
+    if part.rows is not None:
+        weight = np.concatenate([weight[start : start + width] for start, width in part.rows])
+    if part.columns is not None:
+        own = [weight[:, start : start + width] for start, width in part.columns]
+        weight = np.concatenate(own, axis=1)
+    return weight

@@ -20,8 +20,10 @@ from duetto.program.ops import (
     Add,
     Attention,
     Embed,
+    EmbedPart,
     GatedAct,
     Linear,
+    Op,
     Ref,
     RmsNorm,
     Rope,
@@ -30,6 +32,7 @@ from duetto.program.ops import (
     SoftCap,
     WriteKV,
 )
+from duetto.program.rewrites.fuse import FusedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,15 @@ class Run:
 
 def embed(op: Embed, run: Run) -> None:
     rows = run.weights[op.weight][run.step.token_ids]
+    run.write(op.out, rows * op.scale)
+
+
+def embed_part(op: EmbedPart, run: Run) -> None:
+    table = run.weights[op.weight]
+    places = run.step.token_ids - op.first
+    is_here = (places >= 0) & (places < len(table))
+    rows = np.zeros((len(places), op.out.width), np.float32)
+    rows[is_here] = table[places[is_here]]
     run.write(op.out, rows * op.scale)
 
 
@@ -137,7 +149,7 @@ def _attend(op: Attention, q: FloatArray, keys: FloatArray, values: FloatArray) 
 def gated_act(op: GatedAct, run: Run) -> None:
     gate = run.read(op.x.columns(0, op.out.width))
     up = run.read(op.x.columns(op.out.width, op.out.width))
-    run.write(op.out, ACTIVATIONS[op.kind](gate) * up)
+    run.write(op.out, ACTIVATIONS[op.act](gate) * up)
 
 
 def silu(x: FloatArray) -> FloatArray:
@@ -169,8 +181,20 @@ def soft_cap(op: SoftCap, run: Run) -> None:
     run.write(op.x, np.tanh(run.read(op.x) / op.cap) * op.cap)
 
 
-OPS: dict[type, Callable[[Any, Run], None]] = {
+def fused_linear(op: FusedLinear, run: Run) -> None:
+    """The slow twin of a fused operation is its parts."""
+    compute(op.before, run)
+    compute(op.linear, run)
+
+
+def compute(op: Op, run: Run) -> None:
+    OPS[type(op)](op, run)
+
+
+# The meaning of each operation. Those in which ranks exchange numbers are in ranks.py.
+OPS: dict[type[Op], Callable[[Any, Run], None]] = {
     Embed: embed,
+    EmbedPart: embed_part,
     RmsNorm: rms_norm,
     Linear: linear,
     Rope: rope,
@@ -180,4 +204,5 @@ OPS: dict[type, Callable[[Any, Run], None]] = {
     Add: add,
     SelectRows: select_rows,
     SoftCap: soft_cap,
+    FusedLinear: fused_linear,
 }

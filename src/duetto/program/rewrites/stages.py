@@ -1,0 +1,81 @@
+"""A program cut for pipeline parallelism: stages of whole layers, one behind the other."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from duetto.core.errors import ConfigError
+from duetto.program.op import Op, Ref
+from duetto.program.program import KVSpec, Program
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def stages(program: Program, degree: int) -> tuple[Program, ...]:
+    """The operations cut into stages of whole layers, as even as can be.
+
+    What stands before the first layer belongs to the first stage, what follows the last one to
+    the last. `inputs` and `outputs` say which columns go from stage to stage. Layers keep their
+    numbers; those of other stages have no KV heads. Raises ConfigError if there are fewer layers
+    than stages.
+    """
+    num_layers = len(program.kv)
+    if not 1 <= degree <= num_layers:
+        raise ConfigError(
+            f"--pp: {degree} stages cannot be made of {num_layers} layers; "
+            f"accepted: 1 to {num_layers}"
+        )
+    if degree == 1:
+        return (program,)
+    lists: list[list[Op]] = [[] for _ in range(degree)]
+    layer = 0
+    for op in program.ops:
+        layer = _layer_of(op, layer)
+        lists[layer * degree // num_layers].append(op)
+    needed = [_needed(lists, stage) for stage in range(degree + 1)]
+    return tuple(
+        _stage(program, ops, needed[stage], needed[stage + 1]) for stage, ops in enumerate(lists)
+    )
+
+
+def _stage(
+    program: Program, ops: Sequence[Op], inputs: tuple[Ref, ...], outputs: tuple[Ref, ...]
+) -> Program:
+    used = {name for op in ops for name in op.weights}
+    layers = {op.kv.layer for op in ops if op.kv is not None}
+    return replace(
+        program,
+        ops=tuple(ops),
+        weights={name: spec for name, spec in program.weights.items() if name in used},
+        kv=tuple(
+            kv if layer in layers else KVSpec(0, kv.head_dim) for layer, kv in enumerate(program.kv)
+        ),
+        parts={name: part for name, part in program.parts.items() if name in used},
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def _needed(lists: Sequence[Sequence[Op]], stage: int) -> tuple[Ref, ...]:
+    """What `stage` and those behind it read of what those before it wrote."""
+    written = [ref for ops in lists[:stage] for op in ops for ref in op.writes]
+    made: list[Ref] = []
+    found: dict[Ref, None] = {}
+    for ops in lists[stage:]:
+        for op in ops:
+            for ref in op.reads:
+                is_made = any(own.covers(ref) for own in made)
+                if not is_made and any(ref.overlaps(own) for own in written):
+                    found[ref] = None
+            made += op.writes
+    return tuple(found)
+
+
+def _layer_of(op: Op, current: int) -> int:
+    """An operation that names no layer belongs to the one before it."""
+    if op.kv is not None:
+        return op.kv.layer
+    for name in op.weights:
+        if match := _LAYER.search(name):
+            return int(match[1])
+    return current
