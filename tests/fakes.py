@@ -316,7 +316,8 @@ class ByteCodec:
 
 
 class FunctionExecutor:
-    """An executor whose next token is a function of the request's id and output length."""
+    """An executor whose next token is a function of the request's id and output length. Whoever
+    asks for drafts is told what comes next."""
 
     def __init__(self, next_token: Callable[[str, int], int]) -> None:
         self._next_token = next_token
@@ -325,5 +326,13 @@ class FunctionExecutor:
         return Done(StepOutput(tuple(self._result(r) for r in batch.requests)))
 
     def _result(self, item: ScheduledRequest) -> RequestResult:
-        tokens = [self._next_token(item.request_id, row.num_output_tokens) for row in item.rows]
-        return RequestResult(tuple(map(SampledToken, tokens)))
+        drafts = item.token_ids[len(item.token_ids) - item.num_drafts :]
+        tokens: list[int] = []
+        for row, draft in zip(item.rows, (*drafts, None), strict=False):
+            tokens.append(self._next_token(item.request_id, row.num_output_tokens))
+            if tokens[-1] != draft:
+                break
+        first = item.rows[0].num_output_tokens + len(tokens) if item.rows else 0
+        num_wanted = item.drafting.num_wanted if item.drafting else 0
+        proposed = [self._next_token(item.request_id, first + i) for i in range(num_wanted)]
+        return RequestResult(tuple(map(SampledToken, tokens)), tuple(proposed))

@@ -14,6 +14,7 @@ import pytest
 from fakes import make_request
 from native import cpu_backend
 from safetensors.numpy import save_file
+from scheduler.guesses import Guesses
 
 from duetto.backends.backend import Backend
 from duetto.backends.reference import ReferenceBackend
@@ -82,13 +83,13 @@ class Model:
     backend: Backend
     kv_dtype: str
 
-    def engine(self, **options) -> Engine:
+    def engine(self, depth=0, drafts=None, proposers=None, **options) -> Engine:
         options = {"num_blocks": NUM_BLOCKS, "max_num_batched_tokens": MAX_LEN} | options
         config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
         runner = ModelRunner(
-            self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype
+            self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype, proposers
         )
-        return Engine(Scheduler(config), runner)
+        return Engine(Scheduler(config, drafts=drafts), runner, depth=depth)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
@@ -208,6 +209,46 @@ def test_other_policies(model, alone, policy):
     for index, request in enumerate(wanted):
         request.priority = index % 3
     assert answers(engine, wanted) == alone
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 24, "max_num_batched_tokens": 13}], ids=str)
+def test_with_steps_in_flight(model, alone, depth, options):
+    engine = model.engine(depth=depth, **options)
+    assert answers(engine, requests(), together=2) == alone
+
+
+class Foreseen:
+    """Proposes what the answer will be, with a wrong token now and then."""
+
+    needs_hidden = False
+
+    def __init__(self, alone):
+        prompts = {r.request_id: len(r.prompt_token_ids) for r in requests()}
+        self.answers = {
+            name: (prompts[name], [token.token_id for token in tokens])
+            for name, tokens in alone.items()
+        }
+        self.num_proposed = 0
+
+    def propose(self, asked):
+        return [self._drafts(request) for request in asked]
+
+    def _drafts(self, request):
+        num_prompt, answer = self.answers[request.request_id]
+        place = request.start + len(request.token_ids) - num_prompt
+        drafts = answer[place : place + request.num_wanted]
+        self.num_proposed += len(drafts)
+        return tuple((t + 1) % VOCAB if (place + i) % 5 == 4 else t for i, t in enumerate(drafts))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 24, "max_num_batched_tokens": 13}], ids=str)
+def test_with_drafts_right_and_wrong(model, alone, depth, options):
+    proposer = Foreseen(alone)
+    engine = model.engine(depth=depth, drafts=Guesses(3), proposers={"guess": proposer}, **options)
+    assert answers(engine, requests(), together=2) == alone
+    assert proposer.num_proposed > 40
 
 
 def test_several_answers_to_one_prompt(model):

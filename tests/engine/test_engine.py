@@ -1,9 +1,10 @@
 """The loop: text, stop strings, failing steps and records, over executors without a model."""
 
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from fakes import ByteCodec, FunctionExecutor, ShadowExecutor, generate_alone, make_request
+from scheduler.guesses import Guesses
 
 from duetto.core.batch import RequestUpdate, StepOutput
 from duetto.core.config import SchedulerConfig
@@ -18,14 +19,15 @@ CONFIG = SchedulerConfig(num_blocks=64, max_model_len=128, block_size=4, max_num
 EOS = 256
 
 
-def make_engine(executor, config=CONFIG):
+def make_engine(executor, config=CONFIG, depth=0, drafts=None):
     ticks = count()
     codec = ByteCodec()
     return Engine(
-        Scheduler(config),
+        Scheduler(config, drafts=drafts),
         executor,
         decode=lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
         clock=lambda: float(next(ticks)),
+        depth=depth,
     )
 
 
@@ -341,3 +343,101 @@ def test_records_count_what_a_step_computed():
     assert (second.num_tokens, second.num_prompt_tokens) == (2, 1)  # one next token, one of b's
     assert (second.num_queried_tokens, second.num_hit_tokens) == (9, 8)
     assert second.num_free_blocks == CONFIG.num_blocks - 4
+
+
+# --- drafts, and steps in flight ------------------------------------------------------------
+
+
+def answer_of(engine, request):
+    """What a caller is told, and what is counted."""
+    engine.add(request)
+    updates = run(engine)["r0"]
+    tokens = [token.token_id for update in updates for token in update.tokens]
+    assert list(request.output_token_ids) == tokens
+    assert len(request.timings.token_times) == len(tokens)
+    assert updates[-1].timings is request.timings
+    assert engine.scheduler.pool.num_free == CONFIG.num_blocks
+    last = updates[-1]
+    return text_of(updates), tokens, last.finish_reason, last.stop_reason, last.error
+
+
+ENDS = [
+    {"stop_token_ids": [EOS], "max_tokens": 60},
+    {"stop": ["two"], "max_tokens": 60},
+    {"stop": ["o t", "e"], "max_tokens": 60},
+    {"stop": ["wo"], "max_tokens": 7},  # completed by the last token allowed
+    {"stop": ["wo"], "max_tokens": 6},
+    {"stop": ["two"], "max_tokens": 60, "include_stop_str_in_output": True},
+    {"stop_token_ids": [ord("w")], "min_tokens": 3, "max_tokens": 60},
+    {"bad_word_ids": [[ord("t"), ord("w")]], "max_tokens": 9},
+    {"presence_penalty": 1.0, "max_tokens": 9},
+    {"max_tokens": 1},
+]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_answers_end_alike_with_drafts_and_with_steps_in_flight(ends, depth):
+    text = "one two three four"
+    plain = answer_of(make_engine(says(text)), make_request(**ends))
+    assert answer_of(make_engine(says(text), depth=depth), make_request(**ends)) == plain
+    for seed in range(8):
+        engine = make_engine(says(text), depth=depth, drafts=Guesses(seed))
+        assert answer_of(engine, make_request(**ends)) == plain
+
+
+def test_what_is_aborted_while_its_step_is_in_flight_is_told_nothing_more():
+    engine = make_engine(says("abcdefgh"), depth=2)
+    for name in ("gone", "stays"):
+        engine.add(make_request(name, max_tokens=8))
+    engine.step()
+    engine.step()
+    assert engine.abort("gone").finish_reason is FinishReason.ABORT
+    updates = run(engine)
+    assert "gone" not in updates
+    assert text_of(updates["stays"]) == "abcdefgh"
+
+
+def test_steps_in_flight_of_requests_that_are_gone_are_waited_for():
+    engine = make_engine(says("abcdefgh"), depth=2)
+    engine.add(make_request(max_tokens=8))
+    engine.step()
+    engine.abort("r0")
+    assert engine.has_work and not engine.scheduler.has_work
+    assert engine.step().updates == ()
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_step_that_fails_once_costs_no_answer_at_any_depth(depth, at):
+    class Once(ShadowExecutor):
+        def execute(self, batch):
+            if self.num_executed == at:
+                self.fail_after_writing = True
+            return super().execute(batch)
+
+    executor = Once(CONFIG.num_blocks, CONFIG.block_size)
+    executor.raises_late = at % 2 == 0
+    engine = make_engine(executor, depth=depth)
+    wanted = [make_request(name, (1, 2, i), 9, seed=i) for i, name in enumerate("abc")]
+    for request in wanted:
+        engine.add(request)
+    updates = run(engine)
+    for request in wanted:
+        tokens = [t.token_id for u in updates[request.request_id] for t in u.tokens]
+        assert tokens == generate_alone(request)
+
+
+def test_a_step_in_flight_is_not_the_time_of_the_next():
+    """Two steps that overlap: each is as long as it was the only one to run."""
+    engine = make_engine(says("abcdefgh"), depth=1)
+    engine.add(make_request(max_tokens=8))
+    records = [report.record for report in iter_reports(engine) if report.record]
+    assert len(records) == 8
+    assert all(a.end_time <= b.start_time for a, b in pairwise(records))
+
+
+def iter_reports(engine):
+    while engine.has_work:
+        yield engine.step()

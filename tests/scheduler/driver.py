@@ -89,6 +89,7 @@ class Driver:
         self.ended: list[str] = []
         self.num_steps = 0
         self.encodes = False
+        self.num_encoded = 0
         self._fault: tuple[Fault | None, str] = (None, "")
         self._cache_judge = CacheJudge()
         self.num_added = 0
@@ -97,8 +98,9 @@ class Driver:
 
     # --- rules -----------------------------------------------------------------------------
 
-    def add(self, request: Request) -> bool:
-        """Add a request; whether it is accepted is known beforehand."""
+    def add(self, request: Request, dead_end: int | None = None) -> bool:
+        """Add a request; whether it is accepted is known beforehand. At `dead_end` tokens its own
+        masks leave nothing to sample."""
         request.arrival_time = request.timings.arrival_time = self._now
         request.timings.accounted_until = self._now
         self.num_added += 1
@@ -112,7 +114,9 @@ class Driver:
         ageing = request.arrival_time / self.config.ageing_s
         by_priority = self.config.scheduling_policy == "priority"
         key = request.priority + ageing if by_priority else 0.0
-        self.live[request.request_id] = Account(request, (key, self.num_added))
+        self.live[request.request_id] = Account(request, (key, self.num_added), dead_end)
+        if dead_end is not None:
+            self.executor.dead_ends[request.request_id] = dead_end
         return True
 
     def step(self, fault: Fault | None = None, victim: str = "") -> None:
@@ -210,6 +214,7 @@ class Driver:
         """Judge a plan, as soon as it is made."""
         if self.encodes:
             assert decode(encode(batch), type=ScheduledBatch) == batch
+            self.num_encoded += 1
         if self.depth:
             check_items(batch, self.scheduler.running, self.config)
             self._count_preemptions()

@@ -23,6 +23,7 @@ class Account:
 
     request: Request
     place: tuple[float, int]
+    dead_end: int | None = None  # tokens after which it can only fail
     answer: list[int] = field(init=False)  # by the dumbest route, alone
     kvs: list[int] = field(init=False)  # of prompt and answer
     tokens: list[int] = field(init=False, default_factory=list)
@@ -43,6 +44,8 @@ class Account:
         self.scored += [score.token_id for score in update.prompt_logprobs]
         assert request.num_output_tokens == len(self.tokens)
         assert len(request.timings.token_times) == len(self.tokens)
+        if self.dead_end is not None:
+            assert len(self.tokens) <= self.dead_end, "goes on where nothing is left to sample"
         assert self.tokens[num_before:] == self.answer[num_before : len(self.tokens)], "wrong token"
         prompt = request.prompt_token_ids if request.sampling.prompt_logprobs is not None else ()
         assert tuple(self.scored) == prompt[1 : 1 + len(self.scored)], "scored twice or not at all"

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
 )
 from scheduler.driver import FAULTS, Driver, Fault
+from scheduler.guesses import Guesses
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import fan_out
@@ -49,9 +50,23 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     ids = Bundle("ids")
 
-    @initialize(config=configs(), enabled=st.sets(st.sampled_from(RULES)))
-    def begin(self, config: SchedulerConfig, enabled: set[str]) -> None:
-        self.driver = Driver(config)
+    @initialize(
+        config=configs(),
+        enabled=st.sets(st.sampled_from(RULES)),
+        depth=st.sampled_from([0, 0, 1, 2]),
+        guesses=st.none() | st.integers(0, 99).map(Guesses),
+        skill=st.sampled_from([0.0, 0.7, 1.0]),
+    )
+    def begin(
+        self,
+        config: SchedulerConfig,
+        enabled: set[str],
+        depth: int,
+        guesses: Guesses | None,
+        skill: float,
+    ) -> None:
+        self.driver = Driver(config, depth=depth, drafts=guesses)
+        self.driver.executor.skill = skill
         self.enabled = enabled
 
     @rule(
@@ -66,6 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stops=st.booleans(),
         scored=st.sampled_from([None, None, 0, 3]),
         min_tokens=st.integers(0, 4),
+        dead_end=st.sampled_from([None, None, None, 0, 1, 3]),
     )
     def add(
         self,
@@ -79,6 +95,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stops: bool,
         scored: int | None,
         min_tokens: int,
+        dead_end: int | None,
     ) -> object:
         request = make_request(
             f"r{self.driver.num_added}",
@@ -94,7 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         answers = fan_out(request)
         for answer in answers:
-            self.driver.add(answer)
+            self.driver.add(answer, dead_end)
         return multiple(*(answer.request_id for answer in answers))
 
     @rule(count=st.integers(1, 4))

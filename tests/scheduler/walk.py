@@ -129,7 +129,8 @@ def _episode(driver: Driver, rng: Random) -> None:
     for number in range(STEPS_PER_EPISODE):
         if not driver.live or (len(driver.live) < habits.max_live and rng.random() < habits.add):
             for request in fan_out(random_request(rng, habits, f"r{number}")):
-                driver.add(request)
+                is_doomed = rng.random() < habits.rare / 3
+                driver.add(request, rng.randrange(request.max_tokens) if is_doomed else None)
         if rng.random() < habits.meddle:
             _meddle(driver, rng, habits)
         if rng.random() < habits.fault:
