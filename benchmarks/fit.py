@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 from in_process import machine, markdown_table, new_engine, today
 
-from duetto.build import Built, EngineArgs, build
+from duetto.build import Built, build
+from duetto.core.engine_args import EngineArgs
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.fit import examine

@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from duetto.build import Built, EngineArgs, build, make_engine, scheduler_config
+from duetto.build import Built, build, make_engine, served_config
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.config import SchedulerConfig
+from duetto.core.engine_args import EngineArgs
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
@@ -57,7 +58,7 @@ class Run:
 
 def new_engine(built: Built, args: EngineArgs) -> Engine:
     """A fresh scheduler (so an empty cache) over the model that is loaded already."""
-    config = scheduler_config(built.model, args)
+    config = served_config(built.model, args)
     return make_engine(built.model, config, built.prices.step_time)
 
 

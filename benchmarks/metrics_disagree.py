@@ -16,7 +16,8 @@ from pathlib import Path
 from in_process import loaded_model, machine, markdown_table, new_engine, run_workload, today
 from numpy.random import default_rng
 
-from duetto.build import Built, EngineArgs
+from duetto.build import Built
+from duetto.core.engine_args import EngineArgs
 from duetto.measure.metrics import distribution
 from duetto.measure.records import RequestRecord
 from duetto.measure.workload import Workload, WorkloadRequest

@@ -42,8 +42,9 @@ from planner_page import (
 )
 from step_price import Price, fit_price
 
-from duetto.build import Built, EngineArgs
+from duetto.build import Built
 from duetto.core.batch import ScheduledBatch
+from duetto.core.engine_args import EngineArgs
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape

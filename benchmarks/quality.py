@@ -27,9 +27,10 @@ from in_process import machine, markdown_table, today
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray
-from duetto.build import EngineArgs, build
+from duetto.build import build
 from duetto.checkpoints.tokenizer import load_tokenizer
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.engine_args import EngineArgs
 from duetto.core.sampling_params import SamplingParams
 from duetto.evals.evaluate import EvalPlan, draw_items
 from duetto.runner.load import LoadedModel

@@ -28,7 +28,8 @@ from in_process import (
     today,
 )
 
-from duetto.build import Built, EngineArgs
+from duetto.build import Built
+from duetto.core.engine_args import EngineArgs
 from duetto.measure.arrivals import at_rate
 from duetto.measure.metrics import summarize
 from duetto.measure.workload import Lengths, SharedPrefixes, Workload, random_workload

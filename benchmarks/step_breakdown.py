@@ -23,7 +23,8 @@ import numpy as np
 from in_process import machine, markdown_table, today
 
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.build import Built, EngineArgs, build
+from duetto.build import Built, build
+from duetto.core.engine_args import EngineArgs
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine

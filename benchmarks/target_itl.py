@@ -28,8 +28,9 @@ from tempfile import TemporaryDirectory
 
 from in_process import loaded_model, machine, markdown_table, new_engine, today
 
-from duetto.build import Built, EngineArgs
-from duetto.core.config import BATCHED_TOKENS, DEFAULT_ITL_TARGET
+from duetto.build import Built
+from duetto.core.engine_args import EngineArgs
+from duetto.core.options import BATCHED_TOKENS, DEFAULT_ITL_TARGET
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from duetto.build import EngineArgs, build
+from duetto.build import build
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.fit import examine
 

@@ -3,10 +3,11 @@
 import pytest
 
 from duetto import LLM, SamplingParams
-from duetto.build import EngineArgs, build
+from duetto.build import build
 from duetto.core.batch import StepRecord
-from duetto.core.config import DEFAULT_ITL_TARGET, NO_ITL_TARGET
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
+from duetto.core.options import DEFAULT_ITL_TARGET, NO_ITL_TARGET
 
 PROMPTS = [{"prompt_token_ids": [7 + i] * 9 + [3, 1, 4]} for i in range(6)]
 LONG = {"prompt_token_ids": [index % 900 for index in range(700)]}

@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from duetto.build import EngineArgs, plan_options
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
-from duetto.core.config import SchedulerConfig, batched_tokens, itl_target
+from duetto.core.config import scheduler_config
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.models.find import find_config
 from duetto.models.programs import build_program
@@ -102,14 +102,13 @@ def _knob(change: Change) -> Report:
 
 def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Fit:
     """As `duetto serve` would allocate on this machine, now."""
-    options = plan_options(args)
     refusal: ConfigError | None = None
     try:
-        plan = plan_model(config, program, may_shorten=args.asked_len is None, **options)
+        plan = plan_model(config, program, args)
     except ConfigError as error:
         # What is too large is to be shown with its sizes; what cannot be at all is refused again.
-        refusal, options["kv_cache_memory_bytes"] = error, _ENOUGH
-        plan = plan_model(config, program, may_shorten=True, **options)
+        refusal, endless = error, replace(args, kv_cache_memory_bytes=_ENOUGH, max_model_len=None)
+        plan = plan_model(config, program, endless)
     step = _largest_step(args, plan)
     buffers = activation_bytes(program, step.num_tokens, step.num_logit_rows)
     fit = MemoryFit(
@@ -138,16 +137,8 @@ def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Fit:
 def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:
     """No token without a slot for its KV, and no logits without a token. Raises ConfigError where
     a scheduler would, as at a start."""
-    target = itl_target(args.target_itl, enable_chunked_prefill=args.enable_chunked_prefill)
-    config = SchedulerConfig(
-        num_blocks=plan.kv.num_blocks,
-        max_model_len=plan.kv.max_model_len,
-        block_size=plan.block_size,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=_budget(args, plan.kv.max_model_len),
-        enable_chunked_prefill=args.enable_chunked_prefill,
-        target_itl_s=target.seconds,
-        target_itl_steps=target.steps,
+    config = scheduler_config(
+        args, num_blocks=plan.kv.num_blocks, max_model_len=plan.kv.max_model_len
     )
     slots = config.num_blocks * config.block_size
     num_tokens = min(config.max_num_batched_tokens, slots)
@@ -178,21 +169,12 @@ def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization
         pp=pp,
         dtype=dtype if args.quantization == "none" else args.quantization,
         kv_cache_dtype=args.kv_cache_dtype,
-        max_num_batched_tokens=_budget(args, args.asked_len or config.context_length),
+        max_num_batched_tokens=args.max_num_batched_tokens,
         enable_chunked_prefill=args.enable_chunked_prefill,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.asked_len,
         block_size=args.block_size,
         gpu_memory_utilization=utilization,
-    )
-
-
-def _budget(args: EngineArgs, max_model_len: int) -> int:
-    """As at a start: without chunking, a whole context goes into one step."""
-    return batched_tokens(
-        args.max_num_batched_tokens,
-        enable_chunked_prefill=args.enable_chunked_prefill,
-        max_model_len=max_model_len,
     )
 
 

@@ -11,9 +11,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
-from duetto.build import Built, EngineArgs, build
+from duetto.build import Built, build
 from duetto.core.batch import RequestUpdate, TokenLogprob
 from duetto.core.config import SchedulerConfig
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
 from duetto.core.request import Request, fan_out

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from checkpoints.fake_hub import MAIN, OLD, FakeHub, serving
 
-from duetto.build import EngineArgs, build, find_checkpoint
+from duetto.build import build, find_checkpoint
 from duetto.checkpoints import hub
 from duetto.checkpoints.weight_files import INDEX, SINGLE
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

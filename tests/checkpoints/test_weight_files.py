@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from duetto.build import EngineArgs, build
+from duetto.build import build
 from duetto.checkpoints.weight_files import INDEX, SINGLE, weight_files
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

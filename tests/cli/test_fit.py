@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from duetto.build import EngineArgs
+from duetto.core.engine_args import EngineArgs
 from duetto.fit import examine
 
 ROOT = Path(__file__).parent.parent.parent

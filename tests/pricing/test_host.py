@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pricing.prices import decode, prefill, program
 
-from duetto.build import EngineArgs, build
+from duetto.build import build
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.planner.layout import Layout, make_fleet, with_weights
 from duetto.pricing.find_hardware import calibration_file, find_hardware, write_hardware

@@ -7,6 +7,7 @@ import pytest
 
 from duetto.checkpoints.config import MODEL_TYPES, parse_config
 from duetto.checkpoints.json_file import JsonSection
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import DuettoError
 from duetto.models.programs import build_program
 from duetto.runner.load import plan_model
@@ -37,7 +38,7 @@ def plan(model_type: str, values: dict[str, Any]) -> None:
     kept = {k: v for k, v in values.items() if (model_type, k) != ("llama", "sliding_window")}
     section = JsonSection(Path("config.json"), kept | {"model_type": model_type})
     config = parse_config(section)
-    plan_model(config, build_program(config), may_shorten=True)
+    plan_model(config, build_program(config), EngineArgs())
 
 
 def outcome(model_type: str, values: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """From a checkpoint directory to tokens, over the real models/ and both backends."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,13 +13,15 @@ from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.reference import ReferenceBackend
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.models.programs import load_program
 from duetto.program.dtype import KV_DTYPES
 from duetto.program.ops import Rope
 from duetto.runner import load as load_module
-from duetto.runner.load import load_model
+from duetto.runner.load import LoadedModel
+from duetto.runner.loaders import Progress
 
 CONFIG = {
     "model_type": "llama",
@@ -74,12 +78,16 @@ def greedy(model, prompt, num_tokens, chunk=10**9):
     return scored
 
 
+def load_as(model_dir: Path, on_progress: Progress | None = None, **options: Any) -> LoadedModel:
+    return load_module.load_model(model_dir, EngineArgs(**options), on_progress=on_progress)
+
+
 backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
 
 
 @pytest.mark.parametrize("asked", ["auto", "cpu", "reference"])
 def test_a_checkpoint_generates_and_nothing_is_left_to_auto(checkpoint, asked):
-    model = load_model(checkpoint, backend=asked)
+    model = load_as(checkpoint, backend=asked)
     assert (model.dtype, model.quantization) == ("bfloat16", "none")
     if asked == "reference":
         assert (model.backend, model.computed_by) == ("reference", "reference")
@@ -104,8 +112,8 @@ def test_a_checkpoint_generates_and_nothing_is_left_to_auto(checkpoint, asked):
 @backends
 def test_chunks_and_blocks_do_not_change_one_bit(checkpoint, chunk, block_size, backend):
     prompt = [int(t) for t in np.random.default_rng(8).integers(50, size=40)]
-    whole = greedy(load_model(checkpoint, backend=backend), prompt, 6)
-    model = load_model(checkpoint, backend=backend, block_size=block_size)
+    whole = greedy(load_as(checkpoint, backend=backend), prompt, 6)
+    model = load_as(checkpoint, backend=backend, block_size=block_size)
     assert greedy(model, prompt, 6, chunk) == whole
 
 
@@ -116,12 +124,12 @@ def logprob_differences(got, want, num_scored=28):
 
 def test_dtypes_round_what_they_are_said_to_round(checkpoint):
     prompt = list(range(1, 30))
-    as_stored = greedy(load_model(checkpoint, backend="reference"), prompt, 1)
-    exact = load_model(checkpoint, backend="reference", dtype="float32")
+    as_stored = greedy(load_as(checkpoint, backend="reference"), prompt, 1)
+    exact = load_as(checkpoint, backend="reference", dtype="float32")
     assert greedy(exact, prompt, 1) == as_stored
     sizes = {"bfloat16": 2 / 4, "float16": 2 / 4, "int8": (4 + 4) / (4 * 4)}  # head_dim is 4
     for kv_dtype, size in sizes.items():
-        rounded = load_model(checkpoint, backend="reference", kv_cache_dtype=kv_dtype)
+        rounded = load_as(checkpoint, backend="reference", kv_cache_dtype=kv_dtype)
         got = greedy(rounded, prompt, 1)
         assert got != as_stored
         assert max(logprob_differences(got, as_stored)) < 0.2
@@ -135,7 +143,7 @@ def test_the_cpu_backend_is_the_reference_within_its_own_rounding(checkpoint, dt
     bf16 weights are rounded to 8 bits too, in a model so narrow that nothing evens out."""
     prompt = list(range(1, 30))
     loaded = [
-        load_model(checkpoint, backend=backend, dtype=dtype, kv_cache_dtype=kv_dtype)
+        load_as(checkpoint, backend=backend, dtype=dtype, kv_cache_dtype=kv_dtype)
         for backend in ("cpu", "reference")
     ]
     native, reference = (greedy(model, prompt, 1) for model in loaded)
@@ -151,11 +159,9 @@ def test_quantized_weights_take_what_they_should_and_answer_nearly_the_same(
     checkpoint, quantization
 ):
     prompt = list(range(1, 30))
-    whole = load_model(checkpoint, dtype="float32")
-    quantized = load_model(checkpoint, dtype="float32", quantization=quantization)
-    kept = load_model(
-        checkpoint, dtype="float32", quantization=quantization, quantization_skip=["*"]
-    )
+    whole = load_as(checkpoint, dtype="float32")
+    quantized = load_as(checkpoint, dtype="float32", quantization=quantization)
+    kept = load_as(checkpoint, dtype="float32", quantization=quantization, quantization_skip=["*"])
     want = greedy(whole, prompt, 1)
     assert greedy(kept, prompt, 1) == want
     assert kept.weight_bytes == whole.weight_bytes > 2 * quantized.weight_bytes
@@ -166,10 +172,10 @@ def test_quantized_weights_take_what_they_should_and_answer_nearly_the_same(
 
 
 def test_float16_weights_are_widened_and_that_is_told(checkpoint):
-    model = load_model(checkpoint, backend="cpu", dtype="float16")
+    model = load_as(checkpoint, backend="cpu", dtype="float16")
     assert model.kv_dtype == "float16"
     assert "float16 weights are kept as float32" in model.notes[0]
-    assert load_model(checkpoint, backend="cpu", dtype="float16", quantization="int8").notes == ()
+    assert load_as(checkpoint, backend="cpu", dtype="float16", quantization="int8").notes == ()
 
 
 def test_a_weight_of_too_many_exponents_stays_in_16_bits_and_that_is_told(
@@ -183,12 +189,12 @@ def test_a_weight_of_too_many_exponents_stays_in_16_bits_and_that_is_told(
     sizes = np.exp2(np.arange(-23, 1).astype(np.float32) * 2)  # for each column its own
     tensors[name] = (tensors[name].astype(np.float32) * sizes).astype(ml_dtypes.bfloat16)
     save_file(tensors, tmp_path / "model.safetensors")
-    usual, odd = (load_model(each, backend="cpu") for each in (checkpoint, tmp_path))
+    usual, odd = (load_as(each, backend="cpu") for each in (checkpoint, tmp_path))
     assert usual.notes == ()
     assert "kept in 16" in odd.notes[0] and name in odd.notes[0]
     assert odd.weight_bytes > usual.weight_bytes
     prompt = list(range(1, 30))
-    whole = load_model(tmp_path, backend="cpu", dtype="float32", kv_cache_dtype="bfloat16")
+    whole = load_as(tmp_path, backend="cpu", dtype="float32", kv_cache_dtype="bfloat16")
     want = greedy(whole, prompt, 3)
     assert np.max(np.abs(logprob_differences(greedy(odd, prompt, 3), want))) < 1e-5
 
@@ -197,13 +203,13 @@ def test_weights_of_an_unnamed_dtype_are_kept_whole(checkpoint, tmp_path):
     config = {key: value for key, value in CONFIG.items() if key != "torch_dtype"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(checkpoint / "model.safetensors")
-    assert load_model(tmp_path).dtype == "float32"
+    assert load_as(tmp_path).dtype == "float32"
 
 
 @backends
 def test_progress_is_told_in_bytes_up_to_the_end(checkpoint, backend):
     calls = []
-    model = load_model(checkpoint, backend=backend, on_progress=lambda *call: calls.append(call))
+    model = load_as(checkpoint, backend=backend, on_progress=lambda *call: calls.append(call))
     total = 2 * model.program.num_parameters if backend == "reference" else model.weight_bytes
     assert calls[-1] == (total, total)
     assert calls == sorted(calls)
@@ -211,7 +217,7 @@ def test_progress_is_told_in_bytes_up_to_the_end(checkpoint, backend):
 
 def test_a_context_that_does_not_fit_is_cut_and_noted_or_refused_if_asked_for(checkpoint):
     def load(**arguments):
-        return load_model(checkpoint, backend="reference", **arguments)
+        return load_as(checkpoint, backend="reference", **arguments)
 
     memory = 3 * 32 * KV_BYTES_PER_TOKEN
     model = load(kv_cache_memory_bytes=memory)
@@ -233,7 +239,7 @@ def test_free_memory_does_not_choose_among_longropes_frequencies(tmp_path):
     write_checkpoint(tmp_path, CONFIG | longrope)
 
     def frequencies(**arguments):
-        model = load_model(tmp_path, backend="reference", **arguments)
+        model = load_as(tmp_path, backend="reference", **arguments)
         return model.max_model_len, {op.spec for op in model.program.ops if isinstance(op, Rope)}
 
     memory = 64 * KV_BYTES_PER_TOKEN  # of the original context
@@ -247,12 +253,12 @@ def test_free_memory_does_not_choose_among_longropes_frequencies(tmp_path):
 
 @backends
 def test_the_weights_own_memory_is_not_offered_to_the_kv_cache(checkpoint, monkeypatch, backend):
-    plenty = load_model(checkpoint, backend=backend)
+    plenty = load_as(checkpoint, backend=backend)
     weights, block = plenty.weight_bytes, plenty.kv_memory_bytes // plenty.num_blocks
 
     def load(available, **arguments):
         monkeypatch.setattr(load_module, "available_memory_bytes", lambda: available)
-        return load_model(checkpoint, backend=backend, **arguments)
+        return load_as(checkpoint, backend=backend, **arguments)
 
     room = 4 * block
     assert load(weights + room).num_blocks == 1  # a quarter of the room
@@ -266,7 +272,7 @@ def test_the_weights_own_memory_is_not_offered_to_the_kv_cache(checkpoint, monke
 @backends
 def test_what_the_plan_counts_is_what_is_allocated(checkpoint, backend):
     for kv_dtype in KV_DTYPES:
-        model = load_model(
+        model = load_as(
             checkpoint, backend=backend, kv_cache_dtype=kv_dtype, kv_cache_memory_bytes=10**5
         )
         arena = model.runner.backend.allocate_kv(model.num_blocks, model.block_size, kv_dtype)
@@ -287,13 +293,13 @@ def test_memory_that_the_system_refuses_is_one_line(checkpoint, monkeypatch, nam
 
     monkeypatch.setattr(kind, "allocate_kv", refuse)
     with pytest.raises(ConfigError, match="--kv-cache-memory-bytes: the system refuses"):
-        load_model(checkpoint, backend=name)
+        load_as(checkpoint, backend=name)
 
 
 def test_more_memory_for_kv_than_slots_can_be_counted_is_refused_or_taken(checkpoint):
     """2^31 slots take more memory than this machine may promise; either is an answer."""
     try:
-        model = load_model(checkpoint, backend="cpu", kv_cache_memory_bytes=10**15)
+        model = load_as(checkpoint, backend="cpu", kv_cache_memory_bytes=10**15)
     except ConfigError as error:
         assert "the system refuses" in str(error)
     else:
@@ -303,38 +309,38 @@ def test_more_memory_for_kv_than_slots_can_be_counted_is_refused_or_taken(checkp
 def test_without_the_native_module_the_reference_runs_and_says_so(checkpoint, monkeypatch):
     missing = "the native module cannot be loaded (no compiler)"
     monkeypatch.setattr(load_module, "why_unavailable", lambda: missing)
-    model = load_model(checkpoint)
+    model = load_as(checkpoint)
     assert model.backend == "reference"
     assert [note for note in model.notes if missing in note] == list(model.notes)
-    assert load_model(checkpoint, backend="reference").notes == ()
+    assert load_as(checkpoint, backend="reference").notes == ()
     with pytest.raises(ConfigError, match="--backend cpu: the native module cannot be loaded"):
-        load_model(checkpoint, backend="cpu")
+        load_as(checkpoint, backend="cpu")
     with pytest.raises(ConfigError, match=r"--quantization int8 .*reference.*cannot be loaded"):
-        load_model(checkpoint, quantization="int8")
+        load_as(checkpoint, quantization="int8")
 
 
 def test_instruction_sets_and_threads_from_the_environment(checkpoint, monkeypatch):
     monkeypatch.setenv("DUETTO_ISA", "baseline")
-    model = load_model(checkpoint)
+    model = load_as(checkpoint)
     assert model.computed_by == "cpu/baseline"
     assert "baseline kernels" in model.notes[0]
     for wrong in ("sse9", "AVX2", *set(native.built_isas()) - set(native.isas())):
         monkeypatch.setenv("DUETTO_ISA", wrong)
         with pytest.raises(ConfigError, match=f"^DUETTO_ISA: [^:]*{wrong}.*"):
-            load_model(checkpoint)
+            load_as(checkpoint)
     monkeypatch.delenv("DUETTO_ISA")
     for wrong in ("0", "two", "-1", "1e3", "99999"):
         monkeypatch.setenv("DUETTO_NUM_THREADS", wrong)
         with pytest.raises(ConfigError, match=r"DUETTO_NUM_THREADS: must be from 1 to "):
-            load_model(checkpoint)
-    assert load_model(checkpoint, threads=1).backend == "cpu"  # the flag is stronger
+            load_as(checkpoint)
+    assert load_as(checkpoint, threads=1).backend == "cpu"  # the flag is stronger
 
 
 def test_more_threads_than_processors_run_and_that_is_told(checkpoint):
     threads = native.available_threads() + 1
-    (note,) = load_model(checkpoint, threads=threads).notes
+    (note,) = load_as(checkpoint, threads=threads).notes
     assert note.startswith(f"{threads} threads share {threads - 1} processors")
-    assert load_model(checkpoint, threads=threads - 1).notes == ()
+    assert load_as(checkpoint, threads=threads - 1).notes == ()
 
 
 def test_threads_that_the_system_refuses_are_one_line(checkpoint, monkeypatch):
@@ -343,7 +349,7 @@ def test_threads_that_the_system_refuses_are_one_line(checkpoint, monkeypatch):
 
     monkeypatch.setattr(native, "Pool", refuse)
     with pytest.raises(ConfigError, match=r"--threads: the system refuses to start 2 \(Resource"):
-        load_model(checkpoint, threads=2)
+        load_as(checkpoint, threads=2)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +390,7 @@ def test_what_cannot_be_served_is_refused_before_a_weight_is_read(checkpoint, ar
         raise AssertionError("weights were read")
 
     with pytest.raises(ConfigError, match=message):
-        load_model(checkpoint, on_progress=never, **argument)
+        load_as(checkpoint, on_progress=never, **argument)
 
 
 @backends
@@ -395,9 +401,9 @@ def test_a_weight_that_is_no_number_is_told_with_tensor_and_place(checkpoint, tm
     tensors[name][5, 3] = np.nan
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"{name} holds nan at \[5, 3\]"):
-        load_model(tmp_path, backend=backend)
+        load_as(tmp_path, backend=backend)
 
 
 def test_a_directory_without_a_model_names_the_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_model(tmp_path)
+        load_as(tmp_path)

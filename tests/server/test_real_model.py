@@ -12,7 +12,8 @@ import pytest
 from server.fakes_server import running, wait_until
 
 from duetto import LLM, SamplingParams
-from duetto.build import EngineArgs, build
+from duetto.build import build
+from duetto.core.engine_args import EngineArgs
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 

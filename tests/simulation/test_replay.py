@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from simulation.loads import mixed_load
 
-from duetto.build import EngineArgs, build, scheduler_config
+from duetto.build import build, served_config
 from duetto.checkpoints.shapes import SHAPES
 from duetto.core.batch import ScheduledBatch
 from duetto.core.config import SchedulerConfig
+from duetto.core.engine_args import EngineArgs
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
 from duetto.engine.engine import Engine
@@ -117,7 +118,7 @@ def test_replayed_times_give_the_real_schedule(
     values["target_itl"] = "off"  # a learned price is not in the recording
     args = EngineArgs(**values)  # type: ignore[arg-type]
     built = build(model, args)
-    config = scheduler_config(built.model, args)
+    config = served_config(built.model, args)
     real = Recorded(built.model.runner)
     polls, start = run_in_real_time(Engine(Scheduler(config), real), load)
     assert replay(config, load, polls, start) == real.batches

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from cyclopts import App, Parameter
 
-from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.interrupt import INTERRUPTED, first_interrupt
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.cli.server_url import server_url
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
 from duetto.llm import LLM

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from duetto.build import EngineArgs
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.output import JsonFlag
 from duetto.cli.stdin import read_stdin
 from duetto.cli.stream import print_answer, stats_line, was_interrupted
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.sampling_params import SamplingParams
 from duetto.llm import LLM

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from duetto.build import EngineArgs
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.fit import Report, examine
 from duetto.pricing.find_hardware import HOST

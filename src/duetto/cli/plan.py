@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say, show_table
+from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
 from duetto.measure.metrics import JsonValue, parse_slo
 from duetto.models.find import find_config
@@ -15,7 +16,6 @@ from duetto.models.programs import build_program
 from duetto.planner.layout import (
     Layout,
     PrecisionName,
-    QuantizationName,
     check_apart,
     check_used,
     make_fleet,

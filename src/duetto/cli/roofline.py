@@ -8,10 +8,11 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
+from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
 from duetto.models.find import find_config, known_models
 from duetto.models.programs import build_program
-from duetto.planner.layout import DtypeName, KVName, Layout, QuantizationName, with_weights
+from duetto.planner.layout import DtypeName, KVName, Layout, with_weights
 from duetto.pricing.cost_model import Deployment
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.gpus import ALIASES, HARDWARE

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from duetto import __version__
-from duetto.build import Built, EngineArgs, build
+from duetto.build import Built, build
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.fit import show_fit
 from duetto.cli.output import JsonFlag
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
+from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
 from duetto.measure.metrics import parse_percentiles, parse_slo
@@ -15,7 +16,6 @@ from duetto.models.find import find_config
 from duetto.models.programs import build_program
 from duetto.planner.layout import (
     Layout,
-    QuantizationName,
     check_used,
     make_fleet,
     with_weights,

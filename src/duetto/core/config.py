@@ -2,67 +2,20 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
 
 from duetto.core.errors import ConfigError, InvalidRequest, RequestTooLong
+from duetto.core.options import (
+    BATCHED_TOKENS,
+    BLOCK_SIZE,
+    LEAST_ITL_STEPS,
+    MAX_NUM_SEQS,
+    SchedulerOptions,
+    SchedulingPolicy,
+    batched_tokens,
+    check_options,
+    itl_target,
+)
 from duetto.core.request import Request
-
-SchedulingPolicy = Literal["fcfs", "priority", "static"]
-
-# What an engine takes where it is not told, simulated or not: every room reads these here.
-BLOCK_SIZE = 32  # tokens
-MAX_NUM_SEQS = 64  # requests that run at one time
-BATCHED_TOKENS = 512  # of a step
-
-# Chunks may always take a quarter of what the streams' own tokens take, so a target that is too low
-# for the model slows streams by at most that (or by the price of one token, if that is more), and a
-# prompt has at least a fifth of the engine: its TTFT is at most about five times as long as alone.
-# A floor in tokens would bound neither, as their price differs a thousandfold between machines.
-LEAST_ITL_STEPS = 1.25
-DAY_MS = 86_400_000
-
-
-class ItlTarget(NamedTuple):
-    """How long a step beside streams may take: `seconds`, or as long as `steps` steps of the
-    streams alone, whichever is more. Without `seconds` it may take any time."""
-
-    seconds: float | None
-    steps: float = LEAST_ITL_STEPS
-
-
-NO_ITL_TARGET = ItlTarget(None)
-# A quarter of a second is a pause that readers see and forgive. On a machine whose plain steps are
-# themselves slow, four of them: a prompt then has three quarters of the engine.
-DEFAULT_ITL_TARGET = ItlTarget(0.25, 4.0)
-
-
-def itl_target(asked: float | str | None, *, enable_chunked_prefill: bool) -> ItlTarget:
-    """What `--target-itl` means: milliseconds, "off", or "auto" (also None), the default.
-
-    Whole prompts take as long as they take: "auto" leaves them alone. Raises ConfigError.
-    """
-    if asked is None or asked == "auto":
-        return DEFAULT_ITL_TARGET if enable_chunked_prefill else NO_ITL_TARGET
-    if asked == "off":
-        return NO_ITL_TARGET
-    if type(asked) not in (int, float) or not 0 < float(asked) <= DAY_MS:
-        raise ConfigError(
-            f"--target-itl: must be milliseconds above 0, auto or off, not {asked!r:.80}"
-        )
-    return ItlTarget(float(asked) / 1000)
-
-
-def batched_tokens(asked: int | None, *, enable_chunked_prefill: bool, max_model_len: int) -> int:
-    """What `--max-num-batched-tokens` means: without chunking, a step holds a whole context."""
-    whole = 0 if enable_chunked_prefill else max_model_len
-    return asked or max(BATCHED_TOKENS, whole)
-
-
-def check_policy(name: str) -> None:
-    """Raise ConfigError for a scheduling policy that there is not."""
-    if name not in get_args(SchedulingPolicy):
-        accepted = ", ".join(get_args(SchedulingPolicy))
-        raise ConfigError(f"--scheduling-policy: {name!r} is not one of {accepted}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +37,9 @@ class SchedulerConfig:
     cache_namespace: bytes = b""  # whatever makes KV incomparable: model, KV dtype
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "max_model_len", "block_size", "max_num_seqs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
-        if self.max_num_batched_tokens < 1:
-            raise ConfigError("--max-num-batched-tokens: must be 1 or more")
+        check_options(self)
         if self.max_preemptions < 0 or not self.ageing_s > 0:
             raise ConfigError("max_preemptions must be 0 or more, and ageing_s above 0")
-        check_policy(self.scheduling_policy)
         self._check_target()
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ConfigError(
@@ -153,3 +101,28 @@ class SchedulerConfig:
             raise InvalidRequest("prompt", "must hold at least one token")
         if request.most_tokens > self.context_length:
             raise self.too_long(request.num_prompt_tokens, request.max_tokens)
+
+
+def scheduler_config(
+    options: SchedulerOptions,
+    *,
+    num_blocks: int,
+    max_model_len: int,
+    cache_namespace: bytes = b"",
+) -> SchedulerConfig:
+    """What `options` mean for a model whose KV has `num_blocks` blocks, with nothing left to
+    choose: the one way from flags to a scheduler, simulated or not. Raises ConfigError."""
+    target = itl_target(options)
+    return SchedulerConfig(
+        num_blocks=num_blocks,
+        max_model_len=max_model_len,
+        block_size=options.block_size,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=batched_tokens(options, max_model_len),
+        enable_chunked_prefill=options.enable_chunked_prefill,
+        enable_prefix_caching=options.enable_prefix_caching,
+        scheduling_policy=options.scheduling_policy,
+        target_itl_s=target.seconds,
+        target_itl_steps=target.steps,
+        cache_namespace=cache_namespace,
+    )

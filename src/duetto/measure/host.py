@@ -13,17 +13,18 @@ from pathlib import Path
 from platform import machine
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.backends.cpu.native import choose_isa, native, why_unavailable
+from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.reference import ReferenceBackend
 from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.config import SchedulerConfig
 from duetto.core.cpus import usable_cpus
-from duetto.core.errors import ConfigError
+from duetto.core.engine_args import BackendName, EngineArgs, QuantizationName
+from duetto.core.options import check_choice
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import BatchShape, RequestShape
@@ -45,7 +46,7 @@ from duetto.pricing.hardware import CachedWeights, Efficiencies, HardwareSpec, r
 from duetto.program.dtype import kv_head_bytes
 from duetto.program.shape import Precision
 from duetto.runner.host_memory import available_memory_bytes
-from duetto.runner.load import LoadedModel, load_model
+from duetto.runner.load import LoadedModel, load_model, resolve_backend
 from duetto.runner.model_runner import ModelRunner
 from duetto.scheduler.scheduler import Scheduler
 
@@ -91,12 +92,12 @@ class Variant:
     """One way to hold and multiply weights."""
 
     arithmetic: str  # by which its efficiencies are kept
-    backend: str
-    quantization: str | None
+    backend: BackendName
+    quantization: QuantizationName
 
 
-NATIVE = (Variant("float32", "cpu", None), Variant("int8", "cpu", "int8"))
-REFERENCE = (Variant("float32", "reference", None),)
+NATIVE = (Variant("float32", "cpu", "none"), Variant("int8", "cpu", "int8"))
+REFERENCE = (Variant("float32", "reference", "none"),)
 READ_SIZES = tuple(2**i for i in range(23, 29))  # bytes: from what most last caches hold
 CACHES_HELP = 1.25  # by so much the fewest bytes must be read faster than the most
 KV_BYTES = 1 << 26  # beside the probe's own
@@ -137,11 +138,8 @@ def measure_host(
 
     Raises ConfigError for a backend that cannot run.
     """
-    if backend not in ("auto", "cpu", "reference"):
-        raise ConfigError(f"--backend: {backend!r} is not one of auto, cpu, reference")
-    is_native = backend != "reference" and why_unavailable() is None
-    if backend == "cpu" and not is_native:
-        raise ConfigError(f"--backend cpu: {why_unavailable()}")
+    check_choice("backend", backend, get_args(BackendName))
+    is_native = resolve_backend(backend)[0] == "cpu"
     shapes = (*DECODE, *PREFILL, *LONG) if is_native else (*DECODE, *PREFILL)
     variants = NATIVE if is_native else REFERENCE
     configs = (config, small_config) if is_native else (config,)  # numpy's own time hides a cache
@@ -180,7 +178,7 @@ def _measured(loaded: LoadedModel, variant: Variant, steps: list[MeasuredStep]) 
         variant.arithmetic,
         steps,
         *_overhead(loaded),
-        dtype=variant.quantization or loaded.dtype,
+        dtype=loaded.dtype if variant.quantization == "none" else variant.quantization,
         weight_bytes=loaded.weight_bytes,
         number_bytes=loaded.weight_bytes / loaded.program.num_parameters,
     )
@@ -301,14 +299,14 @@ def _fastest(function: Callable[[], object], repeats: int = 7) -> float:
 
 
 def _load(model: Path, variant: Variant, threads: int | None) -> LoadedModel:
-    return load_model(
-        model,
+    args = EngineArgs(
         backend=variant.backend,
         quantization=variant.quantization,
         threads=threads if variant.backend == "cpu" else None,
         packed_cache="off",
         kv_cache_memory_bytes=KV_BYTES,
     )
+    return load_model(model, args)
 
 
 def _probe(loaded: LoadedModel, model: Path, shapes: tuple[BatchShape, ...]) -> Probe:

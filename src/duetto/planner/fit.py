@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from duetto.core.errors import ConfigError
+from duetto.core.options import batched_tokens
 from duetto.planner.layout import Layout
 from duetto.pricing.cost_model import check_devices
 from duetto.pricing.hardware import HardwareSpec
@@ -45,7 +46,7 @@ def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Fit
         hardware,
         layout.on(hardware),
         block_size=layout.block_size,
-        max_num_batched_tokens=layout.max_num_batched_tokens,
+        max_num_batched_tokens=batched_tokens(layout, program.max_model_len),
         max_num_seqs=layout.max_num_seqs,
         utilization=layout.gpu_memory_utilization,
     )

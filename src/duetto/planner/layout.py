@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from duetto.core.config import (
+from duetto.core.config import SchedulerConfig, scheduler_config
+from duetto.core.engine_args import QuantizationName
+from duetto.core.errors import ConfigError
+from duetto.core.options import (
     BATCHED_TOKENS,
     BLOCK_SIZE,
     MAX_NUM_SEQS,
-    SchedulerConfig,
     SchedulingPolicy,
-    itl_target,
+    batched_tokens,
+    check_choice,
+    check_options,
 )
-from duetto.core.errors import ConfigError
 from duetto.pricing.cost_model import CostModel, Deployment, StepTotals
 from duetto.pricing.gpus import GPU_EFFICIENCIES
 from duetto.pricing.hardware import HardwareSpec
@@ -33,7 +36,6 @@ from duetto.simulation.simulation import Fleet
 
 PrecisionName = Literal["float32", "bfloat16", "float16", "float8", "int8", "int4"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8", "int4"]
-QuantizationName = Literal["none", "int8", "int4"]
 KVName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8"]
 
 _WEIGHT_BYTES: Mapping[PrecisionName, float] = {
@@ -51,7 +53,6 @@ _KV_BYTES: Mapping[KVName, float] = {
     "float8": 1.0,
     "int8": 1.0,
 }
-_POSITIVE = ("tp", "pp", "replicas", "max_num_seqs", "max_num_batched_tokens", "block_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,8 @@ class Layout:
     float8, int8 and int4 in bfloat16; a host without these in float32 and int8."""
     kv_cache_dtype: KVName = "auto"
     """What keys and values are stored in; auto is 16 bits, or 32 with float32 weights."""
-    max_num_batched_tokens: int = BATCHED_TOKENS
-    """Most tokens computed in one step; without chunking, at least a whole context."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens computed in one step; 512 by default, or a whole context without chunking."""
     max_num_seqs: int = MAX_NUM_SEQS
     """Most requests that run at one time on a replica; with stages, in each batch under way."""
     max_model_len: int | None = None
@@ -106,7 +107,8 @@ class Layout:
     """Part of the memory that may be used."""
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
+        check_options(self)
+        for name in ("tp", "pp", "replicas"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be 1 or more")
         if self.micro_batches is not None and self.micro_batches < 1:
@@ -115,15 +117,13 @@ class Layout:
             raise ConfigError("--prefill-replicas: must be 0 or more")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError("--gpu-memory-utilization: must be above 0 and at most 1")
-        if self.dtype not in get_args(DtypeName):
-            raise ConfigError(
-                f"--dtype: {self.dtype!r} is not one of {', '.join(get_args(DtypeName))}"
-            )
+        check_choice("dtype", self.dtype, get_args(DtypeName))
+        check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVName))
+        check_choice("router", self.router, get_args(RouterName))
         if self.kv_bandwidth is not None and not 0 < self.kv_bandwidth < float("inf"):
             raise ConfigError(f"--kv-bandwidth {self.kv_bandwidth}: must be above 0")
         if self.max_local_prefill < 0:
             raise ConfigError(f"--max-local-prefill {self.max_local_prefill}: must be 0 or more")
-        itl_target(self.target_itl, enable_chunked_prefill=True)
 
     @property
     def num_batches(self) -> int:
@@ -165,6 +165,12 @@ class Layout:
             graphs=self.graphs is True,
         )
 
+    @property
+    def _tokens_a_step(self) -> str:
+        if self.max_num_batched_tokens is None and not self.enable_chunked_prefill:
+            return "a whole context a step"
+        return f"{self.max_num_batched_tokens or BATCHED_TOKENS} tokens a step"
+
     def describe(self) -> str:
         """In a few words."""
         parts = [f"tp {self.tp}"]
@@ -176,7 +182,7 @@ class Layout:
             parts.append(f"{self.prefill_replicas} prefill + {self.replicas} decode")
         else:
             parts.append(f"{self.replicas} replica{'s' * (self.replicas > 1)}")
-        return ", ".join((*parts, self.weights, f"{self.max_num_batched_tokens} tokens a step"))
+        return ", ".join((*parts, self.weights, self._tokens_a_step))
 
     def on_devices(self, hardware: HardwareSpec) -> str:
         """Which devices do what, in words: 4 of 8 h100: 2 replicas of 2 devices each, ..."""
@@ -194,7 +200,7 @@ class Layout:
             (
                 *parts,
                 self.weights,
-                f"{self.max_num_batched_tokens} tokens a step",
+                self._tokens_a_step,
                 f"{self.max_num_seqs} requests in one",
                 *["graphs"] * self.on(hardware).graphs,
             )
@@ -304,20 +310,7 @@ def _blocks_of_batch(num_blocks: int, layout: Layout) -> int:
 def _scheduler(program: Program, layout: Layout, num_blocks: int) -> SchedulerConfig:
     """Of each batch that may be under way."""
     longest = layout.max_model_len or min(program.max_model_len, num_blocks * layout.block_size)
-    budget = layout.max_num_batched_tokens
-    target = itl_target(layout.target_itl, enable_chunked_prefill=layout.enable_chunked_prefill)
-    return SchedulerConfig(
-        num_blocks=num_blocks,
-        max_model_len=longest,
-        block_size=layout.block_size,
-        max_num_seqs=layout.max_num_seqs,
-        max_num_batched_tokens=budget if layout.enable_chunked_prefill else max(budget, longest),
-        enable_chunked_prefill=layout.enable_chunked_prefill,
-        enable_prefix_caching=layout.enable_prefix_caching,
-        scheduling_policy=layout.scheduling_policy,
-        target_itl_s=target.seconds,
-        target_itl_steps=target.steps,
-    )
+    return scheduler_config(layout, num_blocks=num_blocks, max_model_len=longest)
 
 
 def _link(program: Program, hardware: HardwareSpec, layout: Layout) -> KVLink:
@@ -359,7 +352,7 @@ def _fit(program: Program, hardware: HardwareSpec, layout: Layout) -> MemoryFit:
         hardware,
         layout.on(hardware),
         block_size=layout.block_size,
-        max_num_batched_tokens=layout.max_num_batched_tokens,
+        max_num_batched_tokens=batched_tokens(layout, program.max_model_len),
         max_num_seqs=layout.max_num_seqs,
         utilization=layout.gpu_memory_utilization,
     )

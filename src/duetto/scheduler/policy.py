@@ -9,7 +9,8 @@ which requests clients take turns (fairness.py); without it they do not.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from duetto.core.config import SchedulerConfig, SchedulingPolicy
+from duetto.core.config import SchedulerConfig
+from duetto.core.options import SchedulingPolicy
 from duetto.core.request import Request
 from duetto.scheduler.fairness import Level
 

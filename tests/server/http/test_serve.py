@@ -16,9 +16,9 @@ from cyclopts import CycloptsError
 from server import fakes_server
 from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
 
-from duetto.build import EngineArgs
 from duetto.cli.app import app
 from duetto.cli.serve import serve as serve_command
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.server.http.serve import bind, check_exposure, listen, make_server
 from duetto.server.http.wire import BoundedHttp

@@ -1,0 +1,96 @@
+"""How a model is run: the options of every door that has an engine. Standard library only.
+
+What each option means is resolved where it is used: the scheduler's in core/config.py, memory and
+number formats in runner/load.py.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from duetto.core.errors import ConfigError
+from duetto.core.options import (
+    BLOCK_SIZE,
+    MAX_NUM_SEQS,
+    SchedulingPolicy,
+    check_choice,
+    check_options,
+)
+
+BackendName = Literal["auto", "cpu", "reference"]
+QuantizationName = Literal["int8", "int4", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineArgs:
+    """How a model is run. Names and meanings are vLLM's."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """What weights are rounded to; auto is what the checkpoint says."""
+    quantization: QuantizationName = "none"
+    """How weights are quantized, at load; this changes answers."""
+    quantization_skip: tuple[str, ...] = ()
+    """Patterns of tensors that stay whole, as 'model.layers.0.*'; may be repeated."""
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    """What keys and values are stored in; auto is what the weights are."""
+    max_model_len: int | Literal["auto"] | None = None
+    """Longest prompt and answer together; by default, and for auto, the model's own or what
+    fits."""
+    max_num_seqs: int = MAX_NUM_SEQS
+    """Most requests that run at one time."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens computed in one step; 512 by default, or a whole context without chunking."""
+    target_itl: float | Literal["auto", "off"] | None = "auto"
+    """Milliseconds that a step beside streams is to take at most; prompts are cut accordingly.
+    auto is 250, or four steps of the streams alone if that is more; off is no limit."""
+    block_size: int = BLOCK_SIZE
+    """Tokens in a KV block."""
+    kv_cache_memory_bytes: int | None = None
+    """Memory for KV; by default at most a quarter of what is available."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV of prompts that begin alike."""
+    enable_chunked_prefill: bool = True
+    """Compute long prompts in parts that share steps with other requests."""
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    """fcfs, priority (lower first, ageing), or static (batch by batch, to compare)."""
+    backend: BackendName = "auto"
+    """What computes: cpu (native), or reference (slow, and plain to read)."""
+    threads: int | None = None
+    """Threads that compute; by default as many as this process may use."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub; by default its main branch."""
+    packed_cache: str = "auto"
+    """Where quantized weights are kept for the next start; off for nowhere."""
+    seed: int | None = None
+    """Seeds requests that bring none; by default LLM takes 0, and serve draws each."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError, naming the flag, for what needs no model to be refused."""
+        if self.max_model_len == "auto":
+            object.__setattr__(self, "max_model_len", None)
+        check_options(self)
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(name, getattr(self, name), get_args(hint))
+        skip = self.quantization_skip  # of a text each letter would be a pattern
+        if not isinstance(skip, list | tuple) or not all(isinstance(each, str) for each in skip):
+            raise ConfigError(f"--quantization-skip: must be a list of patterns, not {skip!r:.80}")
+        if skip and self.quantization == "none":
+            raise ConfigError(
+                f"--quantization-skip {skip[0]}: there is no --quantization (int8, int4)"
+            )
+        if not isinstance(self.packed_cache, str | Path) or not str(self.packed_cache):
+            raise ConfigError(
+                f"--packed-cache: must be a directory, auto or off, not {self.packed_cache!r:.80}"
+            )
+        if self.revision is not None and (type(self.revision) is not str or not self.revision):
+            raise ConfigError(
+                f"--revision: must be a branch, a tag or a commit, not {self.revision!r}"
+            )
+        if self.seed is not None and type(self.seed) is not int:
+            raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
+
+    @property
+    def asked_len(self) -> int | None:
+        """max_model_len where it is a number; None: what fits."""
+        return self.max_model_len if isinstance(self.max_model_len, int) else None
