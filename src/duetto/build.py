@@ -23,8 +23,6 @@ from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.pricing.host import HostPrices, StepTime, host_prices
 from duetto.pricing.learned import LearnedStepTime
-from duetto.program.dtype import kv_head_bytes
-from duetto.program.shape import Precision
 from duetto.progress import show_progress
 from duetto.runner.load import LoadedModel, load_model
 from duetto.scheduler.scheduler import Scheduler
@@ -67,7 +65,7 @@ def build(
     with show_progress(f"loading {root.name}") as bar:
         loaded = load_model(root, args, on_progress=bar.reach, on_status=on_status)
     config = served_config(loaded, args)
-    prices = host_prices(loaded.program, _precision(loaded))
+    prices = host_prices(loaded.program, loaded.precision)
     recommended = asdict(generation)
     del recommended["eos_token_ids"]
     return Built(
@@ -118,16 +116,6 @@ def make_engine(
     times = LearnedStepTime(step_time)
     return Engine(
         Scheduler(config, times.late_time), loaded.runner, decode=decode, step_times=times
-    )
-
-
-def _precision(loaded: LoadedModel) -> Precision:
-    """Bytes per number as they are held; activations are fp32 on every backend of this host."""
-    head_dim = loaded.program.kv[0].head_dim
-    return Precision(
-        weight_bytes=loaded.weight_bytes / loaded.program.num_parameters,
-        activation_bytes=4.0,
-        kv_bytes=kv_head_bytes(loaded.kv_dtype, head_dim) / head_dim,
     )
 
 

@@ -43,8 +43,6 @@ from duetto.models.make_model import make_model
 from duetto.pricing.busy import busy_notes, cpu_times, load_average
 from duetto.pricing.calibrate import MeasuredStep, fit_kinds
 from duetto.pricing.hardware import CachedWeights, Efficiencies, HardwareSpec, rounded
-from duetto.program.dtype import kv_head_bytes
-from duetto.program.shape import Precision
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.load import LoadedModel, load_model, resolve_backend
 from duetto.runner.model_runner import ModelRunner
@@ -323,14 +321,10 @@ def _measure(
     probe: Probe, loaded: LoadedModel, variant: Variant, shape: BatchShape, seconds: float
 ) -> MeasuredStep:
     times = measure(probe, shape, seconds=seconds)
-    head_dim = loaded.program.kv[0].head_dim
-    precision = Precision(
-        weight_bytes=loaded.weight_bytes / loaded.program.num_parameters,
-        activation_bytes=4.0,
-        kv_bytes=kv_head_bytes(loaded.kv_dtype, head_dim) / head_dim,
-    )
     ops = tuple((one.op, one.seconds) for one in times.ops)
-    return MeasuredStep(loaded.program, precision, variant.arithmetic, shape, ops, times.outside_s)
+    return MeasuredStep(
+        loaded.program, loaded.precision, variant.arithmetic, shape, ops, times.outside_s
+    )
 
 
 def _overhead(loaded: LoadedModel) -> tuple[float, float]:

@@ -4,23 +4,24 @@ A probe runs steps of any shape on a program and times each operation where it i
 peaks, no prices and no schedule; what KV holds does not matter to a time, so it is zeros.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.backend import Backend, FloatArray, StepArrays
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import Run, compute
+from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import BatchShape
 from duetto.program.dtype import KVDtype
 from duetto.program.op import Op
 from duetto.program.program import Program
+from duetto.runner.step_arrays import build_step_arrays
 
 BLOCK_SIZE = 32
 
@@ -122,7 +123,7 @@ def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) 
 
     The first run, in which caches fill and memory is touched, does not count.
     """
-    step = arrays_of(shape)
+    step, _ = build_step_arrays(batch_of(shape), BLOCK_SIZE)
     probe.run(step)
     runs: list[StepTimes] = []
     begin = perf_counter()
@@ -136,42 +137,25 @@ def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) 
 
 
 def num_slots(shape: BatchShape) -> int:
-    """Tokens of KV that `arrays_of` lays out."""
+    """Tokens of KV that `batch_of` lays out."""
     return sum(-(-(r.num_past + r.num_new) // BLOCK_SIZE) * BLOCK_SIZE for r in shape.requests)
 
 
-def arrays_of(shape: BatchShape) -> StepArrays:
-    """A step of this shape over blocks in order; every request's last tokens give logits."""
-    positions: list[int] = []
-    slots: list[int] = []
-    starts, context_lens = [0], []
-    logit_rows: list[int] = []
-    tables: list[list[int]] = []
+def batch_of(shape: BatchShape) -> ScheduledBatch:
+    """A batch of this shape over blocks in order; every request's last tokens give logits."""
+    greedy = SamplingInput(SamplingParams(temperature=0.0), seed=0, num_output_tokens=0)
+    requests: list[ScheduledRequest] = []
     first_block = 0
     for request in shape.requests:
-        end = request.num_past + request.num_new
-        own = range(request.num_past, end)
-        positions += own
-        slots += [first_block * BLOCK_SIZE + position for position in own]
-        starts.append(len(positions))
-        context_lens.append(end)
-        logit_rows += range(len(positions) - request.num_logit_rows, len(positions))
-        num_blocks = -(-end // BLOCK_SIZE)
-        tables.append(list(range(first_block, first_block + num_blocks)))
+        num_blocks = -(-(request.num_past + request.num_new) // BLOCK_SIZE)
+        one = ScheduledRequest(
+            request_id=str(len(requests)),
+            token_ids=(0,) * request.num_new,
+            num_computed_tokens=request.num_past,
+            block_table=tuple(range(first_block, first_block + num_blocks)),
+            rows=(greedy,) * request.num_logit_rows,
+            num_drafts=max(0, request.num_logit_rows - 1),
+        )
+        requests.append(one)
         first_block += num_blocks
-    return StepArrays(
-        token_ids=np.zeros(len(positions), np.int32),
-        positions=np.array(positions, np.int32),
-        slots=np.array(slots, np.int32),
-        query_starts=np.array(starts, np.int32),
-        context_lens=np.array(context_lens, np.int32),
-        block_tables=_padded(tables),
-        logit_rows=np.array(logit_rows, np.int32),
-    )
-
-
-def _padded(tables: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    found = np.zeros((len(tables), max(map(len, tables))), np.int32)
-    for row, table in zip(found, tables, strict=True):
-        row[: len(table)] = table
-    return found
+    return ScheduledBatch(tuple(requests))

@@ -15,9 +15,10 @@ from duetto.checkpoints.config import ModelConfig
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.models.programs import load_program
-from duetto.program.dtype import Dtype, KVDtype
+from duetto.program.dtype import Dtype, KVDtype, kv_head_bytes
 from duetto.program.kv_size import KVPlan, plan_kv
 from duetto.program.program import Program
+from duetto.program.shape import Precision
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import (
     CpuLoader,
@@ -50,6 +51,16 @@ class LoadedModel:
     @property
     def max_model_len(self) -> int:
         return self.program.max_model_len
+
+    @property
+    def precision(self) -> Precision:
+        """Bytes per number as they are held; activations are fp32 on every backend of this host."""
+        head_dim = self.program.kv[0].head_dim
+        return Precision(
+            weight_bytes=self.weight_bytes / self.program.num_parameters,
+            activation_bytes=4.0,
+            kv_bytes=kv_head_bytes(self.kv_dtype, head_dim) / head_dim,
+        )
 
     @property
     def numerics(self) -> str:

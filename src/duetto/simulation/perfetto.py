@@ -9,12 +9,11 @@ import json
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
 
+from duetto.core.trace_events import Event, counter, process_name, span
 from duetto.simulation.replica import StepLog
 from duetto.simulation.simulation import Served, Simulation
 
-Event = dict[str, Any]
 _REQUESTS = 1  # the process of the requests; replicas follow
 
 
@@ -45,9 +44,9 @@ def trace_events(simulation: Simulation) -> Iterator[Event]:
             words = f"{name} {replica}"
             if simulation.num_batches > 1:
                 words += f", batch {engine}"
-            yield _named("process_name", process, 0, words)
+            yield process_name(process, words)
             yield from _steps(log, process, num_blocks)
-    yield _named("process_name", _REQUESTS, 0, "requests")
+    yield process_name(_REQUESTS, "requests")
     for lane, served in _lanes(simulation):
         yield from _request(served, lane)
 
@@ -66,9 +65,9 @@ def _steps(log: StepLog, process: int, num_blocks: int) -> Iterator[Event]:
     )
     for start, end, tokens, prompts, running, waiting, free, preemptions in columns:
         told = {"tokens": tokens, "prompt_tokens": prompts, "preemptions": preemptions}
-        yield _slice(process, 1, f"{tokens} tokens", start, end, told)
-        yield _counter(process, "requests", end, {"running": running, "waiting": waiting})
-        yield _counter(process, "KV blocks", end, {"used": num_blocks - free})
+        yield span(process, 1, f"{tokens} tokens", start, end, **told)
+        yield counter(process, "requests", end, {"running": running, "waiting": waiting})
+        yield counter(process, "KV blocks", end, {"used": num_blocks - free})
 
 
 def _request(served: Served, lane: int) -> Iterator[Event]:
@@ -83,15 +82,15 @@ def _request(served: Served, lane: int) -> Iterator[Event]:
         "replica": served.replica,
         "preemptions": timings.num_preemptions,
     }
-    yield _slice(_REQUESTS, lane, f"request {served.index}", timings.arrival_time, last, told)
+    yield span(_REQUESTS, lane, f"request {served.index}", timings.arrival_time, last, **told)
     if begun is not None:
-        yield _slice(_REQUESTS, lane, "waiting", timings.arrival_time, begun, {})
-        yield _slice(_REQUESTS, lane, "prompt", begun, first, {})
+        yield span(_REQUESTS, lane, "waiting", timings.arrival_time, begun)
+        yield span(_REQUESTS, lane, "prompt", begun, first)
     decode = first + served.transfer_s
     if served.transfer_s:
-        yield _slice(_REQUESTS, lane, "KV transfer", first, decode, {})
+        yield span(_REQUESTS, lane, "KV transfer", first, decode)
     if last > decode:
-        yield _slice(_REQUESTS, lane, "decode", decode, last, {})
+        yield span(_REQUESTS, lane, "decode", decode, last)
 
 
 def _lanes(simulation: Simulation) -> Iterator[tuple[int, Served]]:
@@ -110,21 +109,3 @@ def _lanes(simulation: Simulation) -> Iterator[tuple[int, Served]]:
         lane = heappop(free)
         heappush(busy, (served.timings.token_times[-1], lane))
         yield lane, served
-
-
-def _slice(pid: int, tid: int, name: str, start: float, end: float, args: Event) -> Event:
-    at = _us(start)
-    span = {"ts": at, "dur": round(_us(end) - at, 3)}
-    return {"name": name, "ph": "X", "pid": pid, "tid": tid, **span, "args": args}
-
-
-def _counter(pid: int, name: str, time: float, values: Event) -> Event:
-    return {"name": name, "ph": "C", "pid": pid, "tid": 0, "ts": _us(time), "args": values}
-
-
-def _named(what: str, pid: int, tid: int, name: str) -> Event:
-    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
-
-
-def _us(seconds: float) -> float:
-    return round(seconds * 1e6, 3)

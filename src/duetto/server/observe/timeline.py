@@ -12,6 +12,7 @@ from typing import Any
 from duetto.core.batch import StepRecord
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.shape import BatchShape, RequestShape
+from duetto.core.trace_events import counter, process_name, span, track_name
 from duetto.server.observe.history import Ended, Running, Step
 
 Json = dict[str, Any]
@@ -193,18 +194,18 @@ def trace(
     """Chrome's trace events, which Perfetto (ui.perfetto.dev) loads: a track of steps, counters,
     and a track for each of the requests that are given and were in one of the steps."""
     steps = Steps(remembered, [ended.request_id for ended in own], roof_time)
-    yield _name("process_name", 1, 0, "engine")
-    yield _name("thread_name", 1, 1, "steps")
+    yield process_name(1, "engine")
+    yield track_name(1, 1, "steps")
     for number, step in enumerate(remembered):
         yield from _step_events(step.record, steps.roof_s(number))
         steps.pace.did(ROWS_PER_EVENT)
-    yield _name("process_name", 2, 0, "requests")
+    yield process_name(2, "requests")
     seen = (ended for ended in own if steps.has(ended.request_id))
     for track, ended in enumerate(seen, start=1):
         mine = [s for s in segments(ended, steps)[0] if s.end > s.start]
-        yield _name("thread_name", 2, track, ended.request_id)
+        yield track_name(2, track, ended.request_id)
         for s in mine:
-            yield _slice(2, track, s.kind, s.start, s.end, s.shown(s.start))
+            yield span(2, track, s.kind, s.start, s.end, **s.shown(s.start))
             steps.pace.did(ROWS_PER_EVENT)
 
 
@@ -224,19 +225,16 @@ def _step_events(step: StepRecord, roof_s: float | None) -> list[Json]:
         # Proposing is the last that an executor does; what the scheduler does after it is short.
         start = max(step.start_time, step.end_time - step.drafts.drafting_s)
         if start < step.end_time:
-            spans.append(_slice(1, 1, "drafting", start, step.end_time, {}))
+            spans.append(span(1, 1, "drafting", start, step.end_time))
     name = f"{step.num_tokens} tokens"
     counters = {
         "requests": {"running": step.num_running, "waiting": step.num_waiting},
         "KV blocks": {"used": step.num_blocks - step.num_free_blocks},
     }
     return [
-        _slice(1, 1, name, step.start_time, step.end_time, told),
+        span(1, 1, name, step.start_time, step.end_time, **told),
         *spans,
-        *(
-            {"name": title, "ph": "C", "pid": 1, "ts": _us(step.end_time), "args": values}
-            for title, values in counters.items()
-        ),
+        *(counter(1, title, step.end_time, values) for title, values in counters.items()),
     ]
 
 
@@ -259,15 +257,6 @@ def _is_whole(ended: Ended, num_tokens: int) -> bool:
     return num_tokens >= least if ended.num_output_tokens else num_tokens > 0
 
 
-def _slice(pid: int, tid: int, name: str, start: float, end: float, args: Json) -> Json:
-    span = {"ts": _us(start), "dur": _us(end - start)}
-    return {"name": name, "ph": "X", "pid": pid, "tid": tid, **span, "args": args}
-
-
-def _name(what: str, pid: int, tid: int, name: str) -> Json:
-    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
-
-
 def _span(segment: Segment, origin: float) -> Json:
     return {"start_ms": ms(segment.start - origin), "ms": ms(segment.end - segment.start)}
 
@@ -278,10 +267,6 @@ def ms(seconds: float | None) -> float | None:
 
 def fraction(part: float | None, whole: float) -> float | None:
     return None if part is None or not whole > 0 else round(part / whole, 3)
-
-
-def _us(seconds: float) -> float:
-    return round(seconds * 1e6, 1)
 
 
 def _plus(a: float | None, b: float | None) -> float | None:
