@@ -99,14 +99,14 @@ PLAN = [
     Fault(
         "samples before the last token",
         "plan",
-        "samples = end == len(request.token_ids) + request.num_pending_tokens",
-        "samples = end >= len(request.token_ids) + request.num_pending_tokens - 1",
+        "samples = end == len(known) + request.num_pending_tokens",
+        "samples = end >= len(known) + request.num_pending_tokens - 1",
     ),
     Fault(
         "stream not advanced",
         "plan",
-        "num_output_tokens=request.num_output_tokens + num_pending + len(drafts)",
-        "num_output_tokens=0",
+        "return SamplingInput(params, request.seed, num_output)",
+        "return SamplingInput(params, request.seed, 0)",
     ),
 ]
 
@@ -198,8 +198,8 @@ ORDER = [
     Fault(
         "who needs most goes first",
         "scheduler",
-        "key=lambda r: r.num_uncomputed_tokens",
-        "key=lambda r: -r.num_uncomputed_tokens",
+        "ready.sort(key=_num_uncomputed)",
+        "ready.sort(key=_num_uncomputed, reverse=True)",
     ),
     Fault(
         "chunks although they are off",
@@ -518,7 +518,7 @@ ACCEPTED = [
     Fault(
         "earlier outputs do not count",
         "accept",
-        "request.max_tokens - request.num_output_tokens",
+        "request.max_tokens - (len(request.token_ids) - len(request.prompt_token_ids))",
         "request.max_tokens",
     ),
     Fault(
@@ -625,8 +625,8 @@ IN_FLIGHT = [
     Fault(
         "the epoch is not told",
         "plan",
-        "epoch=request.timings.num_preemptions",
-        "epoch=0",
+        "        request.timings.num_preemptions,\n",
+        "        0,\n",
     ),
     Fault(
         "a result of an ended request is an error",
@@ -679,8 +679,8 @@ IN_FLIGHT = [
     Fault(
         "who waits for drafts waits for ever",
         "scheduler",
-        "        request.has_drafts_in_flight = False\n",
-        "        pass\n",
+        "        request.has_drafts_in_flight = False  #",
+        "        pass  #",
     ),
     Fault(
         "drafts beside a placeholder",
@@ -697,14 +697,20 @@ IN_FLIGHT = [
     Fault(
         "the stream does not count placeholders",
         "plan",
-        "request.num_output_tokens + num_pending + len(drafts)",
-        "request.num_output_tokens + len(drafts)",
+        "return num_known + request.num_pending_tokens + len(drafts)",
+        "return num_known + len(drafts)",
     ),
     Fault(
-        "min_tokens does not count placeholders",
+        "drafts count as no outputs",
         "plan",
-        "request.num_output_tokens + request.num_pending_tokens + len(drafts)",
-        "request.num_output_tokens + len(drafts)",
+        "return num_known + request.num_pending_tokens + len(drafts)",
+        "return num_known + request.num_pending_tokens",
+    ),
+    Fault(
+        "bad words are forgotten",
+        "plan",
+        "params.min_tokens and not request.bad_word_ids and not",
+        "params.min_tokens and not",
     ),
     Fault(
         "what is in flight is published",

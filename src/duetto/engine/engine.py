@@ -92,7 +92,7 @@ class Engine:
 
         What makes an executor raise ends alone, with an error.
         """
-        if not any(step.pending is None for step in self._in_flight):
+        if not self._in_flight or not any(step.pending is None for step in self._in_flight):
             has_more = self._submit_next()
             if not self._in_flight or (len(self._in_flight) <= self._depth and has_more):
                 return StepReport(())

@@ -20,8 +20,10 @@ def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
         )
     for item, result in zip(batch.requests, results, strict=True):
         # Twice a step for each request: it has to be quick.
-        num_tokens = len(result.tokens)
-        is_whole = num_tokens == 1 if len(item.rows) == 1 else _is_run(item, result.tokens)
+        if len(result.tokens) == 1 and len(item.rows) == 1:
+            is_whole = True
+        else:
+            is_whole = _is_run(item, result.tokens)
         if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
             continue
         if result.error is None:
@@ -58,7 +60,7 @@ def accept(
 ) -> tuple[tuple[SampledToken, ...], FinishReason | None]:
     """Which of the tokens that a step sampled the request has, and why it ends with them, if it
     does. The first stop token or the limit ends it: what is beyond was never asked for."""
-    num_left = request.max_tokens - request.num_output_tokens
+    num_left = request.max_tokens - (len(request.token_ids) - len(request.prompt_token_ids))
     for count, sampled in enumerate(tokens, start=1):
         if sampled.token_id in request.stop_token_ids:
             return tokens[:count], FinishReason.STOP

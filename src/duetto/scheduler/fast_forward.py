@@ -60,7 +60,7 @@ def advance(
         num_free += [scheduler.pool.num_free] * (step - len(num_free))
         if is_update:
             _compute(request, first[request.request_id] + step, token_of(request))
-            scheduler._publish(request)
+            scheduler._publish(request)  # full blocks only: that is when it is an event
         else:
             request.block_table += scheduler.pool.allocate(1)
     num_free += [scheduler.pool.num_free] * (len(end_times) - len(num_free))

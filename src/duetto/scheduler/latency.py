@@ -41,7 +41,8 @@ def account_step(
 def _own_part(item: ScheduledRequest, request: Request) -> Part:
     if item.num_computed_tokens < request.num_lost_tokens:
         return Part.PREEMPTED  # computes again what it had computed before
-    return Part.PROMPT if item.num_computed_tokens < request.num_prompt_tokens else Part.DECODE
+    is_prompt = item.num_computed_tokens < len(request.prompt_token_ids)
+    return Part.PROMPT if is_prompt else Part.DECODE
 
 
 class QueueClock:

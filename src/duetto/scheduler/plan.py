@@ -14,22 +14,25 @@ def plan(request: Request, count: int) -> ScheduledRequest:
     It samples if end is the number of its tokens, those that steps in flight sample among them:
     only then are the logits of its last token known. The last one then may be a placeholder.
     """
-    start = request.num_computed_tokens
+    start, known = request.num_computed_tokens, request.token_ids
     end = start + count
-    token_ids = tuple(request.token_ids[start:end])
+    token_ids = tuple(known[start:end])
     if len(token_ids) < count:  # one at most: who samples while one is unknown computes that one
         token_ids = (*token_ids, PLACEHOLDER)
-    samples = end == len(request.token_ids) + request.num_pending_tokens
-    scored = request.sampling.prompt_logprobs is not None
-    return ScheduledRequest(
-        request_id=request.request_id,
-        token_ids=token_ids,
-        num_computed_tokens=start,
-        block_table=tuple(request.block_table),
-        rows=(sampling_input(request),) if samples else (),
-        prompt_logprob_targets=request.prompt_token_ids[start + 1 : end + 1] if scored else (),
-        num_prompt_logprobs=request.sampling.prompt_logprobs or 0,
-        epoch=request.timings.num_preemptions,
+    samples = end == len(known) + request.num_pending_tokens
+    num_prompt_logprobs = request.sampling.prompt_logprobs
+    is_scored = num_prompt_logprobs is not None
+    return ScheduledRequest(  # by position: every step makes one for each request
+        request.request_id,
+        token_ids,
+        start,
+        tuple(request.block_table),
+        (sampling_input(request),) if samples else (),
+        request.prompt_token_ids[start + 1 : end + 1] if is_scored else (),
+        num_prompt_logprobs or 0,
+        0,  # num_drafts
+        None,  # positions
+        request.timings.num_preemptions,
     )
 
 
@@ -74,25 +77,31 @@ def shape_of(request: Request, num_past: int, count: int) -> RequestShape:
 def sampling_input(request: Request, drafts: tuple[int, ...] = ()) -> SamplingInput:
     """Everything the sampler needs after `drafts`, so that the executor keeps no state per
     request."""
-    history = request.sampling.needs_history
-    num_pending = request.num_pending_tokens
+    params, num_output = request.sampling, num_outputs(request, drafts)
+    if num_output >= params.min_tokens and not request.bad_word_ids and not params.needs_history:
+        return SamplingInput(params, request.seed, num_output)  # nearly always
+    history = params.needs_history
     return SamplingInput(
-        params=request.sampling,
+        params=params,
         seed=request.seed,
-        num_output_tokens=request.num_output_tokens + num_pending + len(drafts),
+        num_output_tokens=num_output,
         forbidden_token_ids=forbidden_token_ids(request, drafts),
         prompt_token_ids=request.prompt_token_ids if history else (),
         output_token_ids=(*request.output_token_ids, *drafts) if history else (),
     )
 
 
+def num_outputs(request: Request, drafts: tuple[int, ...]) -> int:
+    """Tokens of the answer before the one that is sampled after `drafts`."""
+    num_known = len(request.token_ids) - len(request.prompt_token_ids)
+    return num_known + request.num_pending_tokens + len(drafts)
+
+
 def forbidden_token_ids(request: Request, drafts: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Tokens that must not come after `drafts`: ends before min_tokens, and the last token of a
     bad word whose other tokens have just been generated."""
-    num_output = request.num_output_tokens + request.num_pending_tokens + len(drafts)
+    num_output = num_outputs(request, drafts)
     is_short = num_output < request.sampling.min_tokens
-    if not is_short and not request.bad_word_ids:
-        return ()  # nearly always
     forbidden: set[int] = set()
     if is_short:
         forbidden |= request.stop_token_ids

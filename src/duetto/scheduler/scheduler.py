@@ -65,6 +65,7 @@ class Scheduler:
         if config.target_itl_s is not None and step_time is None:
             raise ConfigError("--target-itl: needs a model of the time that a step takes")
         self.config = config
+        self._block_size = config.block_size
         self._step_time = step_time
         self._drafts = drafts or NoDrafts()
         self.pool = BlockPool(config.num_blocks)
@@ -115,11 +116,10 @@ class Scheduler:
         if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
             lacks_blocks = self._admit_waiting(counts, budget, now)
         self._queue_clock.stand(is_blocked=lacks_blocks, now=now)
-        plans = [(r, plan(r, n)) for r, n in [(self.running[i], n) for i, n in counts.items()]]
+        running = self.running
+        plans = [(request := running[i], plan(request, n)) for i, n in counts.items()]
         plans = speculated(self._drafts, plans, budget, self.pool, self.config)
-        for request, item in plans:
-            _depart(request, item)
-        return ScheduledBatch(tuple([item for _, item in plans]))
+        return ScheduledBatch(tuple([_departing(request, item) for request, item in plans]))
 
     def update(
         self,
@@ -251,7 +251,8 @@ class Scheduler:
         waits behind a chunk."""
         counts: dict[str, int] = {}
         ready = [r for r in self.running.values() if not r.num_in_flight or may_go_on(r)]
-        for request in sorted(ready, key=lambda r: r.num_uncomputed_tokens):
+        ready.sort(key=_num_uncomputed)
+        for request in ready:
             if count := budget.most(request, request.num_computed_tokens):
                 counts[request.request_id] = count
                 budget.spend(request, request.num_computed_tokens, count)
@@ -364,8 +365,6 @@ class Scheduler:
 
     def _publish(self, request: Request) -> None:
         num_before = request.num_published_blocks
-        if request.num_written_tokens // self.config.block_size == num_before:
-            return  # nothing new is full
         publish_full_blocks(request, self.config, self.pool)
         for index in range(num_before, request.num_published_blocks):
             self._misses.learn(request, index)
@@ -373,13 +372,15 @@ class Scheduler:
     def _reconcile(self, request: Request, item: ScheduledRequest, result: RequestResult) -> None:
         """Progress over what was written and is right; what drafts took and did not need goes."""
         request.num_written_tokens = item.num_computed_tokens + len(item.token_ids)
+        request.drafts = result.drafts
         if item.num_drafts:
             num_wrong = item.num_drafts - (len(result.tokens) - 1)
             request.num_written_tokens -= num_wrong
             request.num_computed_tokens -= num_wrong
             self._give_back(request)
-        request.drafts = result.drafts
-        self._publish(request)
+        num_full = min(request.num_written_tokens, len(request.token_ids)) // self._block_size
+        if num_full > request.num_published_blocks:
+            self._publish(request)
 
     def _give_back(self, request: Request) -> None:
         """Blocks beyond those that a request is to hold."""
@@ -402,12 +403,7 @@ class Scheduler:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
         if not tokens and not scores:
             return None
-        return RequestUpdate(
-            request.request_id,
-            tokens=tokens,
-            prompt_logprobs=scores,
-            num_cached_tokens=request.num_cached_tokens,
-        )
+        return RequestUpdate(request.request_id, tokens, scores, "", request.num_cached_tokens)
 
     def _finish(
         self,
@@ -458,8 +454,13 @@ class Scheduler:
         request.num_published_blocks = 0
 
 
-def _depart(request: Request, item: ScheduledRequest) -> None:
-    """A step with the request is in flight: its progress moves."""
+def _num_uncomputed(request: Request) -> int:
+    """`Request.num_uncomputed_tokens` in one call less: each step asks for each request."""
+    return len(request.token_ids) + request.num_pending_tokens - request.num_computed_tokens
+
+
+def _departing(request: Request, item: ScheduledRequest) -> ScheduledRequest:
+    """The step is about to be in flight: the progress of the request moves."""
     request.num_computed_tokens += len(item.token_ids)
     request.num_in_flight += 1
     if item.rows:
@@ -467,8 +468,10 @@ def _depart(request: Request, item: ScheduledRequest) -> None:
     drafting = item.drafting
     if drafting is not None:
         request.num_sent_tokens = drafting.start + len(drafting.token_ids)
-    if _guesses(item):
+        request.has_drafts_in_flight = drafting.num_wanted > 0
+    if item.num_drafts:
         request.has_drafts_in_flight = True
+    return item
 
 
 def _arrive(request: Request, item: ScheduledRequest) -> None:
@@ -476,13 +479,8 @@ def _arrive(request: Request, item: ScheduledRequest) -> None:
     request.num_in_flight -= 1
     if item.rows:
         request.num_pending_tokens -= 1
-    if _guesses(item):
-        request.has_drafts_in_flight = False
-
-
-def _guesses(item: ScheduledRequest) -> bool:
-    """Whether the next plan of the request depends on what comes of this one."""
-    return bool(item.num_drafts or (item.drafting is not None and item.drafting.num_wanted))
+    if item.num_drafts or (item.drafting is not None and item.drafting.num_wanted):
+        request.has_drafts_in_flight = False  # and no later step has any: it waited
 
 
 def _untold(
