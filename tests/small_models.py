@@ -1,0 +1,162 @@
+"""Small random models for tests of equal answers: a llama and the one with the most kinds of
+layers, each on the reference backend and, in other formats, on the native one."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from native import cpu_backend
+from safetensors.numpy import save_file
+
+from duetto.backends.backend import Backend
+from duetto.backends.reference import ReferenceBackend
+from duetto.checkpoints.checkpoint import load_weights
+from duetto.core.config import SchedulerConfig
+from duetto.core.executor import Executor
+from duetto.engine.engine import Engine
+from duetto.models.programs import load_program
+from duetto.runner.model_runner import ModelRunner
+from duetto.runner.proposers.draft_model import DraftModelProposer
+from duetto.runner.proposers.proposer import Proposer
+from duetto.scheduler.drafts import DraftPolicy
+from duetto.scheduler.scheduler import Scheduler
+
+BLOCK_SIZE = 8
+NUM_BLOCKS = 128
+MAX_LEN = 192
+VOCAB = 101
+NOISE = 0.02  # of the noisy twin, beside weights of 0.3
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_LEN,
+    "tie_word_embeddings": True,
+}
+GEMMA = LLAMA | {
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "sliding_window": 24,
+    "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A config, and how it is computed."""
+
+    config: dict
+    backend: str
+    dtype: str
+    quantization: str | None
+    kv_dtype: str
+
+    def __str__(self) -> str:
+        formats = (self.dtype, self.quantization, f"{self.kv_dtype}-kv")
+        return "-".join([self.config["model_type"], self.backend, *filter(None, formats)])
+
+
+KINDS = (
+    Kind(LLAMA, "reference", "float32", None, "bfloat16"),
+    Kind(GEMMA, "reference", "float32", None, "bfloat16"),
+    Kind(GEMMA, "cpu", "float32", None, "float16"),
+    Kind(LLAMA, "cpu", "bfloat16", None, "bfloat16"),
+    Kind(GEMMA, "cpu", "bfloat16", "int8", "int8"),
+    Kind(LLAMA, "cpu", "float32", "int4", "float32"),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    program: object
+    backend: Backend
+    kv_dtype: str
+    noisy_backend: Backend  # of the same program, whose weights are a little different
+
+    def engine(
+        self,
+        *,
+        proposers: Mapping[str, Proposer] | None = None,
+        drafts: DraftPolicy | None = None,
+        decode: Callable[[Sequence[int], bool], str] | None = None,
+        depth: int = 0,
+        executor: Callable[[Executor], Executor] = lambda runner: runner,
+        step_times: Any = None,
+        clock: Callable[[], float] = monotonic,
+        **options: Any,
+    ) -> Engine:
+        """`executor` makes of the runner what the engine gets."""
+        options = {"num_blocks": NUM_BLOCKS, "max_num_batched_tokens": MAX_LEN} | options
+        config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
+        runner = ModelRunner(
+            self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype, proposers
+        )
+        step_time = None if step_times is None else step_times.late_time
+        scheduler = Scheduler(config, step_time, drafts)
+        return Engine(scheduler, executor(runner), decode, clock, step_times, depth)
+
+    def draft_model(self, num_blocks: int = NUM_BLOCKS) -> DraftModelProposer:
+        """The noisy twin proposes: mostly the same tokens."""
+        return DraftModelProposer(
+            self.program,
+            self.noisy_backend,
+            vocab_size=VOCAB,
+            num_blocks=num_blocks,
+            num_scratch_blocks=8,
+            block_size=BLOCK_SIZE,
+            kv_dtype=self.kv_dtype,
+            max_requests=32,
+            max_model_len=MAX_LEN,
+        )
+
+
+def make_model(kind: Kind, directory: Path) -> Model:
+    (directory / "config.json").write_text(json.dumps(kind.config))
+    config, program = load_program(directory)
+    rng = np.random.default_rng(5)
+    tensors = _random_tensors(program, config, rng)
+    noisy = {
+        name: tensor + NOISE * (tensor.ndim > 1) * rng.standard_normal(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+    twin = {name: tensor.astype(np.float32) for name, tensor in noisy.items()}
+    return Model(
+        program,
+        _backend(kind, directory / "own", program, tensors),
+        kind.kv_dtype,
+        _backend(kind, directory / "noisy", program, twin),
+    )
+
+
+def _backend(kind: Kind, directory: Path, program, tensors) -> Backend:
+    directory.mkdir()  # of its own: weights may be mapped from the file
+    save_file(tensors, directory / "model.safetensors")
+    weights = load_weights(directory, program, kind.dtype)
+    if kind.backend == "reference":
+        return ReferenceBackend(program, weights)
+    return cpu_backend(program, weights, kind.quantization)
+
+
+def _random_tensors(program, config, rng):
+    """A tensor for each source; stacked sources are separate, of the rows that each must have."""
+    heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    rows_of = {"q_proj": heads, "k_proj": kv, "v_proj": kv}
+    tensors = {}
+    for spec in program.weights.values():
+        for source in spec.sources:
+            rows = rows_of.get(source.split(".")[-2], spec.shape[0] // len(spec.sources))
+            shape = (rows, *spec.shape[1:])
+            scale = 0.3 if len(shape) > 1 else 1.0
+            tensors[source] = (scale * rng.standard_normal(shape)).astype(np.float32)
+    return tensors
