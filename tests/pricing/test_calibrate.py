@@ -72,6 +72,16 @@ def test_steps_that_the_cost_model_timed_give_its_efficiencies_back():
         assert fitted.step_time(shape) == pytest.approx(model.step_time(shape), rel=0.05)
 
 
+def test_a_sample_has_the_rows_that_the_price_has():
+    """Of operations on selected rows too: a prompt of 300 tokens has one row of logits."""
+    by_row = KernelEfficiency(memory=0.3, call_s=4e-6, row_s=1e-6)
+    hardware = replace(ROUGH, efficiencies=replace(ROUGH.efficiencies, copy=by_row))
+    model = CostModel(program("llama-3.2-1b"), hardware, Deployment())
+    for kind, sample in measured(model, prefill(2, 300)).samples(hardware):
+        kernel = hardware.efficiencies.of(kind)
+        assert predicted(sample, kernel) == pytest.approx(sample.measured_s)
+
+
 def measured(model: CostModel, shape: BatchShape) -> MeasuredStep:
     times = tuple((op, model.price_op(op, shape).time_s) for op in model.program.ops)
     return MeasuredStep(model.program, Precision(), "bfloat16", shape, times, 0.0)

@@ -28,7 +28,6 @@ from duetto.checkpoints.weight_files import INDEX, SINGLE
 from duetto.core.errors import ConfigError
 from duetto.models.programs import build_program
 from duetto.program.dtype import DTYPE_BYTES, DTYPES, Dtype
-from duetto.program.ops import RmsNorm
 from duetto.program.program import Program
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -193,11 +192,11 @@ def write_weights(
 
 def _tensors(program: Program) -> list[_Tensor]:
     """The checkpoint's tensors: what the program stacks, apart, each once."""
-    norms = {op.weight: 1.0 - op.offset for op in program.ops if isinstance(op, RmsNorm)}
+    numbers = {name: number for op in program.ops for name, number in op.initial.items()}
     found: dict[str, _Tensor] = {}
     for name, spec in program.weights.items():
         for source, rows in zip(spec.sources, spec.source_rows, strict=True):
-            found[source] = _Tensor(source, (rows, *spec.shape[1:]), norms.get(name))
+            found[source] = _Tensor(source, (rows, *spec.shape[1:]), numbers.get(name))
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ written. Knows no operation and no hardware.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -84,6 +85,11 @@ class Op:
     def weights(self) -> tuple[str, ...]:
         """The names of the weights that it reads, the matrix first."""
         return ()
+
+    @property
+    def initial(self) -> Mapping[str, float]:
+        """Of weights that a random model fills with one number, that number."""
+        return {}
 
     @property
     def kv(self) -> KVAccess | None:

@@ -12,6 +12,7 @@ To add an operation: a class here, and a line in the table of each backend that 
 (backends/reference/ops.py, backends/cpu/compile.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -110,6 +111,10 @@ class RmsNorm(Op):
     @property
     def weights(self) -> tuple[str, ...]:
         return (self.weight,)
+
+    @property
+    def initial(self) -> Mapping[str, float]:
+        return {self.weight: 1.0 - self.offset}
 
     def cost(self, shape: BatchShape, precision: Precision) -> Cost:
         rows = num_rows(shape, self.rows)

@@ -9,7 +9,7 @@ all; the vocabulary is cut for the embedding and for the logits. Knows no hardwa
 from dataclasses import replace
 
 from duetto.core.errors import ConfigError
-from duetto.program.cut import WHOLE, Cut, by_buffer
+from duetto.program.cut import WHOLE, Cut, Piece, by_buffer
 from duetto.program.op import Op
 from duetto.program.program import KVSpec, Program
 
@@ -18,7 +18,7 @@ _MAX_DEGREE = 64
 
 def possible_degrees(program: Program) -> tuple[int, ...]:
     """The tensor-parallel degrees up to 64 that cut this program's heads evenly."""
-    pieces = {piece for op in program.ops for piece in op.pieces(program)}
+    pieces = _pieces(program)
     return tuple(
         degree
         for degree in range(1, _MAX_DEGREE + 1)
@@ -42,8 +42,7 @@ def shard(program: Program, ranks: int, rank: int = 0) -> Program:
         )
     if ranks == 1:
         return program
-    pieces = by_buffer(piece for op in program.ops for piece in op.pieces(program))
-    cut = Cut(rank, ranks, program.logits, pieces)
+    cut = Cut(rank, ranks, program.logits, by_buffer(_pieces(program)))
     ops: list[Op] = []
     for op in program.ops:
         ops += op.share(cut)
@@ -57,3 +56,8 @@ def shard(program: Program, ranks: int, rank: int = 0) -> Program:
         ),
         parts={name: part for name, part in cut.parts.items() if part != WHOLE},
     )
+
+
+def _pieces(program: Program) -> tuple[Piece, ...]:
+    """All that operations may share out, each once: layers are alike."""
+    return tuple(dict.fromkeys(piece for op in program.ops for piece in op.pieces(program)))

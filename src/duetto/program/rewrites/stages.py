@@ -32,7 +32,7 @@ def stages(program: Program, degree: int) -> tuple[Program, ...]:
     for op in program.ops:
         layer = _layer_of(op, layer)
         lists[layer * degree // num_layers].append(op)
-    needed = [_needed(lists, stage) for stage in range(degree + 1)]
+    needed = _needed(program, lists)
     return tuple(
         _stage(program, ops, needed[stage], needed[stage + 1]) for stage, ops in enumerate(lists)
     )
@@ -56,19 +56,17 @@ def _stage(
     )
 
 
-def _needed(lists: Sequence[Sequence[Op]], stage: int) -> tuple[Ref, ...]:
-    """What `stage` and those behind it read of what those before it wrote."""
-    written = [ref for ops in lists[:stage] for op in ops for ref in op.writes]
-    made: list[Ref] = []
-    found: dict[Ref, None] = {}
-    for ops in lists[stage:]:
-        for op in ops:
-            for ref in op.reads:
-                is_made = any(own.covers(ref) for own in made)
-                if not is_made and any(ref.overlaps(own) for own in written):
-                    found[ref] = None
-            made += op.writes
-    return tuple(found)
+def _needed(program: Program, lists: Sequence[Sequence[Op]]) -> list[tuple[Ref, ...]]:
+    """What each stage and those behind it read of what those before it wrote; of none: nothing."""
+    found: list[tuple[Ref, ...]] = [program.outputs]
+    live = dict.fromkeys((program.logits, *program.outputs))
+    for ops in reversed(lists):
+        for op in reversed(ops):
+            made = op.writes
+            live = {ref: None for ref in live if not any(own.covers(ref) for own in made)}
+            live |= dict.fromkeys(op.reads)
+        found.append(tuple(live))
+    return found[::-1]
 
 
 def _layer_of(op: Op, current: int) -> int:
