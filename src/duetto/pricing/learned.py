@@ -4,14 +4,16 @@ A step's time is taken as a sum of five amounts, each times a price that is neve
 step, its tokens, its rows of logits, its query-key pairs, and the KV tokens it reads. The prices
 are the non-negative least squares of relative errors over the measured steps (Lawson and Hanson,
 1974, ch. 23; solved by coordinate descent), begun from another price. Equal measurements give
-equal prices, bit for bit. What is learned decides when a prompt's tokens are computed, never which
-tokens are answered.
+equal prices, bit for bit. Steps without chunks are priced by what steps of their number of tokens
+took (row_steps.py), their context by these prices: whether drafts pay depends on a few rows. What
+is learned decides when tokens are computed, never which tokens are answered.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from duetto.core.shape import BatchShape, RequestShape
+from duetto.pricing.least_squares import Equations, Row, solve
+from duetto.pricing.row_steps import RowSteps
 
 NUM_AMOUNTS = 5
 MEMORY = 24  # steps of one size after which an old one counts a third
@@ -25,34 +27,6 @@ MAX_RATIO = 8.0  # a step may count as this many times slower than predicted, no
 ON_TIME = 0.95  # of the steps with prompts: their part that ends by `late_time`
 LATE_GAIN = 0.01  # how much of a price one step with a prompt may change that by
 MAX_LATENESS = 1.25
-Row = list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Equations:
-    """The normal equations of a least squares: matrix · prices = right."""
-
-    matrix: list[Row] = field(default_factory=lambda: [[0.0] * NUM_AMOUNTS for _ in range(5)])
-    right: Row = field(default_factory=lambda: [0.0] * NUM_AMOUNTS)
-
-    def add(self, amounts: Row, seconds: float, predicted: float, keep: float) -> None:
-        """One more step, for which amounts · prices should be `seconds`; old ones fade.
-
-        Errors are relative: to what was predicted as much as to what was measured, so that neither
-        a step in which the machine slept nor an old fast one outweighs the others.
-        """
-        weight = 1.0 / (seconds * predicted)
-        for i, amount in enumerate(amounts):
-            scale, row = weight * amount, self.matrix[i]
-            self.matrix[i] = [keep * m + scale * a for m, a in zip(row, amounts, strict=True)]
-            self.right[i] = keep * self.right[i] + scale * seconds
-
-    def slower(self, factor: float, weight: float) -> "_Equations":
-        """As if every step had taken `factor` times as long, and counted `weight` times."""
-        return _Equations(
-            [[weight * m / factor**2 for m in row] for row in self.matrix],
-            [weight * r / factor for r in self.right],
-        )
 
 
 class LearnedStepTime:
@@ -62,8 +36,9 @@ class LearnedStepTime:
         """`start` prices steps of sizes that were not measured; its scale is corrected by those
         that were. None: the first steps say all."""
         self._start = start
-        self._started: dict[int, _Equations] = {}  # by size
-        self._measured: dict[int, _Equations] = {}
+        self._started: dict[int, Equations] = {}  # by size
+        self._measured: dict[int, Equations] = {}
+        self._row_steps = RowSteps()
         self._slowness = 1.0  # measured over started, geometric mean
         self._prices: Row = [0.0] * NUM_AMOUNTS
         self._last_tokens = self._num_alike = 0  # in a row
@@ -82,7 +57,24 @@ class LearnedStepTime:
 
     def step_time(self, shape: BatchShape) -> float:
         """Seconds that a step of this shape should take; more work never takes less."""
-        return sum(map(float.__mul__, self._prices, _amounts(shape)))
+        amounts = _amounts(shape)
+        seconds = sum(map(float.__mul__, self._prices, amounts))
+        if not self._row_steps.has_any:
+            return seconds
+        if amounts[1] == amounts[2]:
+            return self._rows_s(amounts)
+        # A chunk is beyond what was measured row by row, but takes no time off its streams.
+        streams = BatchShape(tuple([r for r in shape.requests if r.num_new == r.num_logit_rows]))
+        return max(seconds, self._rows_s(_amounts(streams))) if streams.requests else seconds
+
+    def row_times(self, shape: BatchShape, num_more: int) -> list[float]:
+        """`step_time` with 0, 1, ... `num_more` drafts in addition, each with the mean context of
+        those requests that compute one token."""
+        return self._more_rows(shape, num_more, self._row_steps.many)
+
+    def hopeful_row_times(self, shape: BatchShape, num_more: int) -> list[float]:
+        """As `row_times`, but the least that it may be, where few steps of a size were measured."""
+        return self._more_rows(shape, num_more, self._row_steps.hopeful)
 
     def late_time(self, shape: BatchShape) -> float:
         """Seconds by which all but one in twenty steps with prompts end: `step_time`, and what else
@@ -109,9 +101,38 @@ class LearnedStepTime:
         # Steps of one size fade as others of the same size come, so a thousand next tokens do not
         # make the model forget what a chunk took.
         self._at(self._measured, shape).add(amounts, seconds, predicted, 1.0 - 1.0 / MEMORY)
+        if amounts[1] == amounts[2]:
+            self._row_steps.observe(int(amounts[1]), amounts[3], amounts[4], seconds, self._row_s)
         self.num_observed += 1
         if self.num_observed <= NUM_TO_SCALE or self.num_observed % SOLVE_EVERY == 0:
             self._solve(SWEEPS)
+
+    @property
+    def _row_s(self) -> float:
+        """One more row by the line, without its context."""
+        return self._prices[1] + self._prices[2]
+
+    def _context_s(self, amounts: Row) -> float:
+        return self._prices[3] * amounts[3] + self._prices[4] * amounts[4]
+
+    def _rows_s(self, amounts: Row) -> float:
+        rows_s = self._row_steps.seconds(int(amounts[1]), self._row_s)
+        return rows_s + self._context_s(amounts)
+
+    def _more_rows(
+        self, shape: BatchShape, num_more: int, rows_s: Callable[[int, int, float], list[float]]
+    ) -> list[float]:
+        amounts, prices = _amounts(shape), self._prices
+        tokens = int(amounts[1])
+        pasts = [r.num_past for r in shape.requests if r.num_new == 1]
+        past = sum(pasts) / len(pasts) if pasts else 0.0
+        context_s = prices[3] * (past + 1.0) + prices[4]
+        if amounts[1] == amounts[2] and self._row_steps.has_any:
+            times = rows_s(tokens, tokens + num_more + 1, self._row_s)
+            start_s = self._context_s(amounts)
+            return [start_s + t + i * context_s for i, t in enumerate(times)]
+        start_s, more_s = self.step_time(shape), self._row_s + context_s
+        return [start_s + i * more_s for i in range(num_more + 1)]
 
     def _follow_lateness(self, is_late: bool) -> None:
         lateness = self._lateness + LATE_GAIN * (ON_TIME - (not is_late))
@@ -122,8 +143,8 @@ class LearnedStepTime:
         self._last_tokens = num_tokens
         return self._num_alike > NUM_ALIKE and self._num_alike % ONE_IN != 0
 
-    def _at(self, table: dict[int, _Equations], shape: BatchShape) -> _Equations:
-        return table.setdefault(shape.num_tokens.bit_length(), _Equations())
+    def _at(self, table: dict[int, Equations], shape: BatchShape) -> Equations:
+        return table.setdefault(shape.num_tokens.bit_length(), Equations(NUM_AMOUNTS))
 
     def _solve(self, sweeps: int) -> None:
         """Minimise the squared relative errors over prices >= 0, one price after the other."""
@@ -133,17 +154,8 @@ class LearnedStepTime:
             for size, equations in self._started.items()
             if size not in self._measured
         ]
-        matrix = [_total([each.matrix[i] for each in known]) for i in range(NUM_AMOUNTS)]
-        right, prices = _total([each.right for each in known]), self._prices
-        for _ in range(sweeps):
-            for i, row in enumerate(matrix):
-                if row[i] > 0:
-                    rest = right[i] - sum(map(float.__mul__, row, prices)) + row[i] * prices[i]
-                    prices[i] = max(0.0, rest / row[i])
-
-
-def _total(rows: Sequence[Row]) -> Row:
-    return [sum(column) for column in zip(*rows, strict=True)]
+        solve(known, self._prices, sweeps)
+        self._row_steps.price_context(self._prices[3], self._prices[4])
 
 
 def _amounts(shape: BatchShape) -> Row:
