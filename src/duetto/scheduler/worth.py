@@ -1,0 +1,120 @@
+"""How many drafts are worth their time: the arithmetic, without state. Knows no requests.
+
+Drafts of all requests are ranked by the probability that they are reached and right. That
+probability never grows along a request's drafts, so the first n of the ranking are the best n, and
+they are the first drafts of each request. The price of a step is not convex in n (a kernel takes
+rows in tiles), so every n is looked at.
+"""
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import NamedTuple
+
+# One draft of one request: the probability that it is reached and right; how many drafts of its
+# request come before it, negated, so that of equals the shallow one is first; whose it is.
+Slot = tuple[float, int, int]
+_DEPTHS = tuple(range(0, -64, -1))
+
+
+CHEAP = 1e-3  # of a step: not worth a thought
+
+
+class Choice(NamedTuple):
+    num_slots: int  # the first so many
+    rate: float  # tokens per second that this, or nothing, brings at best
+
+
+def ranked(survivals: Sequence[Sequence[float]]) -> list[Slot]:
+    """The slots of all requests, best first. Raises nothing; equal input gives equal order."""
+    slots: list[Slot] = []
+    for owner, line in enumerate(survivals):
+        slots += zip(line, _DEPTHS, repeat(owner))
+    if len(survivals) > 1:
+        slots.sort(reverse=True)
+    return slots
+
+
+def counts_of(slots: Sequence[Slot], num_owners: int) -> list[int]:
+    counts = [0] * num_owners
+    for _, _, owner in slots:
+        counts[owner] += 1
+    return counts
+
+
+def best_to_verify(
+    slots: Sequence[Slot],
+    extra_s: Sequence[float],
+    num_streams: int,
+    plain_s: float,
+    drafting_s: float,
+) -> Choice:
+    """The drafts to verify of those that are there.
+
+    `extra_s[n]` is the time that n drafts add to the step, `plain_s` what the streams' next tokens
+    take, and `drafting_s` what it takes to make the next drafts. The rate of a policy that verifies
+    n each step is (num_streams + expected accepted) / (plain_s + extra_s[n] + drafting_s), and
+    without speculation num_streams / plain_s. The drafts at hand are paid for: those are verified
+    that gain most against the best of these rates.
+    """
+    best_rate, tokens = num_streams / plain_s, float(num_streams)
+    fixed_s = plain_s + drafting_s
+    most = min(len(slots), len(extra_s) - 1)
+    for n in range(most):
+        tokens += slots[n][0]
+        rate = tokens / (fixed_s + extra_s[n + 1])
+        if rate > best_rate:
+            best_rate = rate
+    best, best_gain, gain = 0, 0.0, 0.0
+    for n in range(most):
+        gain += slots[n][0]
+        net = gain - best_rate * extra_s[n + 1]
+        if net > best_gain:
+            best, best_gain = n + 1, net
+    return Choice(best, best_rate)
+
+
+class DraftingPrice(NamedTuple):
+    """Seconds that one proposer takes for a step's drafts."""
+
+    call_s: float = 0.0
+    pass_s: float = 0.0  # for each draft of the request with most of them
+    draft_s: float = 0.0  # for each draft
+    sent_s: float = 0.0  # for each token that it is sent
+
+    def seconds(self, num_passes: int, num_drafts: int, num_sent: int) -> float:
+        each = self.pass_s * num_passes + self.draft_s * num_drafts + self.sent_s * num_sent
+        return self.call_s + each
+
+
+def best_to_ask(
+    slots: Sequence[Slot],
+    extra_s: Sequence[float],
+    num_streams: int,
+    plain_s: float,
+    price: DraftingPrice,
+    fixed_s: float,
+) -> tuple[list[Slot], float]:
+    """The drafts to ask for, and the rate (tokens per second) of asking for so many each step.
+
+    As `best_to_verify`, but the drafts are not made yet: `fixed_s` is what asking at all takes
+    besides what the number of drafts does. Each greatest depth is looked at, as a proposer that
+    drafts for all requests at once takes one pass for each. None pay: no slots, and the plain rate.
+    """
+    best: list[Slot] = []
+    best_rate = num_streams / plain_s
+    most_drafts = len(extra_s) - 1
+    deepest = 1 - min([depth for _, depth, _ in slots], default=1)
+    is_dear = price.pass_s > CHEAP * plain_s
+    limits = range(1, deepest + 1) if is_dear else (deepest,)
+    for limit in limits:
+        within = [slot for slot in slots if slot[1] > -limit] if limit < deepest else slots
+        tokens, base_s = float(num_streams), plain_s + fixed_s + price.pass_s * limit
+        draft_s, count = price.draft_s, 0
+        for n, (slot, more_s) in enumerate(zip(within[:most_drafts], extra_s[1:], strict=False), 1):
+            tokens += slot[0]
+            rate = tokens / (base_s + more_s + draft_s * n)
+            if rate > best_rate:
+                best_rate, count = rate, n
+        if count:
+            best = list(within[:count])
+    return best, best_rate

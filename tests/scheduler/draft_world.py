@@ -1,0 +1,233 @@
+"""Speculation in virtual time: a policy of drafts against a machine and proposers that are given.
+
+Each of `batch` places runs one request after the other. Its true tokens are random; a proposer's
+draft is the true one with a given probability. A step takes what the machine says, give or take
+`spread`, and the learned price hears of it. Standard library only; equal seeds give equal runs.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fakes import make_request
+
+from duetto.core.request import Request
+from duetto.core.shape import BatchShape, RequestShape
+from duetto.pricing.drafting import SpeculationPrices
+from duetto.pricing.learned import LearnedStepTime
+from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
+from duetto.scheduler.drafts import Ask, Candidate, DraftPolicy, Outcome, Planned
+
+Machine = Callable[[int], float]  # seconds of a step of so many rows
+
+
+def memory_bound(rows: int) -> float:
+    """Weights are read in 10 ms, each row takes 0.6 ms of arithmetic, in tiles of four."""
+    tiles = -(-rows // 4)
+    return max(10e-3, tiles * 2.4e-3) + 0.1e-3 * rows
+
+
+def compute_bound(rows: int) -> float:
+    """Each row costs nearly as much as the first."""
+    return 4e-3 + 3e-3 * rows
+
+
+def with_cliff(rows: int) -> float:
+    """A second row doubles the step, and three more are free."""
+    return 5e-3 * (1 if rows == 1 else 2 + (rows - 2) // 4)
+
+
+MACHINES: dict[str, Machine] = {
+    "memory": memory_bound,
+    "compute": compute_bound,
+    "cliff": with_cliff,
+}
+
+
+@dataclass(frozen=True)
+class Proposer:
+    accuracy: float | tuple[float, ...]  # of each draft, given that those before it are right
+    call_s: float = 0.0
+    pass_s: float = 0.0
+    draft_s: float = 0.0
+    sent_s: float = 0.0
+
+    def at(self, position: int) -> float:
+        if isinstance(self.accuracy, float):
+            return self.accuracy
+        return self.accuracy[min(position, len(self.accuracy) - 1)]
+
+
+NGRAM = {"call_s": 3e-6, "draft_s": 1e-6, "sent_s": 5e-7}
+
+
+@dataclass
+class Place:
+    """A request and what its proposer has of it."""
+
+    request: Request
+    drafts: tuple[int, ...] = ()
+    method: str = ""
+    num_sent: int = 0
+
+
+@dataclass
+class Totals:
+    num_tokens: int = 0
+    seconds: float = 0.0
+    num_verified: int = 0
+    num_accepted: int = 0
+    by_method: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        return self.num_tokens / self.seconds
+
+
+class FixedDrafts:
+    """Always `count` drafts of one method: to compare."""
+
+    is_on = True
+
+    def __init__(self, method: str, count: int) -> None:
+        self._method, self._count = method, count
+
+    def choose(self, candidates, shape, room, limit_s=None):  # type: ignore[no-untyped-def]
+        return {c.request.request_id: min(self._count, len(c.drafts)) for c in candidates}
+
+    def ask(self, planned):  # type: ignore[no-untyped-def]
+        return {
+            p.request.request_id: Ask(self._method, min(self._count, p.num_left))
+            for p in planned
+            if p.num_left > 0 and self._count
+        }
+
+    def learn(self, outcomes, drafting_s):  # type: ignore[no-untyped-def]
+        pass
+
+    def forget(self, request):  # type: ignore[no-untyped-def]
+        pass
+
+
+class World:
+    def __init__(
+        self,
+        machine: Machine,
+        proposers: Mapping[str, Proposer],
+        batch: int,
+        *,
+        max_tokens: int = 200,
+        prompt: int = 64,
+        spread: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        self._machine, self._proposers = machine, proposers
+        self._max_tokens, self._prompt, self._spread = max_tokens, prompt, spread
+        self._rng = random.Random(seed)
+        self._num_requests = 0
+        self.times = LearnedStepTime()
+        self.prices = SpeculationPrices(self.times)
+        self.places = [self._new(stagger=i) for i in range(batch)]
+
+    def adaptive(self, most: int = 8) -> AdaptiveDrafts:
+        return AdaptiveDrafts(dict.fromkeys(self._proposers, most), self.prices)
+
+    def run(self, policy: DraftPolicy, num_steps: int) -> Totals:
+        totals = Totals()
+        for _ in range(num_steps):
+            self._step(policy, totals)
+        return totals
+
+    def _new(self, stagger: int = 0) -> Place:
+        self._num_requests += 1
+        tokens = max(4, self._max_tokens - 13 * stagger % self._max_tokens)
+        request = make_request(f"r{self._num_requests}", [1] * self._prompt, tokens)
+        request.token_ids.append(1)  # the prompt is computed, and its first token sampled
+        return Place(request)
+
+    def _step(self, policy: DraftPolicy, totals: Totals) -> None:
+        places = self.places
+        shape = BatchShape(tuple([RequestShape(1, p.request.num_tokens - 1) for p in places]))
+        candidates = [Candidate(p.request, p.drafts) for p in places if p.drafts]
+        counts = policy.choose(candidates, shape, 10_000) if candidates else {}
+        before = {p.request.request_id: p.request.num_tokens for p in places}
+        planned = [
+            Planned(p.request, _left(p), before[p.request.request_id] - p.num_sent) for p in places
+        ]
+        asks = policy.ask(planned)
+        rows = len(places) + sum(counts.values())
+        step_s = self._machine(rows) * self._rng.lognormvariate(0, self._spread)
+        outcomes = [self._compute(p, counts, asks, totals) for p in places]
+        drafting_s = self._drafting_s(outcomes)
+        wide = [
+            RequestShape(1 + n, p.request.num_tokens, 1 + n)
+            for p in places
+            for n in [counts.get(p.request.request_id, 0)]
+        ]
+        self.times.observe(BatchShape(tuple(wide)), step_s)
+        known = [
+            o
+            for o in outcomes
+            if o.ask is not None
+            or o.request.request_id in {c.request.request_id for c in candidates}
+        ]
+        if known:
+            policy.learn(known, drafting_s)
+        totals.seconds += step_s + drafting_s
+        for index, place in enumerate(places):
+            if place.request.num_output_tokens >= place.request.max_tokens:
+                policy.forget(place.request)
+                places[index] = self._new()
+
+    def _compute(
+        self, place: Place, counts: Mapping[str, int], asks: Mapping[str, Ask], totals: Totals
+    ) -> Outcome:
+        request, name = place.request, place.request.request_id
+        num_drafts, drafts = counts.get(name, 0), place.drafts
+        assert num_drafts <= len(drafts)
+        tokens: list[int] = []  # 1 is true and 2 is false
+        for draft in drafts[:num_drafts]:
+            tokens.append(1)
+            if draft != 1:
+                break
+        else:
+            tokens.append(1)
+        request.token_ids += tokens
+        totals.num_tokens += len(tokens)
+        totals.num_verified += num_drafts
+        totals.num_accepted += len(tokens) - 1
+        ask = asks.get(name)
+        num_sent = 0
+        place.drafts = ()
+        if ask is not None:
+            if ask.method != place.method:
+                place.method, place.num_sent = ask.method, 0
+            num_sent = request.num_tokens - place.num_sent
+            if ask.max_sent is not None:
+                num_sent = min(num_sent, ask.max_sent)
+            place.num_sent += num_sent
+            proposer = self._proposers[ask.method]
+            num_left = request.max_tokens - request.num_output_tokens - 1
+            place.drafts = tuple(
+                [
+                    1 if self._rng.random() < proposer.at(i) else 2
+                    for i in range(max(0, min(ask.num_wanted, num_left)))
+                ]
+            )
+            totals.by_method[ask.method] = totals.by_method.get(ask.method, 0) + 1
+        return Outcome(request, num_drafts, tuple(tokens), ask, num_sent, len(place.drafts))
+
+    def _drafting_s(self, outcomes: list[Outcome]) -> float:
+        seconds = 0.0
+        for method, proposer in self._proposers.items():
+            mine = [o for o in outcomes if o.ask is not None and o.ask.method == method]
+            if mine:
+                seconds += proposer.call_s
+                seconds += proposer.pass_s * max([o.num_proposed for o in mine])
+                seconds += proposer.draft_s * sum([o.num_proposed for o in mine])
+                seconds += proposer.sent_s * sum([o.num_sent for o in mine])
+        return seconds * self._rng.lognormvariate(0, self._spread)
+
+
+def _left(place: Place) -> int:
+    return max(0, place.request.max_tokens - place.request.num_output_tokens - 2)
