@@ -58,11 +58,11 @@ class Watched:
         return batch
 
     def update(
-        self, batch: ScheduledBatch, output: StepOutput, now: float, predicted_s: float | None
+        self, batch: ScheduledBatch, output: StepOutput, now: float, *prices: Any
     ) -> list[RequestUpdate]:
         if self._driver.encodes:
             assert decode(encode(output), type=StepOutput) == output
-        return self._scheduler.update(batch, output, now, predicted_s)
+        return self._scheduler.update(batch, output, now, *prices)
 
 
 class Driver:

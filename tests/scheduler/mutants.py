@@ -16,8 +16,7 @@ import duetto.scheduler.scheduler
 PACKAGE = "duetto.scheduler"
 ORDER = (  # importers last
     *("block_pool", "prefix", "latency", "plan", "budget", "fairness", "policy", "misses"),
-    *("drafts", "speculate"),
-    "accept",
+    *("accept", "draft_times", "drafts", "speculate"),
     "scheduler",
 )
 FOLDER = Path(duetto.scheduler.scheduler.__file__).parent

@@ -1,8 +1,9 @@
 """What drafts gave: to one request over its life, and in one step. Numbers only.
 
 A draft counts as proposed when a step verifies it, and as accepted when its token is told: one
-beyond a stop token is not. The token that the model itself adds after the accepted drafts (the
-bonus token) is no draft. Definitions for people: docs/metrics.md.
+beyond a stop token is not. The last token that a step tells is the model's own (the bonus token)
+and never counts as a draft, so a step with k accepted drafts saves k steps. Definitions for people:
+docs/metrics.md.
 """
 
 from dataclasses import dataclass, field

@@ -61,6 +61,7 @@ class Engine:
         self._decode = decode
         self._clock = clock
         self._step_times = step_times
+        self._price = None if step_times is None else step_times.step_time
         self._depth = depth
         self._in_flight: deque[Step] = deque()  # oldest first
         self._last_end = 0.0  # of a step
@@ -101,11 +102,14 @@ class Engine:
         self._in_flight.popleft()
         if not step.batch.requests:
             return StepReport(())
-        updates = self.scheduler.update(step.batch, output, self._clock(), step.predicted_s)
+        updates = self.scheduler.update(
+            step.batch, output, self._clock(), step.predicted_s, self._price
+        )
         texts = tuple([self._with_text(update) for update in updates])
         record = self._record(step)
         if self._step_times is not None and not step.has_failed:
-            self._step_times.observe(step.batch.shape, record.end_time - record.start_time)
+            computed_s = record.end_time - record.start_time - output.drafting_s
+            self._step_times.observe(step.batch.shape, computed_s)
         return StepReport(texts, record)
 
     def _submit_next(self) -> bool:
@@ -220,4 +224,5 @@ class Engine:
             shape=batch.shape,
             request_ids=tuple([r.request_id for r in batch.requests]),
             predicted_s=step.predicted_s,
+            drafts=scheduler.step_drafts,
         )

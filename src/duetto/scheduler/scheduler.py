@@ -18,6 +18,7 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.config import SchedulerConfig
+from duetto.core.draft_counts import StepDrafts
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
 from duetto.core.timings import Part
@@ -70,6 +71,7 @@ class Scheduler:
         self._drafts = drafts or NoDrafts()
         self.pool = BlockPool(config.num_blocks)
         self.counts = SchedulerCounts()
+        self.step_drafts: StepDrafts | None = None  # of the step that `update` was told of last
         self.waiting: list[Request] = []  # in the policy's order
         self.running: dict[str, Request] = {}  # admitted; holds room for all the tokens it has
         self._policy = POLICIES[config.scheduling_policy]
@@ -127,14 +129,19 @@ class Scheduler:
         output: StepOutput,
         now: float,
         predicted_s: float | None = None,
+        step_time: StepTime | None = None,
     ) -> list[RequestUpdate]:
         """Take over what was computed. Raises EngineError, changing nothing, if it is not whole.
 
-        `predicted_s` is what the step should have taken, to be told beside what it took.
+        `predicted_s` is what the step should have taken, to be told beside what it took;
+        `step_time` prices what drafts added to it, by default as the plans were priced.
         """
         check_whole(batch, output)
         account_step(batch, self.running, now, predicted_s)
-        tell(self._drafts, self._live, batch.requests, output.results, output.drafting_s)
+        self.step_drafts = tell(
+            *(self._drafts, self._live, batch.requests, output.results),
+            *(output.drafting_s, step_time or self._step_time),
+        )
         updates = []
         for item, result in zip(batch.requests, output.results, strict=True):
             request = self._live.get(item.request_id)

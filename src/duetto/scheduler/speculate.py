@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from duetto.core.batch import Drafting, RequestResult, ScheduledRequest
 from duetto.core.config import SchedulerConfig
+from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
 from duetto.scheduler.block_pool import BlockPool
-from duetto.scheduler.budget import StepBudget
+from duetto.scheduler.budget import StepBudget, StepTime
+from duetto.scheduler.draft_times import account_drafts
 from duetto.scheduler.drafts import Ask, Candidate, DraftPolicy, Outcome, Planned
 from duetto.scheduler.plan import with_drafts
 
@@ -40,17 +42,22 @@ def tell(
     items: Sequence[ScheduledRequest],
     results: Sequence[RequestResult],
     drafting_s: float,
-) -> None:
-    """Tell the policy what came of a step's drafts. To be called before the results are taken."""
+    step_time: StepTime | None,
+) -> StepDrafts | None:
+    """Tell the policy, and the requests' timings, what came of a step's drafts. To be called before
+    the results are taken. Returns the step in all; None without drafts."""
     if not policy.is_on:
-        return
+        return None
     outcomes = [
         _outcome(live[item.request_id], item, result)
         for item, result in zip(items, results, strict=True)
         if (item.num_drafts or item.drafting) and item.request_id in live
     ]
-    if outcomes:
-        policy.learn(outcomes, drafting_s)
+    if not outcomes:
+        return None
+    told = account_drafts(live, items, results, drafting_s, step_time)
+    policy.learn(outcomes, drafting_s)
+    return told
 
 
 def _verifying(
