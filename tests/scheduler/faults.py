@@ -727,8 +727,20 @@ IN_FLIGHT = [
     Fault(
         "computed again with the placeholder of another step",
         "scheduler",
-        "[resolved(r, item) for r, item in items",
-        "[item for r, item in items",
+        "items.append(resolved(request, item))",
+        "items.append(item)",
+    ),
+    Fault(
+        "computed again in blocks that were given away",
+        "scheduler",
+        "            if item.epoch == request.timings.num_preemptions:\n                items",
+        "            if True:\n                items",
+    ),
+    Fault(
+        "who lost its blocks is in flight for ever",
+        "scheduler",
+        "                _arrive(request, item)  # and brings nothing\n",
+        "                pass\n",
     ),
     Fault(
         "time of who ended is looked for",
@@ -738,5 +750,101 @@ IN_FLIGHT = [
     ),
 ]
 
+FAST_FORWARD = [
+    Fault(
+        "a run goes on beyond an end", "scheduler", "for r in running) - 1\n", "for r in running)\n"
+    ),
+    Fault(
+        "a run goes on without blocks",
+        "fast_forward",
+        "    if not lacks_room(most):",
+        "    if True:",
+    ),
+    Fault(
+        "a run takes a block too many",
+        "fast_forward",
+        "        return taken > num_free",
+        "        return taken > num_free + 1",
+    ),
+    Fault(
+        "a block is taken a step late",
+        "fast_forward",
+        "* size + 1 - num_tokens",
+        "* size + 2 - num_tokens",
+    ),
+    Fault(
+        "a block is published a step late",
+        "fast_forward",
+        "full = -num_tokens % size",
+        "full = -num_tokens % size + 1",
+    ),
+    Fault(
+        "only the first block of a run is published",
+        "fast_forward",
+        "for step in range(full, num_steps, size)",
+        "for step in range(full, num_steps, num_steps)",
+    ),
+    Fault(
+        "blocks are published before they are taken",
+        "fast_forward",
+        "    events.sort(key=itemgetter(0, 1, 2))\n",
+        "    events.sort(key=lambda e: (e.step, not e.is_full))\n",
+    ),
+    Fault(
+        "blocks are taken in the order of admission",
+        "fast_forward",
+        "BlockEvent(step, False, place, request)",
+        "BlockEvent(step, False, (-index,), request)",
+    ),
+    Fault(
+        "a run publishes though the cache is off",
+        "fast_forward",
+        "        if publishes:\n",
+        "        if True:\n",
+    ),
+    Fault(
+        "prompts are taken for streams",
+        "fast_forward",
+        "return request.num_uncomputed_tokens == 1 and request.num_output_tokens > 0",
+        "return True",
+    ),
+    Fault(
+        "a run takes no time of the queue",
+        "scheduler",
+        "        for time in (start_time, *end_times[:-1]):\n",
+        "        for time in ():\n",
+    ),
+    Fault(
+        "a run although somebody may be admitted",
+        "scheduler",
+        "or self._is_queue_blocked() is None:",
+        "or False:",
+    ),
+    Fault(
+        "what a run wrote is not written",
+        "scheduler",
+        "request.num_computed_tokens = request.num_written_tokens = num_computed",
+        "request.num_computed_tokens = num_computed",
+    ),
+    Fault(
+        "the last token of a run is missing",
+        "scheduler",
+        "[token_id] * (num_computed + 1 - request.num_tokens)",
+        "[token_id] * (num_computed - request.num_tokens)",
+    ),
+    Fault(
+        "a run is one gap",
+        "latency",
+        "timings.token_times.extend(end_times)",
+        "timings.token_times.extend(end_times[-1:] * len(end_times))",
+    ),
+    Fault(
+        "a run's time is lost",
+        "latency",
+        "    timings.accounted_until = end_times[-1]\n",
+        "",
+    ),
+]
+
 FAULTS = [*BLOCK_POOL, *PREFIX, *PLAN, *ROOM, *ORDER, *ENDS, *BUDGET_IN_TIME]
-FAULTS += [*FAIRNESS, *EVICTION, *MISSES, *ACCEPTED, *IN_FLIGHT]
+FAULTS += [*FAIRNESS, *EVICTION, *MISSES, *ACCEPTED, *IN_FLIGHT, *FAST_FORWARD]

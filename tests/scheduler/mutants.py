@@ -16,7 +16,7 @@ import duetto.scheduler.scheduler
 PACKAGE = "duetto.scheduler"
 ORDER = (  # importers last
     *("block_pool", "prefix", "latency", "plan", "budget", "fairness", "policy", "misses"),
-    *("accept", "draft_times", "drafts", "speculate"),
+    *("accept", "draft_times", "drafts", "speculate", "fast_forward"),
     "scheduler",
 )
 FOLDER = Path(duetto.scheduler.scheduler.__file__).parent

@@ -6,6 +6,7 @@ answer: what is evicted first, what is computed twice, where the time goes.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from random import Random
 
 import pytest
 from fakes import make_request
@@ -508,6 +509,76 @@ def fails_where_it_would_have_failed_without_drafts(make: MakeScheduler = Schedu
     assert (item.token_ids[0], item.num_computed_tokens) == (5, 5)
 
 
+def advances_as_step_by_step(make: MakeScheduler = Scheduler) -> None:
+    """Many steps at once leave what they leave one at a time, in every field."""
+    num_run = 0
+    for seed in range(24):
+        rng = Random(seed)
+        block_size = rng.choice([1, 2, 4])
+        config = SchedulerConfig(
+            num_blocks=rng.choice([24, 40, 120]) // block_size,
+            max_model_len=48,
+            block_size=block_size,
+            max_num_seqs=rng.choice([3, 6]),
+            max_num_batched_tokens=rng.choice([5, 64]),
+            enable_prefix_caching=rng.random() < 0.7,
+            max_preemptions=rng.choice([0, 1, 4]),
+        )
+        fast, slow = make(config), make(config)
+        now = 0.0
+        for number in range(60):
+            if number % 5 == 0:
+                for each in (fast, slow):
+                    each.add(_numbered(number, now, Random(100 * seed + number)))
+            num_steps = min(fast.num_certain_steps(), 7)
+            if num_steps:
+                num_free = fast.advance(now, [now + k + 1 for k in range(num_steps)], _own_token)
+                num_run += num_steps
+            else:
+                _step_with_own_tokens(fast, now)
+            for step in range(num_steps or 1):
+                _step_with_own_tokens(slow, now + step)
+                assert not num_steps or num_free[step] == slow.pool.num_free
+            now += num_steps or 1
+            fast.check()
+            assert _everything(fast) == _everything(slow)
+    assert num_run > 300
+
+
+def _numbered(number: int, now: float, rng: Random) -> Request:
+    prompt = [rng.randint(1, 2) for _ in range(rng.randint(1, 9))]
+    return make_request(
+        f"r{number}", prompt, rng.randint(1, 12), arrival_time=now, seed=number, tenant=b"ab"[:1]
+    )
+
+
+def _own_token(request: Request) -> int:
+    return 1000 + request.seed  # it stands in no prompt
+
+
+def _step_with_own_tokens(scheduler: Scheduler, now: float) -> None:
+    """One second, from `now`."""
+    batch = scheduler.schedule(now)
+    tokens = [_own_token(scheduler.running[item.request_id]) for item in batch.requests]
+    results = [
+        RequestResult(_sampled(token) if item.rows else ())
+        for item, token in zip(batch.requests, tokens, strict=True)
+    ]
+    scheduler.update(batch, StepOutput(tuple(results)), now + 1)
+
+
+def _everything(scheduler: Scheduler) -> list[object]:
+    pool = scheduler.pool
+    state: list[object] = [scheduler.counts, list(pool._free), pool._block_of, pool._ref_counts]
+    state += [list(scheduler.running), [r.request_id for r in scheduler.waiting]]
+    state += [vars(scheduler._queue_clock), scheduler._misses._next_of]
+    for request in (*scheduler.running.values(), *scheduler.waiting):
+        state += [request.token_ids, request.block_table, request.block_hashes, request.timings]
+        state += [request.num_computed_tokens, request.num_written_tokens]
+        state += [request.num_published_blocks, request.num_lost_tokens]
+    return state
+
+
 OF_THE_POOL: list[Callable[[MakePool], None]] = [
     evicts_the_tail_of_a_prefix_before_its_head,
     evicts_the_least_recently_freed_first,
@@ -542,4 +613,5 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     refuses_a_run_that_is_not_its_drafts,
     preempts_nobody_for_a_guess,
     fails_where_it_would_have_failed_without_drafts,
+    advances_as_step_by_step,
 ]

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from simulation.loads import fleet, mixed_load, replica, scheduler_config, step_time
 
-from duetto.scheduler.fast_forward import advance, num_certain_steps
 from duetto.scheduler.scheduler import Scheduler
 from duetto.simulation.executor import step_by_step, token_of
 from duetto.simulation.replica import Replica
@@ -59,6 +58,7 @@ def schedulers_agree(one: Scheduler, other: Scheduler) -> None:
         assert a.block_table == b.block_table
         assert a.block_hashes == b.block_hashes
         assert a.num_computed_tokens == b.num_computed_tokens
+        assert a.num_written_tokens == b.num_written_tokens
         assert a.num_published_blocks == b.num_published_blocks
         assert a.timings == b.timings
     assert [r.request_id for r in one.waiting] == [r.request_id for r in other.waiting]
@@ -91,15 +91,15 @@ def streaming(num_blocks: int) -> Scheduler:
 
 def test_a_run_ends_before_a_request_does() -> None:
     scheduler = streaming(num_blocks=100)
-    assert num_certain_steps(scheduler) == 8  # of 9 tokens to come, the last one ends a request
+    assert scheduler.num_certain_steps() == 8  # of 9 tokens to come, the last one ends a request
 
 
 @pytest.mark.parametrize(("num_blocks", "num_steps"), [(8, 8), (7, 1), (4, 1)])
 def test_a_run_ends_before_blocks_run_out(num_blocks: int, num_steps: int) -> None:
     scheduler = streaming(num_blocks=max(num_blocks, 9))
     scheduler.pool.allocate(scheduler.pool.num_free - (num_blocks - 4))  # to somebody else
-    assert num_certain_steps(scheduler) == num_steps  # 8 + 1 tokens need a second block each
-    free = advance(scheduler, 0.0, [0.1 * (k + 1) for k in range(num_steps)], token_of)
+    assert scheduler.num_certain_steps() == num_steps  # 8 + 1 tokens need a second block each
+    free = scheduler.advance(0.0, [0.1 * (k + 1) for k in range(num_steps)], token_of)
     assert free[-1] == num_blocks - (4 if num_steps == 1 else 8)
 
 
@@ -107,11 +107,11 @@ def test_nothing_is_certain_while_a_prompt_is_computed_or_somebody_may_be_admitt
     scheduler = streaming(num_blocks=100)
     load = Workload((Arrival(0.0, 100, 5),) * 9)
     scheduler.add(load.request(8))
-    assert num_certain_steps(scheduler) == 0
+    assert scheduler.num_certain_steps() == 0
     batch = scheduler.schedule(0.0)
     assert max(len(item.token_ids) for item in batch.requests) > 1
-    assert num_certain_steps(scheduler) == 0
-    assert num_certain_steps(Scheduler(scheduler_config())) == 0  # nothing to do
+    assert scheduler.num_certain_steps() == 0
+    assert Scheduler(scheduler_config()).num_certain_steps() == 0  # nothing to do
 
 
 def test_stretches_are_really_run_at_once() -> None:

@@ -3,7 +3,9 @@
 The parts (core/timings.py) tile the time from arrival to finish.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add, sub
 
 from duetto.core.batch import ScheduledBatch, ScheduledRequest
 from duetto.core.request import Request
@@ -43,6 +45,16 @@ def _own_part(item: ScheduledRequest, request: Request) -> Part:
         return Part.PREEMPTED  # computes again what it had computed before
     is_prompt = item.num_computed_tokens < len(request.prompt_token_ids)
     return Part.PROMPT if is_prompt else Part.DECODE
+
+
+def account_run(request: Request, end_times: Sequence[float]) -> None:
+    """Steps, one after the other, that each computed one token of it, beside nothing but such."""
+    timings = request.timings
+    timings.token_times.extend(end_times)
+    timings.account(Part.DECODE, end_times[0])
+    gaps = map(sub, end_times[1:], end_times)
+    timings.parts[Part.DECODE] = reduce(add, gaps, timings.parts[Part.DECODE])
+    timings.accounted_until = end_times[-1]
 
 
 class QueueClock:

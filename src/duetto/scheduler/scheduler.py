@@ -5,7 +5,7 @@ phases: a request has tokens, some of them have KV, and a step computes some of 
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from duetto.core.batch import (
@@ -27,7 +27,8 @@ from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.budget import StepBudget, StepTime
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fairness import Turns
-from duetto.scheduler.latency import QueueClock, account_step
+from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
+from duetto.scheduler.latency import QueueClock, account_run, account_step
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.policy import POLICIES, Chosen
@@ -158,16 +159,101 @@ class Scheduler:
 
     def renew(self, batch: ScheduledBatch) -> ScheduledBatch:
         """A step that must be computed again, as no other is in flight before it any more: known
-        tokens for its placeholders, and without those that have ended. Who has lost its blocks
-        stays: those who have them now are computed again after it."""
-        items = [(self._live.get(item.request_id), item) for item in batch.requests]
-        return ScheduledBatch(tuple([resolved(r, item) for r, item in items if r is not None]))
+        tokens for its placeholders, and without those that have ended. Nor with those that have
+        lost their blocks, which a later step may have written: they are computed when they are
+        admitted again."""
+        items = []
+        for item in batch.requests:
+            request = self._live.get(item.request_id)
+            if request is None:
+                continue
+            if item.epoch == request.timings.num_preemptions:
+                items.append(resolved(request, item))
+            else:
+                _arrive(request, item)  # and brings nothing
+        return ScheduledBatch(tuple(items))
 
     def take_back(self, request: Request, count: int) -> None:
         """Drop the last `count` tokens of an update that is not told yet: text stopped before."""
         if count:
             del request.token_ids[-count:]
             del request.timings.token_times[-count:]
+
+    # --- many steps at once ----------------------------------------------------------------
+
+    def num_certain_steps(self) -> int:
+        """How many of the next steps are sure to compute one token of each running request, in
+        their order, and nothing else; 0 where that is not sure. Changes nothing.
+
+        Certain as long as no request arrives or is aborted between them. In none of them does a
+        request end, and none is preempted. It is assumed that the tokens to come stand in no prompt
+        that waits, and end no request: true for a simulated executor, whose tokens stand for no
+        text.
+        """
+        running = self.running.values()
+        if not running or len(running) > self.config.max_num_batched_tokens or self._drafts.is_on:
+            return 0
+        if not all(map(is_streaming, running)) or self._is_queue_blocked() is None:
+            return 0
+        most = min(r.max_tokens - r.num_output_tokens for r in running) - 1
+        return num_steps_with_room(running, self.pool.num_free, most, self.config)
+
+    def advance(
+        self,
+        start_time: float,
+        end_times: Sequence[float],
+        token_of: Callable[[Request], int],
+    ) -> list[int]:
+        """Run `len(end_times)` steps, at most `num_certain_steps`: the fast twin of `schedule` and
+        `update`. Step k ends at `end_times[k]`, and the one after begins then.
+
+        Each gives every running request its `token_of(request)`. Returns how many blocks were free
+        after each step.
+        """
+        is_blocked, running = bool(self._is_queue_blocked()), [*self.running.values()]
+        for time in (start_time, *end_times[:-1]):
+            self._queue_clock.stand(is_blocked=is_blocked, now=time)
+        num_free: list[int] = []
+        first = {r.request_id: r.num_tokens for r in running}  # at the first step
+        placed = [(self._place(r), r) for r in running]
+        for event in block_events(placed, len(end_times), self.config):
+            request = event.request
+            num_free += [self.pool.num_free] * (event.step - len(num_free))
+            if event.is_full:
+                num_computed = first[request.request_id] + event.step
+                _let_have(request, num_computed, token_of(request))
+                self._publish(request)
+            else:
+                request.block_table += self.pool.allocate(1)
+        num_free += [self.pool.num_free] * (len(end_times) - len(num_free))
+        for request in running:
+            num_computed = first[request.request_id] + len(end_times) - 1
+            _let_have(request, num_computed, token_of(request))
+            account_run(request, end_times)
+        return num_free
+
+    def _is_queue_blocked(self) -> bool | None:
+        """Whether it is for want of blocks that nobody is admitted; None if somebody may be.
+
+        Holds as long as requests only grow. Places and tokens of budget stay as they are. Room for
+        the first in line can only shrink: each block taken is one less that is free, and one that
+        it could have reused is one more to take.
+        """
+        config, num_running = self.config, len(self.running)
+        waiting = next(self._candidates(), None)
+        if waiting is None:
+            return False
+        if self._turns.is_contended(self.waiting):
+            return None  # one client may have to give a place to another
+        if num_running >= min(config.max_num_seqs, config.max_num_batched_tokens):
+            return False
+        if self._hashes_being_computed():
+            return None  # somebody may be passed over, and somebody else be the first
+        if self._has_room(waiting, self.pool.find(reusable_hashes(waiting, config))):
+            return None
+        if not config.enable_chunked_prefill:
+            return None  # what it needs of the budget may change too; a chunk needs one token of it
+        return True
 
     def check(self) -> None:
         """Assert every invariant. Changes nothing."""
@@ -488,6 +574,12 @@ def _arrive(request: Request, item: ScheduledRequest) -> None:
         request.num_pending_tokens -= 1
     if item.num_drafts or (item.drafting is not None and item.drafting.num_wanted):
         request.has_drafts_in_flight = False  # and no later step has any: it waited
+
+
+def _let_have(request: Request, num_computed: int, token_id: int) -> None:
+    """Let a request have `num_computed` tokens computed, and the next one sampled."""
+    request.token_ids += [token_id] * (num_computed + 1 - request.num_tokens)
+    request.num_computed_tokens = request.num_written_tokens = num_computed
 
 
 def _untold(

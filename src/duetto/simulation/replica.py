@@ -15,7 +15,6 @@ from duetto.core.errors import EngineError
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
 from duetto.engine.engine import Engine
-from duetto.scheduler.fast_forward import advance, num_certain_steps
 from duetto.scheduler.scheduler import Scheduler
 from duetto.simulation.executor import (
     NextTokenTimes,
@@ -196,7 +195,7 @@ class Replica:
     def num_certain_steps(self) -> int:
         """How many of the next steps compute a next token of each running request, and nothing
         else, unless a request arrives; 0 where steps are not to be run at once."""
-        return num_certain_steps(self._scheduler) if self._fast else 0
+        return self._scheduler.num_certain_steps() if self._fast else 0
 
     @property
     def pasts(self) -> list[int]:
@@ -205,7 +204,7 @@ class Replica:
 
     def take_over(self, start: float, ends: Sequence[float]) -> None:
         """Let certain steps have happened, one after the other from `start`, to each of `ends`."""
-        num_free = advance(self._scheduler, start, ends, token_of)
+        num_free = self._scheduler.advance(start, ends, token_of)
         num_running, num_waiting = len(self._scheduler.running), len(self._scheduler.waiting)
         self.steps.add_next_tokens(start, ends, num_free, num_running, num_waiting)
 
