@@ -2,11 +2,12 @@
 
 Each test runs requests with speculation and compares tokens, log-probabilities, text and ends with
 each request alone, in a fresh engine without drafts. A policy of the tests verifies nearly all that
-is proposed, whether it pays or not, so that equality is tried hard.
+is proposed, whether it pays or not, so that equality is tried hard; one test has the shipped one.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -14,16 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from fakes import make_request
-from guessers import Eager, InFlight, Nonsense, Raises
+from guessers import Eager, InFlight, Nonsense, Raises, Tally
 from small_models import KINDS, NUM_BLOCKS, VOCAB, Model, make_model
 
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.request import FinishReason, Request, fan_out
 from duetto.core.speculation import NgramOptions, SuffixOptions
 from duetto.engine.engine import Engine
+from duetto.pricing.drafting import SpeculationPrices
+from duetto.pricing.learned import LearnedStepTime
 from duetto.runner.proposers.ngram import NgramProposer
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.proposers.suffix import SuffixProposer
+from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
+from duetto.scheduler.drafts import Outcome as DraftOutcome
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -297,3 +302,32 @@ def test_at_random(model, plain, seed):
     wanted = wanted[: rng.randint(4, len(wanted))]
     found = outcomes(engine, wanted, together=rng.randint(1, 8))
     assert found == {r.request_id: plain.answers[r.request_id] for r in wanted}
+
+
+class Watched(AdaptiveDrafts):
+    """The shipped policy, and what came of its drafts."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.tally = Tally()
+
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
+        self.tally.learn(outcomes, drafting_s)
+        super().learn(outcomes, drafting_s)
+
+
+def test_with_the_shipped_policy(model, plain):
+    """A step takes a second of the clock, whatever is in it; so drafts pay."""
+    ticks = count()
+    times = LearnedStepTime(None)
+    policy = Watched(dict.fromkeys(USEFUL, 8), SpeculationPrices(times))
+    engine = model.engine(
+        proposers=proposers(model, plain),
+        drafts=policy,
+        decode=decode,
+        step_times=times,
+        clock=lambda: float(next(ticks)),
+    )
+    for _ in range(3):
+        assert outcomes(engine, plain.requests()) == plain.answers
+    assert policy.tally.num_accepted and policy.tally.num_rejected
