@@ -20,7 +20,7 @@ from duetto.program.op import Op, Ref
 from duetto.program.program import Program
 from duetto.program.rewrites.shard import shard
 from duetto.program.rewrites.stages import stages
-from duetto.program.shape import ALL, SELECTED, Precision, Rows
+from duetto.program.shape import Precision, of_rows
 
 Bound = Literal["compute", "memory", "interconnect", "overhead"]
 
@@ -58,14 +58,6 @@ class StepTotals(NamedTuple):
         """One of `of` even parts."""
         spans = tuple((pairs / of, read / of) for pairs, read in self.spans)
         return StepTotals(self.tokens / of, self.logit_rows / of, self.requests / of, spans)
-
-    def rows(self, rows: Rows) -> float:
-        """How many rows of a set there are. Raises ValueError for a set that no step has."""
-        if rows == ALL:
-            return self.tokens
-        if rows == SELECTED:
-            return self.logit_rows
-        raise ValueError(f"a step has no rows named {rows!r}; it has {ALL!r} and {SELECTED!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +230,7 @@ class CostModel:
         peak, bandwidth = peak * reached.compute, bandwidth * reached.memory
         return _Call(
             task=task,
+            is_selected=of_rows(work.rows, False, True),
             span=self._windows.index(task.window) if task.attends else None,
             compute_fixed_s=work.flops_row * reached.half_rows / peak,
             compute_row_s=work.flops_row / peak,
@@ -279,6 +272,7 @@ class _Call:
     """One operation on one device, with what it takes for each unit of a step's sums."""
 
     task: _Task
+    is_selected: bool  # its rows are those whose logits are wanted
     span: int | None  # which of the totals' spans attention sees
     compute_fixed_s: float
     compute_row_s: float
@@ -297,7 +291,7 @@ class _Call:
 
     def times(self, totals: StepTotals) -> tuple[float, float, float]:
         """Seconds of arithmetic, of traffic, and of what is added to the longer one."""
-        rows = totals.rows(self.task.work.rows)
+        rows = totals.logit_rows if self.is_selected else totals.tokens
         if not rows:
             return 0.0, 0.0, 0.0
         pairs, read = (0.0, 0.0) if self.span is None else totals.spans[self.span]
@@ -308,7 +302,7 @@ class _Call:
         )
 
     def price(self, totals: StepTotals, count: float) -> OpPrice:
-        rows = totals.rows(self.task.work.rows)
+        rows = totals.logit_rows if self.is_selected else totals.tokens
         pairs, read = (0.0, 0.0) if self.span is None else totals.spans[self.span]
         compute_s, memory_s, fixed_s = self.times(totals)
         if fixed_s > max(compute_s, memory_s):
@@ -362,13 +356,13 @@ class _Stage:
             num_calls += count
         for other in self._others:
             device_s += other.count * other.time_s(totals)
-            if totals.rows(other.task.work.rows):
+            if totals.logit_rows or not other.is_selected:
                 num_calls += other.count
         return device_s, num_calls
 
 
 def _is_by_tokens(call: _Call) -> bool:
-    return call.span is None and call.task.work.rows == ALL and not call.row_s
+    return call.span is None and not call.is_selected and not call.row_s
 
 
 def _flat(call: _Call) -> tuple[int, float, float, float, float, float]:

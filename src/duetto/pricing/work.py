@@ -8,9 +8,13 @@ hardware and no time.
 from dataclasses import dataclass
 
 from duetto.program.op import Op
-from duetto.program.shape import BatchShape, Cost, Precision, RequestShape, Rows
+from duetto.program.shape import BatchShape, Precision, RequestShape, Rows
 
 _FINE = 2**20  # operations count whole bytes; at this many per number nothing is rounded away
+_FRESH = RequestShape(1, 0)
+_ONE = BatchShape((_FRESH,))
+_TWO = BatchShape((_FRESH, _FRESH))
+_PAST = BatchShape((RequestShape(1, 1),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,12 @@ def work_of(op: Op, precision: Precision) -> Work:
     adds a pair and a read. What is left is fixed. (With a window of one token nothing is before
     the request, and its pairs and reads count as its rows, which they are as many as.)
     """
-    fresh, after_one = RequestShape(1, 0), RequestShape(1, 1)
-    one = _cost(op, precision, fresh)
-    two = _cost(op, precision, fresh, fresh)
-    past = _cost(op, precision, after_one)
+    fine = Precision(
+        precision.weight_bytes * _FINE,
+        precision.activation_bytes * _FINE,
+        precision.kv_bytes * _FINE,
+    )
+    one, two, past = op.cost(_ONE, fine), op.cost(_TWO, fine), op.cost(_PAST, fine)
     flops_pair = past.flops - one.flops
     bytes_read = past.bytes_moved - one.bytes_moved
     bytes_all = two.bytes_moved - one.bytes_moved  # of a row, a pair and a read
@@ -53,12 +59,3 @@ def work_of(op: Op, precision: Precision) -> Work:
         bytes_row=(bytes_all - bytes_read) / _FINE,
         bytes_read=bytes_read / _FINE,
     )
-
-
-def _cost(op: Op, precision: Precision, *requests: RequestShape) -> Cost:
-    fine = Precision(
-        precision.weight_bytes * _FINE,
-        precision.activation_bytes * _FINE,
-        precision.kv_bytes * _FINE,
-    )
-    return op.cost(BatchShape(requests), fine)

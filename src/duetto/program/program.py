@@ -52,6 +52,11 @@ class Program:
     outputs: tuple[Ref, ...] = ()  # what it gives to the stage behind
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is not one rank's, nor one stage of several."""
+        return not (self.parts or self.inputs or self.outputs)
+
+    @property
     def vocab_size(self) -> int:
         return self.logits.width
 

@@ -1,6 +1,7 @@
 """What an operation costs for a batch of some shape. Knows no hardware and no time."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from duetto.core.shape import BatchShape, RequestShape
 
@@ -14,8 +15,10 @@ __all__ = [
     "RequestShape",
     "Rows",
     "num_rows",
+    "of_rows",
 ]
 
+T = TypeVar("T")
 Rows = str  # the name of a set of a step's rows
 ALL: Rows = "all"  # the step's tokens
 SELECTED: Rows = "selected"  # those whose logits are wanted
@@ -23,10 +26,15 @@ SELECTED: Rows = "selected"  # those whose logits are wanted
 
 def num_rows(shape: BatchShape, rows: Rows) -> int:
     """How many rows of a set a step has. Raises ValueError for a set that no step has."""
+    return of_rows(rows, shape.num_tokens, shape.num_logit_rows)
+
+
+def of_rows(rows: Rows, every: T, selected: T) -> T:
+    """What belongs to a set of rows. Raises ValueError for a set that no step has."""
     if rows == ALL:
-        return shape.num_tokens
+        return every
     if rows == SELECTED:
-        return shape.num_logit_rows
+        return selected
     raise ValueError(f"a step has no rows named {rows!r}; it has {ALL!r} and {SELECTED!r}")
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from oracle.cases import CASES, Case
+from native import cpu_backend
+from oracle.cases import CASES, CASES_BY_NAME, Case
 from program.rewrites.models import logits, odd, of_case
 
 from duetto.backends.reference import ReferenceBackend
@@ -50,6 +51,15 @@ def test_what_is_not_handed_over_is_missed() -> None:
     none = [replace(first, outputs=()), *(replace(one, inputs=()) for one in others)]
     with pytest.raises(KeyError, match="hidden"):
         logits(ReferenceStages(none, weights))
+
+
+def test_a_backend_of_whole_programs_refuses_a_stage() -> None:
+    program, weights = of_case(CASES_BY_NAME["llama"])
+    for stage in stages(program, 2):
+        with pytest.raises(ConfigError, match="--backend reference: runs no part"):
+            ReferenceBackend(stage, weights)
+        with pytest.raises(ConfigError, match="--backend cpu: runs no part"):
+            cpu_backend(stage, {name: weights[name] for name in stage.weights})
 
 
 @pytest.mark.parametrize("degree", [0, -1, 4])

@@ -52,8 +52,11 @@ class Compiler:
     def compile(self) -> tuple[tuple[Op, ...], Columns]:
         """Add every operation to the plan; returns them, and where the logits will be.
 
-        Raises ConfigError for an operation that this backend does not know.
+        Raises ConfigError for an operation that this backend does not know, and for a program of
+        one rank or stage.
         """
+        if not self._program.is_whole:
+            raise ConfigError("--backend cpu: runs no part of a program (--tp, --pp); accepted: 1")
         steps = fuse(self._program, _ABSORBED).ops
         for step in steps:
             if type(step) not in _EMIT:

@@ -25,9 +25,11 @@ class ReferenceBackend:
     """Computes in fp32 whatever the weights' dtype; widens them once, here."""
 
     def __init__(self, program: Program, weights: Mapping[str, NDArray[Any]]) -> None:
-        """`weights` are whole; of one that the program has a part of, that part is kept. Raises
-        ConfigError for an operation that has no meaning here."""
+        """Raises ConfigError for an operation that has no meaning here, and for a program of one
+        rank or stage: ranks.py and stages.py run all of them."""
         check(program, OPS)
+        if not program.is_whole:
+            raise ConfigError("--backend reference: runs no part of a program (--tp, --pp)")
         self._program = program
         self._weights = widened(program, weights)
 
@@ -54,7 +56,7 @@ def check(program: Program, known: Collection[type[Op]]) -> None:
 
 
 def widened(program: Program, weights: Mapping[str, NDArray[Any]]) -> dict[str, FloatArray]:
-    """What the program needs of these weights, in fp32."""
+    """What the program needs of these weights, in fp32: of a whole weight, a rank's part."""
     return {
         name: np.ascontiguousarray(
             part_of(weights[name], program.parts.get(name, WHOLE)), dtype=np.float32

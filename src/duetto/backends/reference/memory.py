@@ -12,7 +12,7 @@ from duetto.program.dtype import KVDtype, kv_head_bytes
 from duetto.program.op import Op
 from duetto.program.ops import Attention, RmsNorm
 from duetto.program.program import Program
-from duetto.program.shape import SELECTED
+from duetto.program.shape import of_rows
 
 _FP32, _FP64 = 4, 8
 
@@ -29,7 +29,7 @@ class LargestStep:
     num_kv_tokens: int
 
     def rows(self, op: Op) -> int:
-        return self.num_logit_rows if op.rows == SELECTED else self.num_tokens
+        return of_rows(op.rows, self.num_tokens, self.num_logit_rows)
 
 
 def scratch_bytes(
