@@ -15,16 +15,20 @@ from duetto.checkpoints.other_formats import (
     neither_here_nor_there,
     other_format,
 )
+from duetto.checkpoints.same_tokenizer import difference
 from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.core.config import SchedulerConfig, scheduler_config
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.core.speculation import FLAG, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.pricing.host import HostPrices, StepTime, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.progress import show_progress
-from duetto.runner.load import LoadedModel, load_model
+from duetto.runner.load import Companion, LoadedModel, load_model
+from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
+from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.scheduler import Scheduler
 
 
@@ -62,8 +66,11 @@ def build(
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
     notes += _told(codec.tokens_without_row)
     notes += [codec.chat_note] if codec.chat_note else []
+    companion = companion_of(args, model_config.context_length, codec)
     with show_progress(f"loading {root.name}") as bar:
-        loaded = load_model(root, args, on_progress=bar.reach, on_status=on_status)
+        loaded = load_model(
+            root, args, on_progress=bar.reach, on_status=on_status, companion=companion
+        )
     config = served_config(loaded, args)
     prices = host_prices(loaded.program, loaded.precision)
     recommended = asdict(generation)
@@ -96,6 +103,37 @@ def served_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
     )
 
 
+def companion_of(
+    args: EngineArgs, context_length: int, codec: Tokenizer | None = None
+) -> Companion | None:
+    """What proposes drafts beside the model, if that is asked for. `context_length` is the model's,
+    and `codec` its tokenizer, where drafts are to be of use to it.
+
+    Raises ConfigError or CheckpointError for what does not fit together.
+    """
+    config = SpeculativeConfig.parse(args.speculative_config, args.speculative_model)
+    if config is None:
+        return None
+    draft, options = None, config.draft_model
+    if options is not None:
+        draft_dir = find_checkpoint(options.model, options.revision)
+        draft = plan_draft(draft_dir, options, args)
+        if codec is not None:
+            theirs = load_tokenizer(draft_dir, vocab_size=draft.program.vocab_size)
+            _check_same_tokenizer(codec, theirs, options.model)
+    length = min(args.asked_len or context_length, context_length)
+    check_contexts(config, length, draft)
+    return plan_companion(config, draft, args.max_num_seqs)
+
+
+def _check_same_tokenizer(codec: Tokenizer, theirs: Tokenizer, name: str) -> None:
+    if (found := difference(codec, theirs)) is not None:
+        raise ConfigError(
+            f"{FLAG}: the draft model {name} has another tokenizer: {found}; "
+            f"a draft must have the tokenizer of its model"
+        )
+
+
 def _told(tokens_without_row: Mapping[int, str]) -> list[str]:
     if not tokens_without_row:
         return []
@@ -114,9 +152,16 @@ def make_engine(
     """An engine with an empty cache, which learns from its own steps what a step takes; it begins
     with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
     times = LearnedStepTime(step_time)
-    return Engine(
-        Scheduler(config, times.late_time), loaded.runner, decode=decode, step_times=times
-    )
+    scheduler = Scheduler(config, times.late_time, _draft_policy(loaded, times))
+    return Engine(scheduler, loaded.runner, decode=decode, step_times=times)
+
+
+def _draft_policy(
+    loaded: LoadedModel,  # noqa: ARG001
+    times: LearnedStepTime,  # noqa: ARG001
+) -> DraftPolicy:
+    """Who is asked for how many drafts, and which are verified: as many as pay."""
+    return NoDrafts()
 
 
 def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:

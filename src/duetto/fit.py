@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from duetto.build import companion_of
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
 from duetto.core.config import scheduler_config
@@ -102,25 +103,28 @@ def _knob(change: Change) -> Report:
 
 def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Fit:
     """As `duetto serve` would allocate on this machine, now."""
+    companion = companion_of(args, config.context_length)
     refusal: ConfigError | None = None
     try:
-        plan = plan_model(config, program, args)
+        plan = plan_model(config, program, args, companion=companion)
     except ConfigError as error:
         # What is too large is to be shown with its sizes; what cannot be at all is refused again.
         refusal, endless = error, replace(args, kv_cache_memory_bytes=_ENOUGH, max_model_len=None)
-        plan = plan_model(config, program, endless)
+        plan = plan_model(config, program, endless, companion=companion)
     step = _largest_step(args, plan)
     buffers = activation_bytes(program, step.num_tokens, step.num_logit_rows)
     fit = MemoryFit(
         memory_bytes=plan.available_bytes,
         usable_bytes=plan.available_bytes,
-        weight_bytes=plan.loader.weight_bytes,
+        weight_bytes=plan.loader.weight_bytes + (companion.fixed_bytes if companion else 0),
         activation_bytes=buffers + plan.loader.scratch_bytes(step, plan.kv_dtype),
         block_bytes=plan.kv.memory_bytes // plan.kv.num_blocks,
         block_size=plan.block_size,
         num_blocks=0 if refusal else plan.kv.num_blocks,
     )
     notes = [*plan.notes, *plan.loader.notes, *(() if refusal else plan.kv.notes)]
+    if companion is not None and companion.fixed_bytes:
+        notes.append(f"weights and KV are those of the model and of its draft ({companion.name})")
     notes.append(f"{plan.loader.name} backend, {plan.dtype} weights, {plan.kv_dtype} KV")
     if plan.quantization != "none":
         notes.append(f"quantization {plan.quantization}")

@@ -95,6 +95,11 @@ class Tokenizer:
         """The ids given at the start, and the tokenizer's own eos_token, where they have a row."""
         return self._eos_token_ids
 
+    def tokens(self) -> dict[int, tuple[str, bool]]:
+        """Every token by its id, as the vocabulary spells it, and whether it is special."""
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {i: (token, i in self._skipped) for token, i in vocab.items()}
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Raises InvalidRequest("prompt", ...) for a string that is not Unicode text, that spells
         a token which the model has no row for, or that the library fails on."""

@@ -6,7 +6,7 @@ number formats in runner/load.py.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from duetto.core.errors import ConfigError
 from duetto.core.options import (
@@ -16,6 +16,7 @@ from duetto.core.options import (
     check_choice,
     check_options,
 )
+from duetto.core.speculation import SpeculativeConfig
 
 BackendName = Literal["auto", "cpu", "reference"]
 QuantizationName = Literal["int8", "int4", "none"]
@@ -61,6 +62,11 @@ class EngineArgs:
     """Branch, tag or commit of a model on the hub; by default its main branch."""
     packed_cache: str = "auto"
     """Where quantized weights are kept for the next start; off for nowhere."""
+    speculative_config: str | dict[str, Any] | list[Any] | None = None
+    """What proposes drafts, as JSON: method ngram, suffix or draft_model, or a list; never changes
+    an answer."""
+    speculative_model: str | None = None
+    """A smaller model with the same tokenizer, that proposes drafts."""
     seed: int | None = None
     """Seeds requests that bring none; by default LLM takes 0, and serve draws each."""
 
@@ -89,6 +95,7 @@ class EngineArgs:
             )
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
+        SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
 
     @property
     def asked_len(self) -> int | None:

@@ -127,7 +127,7 @@ class SpeculativeConfig:
         return options if isinstance(options, DraftModelOptions) else None
 
     @property
-    def max_drafts(self) -> Mapping[Method, int]:
+    def max_drafts(self) -> Mapping[str, int]:
         """The most drafts of one request in one step, by method."""
         return {m: options.num_speculative_tokens for m, options in self.methods.items()}
 

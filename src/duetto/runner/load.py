@@ -4,9 +4,10 @@ The one place where a model, a backend and a KV cache meet. Knows no scheduler, 
 says what it chose on the user's behalf in `LoadedModel.notes`, and prints nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.formats import Quantization
@@ -28,6 +29,7 @@ from duetto.runner.loaders import (
     default_cache_dir,
 )
 from duetto.runner.model_runner import ModelRunner
+from duetto.runner.proposers.proposer import Proposer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,9 @@ class LoadedModel:
     num_blocks: int
     block_size: int
     weight_bytes: int  # as they are held
-    kv_memory_bytes: int
+    kv_memory_bytes: int  # a draft model's KV included
     notes: tuple[str, ...]  # for people: what was chosen on their behalf
+    max_drafts: Mapping[str, int]  # of one request in one step, by method; empty: no speculation
 
     @property
     def max_model_len(self) -> int:
@@ -84,14 +87,36 @@ class ModelPlan:
     notes: tuple[str, ...]  # for people; the loader and `kv` have more
 
 
+class Holding(NamedTuple):
+    """How a model is held: by which loader, in which numbers."""
+
+    loader: Loader
+    dtype: Dtype
+    quantization: str  # "none", or how, and what is left out
+    kv_dtype: KVDtype
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """What is held beside a model in the same memory: what proposes drafts for it."""
+
+    name: str
+    fixed_bytes: int  # weights, and blocks of its own
+    block_bytes: int  # of KV, for each of the model's blocks
+    max_drafts: Mapping[str, int]  # of one request in one step, by method
+    load: Callable[[ModelPlan], Mapping[str, Proposer]]  # once the model itself is loaded
+
+
 def load_model(
     model_dir: Path,
     args: EngineArgs,
     *,
     on_progress: Progress | None = None,
     on_status: Callable[[str], None] | None = None,
+    companion: Companion | None = None,
 ) -> LoadedModel:
-    """Load a model to be served.
+    """Load a model to be served, and its companion.
 
     on_progress: called with (bytes loaded, bytes in all).
     on_status: called with a line about work that will take a while.
@@ -100,13 +125,14 @@ def load_model(
     flag, or CheckpointError, naming the file.
     """
     config, program = load_program(model_dir, args.asked_len)
-    plan = plan_model(config, program, args, on_status=on_status)
+    plan = plan_model(config, program, args, on_status=on_status, companion=companion)
     loader, program = plan.loader, plan.program
     computing = loader.load(program, model_dir, on_progress)
+    proposers = companion.load(plan) if companion is not None else {}
     return LoadedModel(
         config=config,
         program=program,
-        runner=_start(program, computing, plan.kv, plan.block_size, plan.kv_dtype),
+        runner=_start(program, computing, plan, proposers),
         backend=loader.name,
         computed_by=loader.computed_by,
         dtype=plan.dtype,
@@ -117,6 +143,7 @@ def load_model(
         weight_bytes=loader.weight_bytes,
         kv_memory_bytes=plan.kv.memory_bytes,
         notes=(*plan.notes, *loader.notes, *plan.kv.notes),
+        max_drafts=companion.max_drafts if companion is not None else {},
     )
 
 
@@ -126,6 +153,7 @@ def plan_model(
     args: EngineArgs,
     *,
     on_status: Callable[[str], None] | None = None,
+    companion: Companion | None = None,
 ) -> ModelPlan:
     """Decide how a program will be held in this machine's memory. Reads no weight, so the model may
     be one that is not here. What is left to choose in `args`:
@@ -143,6 +171,56 @@ def plan_model(
 
     Raises ConfigError, naming the flag.
     """
+    held = hold(config, program, args, on_status)
+    loader, available = held.loader, available_memory_bytes()
+    block_bytes = loader.kv_block_bytes(args.block_size, held.kv_dtype)
+    left = available - loader.weight_bytes
+    if companion is not None:
+        left = _left_beside(companion, left, block_bytes)
+        block_bytes += companion.block_bytes
+    kv = plan_kv(
+        program,
+        block_size=args.block_size,
+        block_bytes=block_bytes,
+        max_num_seqs=args.max_num_seqs,
+        memory_bytes=args.kv_cache_memory_bytes,
+        available_bytes=max(0, left),
+        may_shorten=args.asked_len is None,
+    )
+    return ModelPlan(
+        config=config,
+        # Not built anew: memory that happens to be free must not choose the frequencies of a rope.
+        program=replace(program, max_model_len=kv.max_model_len),
+        loader=loader,
+        dtype=held.dtype,
+        quantization=held.quantization,
+        kv_dtype=held.kv_dtype,
+        block_size=args.block_size,
+        available_bytes=available,
+        kv=kv,
+        notes=tuple(held.notes),
+    )
+
+
+def _left_beside(companion: Companion, left: int, block_bytes: int) -> int:
+    """What is left for KV. Raises ConfigError, with both numbers, if that is not a block."""
+    needed = companion.fixed_bytes + block_bytes + companion.block_bytes
+    if companion.fixed_bytes and needed > left:
+        raise ConfigError(
+            f"{companion.name}: takes {needed / 2**20:.1f} MiB with its weights and the least KV, "
+            f"and {max(0, left) / 2**20:.1f} MiB are left beside the model's own weights; take a "
+            f"smaller draft, or quantize one of the two"
+        )
+    return left - companion.fixed_bytes
+
+
+def hold(
+    config: ModelConfig,
+    program: Program,
+    args: EngineArgs,
+    on_status: Callable[[str], None] | None = None,
+) -> Holding:
+    """The part of `plan_model` that asks for no room: nothing "auto" is left."""
     method: Quantization | None = None if args.quantization == "none" else args.quantization
     backend, notes = resolve_backend(args.backend, method, args.threads)
 
@@ -161,39 +239,20 @@ def plan_model(
             on_status=on_status,
         )
     kv_dtype = loader.auto_kv_dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
-    available = available_memory_bytes()
-    kv = plan_kv(
-        program,
-        block_size=args.block_size,
-        block_bytes=loader.kv_block_bytes(args.block_size, kv_dtype),
-        max_num_seqs=args.max_num_seqs,
-        memory_bytes=args.kv_cache_memory_bytes,
-        available_bytes=max(0, available - loader.weight_bytes),
-        may_shorten=args.asked_len is None,
-    )
-    return ModelPlan(
-        config=config,
-        # Not built anew: memory that happens to be free must not choose the frequencies of a rope.
-        program=replace(program, max_model_len=kv.max_model_len),
-        loader=loader,
-        dtype=weight_dtype,
-        quantization=_shown(method, args.quantization_skip),
-        kv_dtype=kv_dtype,
-        block_size=args.block_size,
-        available_bytes=available,
-        kv=kv,
-        notes=tuple(notes),
-    )
+    shown = _shown(method, args.quantization_skip)
+    return Holding(loader, weight_dtype, shown, kv_dtype, notes)
 
 
 def _start(
-    program: Program, backend: Backend, plan: KVPlan, block_size: int, kv_dtype: KVDtype
+    program: Program, backend: Backend, plan: ModelPlan, proposers: Mapping[str, Proposer]
 ) -> ModelRunner:
     try:
-        return ModelRunner(program, backend, plan.num_blocks, block_size, kv_dtype)
+        return ModelRunner(
+            program, backend, plan.kv.num_blocks, plan.block_size, plan.kv_dtype, proposers
+        )
     except MemoryError:
         raise ConfigError(
-            f"--kv-cache-memory-bytes: the system refuses {plan.memory_bytes} bytes for the KV "
+            f"--kv-cache-memory-bytes: the system refuses {plan.kv.memory_bytes} bytes for the KV "
             f"cache; give less"
         ) from None
 
