@@ -71,6 +71,7 @@ class Cut:
     result: Ref  # the program's: computed in parts, and then gathered
     pieces: Mapping[str, tuple[Piece, ...]]  # of each buffer that is cut, in the order of columns
     parts: dict[str, WeightPart] = field(default_factory=dict)  # of each weight that is used
+    _owned: dict[Ref, Ref] = field(default_factory=dict)
 
     def has(self, ref: Ref) -> bool:
         """Whether a rank has only some of these columns."""
@@ -78,9 +79,12 @@ class Cut:
 
     def own(self, ref: Ref) -> Ref:
         """Where a rank has its own of these columns, in a buffer that has no others."""
-        pieces = self.pieces[ref.buffer]
-        before = sum(self._span(p).width for p in pieces if p.columns.start < ref.start)
-        return Ref(ref.buffer, before, sum(self._span(p).width for p in self._within(ref)))
+        if ref not in self._owned:  # layers are alike: most have been asked for before
+            pieces = self.pieces[ref.buffer]
+            start = sum(self._span(p).width for p in pieces if p.columns.start < ref.start)
+            width = sum(self._span(p).width for p in self._within(ref))
+            self._owned[ref] = Ref(ref.buffer, start, width)
+        return self._owned[ref]
 
     def width(self, buffer: str, whole: int) -> int:
         """Columns of a rank's buffer."""

@@ -148,7 +148,7 @@ class Compiler:
 
 
 # What the kernel of a projection can make of its input first, and for how many projections.
-# An activation is dear to make twice; a norm of heads it does not know.
+# An activation costs too much to compute twice; the kernel has no norm of heads.
 _ABSORBED: Absorbed = {
     RmsNorm: lambda op: sys.maxsize if op.group == op.x.width else 0,
     GatedAct: lambda _: 1,

@@ -6,6 +6,7 @@ that is cut by columns, with an all-reduce behind it; heads are shared out, norm
 all; the vocabulary is cut for the embedding and for the logits. Knows no hardware and no time.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from duetto.core.errors import ConfigError
@@ -18,22 +19,18 @@ _MAX_DEGREE = 64
 
 def possible_degrees(program: Program) -> tuple[int, ...]:
     """The tensor-parallel degrees up to 64 that cut this program's heads evenly."""
-    pieces = _pieces(program)
-    return tuple(
-        degree
-        for degree in range(1, _MAX_DEGREE + 1)
-        if all(piece.fits(degree) for piece in pieces)
-    )
+    return _degrees(_pieces(program))
 
 
 def shard(program: Program, ranks: int, rank: int = 0) -> Program:
     """The program of one rank; its `parts` say what it has of each weight.
 
-    All ranks' programs have the same kinds of operations, place by place; the first rank's is the
-    dearest. Raises ConfigError if the ranks do not divide the heads, naming the nearest numbers
-    that do, and for an operation that cannot be cut.
+    All ranks' programs have the same kinds of operations, place by place; the first one costs the
+    most. Raises ConfigError if the ranks do not divide the heads, naming the nearest numbers that
+    do, and for an operation that cannot be cut.
     """
-    possible = possible_degrees(program)
+    pieces = _pieces(program)
+    possible = _degrees(pieces)
     if ranks not in possible:
         nearest = sorted(sorted(possible, key=lambda degree: abs(degree - ranks))[:2])
         raise ConfigError(
@@ -42,7 +39,7 @@ def shard(program: Program, ranks: int, rank: int = 0) -> Program:
         )
     if ranks == 1:
         return program
-    cut = Cut(rank, ranks, program.logits, by_buffer(_pieces(program)))
+    cut = Cut(rank, ranks, program.logits, by_buffer(pieces))
     ops: list[Op] = []
     for op in program.ops:
         ops += op.share(cut)
@@ -61,3 +58,11 @@ def shard(program: Program, ranks: int, rank: int = 0) -> Program:
 def _pieces(program: Program) -> tuple[Piece, ...]:
     """All that operations may share out, each once: layers are alike."""
     return tuple(dict.fromkeys(piece for op in program.ops for piece in op.pieces(program)))
+
+
+def _degrees(pieces: Sequence[Piece]) -> tuple[int, ...]:
+    return tuple(
+        degree
+        for degree in range(1, _MAX_DEGREE + 1)
+        if all(piece.fits(degree) for piece in pieces)
+    )
