@@ -170,3 +170,10 @@ def test_a_proposer_out_of_its_mind_costs_its_drafts_only(
     mad = answers(READER, asked[:2], given[:2], speculative_config=METHODS[method])
     assert mad == plain
     assert policies[1].counts["proposed"] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_so_it_does_with_the_policy_that_weighs_prices(asked, method):
+    given = samplings("warm", len(asked))
+    plain = answers(READER, asked, given)
+    assert answers(READER, asked, given, speculative_config=METHODS[method]) == plain

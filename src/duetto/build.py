@@ -23,11 +23,13 @@ from duetto.core.errors import CheckpointError, ConfigError
 from duetto.core.speculation import FLAG, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
+from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, StepTime, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.progress import show_progress
 from duetto.runner.load import Companion, LoadedModel, load_model
 from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
+from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.scheduler import Scheduler
 
@@ -156,12 +158,11 @@ def make_engine(
     return Engine(scheduler, loaded.runner, decode=decode, step_times=times)
 
 
-def _draft_policy(
-    loaded: LoadedModel,  # noqa: ARG001
-    times: LearnedStepTime,  # noqa: ARG001
-) -> DraftPolicy:
+def _draft_policy(loaded: LoadedModel, times: LearnedStepTime) -> DraftPolicy:
     """Who is asked for how many drafts, and which are verified: as many as pay."""
-    return NoDrafts()
+    if not loaded.max_drafts:
+        return NoDrafts()
+    return AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times))
 
 
 def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
