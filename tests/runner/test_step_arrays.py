@@ -48,6 +48,15 @@ def test_rows_between_the_scored_and_the_sampled_one_are_skipped():
     assert logit_starts == (0, 3, 4)
 
 
+def test_drafts_have_a_row_each_after_that_of_the_token_before_them():
+    verified = ScheduledRequest("v", (70, 71, 72), 9, (5, 3, 8), SAMPLED * 3, num_drafts=2)
+    step, logit_starts = build_step_arrays(ScheduledBatch((LAST_CHUNK, verified)), BLOCK_SIZE)
+    assert step.logit_rows.tolist() == [0, 1, 2, 3, 4, 5]
+    assert logit_starts == (0, 3, 6)
+    assert step.positions.tolist() == [0, 1, 2, 9, 10, 11]
+    assert step.slots.tolist()[3:] == [8 * 4 + 1, 8 * 4 + 2, 8 * 4 + 3]
+
+
 def test_a_batch_that_wants_no_logits_has_no_rows():
     step, logit_starts = build_step_arrays(ScheduledBatch((UNSCORED,)), BLOCK_SIZE)
     assert step.logit_rows.tolist() == []
@@ -63,6 +72,7 @@ def test_a_batch_that_wants_no_logits_has_no_rows():
         # Beyond its own blocks, where the widest table of the batch is padded with block 0:
         ((DECODE, LAST_CHUNK._replace(num_computed_tokens=3)), "too short"),
         ((DECODE._replace(token_ids=()),), "nothing to compute"),
+        ((LAST_CHUNK._replace(positions=(0, 2, 5)),), "gaps"),
         ((LAST_CHUNK._replace(prompt_logprob_targets=(21, 22, 23)),), "more logit rows"),
         ((LAST_CHUNK, DECODE._replace(num_computed_tokens=1, block_table=(1,))), "one slot"),
     ],

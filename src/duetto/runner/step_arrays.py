@@ -56,6 +56,7 @@ def _arrays(lists: Sequence[list[int]]) -> list[IntArray]:
 
 def _context_len(request: ScheduledRequest, block_size: int) -> int:
     """Tokens with KV after this step. Asserts what the scheduler promises of one request."""
+    assert request.positions is None, "no backend computes tokens with gaps between them yet"
     length = len(request.token_ids)
     assert length >= 1 and request.num_computed_tokens >= 0, "nothing to compute"
     end = request.num_computed_tokens + length
