@@ -67,10 +67,10 @@ def executor():
     return GatedExecutor()
 
 
-@pytest.fixture
-def engine(executor):
+@pytest.fixture(params=[0, 1, 2], ids=lambda depth: f"{depth} in flight")
+def engine(executor, request):
     decode = lambda ids, skip: CODEC.decode(ids, skip_special_tokens=skip)  # noqa: E731
-    return Engine(Scheduler(CONFIG), executor, decode)
+    return Engine(Scheduler(CONFIG), executor, decode, depth=request.param)
 
 
 @pytest.fixture
