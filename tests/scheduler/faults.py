@@ -275,7 +275,7 @@ ENDS = [
         "scheduler",
         "            if result.error is not None:\n",
         "            if result.error is not None:\n"
-        "                request.num_computed_tokens += len(item.token_ids)\n"
+        "                request.num_written_tokens += len(item.token_ids)\n"
         "                publish_full_blocks(request, self.config, self.pool)\n",
     ),
     Fault("too little is accepted", "scheduler", "        check_whole(batch, output)\n", ""),
@@ -797,10 +797,10 @@ FAST_FORWARD = [
         "BlockEvent(step, False, (-index,), request)",
     ),
     Fault(
-        "a run publishes though the cache is off",
+        "a run publishes nothing",
         "fast_forward",
         "        if publishes:\n",
-        "        if True:\n",
+        "        if not publishes:\n",
     ),
     Fault(
         "prompts are taken for streams",

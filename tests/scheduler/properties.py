@@ -128,6 +128,17 @@ def tells_each_score_once_however_often_preempted(make: MakeScheduler = Schedule
     assert told == list(range(2, 13))
 
 
+def calls_lost_what_was_lost_before_the_last_preemption(make: MakeScheduler = Scheduler) -> None:
+    script = Script(make, max_num_batched_tokens=4, enable_prefix_caching=False)
+    request = make_request("r", range(1, 13), 1)
+    script.add(request)
+    for num_steps in (2, 1):  # 8 tokens, then 4 of them again
+        script.steps(num_steps)
+        script.scheduler._preempt(request)
+    script.finish()
+    assert _parts(request) == {Part.PROMPT: 2 + 1, Part.PREEMPTED: 1 + 2}
+
+
 def publishes_again_what_a_preempted_request_lost(make: MakeScheduler = Scheduler) -> None:
     script = Script(make)
     request = make_request("r", range(1, 10), 3)
@@ -516,7 +527,7 @@ def advances_as_step_by_step(make: MakeScheduler = Scheduler) -> None:
         rng = Random(seed)
         block_size = rng.choice([1, 2, 4])
         config = SchedulerConfig(
-            num_blocks=rng.choice([24, 40, 120]) // block_size,
+            num_blocks=rng.choice([36, 48, 120]) // block_size,
             max_model_len=48,
             block_size=block_size,
             max_num_seqs=rng.choice([3, 6]),
@@ -527,10 +538,10 @@ def advances_as_step_by_step(make: MakeScheduler = Scheduler) -> None:
         fast, slow = make(config), make(config)
         now = 0.0
         for number in range(60):
-            if number % 5 == 0:
+            if len(fast.waiting) < 2 and rng.random() < 0.7:
                 for each in (fast, slow):
                     each.add(_numbered(number, now, Random(100 * seed + number)))
-            num_steps = min(fast.num_certain_steps(), 7)
+            num_steps = min(fast.num_certain_steps(), rng.choice([1, 7, 99]))
             if num_steps:
                 num_free = fast.advance(now, [now + k + 1 for k in range(num_steps)], _own_token)
                 num_run += num_steps
@@ -548,7 +559,7 @@ def advances_as_step_by_step(make: MakeScheduler = Scheduler) -> None:
 def _numbered(number: int, now: float, rng: Random) -> Request:
     prompt = [rng.randint(1, 2) for _ in range(rng.randint(1, 9))]
     return make_request(
-        f"r{number}", prompt, rng.randint(1, 12), arrival_time=now, seed=number, tenant=b"ab"[:1]
+        f"r{number}", prompt, rng.randint(3, 24), arrival_time=now, seed=number, tenant=b"ab"[:1]
     )
 
 
@@ -572,8 +583,9 @@ def _everything(scheduler: Scheduler) -> list[object]:
     state: list[object] = [scheduler.counts, list(pool._free), pool._block_of, pool._ref_counts]
     state += [list(scheduler.running), [r.request_id for r in scheduler.waiting]]
     state += [vars(scheduler._queue_clock), scheduler._misses._next_of]
-    for request in (*scheduler.running.values(), *scheduler.waiting):
-        state += [request.token_ids, request.block_table, request.block_hashes, request.timings]
+    state += [request.block_hashes for request in scheduler.running.values()]
+    for request in (*scheduler.running.values(), *scheduler.waiting):  # these hash when asked for
+        state += [request.token_ids, request.block_table, request.timings]
         state += [request.num_computed_tokens, request.num_written_tokens]
         state += [request.num_published_blocks, request.num_lost_tokens]
     return state
@@ -591,6 +603,7 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     returns_a_preempted_member_to_its_static_batch,
     gives_nobody_the_place_of_an_aborted_member,
     tells_each_score_once_however_often_preempted,
+    calls_lost_what_was_lost_before_the_last_preemption,
     publishes_again_what_a_preempted_request_lost,
     accounts_each_second_to_the_right_part,
     tells_want_of_blocks_from_waiting_for_a_turn,
