@@ -50,7 +50,7 @@ def answers(batch: ScheduledBatch) -> StepOutput:
 def _answer(item: ScheduledRequest) -> RequestResult:
     if not item.rows:
         return RequestResult()
-    return RequestResult((SampledToken(_token_of_seed(item.rows[0].seed)),))
+    return RequestResult((SampledToken(token_of_seed(item.rows[0].seed)),))
 
 
 def step_by_step(price: Callable[[BatchShape], T]) -> NextPrices[T]:
@@ -96,8 +96,8 @@ def replayed(durations: Iterable[float]) -> StepTime:
 def token_of(request: Request) -> int:
     """The token that a simulated executor gives this request: no prompt has it, and no request of
     another seed does."""
-    return _token_of_seed(request.seed)
+    return token_of_seed(request.seed)
 
 
-def _token_of_seed(seed: int) -> int:
+def token_of_seed(seed: int) -> int:
     return PLACEHOLDER - 1 - seed

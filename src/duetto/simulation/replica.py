@@ -24,6 +24,7 @@ from duetto.simulation.executor import (
     token_of,
 )
 from duetto.simulation.pipeline import Pipeline, PipelineExecutor, PipelineSpec
+from duetto.simulation.speculation import SimulatedDrafts, SpeculatingExecutor
 from duetto.simulation.virtual_clock import VirtualClock
 
 OnEnd = Callable[[RequestUpdate], None]
@@ -38,6 +39,7 @@ class ReplicaSpec:
     step_time: StepTime
     next_token_times: NextTokenTimes | None = None  # the same prices, faster; None: step by step
     num_devices: int = 1
+    drafts: SimulatedDrafts | None = None  # None: without speculation
     pipeline: PipelineSpec | None = None
     """Of a replica with stages that overlap batches; `scheduler` is then that of each batch, and
     `step_time` what a batch takes alone. None: one step after the other."""
@@ -121,7 +123,8 @@ class Replica:
         self.clock = VirtualClock()
         self.steps = StepLog()
         self._next_token_times = spec.next_token_times or step_by_step(spec.step_time)
-        self._scheduler = Scheduler(spec.scheduler, spec.step_time)
+        policy = None if spec.drafts is None else spec.drafts.policy(spec.step_time)
+        self._scheduler = Scheduler(spec.scheduler, spec.step_time, policy)
         self._pipeline = pipeline
         self._executor = _Watched(_executor(spec, pipeline, self.clock))
         self._engine = Engine(self._scheduler, self._executor, clock=self.clock)
@@ -233,6 +236,8 @@ class Replica:
 
 def _executor(spec: ReplicaSpec, pipeline: Pipeline | None, clock: VirtualClock) -> Executor:
     if pipeline is None or spec.pipeline is None:
+        if spec.drafts is not None:
+            return SpeculatingExecutor(spec.step_time, spec.drafts, clock)
         return SimulatedExecutor(spec.step_time, clock)
     return PipelineExecutor(spec.pipeline.passage, pipeline, clock)
 

@@ -6,10 +6,12 @@ records, from columns: a long trace has millions of tokens.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
+from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.core.errors import ConfigError
 from duetto.core.timings import Part
 from duetto.measure.metrics import (
@@ -152,6 +154,11 @@ def _report(
         errors=_refusals(simulation.served),
         prompt_lengths=LengthsSeen(tuple(s.num_prompt_tokens for s in done), None),
         output_lengths=LengthsSeen(tuple(map(len, times)), None),
+        drafts=reduce(
+            Chains.plus,
+            [s.timings.speculation.chains for s in done if s.timings.speculation is not None],
+            NO_CHAINS,
+        ),
     )
 
 
