@@ -21,6 +21,7 @@ SAMPLINGS = {
     "cold": {"temperature": 0.3, "top_p": 0.9},
     "warm": {"temperature": 0.8, "top_p": 0.95, "presence_penalty": 0.4, "logprobs": 2},
     "hot": {"temperature": 1.2, "top_p": 0.9, "min_tokens": 6, "bad_words": ["e"]},
+    "boiling": {"temperature": 3.0},  # the reader is so sure that less hardly changes an answer
 }
 
 
@@ -177,3 +178,9 @@ def test_so_it_does_with_the_policy_that_weighs_prices(asked, method):
     given = samplings("warm", len(asked))
     plain = answers(READER, asked, given)
     assert answers(READER, asked, given, speculative_config=METHODS[method]) == plain
+
+
+def test_temperature_changes_what_the_reader_says(asked):
+    """Else equality at a temperature would be equality of greedy answers once more."""
+    greedy = answers(READER, asked, samplings("greedy", len(asked)))
+    assert answers(READER, asked, samplings("boiling", len(asked))) != greedy
