@@ -26,9 +26,9 @@ from duetto.models.find import find_program
 from duetto.planner.layout import Layout, make_fleet
 from duetto.pricing.find_hardware import find_hardware
 from duetto.program.kv_size import bytes_per_block
-from duetto.simulation.report import Outcome, sum_up
+from duetto.simulation.report import Summary, sum_up
 from duetto.simulation.simulation import simulate
-from duetto.simulation.workload import Workload, synthetic
+from duetto.simulation.workload import Traffic, synthetic
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "lessons.md"
 MODEL, HARDWARE = "llama-3.1-8b", "a100-80g"
@@ -47,7 +47,7 @@ class Load:
     num_requests: int
     spread: float = 0.5
 
-    def workload(self) -> Workload:
+    def workload(self) -> Traffic:
         return synthetic(
             self.num_requests,
             self.rate,
@@ -78,7 +78,7 @@ def simulated(point: Point) -> Numbers:
     return numbers(outcome, workload.arrivals[-1].arrival_s)
 
 
-def numbers(outcome: Outcome, last_arrival_s: float) -> Numbers:
+def numbers(outcome: Summary, last_arrival_s: float) -> Numbers:
     """Milliseconds, and per device. `offered` are the output tokens of the requests by the time in
     which they arrive; the throughput counts until the last answer has ended, `drain_s` later."""
     report = outcome.report

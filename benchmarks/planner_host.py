@@ -47,22 +47,22 @@ from duetto.core.batch import ScheduledBatch
 from duetto.core.engine_args import EngineArgs
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape
+from duetto.core.shape import BatchShape, StepTime
 from duetto.engine.engine import Engine
 from duetto.measure.host import measure_host
 from duetto.measure.metrics import Report, summarize
 from duetto.measure.records import record_from_timings
-from duetto.measure.traces import Fit
+from duetto.measure.traces import TraceFit
 from duetto.measure.workload import Lengths
 from duetto.pricing.find_hardware import calibration_file, write_hardware
 from duetto.progress import show_progress
 from duetto.scheduler.scheduler import Scheduler
-from duetto.simulation.executor import SimulatedExecutor, StepTime, replayed
+from duetto.simulation.executor import SimulatedExecutor, replayed
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Fleet, simulate
 from duetto.simulation.virtual_clock import VirtualClock
-from duetto.simulation.workload import Workload, read_trace, synthetic, timed
+from duetto.simulation.workload import Traffic, read_trace, synthetic, timed
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "planner.md"
 LOADS = (0.3, 0.6, 0.85)  # of the model's own rate when all requests are there at once
@@ -96,7 +96,7 @@ class Watched:
         return self._executor.submit(batch)
 
 
-def serve(built: Built, load: Workload) -> Seen:
+def serve(built: Built, load: Traffic) -> Seen:
     """Serve a load by the wall clock. Requests arrive between steps, as they do in the server."""
     executor = Watched(built.model.runner)
     start = time.monotonic()
@@ -128,7 +128,7 @@ def serve(built: Built, load: Workload) -> Seen:
     )
 
 
-def real_request(built: Built, load: Workload, index: int) -> Request:
+def real_request(built: Built, load: Traffic, index: int) -> Request:
     """As the load has it, with token ids that the model knows."""
     request = load.request(index)
     vocabulary = built.codec.vocab_size
@@ -153,7 +153,7 @@ def report_of(requests: Sequence[Request], duration_s: float) -> Report:
     return summarize(records, duration_s)
 
 
-def fitted_price(built: Built, load: Workload) -> Price:
+def fitted_price(built: Built, load: Traffic) -> Price:
     """The price of steps, from requests of which so many run at a time, and the next begins when
     one ends: no time is lost with waiting, and steps of all sizes are seen."""
     shapes: list[BatchShape] = []
@@ -174,7 +174,7 @@ def fitted_price(built: Built, load: Workload) -> Price:
 
 
 def compare(
-    built: Built, load: Workload, prices: dict[str, StepTime], part: float, scale: float
+    built: Built, load: Traffic, prices: dict[str, StepTime], part: float, scale: float
 ) -> tuple[Row, Seen]:
     seen = serve(built, load)
     said = {
@@ -211,7 +211,7 @@ def _replica(built: Built, price: StepTime) -> ReplicaSpec:
     return ReplicaSpec(scheduler=built.scheduler_config, step_time=price)
 
 
-def replay(built: Built, load: Workload, polls: Sequence[float]) -> list[Any]:
+def replay(built: Built, load: Traffic, polls: Sequence[float]) -> list[Any]:
     """The batches of a SimulatedExecutor whose steps last as long as the real ones."""
     clock = VirtualClock(polls[0])
     durations = [b - a for a, b in pairwise(polls)]
@@ -287,12 +287,12 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[StepRow]]:
     return rows, steps
 
 
-def burst_s(built: Built, load: Workload) -> float:
+def burst_s(built: Built, load: Traffic) -> float:
     """Seconds for a load whose requests are all there at once."""
     return serve(built, load.at([0.0] * len(load.arrivals))).report.duration_s
 
 
-def trace_for(built: Built, options: argparse.Namespace) -> tuple[float, Workload]:
+def trace_for(built: Built, options: argparse.Namespace) -> tuple[float, Traffic]:
     """The trace, with lengths for which all runs together take about `--seconds`."""
     scale = SCALES[0]
     trace = the_trace(options, scale)
@@ -305,15 +305,17 @@ def trace_for(built: Built, options: argparse.Namespace) -> tuple[float, Workloa
     return found, the_trace(options, found)
 
 
-def the_trace(options: argparse.Namespace, scale: float) -> Workload:
+def the_trace(options: argparse.Namespace, scale: float) -> Traffic:
     """Lengths of the trace, made to fit a small model on a small host."""
     if options.trace is None:
         return synthetic_load(options.num_requests, scale, seed=options.seed)
     longest = (max(1, round(scale * length)) for length in LONGEST)
-    return read_trace(options.trace, num_requests=options.num_requests, fit=Fit(scale, *longest))
+    return read_trace(
+        options.trace, num_requests=options.num_requests, fit=TraceFit(scale, *longest)
+    )
 
 
-def synthetic_load(num_requests: int, scale: float, *, seed: int) -> Workload:
+def synthetic_load(num_requests: int, scale: float, *, seed: int) -> Traffic:
     """Lengths like those of conversations, scaled: as long on average as Azure's, and as spread."""
     most_input, most_output = (max(2, round(scale * length)) for length in LONGEST)
     return synthetic(

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from duetto.evals.worlds.names import BEGINNINGS, ENDINGS, KINDS, NameSource, Split
 from duetto.evals.worlds.prompt import REASON
 from duetto.evals.worlds.relations import BRIDGES, COMPARISONS, NOT_STATED, RELATIONS, YEARS
-from duetto.evals.worlds.story import Style, Writer
+from duetto.evals.worlds.story import StoryWriter, Style
 from duetto.evals.worlds.world import (
-    Order,
+    DocumentOrder,
     Question,
     QuestionKind,
     World,
@@ -152,7 +152,7 @@ def retold(count: int, num_relations: int, *, whole: bool = True) -> Draw:
 
 
 def bridged(
-    num_pairs: int, num_others: int = 0, order: Order = "given", style: Style = PLAIN
+    num_pairs: int, num_others: int = 0, order: DocumentOrder = "given", style: Style = PLAIN
 ) -> Draw:
     """Pairs that only names and order tell apart: two hops, their second hops alone, and a few
     of one hop.
@@ -213,7 +213,7 @@ def compared(count: int, style: Style = PLAIN) -> Draw:
 
     def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
         rng = Random(f"compared/{split}/{seed}")
-        writer = Writer(rng, split, style)
+        writer = StoryWriter(rng, split, style)
         relation, wordings = rng.choice(COMPARISONS)
         documents = [writer.alone(frozenset(), relation) for _ in range(count)]
         facts = list(enumerate(document.facts[0] for document in documents))
@@ -237,7 +237,7 @@ def in_order() -> Draw:
 
     def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
         rng = Random(f"in order/{split}/{seed}")
-        writer = Writer(rng, split, PLAIN)
+        writer = StoryWriter(rng, split, PLAIN)
         relation, wordings = rng.choice(COMPARISONS)
         facts = [writer.alone(frozenset(), relation).facts[0] for _ in range(2 * MAX_ASKED)]
         asked = []

@@ -20,11 +20,12 @@ from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.core.config import SchedulerConfig, scheduler_config
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.core.shape import StepTime
 from duetto.core.speculation import FLAG, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.pricing.drafting import SpeculationPrices
-from duetto.pricing.host import HostPrices, StepTime, host_prices
+from duetto.pricing.host import HostPrices, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.progress import show_progress
 from duetto.runner.load import Companion, LoadedModel, load_model

@@ -17,19 +17,18 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.fit import Change, Fit, device_changes, fewest_devices, fit_devices
+from duetto.planner.fit import Capacity, Change, device_changes, fewest_devices, fit_devices
 from duetto.planner.layout import Layout
 from duetto.pricing.cost_model import check_devices
 from duetto.pricing.find_hardware import HOST, find_hardware
 from duetto.pricing.memory import MemoryFit, size_in_words
-from duetto.program.activations import activation_bytes
+from duetto.program.activations import LargestStep, activation_bytes
 from duetto.program.program import Program
 from duetto.runner.load import ModelPlan, plan_model
-from duetto.runner.loaders import LargestStep
 
 _ENOUGH = 2**62  # bytes
 _ONLY_HERE = ("backend", "threads", "kv_cache_memory_bytes", "packed_cache", "quantization_skip")
-Report = dict[str, Any]
+FitReport = dict[str, Any]
 
 
 def examine(
@@ -41,7 +40,7 @@ def examine(
     pp: int = 1,
     length: int | None = None,
     utilization: float = 0.9,
-) -> Report:
+) -> FitReport:
     """All that `duetto fit` says. Raises ConfigError or CheckpointError for what cannot be.
 
     tp: None takes the fewest devices with which it fits.
@@ -76,7 +75,7 @@ def examine(
     return about | _sizes(fit, length) | {"knobs": [_knob(change) for change in changes]}
 
 
-def _sizes(fit: Fit, length: int | None) -> Report:
+def _sizes(fit: Capacity, length: int | None) -> FitReport:
     memory, length = fit.memory, length or fit.longest
     return {
         "fits": memory.fits,
@@ -91,7 +90,7 @@ def _sizes(fit: Fit, length: int | None) -> Report:
     }
 
 
-def _knob(change: Change) -> Report:
+def _knob(change: Change) -> FitReport:
     return {
         "change": change.words,
         "weight_bytes": change.memory.weight_bytes,
@@ -101,7 +100,7 @@ def _knob(change: Change) -> Report:
     }
 
 
-def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Fit:
+def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Capacity:
     """As `duetto serve` would allocate on this machine, now."""
     companion = companion_of(args, config.context_length)
     refusal: ConfigError | None = None
@@ -129,13 +128,13 @@ def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Fit:
     if plan.quantization != "none":
         notes.append(f"quantization {plan.quantization}")
     if refusal:
-        return Fit(fit, 0, [*notes, str(refusal)])
+        return Capacity(fit, 0, [*notes, str(refusal)])
     if not fit.fits:
         notes.append(
             f"weights, activations and KV together are {size_in_words(-fit.left_bytes)} more than "
             f"the {size_in_words(fit.usable_bytes)} that may be used"
         )
-    return Fit(fit, plan.kv.max_model_len, notes)
+    return Capacity(fit, plan.kv.max_model_len, notes)
 
 
 def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:

@@ -28,7 +28,7 @@ from duetto.progress import show_progress
 logger = logging.getLogger(__name__)
 
 Prompt = str | Mapping[str, Any]
-Message = Mapping[str, Any]
+ChatMessage = Mapping[str, Any]
 PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
 _A_PROMPT = f"a text or a mapping of {', '.join(sorted(PROMPT_KEYS))}"
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         add_generation_prompt: bool = True,
@@ -165,7 +165,7 @@ class LLM:
 
     def chat_prompt(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[ChatMessage],
         *,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -383,8 +383,8 @@ def _listed(field: str, given: Iterable[T], accepted: str) -> list[T]:
 
 
 def _as_conversations(
-    messages: Sequence[Message] | Sequence[Sequence[Message]],
-) -> list[Sequence[Message]]:
+    messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
+) -> list[Sequence[ChatMessage]]:
     if not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest("messages", f"must be a list of messages, not {messages!r:.80}")
     if isinstance(messages[0], Mapping):

@@ -21,7 +21,7 @@ from duetto.backends.cpu.formats import choose_formats, without_loss
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import (
     TILE_ROWS,
-    Layout,
+    ArenaLayout,
     NotCoded,
     NotFinite,
     PackedWeights,
@@ -46,7 +46,7 @@ def loaded(name: str, dtype: Any) -> tuple[Program, Weights]:
         return program, load_weights(Path(directory), program, dtype)
 
 
-def layout_of(name: str, dtype: Any, quantization: Any = None) -> Layout:
+def layout_of(name: str, dtype: Any, quantization: Any = None) -> ArenaLayout:
     program = loaded(name, dtype)[0]
     return lay_out(program, choose_formats(program, dtype, quantization))
 

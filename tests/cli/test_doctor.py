@@ -10,7 +10,7 @@ from duetto.measure import installation
 
 def test_a_native_module_that_cannot_be_loaded_is_named(monkeypatch, capsys):
     monkeypatch.setattr(installation, "why_unavailable", lambda: "cannot be loaded (bad magic)")
-    report = installation.examine()
+    report = installation.describe_installation()
     assert report["native_module"] is False
     assert report["cpu_features"] == []
     assert report["instruction_sets"] == {"used": None, "missing": {}}

@@ -25,10 +25,10 @@ for found in pkgutil.walk_packages(duetto.__path__, "duetto."):
         importlib.import_module(found.name)
 
 from duetto.core.cpus import usable_cpus
-from duetto.measure.installation import examine
+from duetto.measure.installation import describe_installation
 from duetto.pricing.host import _guess
 
-assert usable_cpus() == os.cpu_count() == examine()["cpus_usable"]
+assert usable_cpus() == os.cpu_count() == describe_installation()["cpus_usable"]
 assert _guess().peaks["float32"] > 0
 """
 

@@ -9,7 +9,7 @@ import pytest
 from duetto.core.draft_counts import Chains
 from duetto.core.errors import ConfigError
 from duetto.measure.metrics import SLO, distribution, parse_percentiles, parse_slo, summarize
-from duetto.measure.records import Chunk, Outcome, RequestRecord
+from duetto.measure.records import Chunk, RequestOutcome, RequestRecord
 
 
 def record(
@@ -17,7 +17,7 @@ def record(
     *,
     scheduled: float = 0.0,
     sent: float = 0.0,
-    outcome: Outcome = "ok",
+    outcome: RequestOutcome = "ok",
     prompt: int = 10,
     cached: int = 0,
     error: str | None = None,

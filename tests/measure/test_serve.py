@@ -13,7 +13,7 @@ from duetto.core.errors import ConfigError
 from duetto.measure.client import Target
 from duetto.measure.metrics import SLO
 from duetto.measure.serve import Load, ServeResult, TokenCounter, find_model, run_serve
-from duetto.measure.traces import Fit, read_azure
+from duetto.measure.traces import TraceFit, read_azure
 from duetto.measure.workload import Lengths, Workload, WorkloadRequest, random_workload
 
 ALL_AT_ONCE = Load()
@@ -105,7 +105,7 @@ def test_chats_have_the_lengths_asked_for(server: FakeServer) -> None:
 
 def test_a_trace_sent_as_chats_has_its_lengths(server: FakeServer) -> None:
     file = Path(__file__).parent / "fixtures" / "azure_conv_5.csv"
-    made = read_azure(file, vocab_size=50, fit=Fit(0.1, max_output_len=2))
+    made = read_azure(file, vocab_size=50, fit=TraceFit(0.1, max_output_len=2))
     made = made.with_arrivals([0.0] * len(made.requests))
     result = run(server, made, is_chat=True)
     asked = [len(request.prompt_token_ids or ()) for request in made.requests]

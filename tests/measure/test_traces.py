@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from duetto.core.errors import ConfigError
-from duetto.measure.traces import Fit, TraceError, read_azure, read_mooncake, read_sharegpt
+from duetto.measure.traces import TraceError, TraceFit, read_azure, read_mooncake, read_sharegpt
 from duetto.measure.workload import Workload
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -41,7 +41,7 @@ def test_azure_reads_all_without_a_limit() -> None:
 
 
 def test_azure_cut_to_a_small_model_says_so() -> None:
-    made = read_azure(AZURE, vocab_size=50, num_requests=3, fit=Fit(0.1, 40, 10))
+    made = read_azure(AZURE, vocab_size=50, num_requests=3, fit=TraceFit(0.1, 40, 10))
     assert lengths(made) == [(37, 4), (40, 10), (40, 6)]
     assert made.notes == (
         "lengths are times 0.1",
@@ -106,7 +106,7 @@ def _assert_blocks_agree(one, one_row, other, other_row) -> None:  # type: ignor
 
 
 def test_mooncake_scaled_still_shares() -> None:
-    made = read_mooncake(MOONCAKE, vocab_size=1000, fit=Fit(length_scale=1 / 16))
+    made = read_mooncake(MOONCAKE, vocab_size=1000, fit=TraceFit(length_scale=1 / 16))
     prompts = [r.prompt_token_ids or () for r in made.requests]
     # The fixture's first block, hash 0, is the same in all; blocks are now of 32 tokens.
     assert len({prompt[:32] for prompt in prompts}) == 1
@@ -117,7 +117,7 @@ def test_mooncake_scaled_still_shares() -> None:
 
 def test_mooncake_cut_keeps_the_beginning() -> None:
     whole = read_mooncake(MOONCAKE, vocab_size=1000)
-    cut = read_mooncake(MOONCAKE, vocab_size=1000, fit=Fit(max_input_len=700))
+    cut = read_mooncake(MOONCAKE, vocab_size=1000, fit=TraceFit(max_input_len=700))
     for long, short in zip(whole.requests, cut.requests, strict=True):
         assert short.prompt_token_ids == (long.prompt_token_ids or ())[:700]
     assert cut.notes == ("5 of 5 prompts are cut to 700 tokens",)
@@ -163,10 +163,12 @@ def test_sharegpt_takes_the_first_two_turns() -> None:
 
 
 def test_sharegpt_limits() -> None:
-    one = read_sharegpt(SHAREGPT, count_tokens=words, num_requests=1, fit=Fit(max_output_len=9))
+    one = read_sharegpt(
+        SHAREGPT, count_tokens=words, num_requests=1, fit=TraceFit(max_output_len=9)
+    )
     assert [r.num_output_tokens for r in one.requests] == [9]
     assert "1 of 1 outputs are cut to 9 tokens" in one.notes
-    short = read_sharegpt(SHAREGPT, count_tokens=words, output_len=3, fit=Fit(max_input_len=6))
+    short = read_sharegpt(SHAREGPT, count_tokens=words, output_len=3, fit=TraceFit(max_input_len=6))
     assert [r.prompt_text for r in short.requests] == ["Name three sorting algorithms, please."]
     assert [r.num_output_tokens for r in short.requests] == [3]
 
@@ -199,4 +201,4 @@ def test_a_bad_sharegpt_file(tmp_path: Path, text: str, cause: str) -> None:
 )
 def test_a_bad_fit_is_named(arguments: tuple[float, int | None, int | None], flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
-        Fit(*arguments)
+        TraceFit(*arguments)

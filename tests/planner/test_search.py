@@ -14,7 +14,7 @@ from duetto.planner.objective import Objective
 from duetto.planner.search import Problem, judge, layouts, search, why_not
 from duetto.pricing.gpus import HARDWARE
 from duetto.pricing.hardware import HardwareSpec
-from duetto.simulation.workload import Arrival, Workload, synthetic
+from duetto.simulation.workload import Arrival, Traffic, synthetic
 
 PROGRAM = find_program("llama-3.2-1b", 4096)
 BASE = Layout(max_num_seqs=64)
@@ -109,7 +109,7 @@ def test_what_is_pruned_would_not_have_met_the_limits() -> None:
 def test_a_bound_on_ttft_counts_what_a_cache_may_hold() -> None:
     """The second prompt is the first one's, so it may be answered at once."""
     arrivals = (Arrival(0.0, 2048, 2, (1, 2, 3, 4)), Arrival(9.0, 2049, 2, (1, 2, 3, 4)))
-    cached = replace(problem(ttft=0.01), workload=Workload(arrivals))
+    cached = replace(problem(ttft=0.01), workload=Traffic(arrivals))
     cached = replace(cached, objective=Objective(SLO(ttft=0.01), 50.0))
     assert why_not(cached, BASE) is None
     assert why_not(replace(cached, objective=Objective(SLO(ttft=0.01), 100.0)), BASE) is not None

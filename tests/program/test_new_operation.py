@@ -22,6 +22,7 @@ from duetto.measure.op_times import ReferenceProbe, measure
 from duetto.pricing.calibrate import MeasuredStep
 from duetto.pricing.cost_model import CostModel, Deployment
 from duetto.pricing.roofline import roofline
+from duetto.program.activations import LargestStep
 from duetto.program.op import Kind, Op, Ref
 from duetto.program.ops import GatedAct, RmsNorm
 from duetto.program.program import Program
@@ -156,8 +157,8 @@ def test_it_is_fused_around() -> None:
 
 def test_its_memory_is_counted() -> None:
     alone = Program((DoubleNumbers(Ref("x", 0, 10)),), {}, {"x": 10}, (), Ref("x", 0, 10), 8)
-    largest = {"num_logit_rows": 1, "max_model_len": 8, "num_kv_tokens": 8}
-    assert scratch_bytes(alone, "float32", num_tokens=3, **largest) == 3 * (10 + 10) * 4
+    step = LargestStep(num_tokens=3, num_logit_rows=1, max_model_len=8, num_kv_tokens=8)
+    assert scratch_bytes(alone, "float32", step) == 3 * (10 + 10) * 4
 
 
 def test_a_backend_without_its_line_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ from duetto.backends.reference import ReferenceBackend
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.core.files import Progress
 from duetto.core.sampling_params import SamplingParams
 from duetto.models.programs import load_program
 from duetto.program.dtype import KV_DTYPES
 from duetto.program.ops import Rope
 from duetto.runner import load as load_module
 from duetto.runner.load import LoadedModel
-from duetto.runner.loaders import Progress
 
 CONFIG = {
     "model_type": "llama",

@@ -21,7 +21,7 @@ from server.fakes_server import (
 from server.test_lifecycle import LONG, send
 
 from duetto.server.http import serve
-from duetto.server.http.json_parts import Rows
+from duetto.server.http.json_parts import JsonRows
 from duetto.server.http.wire import BoundedHttp
 
 SHORT = {"model": MODEL, "prompt": "hello", "max_tokens": 1}
@@ -317,7 +317,7 @@ def test_a_client_that_takes_nothing_of_a_whole_reply_is_cut_and_nothing_stays_h
 
     monkeypatch.setattr(serve, "BoundedHttp", Watched)
     monkeypatch.setattr("duetto.server.exchange.LARGE_BYTES", 2**18)
-    monkeypatch.setattr(Rows, "parts", lambda _: iter([b"[" + b" " * 2**25 + b"]"]))
+    monkeypatch.setattr(JsonRows, "parts", lambda _: iter([b"[" + b" " * 2**25 + b"]"]))
     with serving() as (url, app):
         with send(url, "/v1/completions", {**PROMPT, "prompt_logprobs": 20}) as connection:
             wait_until(lambda: connection.getsockname() in cut)

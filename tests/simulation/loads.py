@@ -7,7 +7,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.shape import BatchShape
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.simulation import Fleet
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 
 def step_time(shape: BatchShape) -> float:
@@ -43,7 +43,7 @@ def mixed_load(
     mean_gap_s: float = 0.05,
     longest_prompt: int = 200,
     longest_answer: int = 80,
-) -> Workload:
+) -> Traffic:
     """Shared beginnings, bursts, and lengths from one token up."""
     rng = Random(seed)
     time, arrivals = 0.0, []
@@ -52,4 +52,4 @@ def mixed_load(
         num_prompt = rng.randint(1, longest_prompt)
         hash_ids = tuple(rng.randint(0, 2) for _ in range(rng.randint(0, num_prompt // 16)))
         arrivals.append(Arrival(time, num_prompt, rng.randint(1, longest_answer), hash_ids))
-    return Workload(tuple(arrivals), hash_block=16)
+    return Traffic(tuple(arrivals), hash_block=16)

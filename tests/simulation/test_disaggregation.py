@@ -9,7 +9,7 @@ from duetto.core.errors import ConfigError
 from duetto.core.timings import Part
 from duetto.simulation.disaggregation import Disaggregation, KVLink, LinkClock
 from duetto.simulation.simulation import Fleet, simulate
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 LINK = KVLink(num_layers=4, bytes_per_token=400, bytes_per_s=1e5)  # 1 ms a token and layer
 
@@ -58,7 +58,7 @@ def apart(**changes: object) -> Fleet:
 
 def test_one_request_by_hand() -> None:
     """40 tokens in one step; then their KV, 40 ms a layer; then 4 tokens from the other replica."""
-    load = Workload((Arrival(1.0, 40, 5),))
+    load = Traffic((Arrival(1.0, 40, 5),))
     (served,) = simulate(load, apart()).served
     prefill = 0.004 + 3e-5 * 40 + 1e-6 * 40
     transfer = 4 * 0.04 - 3 * prefill / 4
@@ -112,7 +112,7 @@ def test_a_slow_link_delays_the_second_token_only() -> None:
 def test_blocks_are_held_until_their_kv_has_been_read() -> None:
     """The second prompt needs the first one's blocks, which a slow link still reads."""
     small = replica(num_blocks=8, max_model_len=64)  # of 8 tokens: one prompt of 60
-    load = Workload((Arrival(0.0, 60, 5), Arrival(0.0, 60, 5)))
+    load = Traffic((Arrival(0.0, 60, 5), Arrival(0.0, 60, 5)))
     run = simulate(load, apart(prefill=small))
     first, second = run.served
     begun = second.timings.first_scheduled_time
@@ -124,7 +124,7 @@ def test_a_lost_import_is_computed_again() -> None:
     """Two requests grow beyond the decoding replica's blocks: one is preempted, and its prompt
     must be computed where it decodes."""
     spec = replica(num_blocks=12, max_model_len=90, enable_prefix_caching=False)
-    load = Workload((Arrival(0.0, 40, 40), Arrival(0.0, 40, 40)))
+    load = Traffic((Arrival(0.0, 40, 40), Arrival(0.0, 40, 40)))
     fleet = replace(apart(link=replace(LINK, bytes_per_s=1e9)), replica=spec)
     run = simulate(load, fleet)
     assert sum(run.steps[0].num_preemptions) > 0
@@ -134,7 +134,7 @@ def test_a_lost_import_is_computed_again() -> None:
 
 def test_a_prompt_that_fits_nowhere_is_refused() -> None:
     tiny = replica(num_blocks=4, max_model_len=32)
-    load = Workload((Arrival(0.0, 100, 5), Arrival(0.0, 10, 5)))
+    load = Traffic((Arrival(0.0, 100, 5), Arrival(0.0, 10, 5)))
     refused, served = simulate(load, apart(prefill=tiny)).served
     assert refused.refusal is not None and "100" in refused.refusal
     assert len(served.timings.token_times) == 5

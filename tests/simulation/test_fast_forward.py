@@ -10,7 +10,7 @@ from duetto.scheduler.scheduler import Scheduler
 from duetto.simulation.executor import step_by_step, token_of
 from duetto.simulation.replica import Replica
 from duetto.simulation.simulation import Simulation, simulate
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "room for all": {},
@@ -81,7 +81,7 @@ def test_the_schedulers_are_in_the_same_state_at_every_arrival(changes: dict[str
 def streaming(num_blocks: int) -> Scheduler:
     """Four requests of 7 prompt tokens, one of 10 tokens of answer, that have one token each."""
     arrivals = tuple(Arrival(0.0, 7, num_output) for num_output in (60, 60, 10, 60))
-    load = Workload(arrivals)
+    load = Traffic(arrivals)
     one = Replica(replica(num_blocks=num_blocks), on_end=lambda _update: None)
     for index in range(len(arrivals)):
         one._engine.add(load.request(index))
@@ -105,7 +105,7 @@ def test_a_run_ends_before_blocks_run_out(num_blocks: int, num_steps: int) -> No
 
 def test_nothing_is_certain_while_a_prompt_is_computed_or_somebody_may_be_admitted() -> None:
     scheduler = streaming(num_blocks=100)
-    load = Workload((Arrival(0.0, 100, 5),) * 9)
+    load = Traffic((Arrival(0.0, 100, 5),) * 9)
     scheduler.add(load.request(8))
     assert scheduler.num_certain_steps() == 0
     batch = scheduler.schedule(0.0)

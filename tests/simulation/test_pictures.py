@@ -23,7 +23,7 @@ from duetto.simulation import gantt
 from duetto.simulation.disaggregation import Disaggregation, KVLink
 from duetto.simulation.perfetto import write_trace
 from duetto.simulation.simulation import Simulation, simulate
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_gantt_is_drawn_of_any_load_and_has_its_title(num_requests: int, tmp_p
 
 def test_streams_beside_prompts_are_told_from_those_alone() -> None:
     """A request that streams alone, and then beside a long prompt of another."""
-    load = Workload((Arrival(0.0, 10, 60), Arrival(0.2, 400, 2)))
+    load = Traffic((Arrival(0.0, 10, 60), Arrival(0.2, 400, 2)))
     run = simulate(load, fleet())
     first, second = (gantt._spans(served, run) for served in run.served)
     assert [name for name, _, _ in first if name != "prompt"] == ["decode", "shared", "decode"]

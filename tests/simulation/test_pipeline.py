@@ -22,7 +22,7 @@ from duetto.simulation.pipeline import Passage, Pipeline, PipelineSpec
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Fleet, Simulation, simulate
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 
 def pipelined(
@@ -86,8 +86,8 @@ def test_the_price_of_parts_is_the_time_that_the_stages_take() -> None:
 # --- engines that share them ----------------------------------------------------------------------
 
 
-def streams(num_requests: int, num_tokens: int) -> Workload:
-    return Workload((Arrival(0.0, 1, num_tokens),) * num_requests)
+def streams(num_requests: int, num_tokens: int) -> Traffic:
+    return Traffic((Arrival(0.0, 1, num_tokens),) * num_requests)
 
 
 @pytest.mark.parametrize(("stages", "batches"), [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (3, 7)])
@@ -150,8 +150,8 @@ def rate(layout: Layout) -> float:
     return len(run.served) / run.duration_s
 
 
-def at_once() -> Workload:
-    return Workload((Arrival(0.0, 512, 64),) * 600)
+def at_once() -> Traffic:
+    return Traffic((Arrival(0.0, 512, 64),) * 600)
 
 
 def test_four_stages_serve_nearly_four_times_as_much() -> None:

@@ -23,7 +23,7 @@ from duetto.simulation.executor import SimulatedExecutor, replayed
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.simulation import Fleet, simulate
 from duetto.simulation.virtual_clock import VirtualClock
-from duetto.simulation.workload import Workload
+from duetto.simulation.workload import Traffic
 
 Planned = tuple[str, int, int, tuple[int, ...]]  # of a request: id, tokens before, new, blocks
 
@@ -46,7 +46,7 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def load() -> Workload:
+def load() -> Traffic:
     return mixed_load(9, num_requests=40, mean_gap_s=0.01, longest_prompt=120, longest_answer=24)
 
 
@@ -65,7 +65,7 @@ CONFIGURATIONS = {
 }
 
 
-def real_request(load: Workload, index: int, start: float) -> Request:
+def real_request(load: Traffic, index: int, start: float) -> Request:
     """As the load has it, with token ids that the tiny model knows."""
     request = load.request(index)
     request.prompt_token_ids = tuple(token % 1000 for token in request.prompt_token_ids)
@@ -75,7 +75,7 @@ def real_request(load: Workload, index: int, start: float) -> Request:
     return request
 
 
-def run_in_real_time(engine: Engine, load: Workload) -> tuple[list[float], float]:
+def run_in_real_time(engine: Engine, load: Traffic) -> tuple[list[float], float]:
     """Serve the load by the wall clock; returns when the loop came round, and when it began."""
     start, polls, arrived = time.monotonic(), [], 0
     while arrived < len(load.arrivals) or engine.has_work:
@@ -90,7 +90,7 @@ def run_in_real_time(engine: Engine, load: Workload) -> tuple[list[float], float
 
 
 def replay(
-    config: SchedulerConfig, load: Workload, polls: list[float], start: float
+    config: SchedulerConfig, load: Traffic, polls: list[float], start: float
 ) -> list[list[Planned]]:
     """The same load through a SimulatedExecutor, whose steps last as long as the real ones."""
     clock = VirtualClock(polls[0])
@@ -110,7 +110,7 @@ def replay(
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_replayed_times_give_the_real_schedule(
-    model: Path, load: Workload, changes: dict[str, object]
+    model: Path, load: Traffic, changes: dict[str, object]
 ) -> None:
     if "kv_cache_memory_bytes" in changes:
         changes = {"kv_cache_memory_bytes": 2 * 2 * 32 * 16 * 4 * 40, "max_model_len": 256}
@@ -129,7 +129,7 @@ def test_replayed_times_give_the_real_schedule(
     assert sum(poll - start < arrivals[-1] for poll in polls) > 1
 
 
-def test_recorded_times_through_a_whole_replica(load: Workload) -> None:
+def test_recorded_times_through_a_whole_replica(load: Traffic) -> None:
     """`simulate` itself, step by step, with times that were recorded of it."""
     config = SchedulerConfig(
         num_blocks=60, max_model_len=256, block_size=8, max_num_batched_tokens=32

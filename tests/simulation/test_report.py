@@ -11,7 +11,7 @@ from duetto.measure.records import RequestRecord, record_from_timings
 from duetto.simulation.disaggregation import Disaggregation, KVLink
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Served, simulate
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 LIMITS = SLO(ttft=0.03, itl=0.01, tpot=0.006, e2e=1.0)
 
@@ -54,7 +54,7 @@ def test_the_cost_of_a_million_tokens() -> None:
 
 def test_use_by_hand() -> None:
     """One request of 8 + 4 tokens in blocks of 8: one block of 16, then two."""
-    run = simulate(Workload((Arrival(0.0, 8, 4),)), fleet(num_blocks=16, max_model_len=64))
+    run = simulate(Traffic((Arrival(0.0, 8, 4),)), fleet(num_blocks=16, max_model_len=64))
     use = sum_up(run, 1).pools["serve"]
     spent = [b - a for a, b in zip(run.steps[0].start_time, run.steps[0].end_time, strict=True)]
     assert use.busy == pytest.approx(1)
@@ -67,7 +67,7 @@ def test_use_by_hand() -> None:
 
 
 def test_idle_time_is_no_use() -> None:
-    load = Workload((Arrival(0.0, 8, 1), Arrival(10.0, 8, 1)))
+    load = Traffic((Arrival(0.0, 8, 1), Arrival(10.0, 8, 1)))
     assert sum_up(simulate(load, fleet()), 1).pools["serve"].busy < 0.01
 
 
@@ -78,7 +78,7 @@ def test_parts_add_up_to_the_mean_latency() -> None:
 
 
 def test_refused_requests_are_failures() -> None:
-    load = Workload((Arrival(0.0, 500, 100), Arrival(0.0, 10, 2)))
+    load = Traffic((Arrival(0.0, 500, 100), Arrival(0.0, 10, 2)))
     report = sum_up(simulate(load, fleet()), 1, slo=LIMITS).report
     assert (report.num_ok, report.num_failed, report.num_good) == (1, 1, 1)
     assert report.as_json()["slo_attainment"] == 0.5

@@ -15,7 +15,7 @@ from duetto.simulation.report import sum_up
 from duetto.simulation.router import RouterName
 from duetto.simulation.simulation import Fleet, Simulation, simulate
 from duetto.simulation.virtual_clock import VirtualClock
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 
 def token_times(simulation: Simulation) -> list[list[float]]:
@@ -30,7 +30,7 @@ def test_two_requests_by_hand() -> None:
         return 0.001 * shape.num_tokens
 
     spec = replace(replica(max_num_batched_tokens=64), step_time=price)
-    load = Workload((Arrival(0.0, 50, 3), Arrival(0.01, 20, 2)))
+    load = Traffic((Arrival(0.0, 50, 3), Arrival(0.01, 20, 2)))
     seconds += [0.050, 0.050 + 0.021, 0.071 + 0.002]
     assert token_times(simulate(load, Fleet(replica=spec))) == [
         pytest.approx(seconds),
@@ -39,7 +39,7 @@ def test_two_requests_by_hand() -> None:
 
 
 def test_an_idle_engine_waits_for_the_next_arrival() -> None:
-    load = Workload((Arrival(0.5, 8, 1), Arrival(100.0, 8, 1)))
+    load = Traffic((Arrival(0.5, 8, 1), Arrival(100.0, 8, 1)))
     prefill = step_time(BatchShape(())) + 8 * 3e-5 + 8e-6
     run = simulate(load, fleet())
     assert token_times(run) == [[pytest.approx(0.5 + prefill)], [pytest.approx(100 + prefill)]]
@@ -67,7 +67,7 @@ def test_affinity_finds_more_in_the_cache_than_round_robin() -> None:
     """Four conversations' prompts, in turns of which round robin sends each everywhere."""
     order = (0, 1, 2, 3, 1, 2, 3, 0, 2, 3, 0, 1, 3, 0, 1, 2)
     arrivals = tuple(Arrival(0.5 * i, 300, 4, (which,)) for i, which in enumerate(order))
-    load = Workload(arrivals, hash_block=256)
+    load = Traffic(arrivals, hash_block=256)
     cached = {
         router: sum(
             s.num_cached_tokens for s in simulate(load, replace(fleet(4), router=router)).served
@@ -80,7 +80,7 @@ def test_affinity_finds_more_in_the_cache_than_round_robin() -> None:
 def test_least_loaded_avoids_a_busy_replica() -> None:
     """Every second prompt is long, so round robin sends all the long ones to one replica."""
     arrivals = tuple(Arrival(0.02 * i, 400 if i % 2 else 4, 8) for i in range(40))
-    load = Workload(arrivals)
+    load = Traffic(arrivals)
     reports = [
         sum_up(simulate(load, replace(fleet(2), router=router)), 2).report
         for router in ("round-robin", "least-loaded")
@@ -97,7 +97,7 @@ def test_more_replicas_are_faster() -> None:
 
 
 def test_what_can_never_fit_is_refused_and_the_others_are_served() -> None:
-    load = Workload((Arrival(0.0, 500, 100), Arrival(0.0, 10, 2)))
+    load = Traffic((Arrival(0.0, 500, 100), Arrival(0.0, 10, 2)))
     run = simulate(load, fleet())
     assert run.served[0].refusal is not None
     assert "maximum context length is 512" in run.served[0].refusal
@@ -141,7 +141,7 @@ def test_a_replica_runs_no_step_that_starts_too_late() -> None:
     spec: ReplicaSpec = replica()
     for fast in (True, False):
         one = Replica(spec, on_end=lambda _update: None, fast=fast)
-        one.offer(Workload((Arrival(0.0, 8, 200),)).request(0), 0.0)
+        one.offer(Traffic((Arrival(0.0, 8, 200),)).request(0), 0.0)
         one.run_until(0.1)
         assert one.steps.start_time[-1] < 0.1 <= one.steps.end_time[-1]
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from duetto.core.errors import ConfigError
-from duetto.measure.traces import Fit, TraceError
+from duetto.measure.traces import TraceError, TraceFit
 from duetto.measure.workload import Lengths, SharedPrefixes
-from duetto.simulation.load import LoadOptions
-from duetto.simulation.workload import Arrival, Workload, read_trace, synthetic
+from duetto.simulation.load import TrafficOptions
+from duetto.simulation.workload import Arrival, Traffic, read_trace, synthetic
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 ROW = "2023-11-16 18:15:46.6805900,374,44\n"
@@ -75,7 +75,7 @@ def test_equal_hashes_are_equal_tokens_and_nothing_else_is(tmp_path: Path) -> No
 
 
 def test_without_hashes_no_prompt_is_like_another() -> None:
-    load = Workload((Arrival(0.0, 50, 1), Arrival(0.0, 50, 1), Arrival(0.0, 50, 1, (3,))), 32)
+    load = Traffic((Arrival(0.0, 50, 1), Arrival(0.0, 50, 1), Arrival(0.0, 50, 1, (3,))), 32)
     prompts = [load.request(i).prompt_token_ids for i in range(3)]
     assert len({p[0] for p in prompts}) == 3
     assert prompts[2][32] != 0  # beyond its hash ids it is its own too
@@ -83,18 +83,18 @@ def test_without_hashes_no_prompt_is_like_another() -> None:
 
 def test_a_scaled_trace_still_shares(tmp_path: Path) -> None:
     text = "".join(MOONCAKE_ROW.format(0, n, ids) for n, ids in ((1100, [7, 8, 9]), (600, [7, 3])))
-    load = read_trace(written(tmp_path, text), fit=Fit(1 / 16))
+    load = read_trace(written(tmp_path, text), fit=TraceFit(1 / 16))
     prompts = [load.request(i).prompt_token_ids for i in range(2)]
     assert [len(p) for p in prompts] == [32 + 32 + 5, 32 + 6]  # 76 and 88 tokens over 16
     assert prompts[0][:32] == prompts[1][:32]
     assert prompts[0][:33] != prompts[1][:33]
 
 
-def lengths(load: Workload) -> list[tuple[int, int]]:
+def lengths(load: Traffic) -> list[tuple[int, int]]:
     return [(a.num_prompt_tokens, a.num_output_tokens) for a in load.arrivals]
 
 
-def drawn(**changes: object) -> Workload:
+def drawn(**changes: object) -> Traffic:
     values = {
         "input_lengths": Lengths(100, "lognormal", 0.5),
         "output_lengths": Lengths(20, "uniform", 0.5),
@@ -111,7 +111,7 @@ def test_a_synthetic_load_is_a_function_of_its_seed() -> None:
 
 
 def test_arrivals_can_be_even_or_bursty() -> None:
-    def gaps(load: Workload) -> list[float]:
+    def gaps(load: Traffic) -> list[float]:
         times = [a.arrival_s for a in load.arrivals]
         return [b - a for a, b in pairwise(times)]
 
@@ -151,16 +151,16 @@ def test_a_load_repeated_goes_on_at_its_rate_and_shares_nothing_with_before() ->
 @pytest.mark.parametrize("rate", [1e-300, 1e-310])
 def test_rates_under_which_nothing_can_be_said(rate: float, arrivals: Any) -> None:
     with pytest.raises(ConfigError, match=r"--request-rate .* within 1e\+09 s"):
-        LoadOptions(request_rate=rate, arrivals=arrivals).load(0)
+        TrafficOptions(request_rate=rate, arrivals=arrivals).load(0)
     with pytest.raises(ConfigError, match="raise --request-rate or --trace-speed"):
         drawn().faster(1e-9)
 
 
 def test_a_seed_below_0_is_refused() -> None:
     with pytest.raises(ConfigError, match="--seed -1: must be 0 or more"):
-        LoadOptions().load(-1)
+        TrafficOptions().load(-1)
     with pytest.raises(ConfigError, match="--seed -1: must be 0 or more"):
-        LoadOptions(arrivals="uniform").load(-1)
+        TrafficOptions(arrivals="uniform").load(-1)
 
 
 def test_a_trace_does_not_begin_before_0(tmp_path: Path) -> None:
@@ -173,20 +173,20 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     file = written(tmp_path, MOONCAKE_ROW.format(0, 3, "[1]"))
     for name in ("trace_speed", "trace_length_scale", "max_input_len"):
         with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: needs --trace"):
-            LoadOptions(**{name: 2}).load(0)  # type: ignore[arg-type]
+            TrafficOptions(**{name: 2}).load(0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="--random-input-len with --trace"):
-        LoadOptions(trace=file, random_input_len=5).load(0)
+        TrafficOptions(trace=file, random_input_len=5).load(0)
     with pytest.raises(ConfigError, match=r"--arrivals with --trace: .* needs --request-rate"):
-        LoadOptions(trace=file, arrivals="uniform").load(0)
+        TrafficOptions(trace=file, arrivals="uniform").load(0)
 
 
 def test_options_read_a_trace_or_draw(tmp_path: Path) -> None:
     file = written(tmp_path, HEADER + ROW * 5)
-    assert len(LoadOptions(trace=file).load(0).arrivals) == 5
-    assert len(LoadOptions(trace=file, num_prompts=2).load(0).arrivals) == 2
-    timed = LoadOptions(trace=file, request_rate=2.0, arrivals="uniform").load(0)
+    assert len(TrafficOptions(trace=file).load(0).arrivals) == 5
+    assert len(TrafficOptions(trace=file, num_prompts=2).load(0).arrivals) == 2
+    timed = TrafficOptions(trace=file, request_rate=2.0, arrivals="uniform").load(0)
     assert [a.arrival_s for a in timed.arrivals] == pytest.approx([0.5, 1, 1.5, 2, 2.5])
-    assert lengths(LoadOptions(num_prompts=3, random_output_len=7).load(0)) == [(1024, 7)] * 3
+    assert lengths(TrafficOptions(num_prompts=3, random_output_len=7).load(0)) == [(1024, 7)] * 3
 
 
 @pytest.mark.parametrize(
@@ -201,4 +201,4 @@ def test_options_read_a_trace_or_draw(tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        LoadOptions(**options).load(0)  # type: ignore[arg-type]
+        TrafficOptions(**options).load(0)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import msgspec
 
 from duetto.checkpoints.checkpoint_file import is_there, read_text_part
 from duetto.checkpoints.json_file import JsonSection
-from duetto.checkpoints.template_answer import Kind
+from duetto.checkpoints.template_answer import AnswerKind
 from duetto.checkpoints.template_process import BudgetBroken, TemplateProcesses
 from duetto.core.errors import CheckpointError, InvalidRequest
 
@@ -68,9 +68,9 @@ class ChatTemplate:
         except (BudgetBroken, OSError) as error:
             self._broken = self.note = f"the chat template {error} when it is compiled"
             return
-        if kind != Kind.FACTS:
+        if kind != AnswerKind.FACTS:
             why = f"the chat template does not compile: {data.decode()}"
-            if kind == Kind.NO_JINJA:
+            if kind == AnswerKind.NO_JINJA:
                 raise CheckpointError(file, why)
             self._broken = self.note = why
             return
@@ -107,7 +107,7 @@ class ChatTemplate:
             raise InvalidRequest("messages", f"the chat template {error}") from error
         except UnicodeEncodeError as error:
             raise InvalidRequest("messages", "hold half a surrogate pair") from error
-        if kind == Kind.TEXT:
+        if kind == AnswerKind.TEXT:
             return data.decode()
         raise InvalidRequest("messages", self._why(kind, data.decode(), template_kwargs or {}))
 
@@ -136,7 +136,7 @@ class ChatTemplate:
         except BudgetBroken as error:
             self.note = f"on one user message, the chat template {error}"
             return
-        if kind not in (Kind.TEXT, Kind.REFUSED):
+        if kind not in (AnswerKind.TEXT, AnswerKind.REFUSED):
             why = self._why(kind, data.decode(), {})
             self.note = f"on one user message, {why}"
 
@@ -168,14 +168,14 @@ class ChatTemplate:
         """The arguments that a client may give, in order."""
         return sorted(self._reads - _OURS - self._special_tokens.keys())
 
-    def _why(self, kind: Kind, text: str, given: Mapping[str, Any]) -> str:
+    def _why(self, kind: AnswerKind, text: str, given: Mapping[str, Any]) -> str:
         """Why there is no prompt."""
         match kind:
-            case Kind.REFUSED:
+            case AnswerKind.REFUSED:
                 return text or "the chat template refuses them"
-            case Kind.TOO_LONG:
+            case AnswerKind.TOO_LONG:
                 return f"they become more than {MAX_CHARACTERS} characters"
-            case Kind.SURROGATE:
+            case AnswerKind.SURROGATE:
                 return "hold half a surrogate pair"
         lacks = [name for name in self._accepted() if name not in given]
         if "tools" in self._reads:

@@ -95,7 +95,7 @@ class Checkpoint:
             self.check_finite(name, 0, weight)
             yield name, weight
 
-    def parts(self, dtype: Dtype, multiple: int = 1) -> Iterator["Part"]:
+    def parts(self, dtype: Dtype, multiple: int = 1) -> Iterator["CheckpointRows"]:
         """As weights(), in parts of some rows that are yet to be read, in any order and by any
         thread, by who looks at every number anyway: they are not known to be finite.
 
@@ -107,7 +107,7 @@ class Checkpoint:
             most = max(1, _PART_BYTES // (row_bytes * multiple)) * multiple
             for start in range(0, spec.shape[0], most):
                 shape = (min(most, spec.shape[0] - start), *spec.shape[1:])
-                yield Part(name, start, shape, dtype, self)
+                yield CheckpointRows(name, start, shape, dtype, self)
 
     def check_finite(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
         """Raise CheckpointError, with the tensor and the place, for a NaN or an infinity."""
@@ -179,7 +179,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CheckpointRows:
     """Some rows of a weight, yet to be read from a checkpoint that is open."""
 
     name: str

@@ -33,6 +33,7 @@ from duetto.checkpoints.weight_files import (
     files_in_index,
 )
 from duetto.core.errors import ConfigError
+from duetto.core.files import Progress
 
 SMALL_FILES = (
     "config.json",
@@ -45,7 +46,6 @@ SMALL_FILES = (
 _LOOK_S = 0.5  # between two looks at how far a download has come
 _MAX_NAMED = 4  # of the files that are missing
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Sizes = Mapping[str, int]  # of a repository's files, in bytes
 
 

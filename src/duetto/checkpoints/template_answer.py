@@ -10,7 +10,7 @@ LENGTH = struct.Struct("!I")  # before each message, and before each answer's ki
 MEMORY_STATUS = 77  # the exit status of a process that took more memory than its budget
 
 
-class Kind(IntEnum):
+class AnswerKind(IntEnum):
     TEXT = ord("T")  # the prompt
     FACTS = ord("F")  # JSON about the template
     REFUSED = ord("R")  # by the template, in these words

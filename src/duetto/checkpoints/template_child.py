@@ -25,7 +25,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from duetto.checkpoints.template_answer import LENGTH, MEMORY_STATUS, Kind
+from duetto.checkpoints.template_answer import LENGTH, MEMORY_STATUS, AnswerKind
 from duetto.checkpoints.template_content import Takes, content_taken
 
 _STATM = Path("/proc/self/statm")
@@ -52,7 +52,7 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-class Program:
+class CompiledTemplate:
     """A compiled template. Raises what jinja2 raises for a source that does not compile."""
 
     def __init__(self, source: str) -> None:
@@ -147,31 +147,31 @@ class _Child:
     """Answers one message after the other."""
 
     def __init__(self) -> None:
-        self._program: Program | None = None
+        self._program: CompiledTemplate | None = None
 
-    def answer(self, message: bytes) -> tuple[Kind, bytes]:
+    def answer(self, message: bytes) -> tuple[AnswerKind, bytes]:
         try:
             return self._answer(json.loads(message))
         except _Refusal as error:
-            return Kind.REFUSED, _encoded(str(error))
+            return AnswerKind.REFUSED, _encoded(str(error))
         except _TooLong:
-            return Kind.TOO_LONG, b""
+            return AnswerKind.TOO_LONG, b""
         except UndefinedError as error:
-            return Kind.UNDEFINED, _line(error)
+            return AnswerKind.UNDEFINED, _line(error)
         except UnicodeEncodeError:
-            return Kind.SURROGATE, b""
+            return AnswerKind.SURROGATE, b""
         except MemoryError:
-            return Kind.NO_MEMORY, b""
+            return AnswerKind.NO_MEMORY, b""
         except Exception as error:  # a template can raise whatever Python's operators raise
-            return Kind.FAILED, _line(error)
+            return AnswerKind.FAILED, _line(error)
 
-    def _answer(self, request: dict[str, Any]) -> tuple[Kind, bytes]:
+    def _answer(self, request: dict[str, Any]) -> tuple[AnswerKind, bytes]:
         if request["op"] == "load":
             try:
-                self._program = Program(request["source"])
+                self._program = CompiledTemplate(request["source"])
             except (TemplateError, RecursionError, SyntaxError) as error:
-                return Kind.NO_JINJA, _line(error)
-            return Kind.FACTS, json.dumps(self._program.facts()).encode()
+                return AnswerKind.NO_JINJA, _line(error)
+            return AnswerKind.FACTS, json.dumps(self._program.facts()).encode()
         assert self._program is not None
         if request["op"] == "try":
             user = self._program.taken_by("user", "string", request)
@@ -180,9 +180,9 @@ class _Child:
                 for role in request["roles"]
                 if role != "user"
             }
-            return Kind.FACTS, json.dumps(taken).encode()
+            return AnswerKind.FACTS, json.dumps(taken).encode()
         text = self._program.render(request["arguments"], request["now"], request["max_characters"])
-        return Kind.TEXT, text.encode()  # half a surrogate pair is not text
+        return AnswerKind.TEXT, text.encode()  # half a surrogate pair is not text
 
 
 def _line(error: BaseException) -> bytes:
@@ -247,5 +247,5 @@ def main(cpu_s: float, cpu_s_per_mib: float, max_bytes: int, bytes_per_byte: int
         kind, data = child.answer(_receive(channel, length))
         signal.setitimer(signal.ITIMER_PROF, 0)
         channel.sendall(LENGTH.pack(len(data)) + bytes([kind]) + data)
-        if kind == Kind.NO_MEMORY:
+        if kind == AnswerKind.NO_MEMORY:
             os._exit(MEMORY_STATUS)

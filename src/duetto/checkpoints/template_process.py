@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from duetto.checkpoints.template_answer import LENGTH, MEMORY_STATUS, Kind
+from duetto.checkpoints.template_answer import LENGTH, MEMORY_STATUS, AnswerKind
 
 CPU_S, CPU_S_PER_MIB = 0.25, 0.15  # of one message: per message, and per MiB of it
 MAX_BYTES, BYTES_PER_BYTE = 64 * 2**20, 16  # of a process: in all, and per byte of a message
@@ -48,12 +48,12 @@ class TemplateProcesses:
         self._num_processes = 0
         self._changed = Condition()
 
-    def load(self) -> tuple[Kind, bytes]:
+    def load(self) -> tuple[AnswerKind, bytes]:
         """What loading the template answers. Raises BudgetBroken."""
         with self._taken() as process:
             return process.loaded
 
-    def ask(self, request: dict[str, Any]) -> tuple[Kind, bytes]:
+    def ask(self, request: dict[str, Any]) -> tuple[AnswerKind, bytes]:
         """The kind of an answer and what it holds; see template_child. Raises BudgetBroken.
 
         Raises UnicodeEncodeError for a request that is not Unicode text.
@@ -134,14 +134,14 @@ class _Process:
     def end(self) -> None:
         self._end()
 
-    def ask(self, message: bytes, start_s: float = 0.0) -> tuple[Kind, bytes]:
+    def ask(self, message: bytes, start_s: float = 0.0) -> tuple[AnswerKind, bytes]:
         cpu_s = CPU_S + CPU_S_PER_MIB * len(message) / 2**20
         deadline = monotonic() + start_s + WALL_PER_CPU * cpu_s
         try:
             self._wait_until(deadline)
             self._socket.sendall(LENGTH.pack(len(message)) + message)
             head = self._receive(LENGTH.size + 1, deadline)
-            kind, data = Kind(head[-1]), self._receive(LENGTH.unpack_from(head)[0], deadline)
+            kind, data = AnswerKind(head[-1]), self._receive(LENGTH.unpack_from(head)[0], deadline)
         except TimeoutError:
             self.end()
             raise BudgetBroken(f"takes longer than {WALL_PER_CPU * cpu_s:.1f} s") from None
@@ -149,7 +149,7 @@ class _Process:
             status = self._process.wait(timeout=1)
             self.end()
             raise BudgetBroken(_why(status, cpu_s)) from None
-        if kind == Kind.NO_MEMORY:
+        if kind == AnswerKind.NO_MEMORY:
             self.end()
             raise BudgetBroken(_NO_MEMORY)
         return kind, data

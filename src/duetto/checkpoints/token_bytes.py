@@ -8,7 +8,7 @@ import tokenizers
 from duetto.checkpoints.bpe_trainer import GPT2_BYTES, PRINTABLE_BYTES
 from duetto.core.errors import InvalidRequest
 
-Decode = Callable[[Sequence[int]], str]  # special tokens shown
+DecodeShown = Callable[[Sequence[int]], str]  # special tokens shown
 
 
 class TokenBytes:
@@ -18,7 +18,7 @@ class TokenBytes:
     """
 
     def __init__(
-        self, library: tokenizers.Tokenizer, decode: Decode, byte_pieces: Mapping[int, int]
+        self, library: tokenizers.Tokenizer, decode: DecodeShown, byte_pieces: Mapping[int, int]
     ) -> None:
         """`byte_pieces` are those that the decoder joins to characters."""
         self._library = library

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.interrupt import INTERRUPTED, first_interrupt
-from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
+from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.cli.server_url import server_url
 from duetto.core.engine_args import EngineArgs
@@ -31,8 +31,6 @@ from duetto.progress import show_progress
 
 app = App(name="bench", help="Measure latency, throughput, and a server under load.")
 app.command("duetto.cli.bench_kernels:kernels", name="kernels", help="Time the native kernels.")
-
-Flat = Parameter(name="*")
 
 
 @app.command

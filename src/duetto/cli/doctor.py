@@ -8,7 +8,7 @@ from rich.table import Table
 
 from duetto import __version__
 from duetto.cli.output import JsonFlag, open_console, print_json, show_table
-from duetto.measure.installation import OPTIONAL, examine
+from duetto.measure.installation import OPTIONAL, describe_installation
 
 
 def doctor(*, json_output: JsonFlag = False) -> None:
@@ -19,7 +19,7 @@ def doctor(*, json_output: JsonFlag = False) -> None:
     json_output
         The last line of stdout is one JSON document.
     """
-    report = {"duetto": __version__} | examine()
+    report = {"duetto": __version__} | describe_installation()
     if json_output:
         print_json(report)
     else:

@@ -20,7 +20,7 @@ from duetto.evals.evaluate import (
     count_answers,
     draw_items,
 )
-from duetto.evals.worlds.world import Order
+from duetto.evals.worlds.world import DocumentOrder
 from duetto.llm import LLM
 from duetto.measure.client import Target
 from duetto.measure.serve import find_model
@@ -32,7 +32,7 @@ def evaluate(
     *,
     num_questions: int = 2000,
     num_documents: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (6,),
-    order: Annotated[tuple[Order, ...], Parameter(consume_multiple=True)] = ("shuffled",),
+    order: Annotated[tuple[DocumentOrder, ...], Parameter(consume_multiple=True)] = ("shuffled",),
     documents: bool = True,
     kv: str = "full",
     quantization: str = "none",

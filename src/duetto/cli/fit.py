@@ -12,7 +12,7 @@ from rich.table import Table
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
-from duetto.fit import Report, examine
+from duetto.fit import FitReport, examine
 from duetto.pricing.find_hardware import HOST
 from duetto.pricing.memory import size_in_words
 
@@ -74,7 +74,7 @@ def show_fit(model: str, args: EngineArgs, *, as_json: bool) -> None:
         raise ConfigError(f"{model} does not fit into this machine's memory")
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: FitReport, console: Console) -> None:
     """The report as a table."""
     name = re.sub(r":[0-9]+$", "", report["hardware"])  # without how many there are
     where = "this machine" if report["hardware"] == HOST else f"each {name}"

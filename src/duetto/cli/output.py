@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 PIPED_WIDTH = 10_000  # columns: whoever reads a file can scroll
+Flat = Parameter(name="*")  # each field of a dataclass is a flag of its own
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="")]
 SloFlag = Annotated[
     tuple[str, ...], Parameter(name=("--slo", "--goodput"), consume_multiple=True, negative="")

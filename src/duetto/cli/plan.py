@@ -7,7 +7,7 @@ import msgspec
 from cyclopts import Parameter
 from rich.table import Table
 
-from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say, show_table
+from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say, show_table
 from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
 from duetto.measure.metrics import JsonValue, parse_slo
@@ -27,9 +27,8 @@ from duetto.planner.search import Plan, Problem, Verdict, layouts, search
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.gpus import notes_on_host
 from duetto.progress import show_progress
-from duetto.simulation.load import LoadOptions
+from duetto.simulation.load import TrafficOptions
 
-Flat = Parameter(name="*")
 Several = Parameter(consume_multiple=True, negative="")
 SLICE = 500  # requests of the load that every layout is tried on
 BUDGETS = (512, 1024, 2048, 4096)
@@ -60,7 +59,7 @@ def plan(
     processes: int | None = None,
     as_json: JsonFlag = False,
     base: Annotated[Layout | None, Flat] = None,
-    load: Annotated[LoadOptions | None, Flat] = None,
+    load: Annotated[TrafficOptions | None, Flat] = None,
 ) -> None:
     """Find the fewest devices, and how to use them, that serve a load within limits.
 
@@ -95,7 +94,7 @@ def plan(
     as_json
         The last line of stdout is one JSON document.
     """
-    spec, base, load = find_hardware(hardware), base or Layout(), load or LoadOptions()
+    spec, base, load = find_hardware(hardware), base or Layout(), load or TrafficOptions()
     _check_numbers(rows, processes, price)
     config = find_config(model)
     is_searched = (budgets, dtypes, disaggregate) != (BUDGETS, (), True)

@@ -4,9 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from duetto.cli.output import JsonFlag, SloFlag, open_console, print_json, say
+from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
@@ -25,12 +23,10 @@ from duetto.pricing.gpus import notes_on_host
 from duetto.pricing.pyplot import pyplot_for
 from duetto.progress import show_progress
 from duetto.simulation.gantt import draw_gantt
-from duetto.simulation.load import LoadOptions
+from duetto.simulation.load import TrafficOptions
 from duetto.simulation.perfetto import write_trace
-from duetto.simulation.report import Outcome, PoolUse, sum_up
+from duetto.simulation.report import PoolUse, Summary, sum_up
 from duetto.simulation.simulation import simulate as run
-
-Flat = Parameter(name="*")
 
 
 def simulate(
@@ -46,7 +42,7 @@ def simulate(
     gantt: Path | None = None,
     as_json: JsonFlag = False,
     layout: Annotated[Layout | None, Flat] = None,
-    load: Annotated[LoadOptions | None, Flat] = None,
+    load: Annotated[TrafficOptions | None, Flat] = None,
 ) -> None:
     """Run a load through the real scheduler, with a price instead of a computation.
 
@@ -82,7 +78,7 @@ def simulate(
         check_folder("--trace-out", trace_out)
     if gantt is not None:
         pyplot_for("--gantt", gantt)
-    layout, load = layout or Layout(), load or LoadOptions()
+    layout, load = layout or Layout(), load or TrafficOptions()
     check_used(layout)
     config, spec = find_config(model), find_hardware(hardware)
     program = build_program(config, layout.max_model_len)
@@ -111,7 +107,7 @@ def simulate(
         _print(replace(outcome, notes=notes), layout.on_devices(spec))
 
 
-def _notes_on_places(outcome: Outcome, layout: Layout) -> tuple[str, ...]:
+def _notes_on_places(outcome: Summary, layout: Layout) -> tuple[str, ...]:
     """Where it is not the devices that requests wait for."""
     if not any(
         use.max_waiting and use.mean_running > 0.9 * layout.max_num_seqs * use.num_batches
@@ -124,7 +120,7 @@ def _notes_on_places(outcome: Outcome, layout: Layout) -> tuple[str, ...]:
     )
 
 
-def _print(outcome: Outcome, layout: str) -> None:
+def _print(outcome: Summary, layout: str) -> None:
     console = open_console()
     say(console, layout)
     print_report(outcome.report, console, notes=outcome.notes)

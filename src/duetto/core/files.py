@@ -3,6 +3,7 @@ whether there is a place for a file that is to be written."""
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from pwd import getpwuid
@@ -16,6 +17,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+Progress = Callable[[int, int], None]  # called with what is done, and all there is to do
 
 
 class UnfitFile(OSError):

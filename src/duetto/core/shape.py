@@ -3,6 +3,7 @@
 All that a price needs to know of a batch. Knows no model, no hardware and no time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,3 +45,4 @@ class BatchShape:
 
 
 EMPTY = BatchShape(())
+StepTime = Callable[[BatchShape], float]  # seconds; of the shape alone, and more work never less

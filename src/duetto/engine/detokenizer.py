@@ -89,7 +89,7 @@ class Detokenizer:
         return self._stops.push(text)
 
 
-class Place(NamedTuple):
+class TokenPlace(NamedTuple):
     """Where a token stands in a text."""
 
     start: int
@@ -119,7 +119,7 @@ class TokenPlaces:
         self._window = _Window(decode, skip_special_tokens, prompt_token_ids)
         self._num_emitted = start
 
-    def push(self, token_id: int) -> Place:
+    def push(self, token_id: int) -> TokenPlace:
         before = self._window.held
         new = self._window.push(token_id)
         after = new + self._window.held
@@ -131,7 +131,7 @@ class TokenPlaces:
             within = len(commonprefix((before, after)))  # noqa: RUF071  no paths
         start = self._num_emitted + within
         self._num_emitted += len(new)
-        return Place(start, new)
+        return TokenPlace(start, new)
 
 
 class _Window:

@@ -14,13 +14,13 @@ from typing import Any
 import httpx2
 
 from duetto.core.errors import ConfigError
-from duetto.evals.worlds.prompt import Message, is_exact, user_turn
+from duetto.evals.worlds.prompt import ChatTurn, is_exact, user_turn
 from duetto.evals.worlds.world import (
     HOPS,
     MAX_DOCUMENTS,
     ORDERS,
     QUESTION_KINDS,
-    Order,
+    DocumentOrder,
     Question,
     QuestionKind,
     World,
@@ -51,7 +51,7 @@ class EvalPlan:
 
     num_questions: int = 2000
     num_documents: tuple[int, ...] = (6,)
-    orders: tuple[Order, ...] = ("shuffled",)
+    orders: tuple[DocumentOrder, ...] = ("shuffled",)
     with_documents: bool = True
     kv: str = "full"
     quantization: str = "none"
@@ -75,9 +75,9 @@ class Item:
     world: World
     question: Question
     num_documents: int
-    order: Order
+    order: DocumentOrder
 
-    def messages(self, with_documents: bool) -> list[Message]:
+    def messages(self, with_documents: bool) -> list[ChatTurn]:
         documents = self.world.documents if with_documents else ()
         return [user_turn(documents, self.question.text)]
 
@@ -113,11 +113,11 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScoreRow:
     """The score of one kind of question; `kind` None: of all that have an answer."""
 
     num_documents: int
-    order: Order
+    order: DocumentOrder
     kind: QuestionKind | None
     score: Score
 
@@ -134,7 +134,7 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     plan: EvalPlan
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     num_failed: int  # questions that were not answered at all; they count as wrong
 
     def as_json(self) -> dict[str, JsonValue]:
@@ -179,7 +179,7 @@ def count_answers(
         ]
         groups.append((None, [is_right for kind, is_right in here if kind != "not_stated"]))
         rows += [
-            Row(num_documents, order, kind, Score(sum(marks), len(marks)))
+            ScoreRow(num_documents, order, kind, Score(sum(marks), len(marks)))
             for kind, marks in groups
             if marks
         ]
@@ -188,7 +188,7 @@ def count_answers(
 
 def ask_server(
     target: Target,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Sequence[ChatTurn]],
     on_done: Callable[[], None] = lambda: None,
 ) -> list[str | None]:
     """Answers from an OpenAI-compatible server, greedy. None where the server failed.
@@ -198,7 +198,7 @@ def ask_server(
     return asyncio.run(_ask_all(target, conversations, on_done))
 
 
-def _draw(plan: EvalPlan, num_documents: int, order: Order) -> list[Item]:
+def _draw(plan: EvalPlan, num_documents: int, order: DocumentOrder) -> list[Item]:
     options = WorldOptions(num_documents=num_documents, order=order)
     first = plan.seed * _WORLDS_PER_SEED  # seeds of different evaluations do not overlap
 
@@ -233,12 +233,12 @@ def _check_among(flag: str, given: Sequence[str], accepted: Sequence[str]) -> No
 
 
 async def _ask_all(
-    target: Target, conversations: Sequence[Sequence[Message]], on_done: Callable[[], None]
+    target: Target, conversations: Sequence[Sequence[ChatTurn]], on_done: Callable[[], None]
 ) -> list[str | None]:
     room = asyncio.Semaphore(MAX_CONCURRENCY)
     failures: list[str] = []
 
-    async def one(http: httpx2.AsyncClient, messages: Sequence[Message]) -> str | None:
+    async def one(http: httpx2.AsyncClient, messages: Sequence[ChatTurn]) -> str | None:
         async with room:
             try:
                 return await _ask(http, target, messages)

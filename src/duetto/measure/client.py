@@ -17,11 +17,11 @@ import msgspec
 
 from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.core.errors import ConfigError
-from duetto.measure.records import Chunk, Outcome, RequestRecord, outcome_of
+from duetto.measure.records import Chunk, RequestOutcome, RequestRecord, outcome_of
 from duetto.measure.workload import WorkloadRequest
 
 Clock = Callable[[], float]
-Send = Callable[[WorkloadRequest, float], Awaitable[RequestRecord]]
+SendRequest = Callable[[WorkloadRequest, float], Awaitable[RequestRecord]]
 
 MAX_ERROR_LENGTH = 300
 
@@ -94,7 +94,7 @@ async def send(
     answer = _Answer()
     sent_s = clock()
     error: str | None = None
-    outcome: Outcome = "failed"
+    outcome: RequestOutcome = "failed"
     try:
         async with asyncio.timeout(target.timeout_s):
             await _receive(http, target.path, body, answer, clock)
@@ -125,7 +125,7 @@ async def send(
 
 async def drive(
     requests: Sequence[WorkloadRequest],
-    send: Send,
+    send: SendRequest,
     *,
     clock: Clock,
     max_concurrency: int | None = None,

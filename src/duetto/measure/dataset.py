@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from duetto.core.errors import ConfigError
-from duetto.measure.traces import Fit, read_azure, read_mooncake, read_sharegpt
+from duetto.measure.traces import TraceFit, read_azure, read_mooncake, read_sharegpt
 from duetto.measure.workload import (
     LengthKind,
     Lengths,
@@ -71,7 +71,7 @@ class DatasetOptions:
             return self._random(seed)
         if self.dataset_path is None:
             raise ConfigError(f"--dataset-name {self.dataset_name} needs a file: --dataset-path")
-        fit = Fit(self.trace_length_scale, self.max_input_len, self.max_output_len)
+        fit = TraceFit(self.trace_length_scale, self.max_input_len, self.max_output_len)
         if self.dataset_name == "sharegpt":
             return read_sharegpt(
                 self.dataset_path,

@@ -24,6 +24,7 @@ from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.config import SchedulerConfig
 from duetto.core.cpus import usable_cpus
 from duetto.core.engine_args import BackendName, EngineArgs, QuantizationName
+from duetto.core.files import Progress
 from duetto.core.options import check_choice
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
@@ -47,8 +48,6 @@ from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.load import LoadedModel, load_model, resolve_backend
 from duetto.runner.model_runner import ModelRunner
 from duetto.scheduler.scheduler import Scheduler
-
-Progress = Callable[[int, int], None]
 
 # As large as a cache is not (its int8 weights are 100 MB), and as small as two minutes allow.
 MODEL: dict[str, Any] = {

@@ -18,7 +18,7 @@ RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvic
 OPTIONAL = ("torch", "transformers")
 
 
-def examine() -> dict[str, Any]:
+def describe_installation() -> dict[str, Any]:
     """Facts about this machine and this installation."""
     versions = {name: _version(name) for name in (*RUNTIME, *OPTIONAL)}
     native, refusal = _cpu_features(), _refusal()

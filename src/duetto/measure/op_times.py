@@ -35,7 +35,7 @@ class OpTime:
 
 
 @dataclass(frozen=True, slots=True)
-class StepTimes:
+class OpTimes:
     ops: tuple[OpTime, ...]
     outside_s: float  # of the backend, in no operation
 
@@ -45,7 +45,7 @@ class Probe(Protocol):
 
     program: Program
 
-    def run(self, step: StepArrays) -> StepTimes: ...
+    def run(self, step: StepArrays) -> OpTimes: ...
 
 
 class CpuProbe:
@@ -62,7 +62,7 @@ class CpuProbe:
         self._backend = backend
         self._kv = backend.allocate_kv(-(-num_slots // BLOCK_SIZE), BLOCK_SIZE, kv_dtype)
 
-    def run(self, step: StepArrays) -> StepTimes:
+    def run(self, step: StepArrays) -> OpTimes:
         self._backend.run(step, self._kv)
         *times, outside = self._backend.times()
         found, stored_s = [], 0.0
@@ -72,7 +72,7 @@ class CpuProbe:
                 stored_s = seconds
                 continue
             found.append(OpTime(native_step.main, seconds + (0.0 if kv is None else stored_s)))
-        return StepTimes(tuple(found), outside)
+        return OpTimes(tuple(found), outside)
 
 
 class ReferenceProbe:
@@ -86,7 +86,7 @@ class ReferenceProbe:
         self._weights = weights
         self._kv = backend.allocate_kv(-(-num_slots // BLOCK_SIZE), BLOCK_SIZE, "float32")
 
-    def run(self, step: StepArrays) -> StepTimes:
+    def run(self, step: StepArrays) -> OpTimes:
         run = Run(step, self._kv, self._weights, self.program.buffers)
         found = []
         begin = perf_counter()
@@ -98,7 +98,7 @@ class ReferenceProbe:
             logits = run.read(self.program.logits)
         whole = perf_counter() - begin
         assert logits.size
-        return StepTimes(tuple(found), whole - sum(one.seconds for one in found))
+        return OpTimes(tuple(found), whole - sum(one.seconds for one in found))
 
 
 class TimedBackend:
@@ -118,19 +118,19 @@ class TimedBackend:
         return logits
 
 
-def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> StepTimes:
+def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> OpTimes:
     """The median of each operation's times, over runs that take about `seconds` together.
 
     The first run, in which caches fill and memory is touched, does not count.
     """
     step, _ = build_step_arrays(batch_of(shape), BLOCK_SIZE)
     probe.run(step)
-    runs: list[StepTimes] = []
+    runs: list[OpTimes] = []
     begin = perf_counter()
     while len(runs) < least or perf_counter() - begin < seconds:
         runs.append(probe.run(step))
     ops = zip(*(run.ops for run in runs), strict=True)
-    return StepTimes(
+    return OpTimes(
         tuple(OpTime(same[0].op, median(one.seconds for one in same)) for same in ops),
         median(run.outside_s for run in runs),
     )

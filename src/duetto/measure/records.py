@@ -9,7 +9,7 @@ from typing import Literal
 from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.core.timings import RequestTimings
 
-Outcome = Literal["ok", "failed", "aborted"]
+RequestOutcome = Literal["ok", "failed", "aborted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class RequestRecord:
     drafts: Chains = NO_CHAINS  # as the server tells; of some only the totals are known
     num_prompt_tokens_asked: int | None = None  # None: nobody asked for a length
     num_output_tokens_asked: int | None = None
-    outcome: Outcome = "ok"
+    outcome: RequestOutcome = "ok"
     finish_reason: str | None = None
     error: str | None = None
 
@@ -78,7 +78,7 @@ class RequestRecord:
         return gaps
 
 
-def outcome_of(finish_reason: str | None) -> Outcome:
+def outcome_of(finish_reason: str | None) -> RequestOutcome:
     if finish_reason == "error":
         return "failed"
     return "aborted" if finish_reason == "abort" else "ok"

@@ -17,7 +17,7 @@ import msgspec
 from numpy.random import default_rng
 
 from duetto.core.errors import ConfigError
-from duetto.measure.workload import Workload, WorkloadRequest, check_vocabulary
+from duetto.measure.workload import Workload, WorkloadRequest, check_vocab_size
 
 MOONCAKE_BLOCK = 512  # tokens per hash id
 
@@ -31,7 +31,7 @@ class TraceError(ConfigError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class TraceFit:
     """How a trace of a large model's traffic is made to fit a smaller one."""
 
     length_scale: float = 1.0  # multiplies every length
@@ -64,7 +64,7 @@ class Fit:
         return tuple(notes)
 
 
-AS_RECORDED = Fit()
+AS_RECORDED = TraceFit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ def read_azure(
     *,
     vocab_size: int,
     num_requests: int | None = None,
-    fit: Fit = AS_RECORDED,
+    fit: TraceFit = AS_RECORDED,
     seed: int = 0,
 ) -> Workload:
     """`azure_rows` with prompts: the trace records no contents, so every prompt is different."""
-    check_vocabulary(vocab_size)
+    check_vocab_size(vocab_size)
     rows = azure_rows(file, num_requests)
     inputs = [fit.scaled(row.num_input) for row in rows]
     outputs = [fit.scaled(row.num_output) for row in rows]
@@ -164,14 +164,14 @@ def read_mooncake(
     *,
     vocab_size: int,
     num_requests: int | None = None,
-    fit: Fit = AS_RECORDED,
+    fit: TraceFit = AS_RECORDED,
     seed: int = 0,
 ) -> Workload:
     """`mooncake_rows` with prompts: equal hash ids become equal tokens.
 
     A length scale scales the block too, so that what was shared stays shared.
     """
-    check_vocabulary(vocab_size)
+    check_vocab_size(vocab_size)
     block_size = fit.scaled(MOONCAKE_BLOCK)
     rows = mooncake_rows(file, num_requests)
 
@@ -198,7 +198,7 @@ def read_mooncake(
     return Workload(requests, fit.notes(inputs, outputs))
 
 
-def scaled_input(row: TraceRow, fit: Fit) -> int:
+def scaled_input(row: TraceRow, fit: TraceFit) -> int:
     """The prompt's length under `fit`, before any cut; blocks scale one by one."""
     if not row.hash_ids:
         return fit.scaled(row.num_input)
@@ -214,7 +214,7 @@ def read_sharegpt(
     count_tokens: Callable[[str], int],
     num_requests: int | None = None,
     output_len: int | None = None,
-    fit: Fit = AS_RECORDED,
+    fit: TraceFit = AS_RECORDED,
 ) -> Workload:
     """ShareGPT conversations: the first turn is the prompt, the second one's length the output's.
 

@@ -131,7 +131,7 @@ def random_workload(
     leaves the others as they were. Raises ConfigError, naming the flag.
     """
     check_num_requests(num_requests)
-    check_vocabulary(vocab_size)
+    check_vocab_size(vocab_size)
     check_seed(seed)
     of_lengths, of_prefixes, of_tokens = (default_rng(s) for s in SeedSequence(seed).spawn(3))
     inputs = input_lengths.draw(of_lengths, num_requests)
@@ -164,7 +164,7 @@ def check_num_requests(
         raise ConfigError(f"{flag} {count:,}: must be at most {maximum:,}")
 
 
-def check_vocabulary(vocab_size: int) -> None:
+def check_vocab_size(vocab_size: int) -> None:
     if vocab_size < 1:
         raise ConfigError(f"--random-vocab-size {vocab_size}: must be 1 or more")
 

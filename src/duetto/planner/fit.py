@@ -17,7 +17,7 @@ from duetto.program.program import Program
 from duetto.program.rewrites.shard import possible_degrees
 
 
-class Fit(NamedTuple):
+class Capacity(NamedTuple):
     """What fits, in bytes and tokens, and what to say about it."""
 
     memory: MemoryFit
@@ -38,7 +38,7 @@ class Change(NamedTuple):
         return self.memory.num_requests(self.length) if self.length and self.memory.fits else 0
 
 
-def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Fit:
+def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Capacity:
     """On the device with the least room. Raises ConfigError for degrees that do not divide the
     model."""
     fit = fit_device(
@@ -61,7 +61,7 @@ def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Fit
         if layout.max_model_len is not None:
             fit = replace(fit, num_blocks=0)
         notes.append(f"a request of {program.max_model_len} tokens does not fit; {longest} do")
-    return Fit(fit, longest, notes)
+    return Capacity(fit, longest, notes)
 
 
 def fewest_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Layout:

@@ -11,7 +11,7 @@ from math import ceil
 from duetto.core.errors import ConfigError
 from duetto.planner.search import Problem, run
 from duetto.simulation.simulation import Fleet
-from duetto.simulation.workload import Workload
+from duetto.simulation.workload import Traffic
 
 THROUGHPUT = "throughput"  # what binds where latencies do not
 LEAST_REQUESTS = 1000  # of a run that is to show a 99th percentile
@@ -98,5 +98,5 @@ def _throughput(problem: Problem, fleet: Fleet) -> float:
         num_requests = 2 * len(load.arrivals)
 
 
-def _at_least(workload: Workload, num_requests: int) -> Workload:
+def _at_least(workload: Traffic, num_requests: int) -> Traffic:
     return workload.repeated(max(1, ceil(num_requests / len(workload.arrivals))))

@@ -20,9 +20,9 @@ from duetto.planner.objective import Objective
 from duetto.pricing.hardware import HardwareSpec
 from duetto.program.program import Program
 from duetto.program.rewrites.shard import possible_degrees
-from duetto.simulation.report import Outcome, sum_up
+from duetto.simulation.report import Summary, sum_up
 from duetto.simulation.simulation import Fleet, simulate
-from duetto.simulation.workload import Workload
+from duetto.simulation.workload import Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Problem:
 
     program: Program
     hardware: HardwareSpec
-    workload: Workload
+    workload: Traffic
     objective: Objective
     price_per_hour: float | None = None  # of one device
 
@@ -215,7 +215,7 @@ def judge(problem: Problem, layout: Layout) -> Verdict:
     )
 
 
-def run(problem: Problem, fleet: Fleet, workload: Workload) -> Outcome:
+def run(problem: Problem, fleet: Fleet, workload: Traffic) -> Summary:
     objective = problem.objective
     return sum_up(
         simulate(workload, fleet),
@@ -226,11 +226,11 @@ def run(problem: Problem, fleet: Fleet, workload: Workload) -> Outcome:
     )
 
 
-def _shortest(workload: Workload) -> int:
+def _shortest(workload: Traffic) -> int:
     return min(a.num_prompt_tokens for a in workload.arrivals)
 
 
-def _prompt_to_compute(workload: Workload, percentile: float) -> int:
+def _prompt_to_compute(workload: Traffic, percentile: float) -> int:
     """A length that so many of the prompts exceed that the percentile of TTFT cannot be shorter
     than computing it alone. What an earlier prompt may have left in a cache does not count."""
     known: dict[tuple[int, int], int] = {}  # a node of a tree of prefixes and a hash id: the next

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from duetto.core.shape import BatchShape
 from duetto.pricing.learned import LearnedStepTime
-from duetto.pricing.least_squares import Equations, Row, solve
+from duetto.pricing.least_squares import Equations, Vector, solve
 
 NUM_AMOUNTS = 4
 MEMORY = 32  # steps after which an old one counts a third
@@ -25,10 +25,10 @@ class _Method:
 
     def __init__(self) -> None:
         self.equations = Equations(NUM_AMOUNTS)
-        self.prices: Row = [0.0] * NUM_AMOUNTS
+        self.prices: Vector = [0.0] * NUM_AMOUNTS
         self.num_seen = 0
 
-    def expected(self, amounts: Row) -> float:
+    def expected(self, amounts: Vector) -> float:
         return sum(map(float.__mul__, self.prices, amounts))
 
 
@@ -62,7 +62,7 @@ class LearnedDraftingTime:
             share = expected[name] / total_s if known else 1.0 / len(work)
             self._learn(method, amounts[name], share * seconds, expected[name])
 
-    def _learn(self, method: _Method, amounts: Row, seconds: float, expected_s: float) -> None:
+    def _learn(self, method: _Method, amounts: Vector, seconds: float, expected_s: float) -> None:
         if method.num_seen >= NUM_FREE and expected_s > 0:
             seconds = min(seconds, MAX_RATIO * expected_s)
         method.num_seen += 1

@@ -4,12 +4,11 @@ As calibrated, if it was; else by a guess that only has the right shape, and no 
 Loads no weights and runs nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
-from duetto.core.shape import BatchShape
+from duetto.core.shape import StepTime
 from duetto.pricing.cost_model import CostModel, Deployment
 from duetto.pricing.find_hardware import HOST, calibration_file, find_hardware
 from duetto.pricing.hardware import HardwareSpec
@@ -19,8 +18,6 @@ from duetto.program.shape import Precision
 _WIDENED = ("bfloat16", "float16")
 # A number, on average: an embedding may be kept whole beside int8, and bf16 in 12 bits takes 1.53.
 _QUANTIZED_BYTES = 1.5
-
-StepTime = Callable[[BatchShape], float]
 
 
 @dataclass(frozen=True, slots=True)

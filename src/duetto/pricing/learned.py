@@ -12,7 +12,7 @@ is learned decides when tokens are computed, never which tokens are answered.
 from collections.abc import Callable
 
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.pricing.least_squares import Equations, Row, solve
+from duetto.pricing.least_squares import Equations, Vector, solve
 from duetto.pricing.row_steps import RowSteps
 
 NUM_AMOUNTS = 5
@@ -40,7 +40,7 @@ class LearnedStepTime:
         self._measured: dict[int, Equations] = {}
         self._row_steps = RowSteps()
         self._slowness = 1.0  # measured over started, geometric mean
-        self._prices: Row = [0.0] * NUM_AMOUNTS
+        self._prices: Vector = [0.0] * NUM_AMOUNTS
         self._last_tokens = self._num_alike = 0  # in a row
         self.num_observed = 0
         self._lateness = 1.0
@@ -112,10 +112,10 @@ class LearnedStepTime:
         """One more row by the line, without its context."""
         return self._prices[1] + self._prices[2]
 
-    def _context_s(self, amounts: Row) -> float:
+    def _context_s(self, amounts: Vector) -> float:
         return self._prices[3] * amounts[3] + self._prices[4] * amounts[4]
 
-    def _rows_s(self, amounts: Row) -> float:
+    def _rows_s(self, amounts: Vector) -> float:
         rows_s = self._row_steps.seconds(int(amounts[1]), self._row_s)
         return rows_s + self._context_s(amounts)
 
@@ -158,7 +158,7 @@ class LearnedStepTime:
         self._row_steps.price_context(self._prices[3], self._prices[4])
 
 
-def _amounts(shape: BatchShape) -> Row:
+def _amounts(shape: BatchShape) -> Vector:
     tokens = rows = pairs = read = 0
     for request in shape.requests:
         new, past = request.num_new, request.num_past

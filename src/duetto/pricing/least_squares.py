@@ -4,7 +4,7 @@ coordinate descent). Knows nothing of what is measured.
 
 from collections.abc import Sequence
 
-Row = list[float]
+Vector = list[float]
 
 
 class Equations:
@@ -13,10 +13,10 @@ class Equations:
     __slots__ = ("matrix", "right")
 
     def __init__(self, num_amounts: int) -> None:
-        self.matrix: list[Row] = [[0.0] * num_amounts for _ in range(num_amounts)]
-        self.right: Row = [0.0] * num_amounts
+        self.matrix: list[Vector] = [[0.0] * num_amounts for _ in range(num_amounts)]
+        self.right: Vector = [0.0] * num_amounts
 
-    def add(self, amounts: Row, seconds: float, predicted: float, keep: float) -> None:
+    def add(self, amounts: Vector, seconds: float, predicted: float, keep: float) -> None:
         """One more step, for which amounts · prices should be `seconds`; old ones fade.
 
         Errors are relative: to what was predicted as much as to what was measured, so that neither
@@ -36,7 +36,7 @@ class Equations:
         return other
 
 
-def solve(known: Sequence[Equations], prices: Row, sweeps: int) -> None:
+def solve(known: Sequence[Equations], prices: Vector, sweeps: int) -> None:
     """Move `prices` towards those, of 0 or more, that minimise the squared relative errors of all
     of `known`: one price after the other, `sweeps` times."""
     matrix = [_total(rows) for rows in zip(*[each.matrix for each in known], strict=True)]
@@ -48,5 +48,5 @@ def solve(known: Sequence[Equations], prices: Row, sweeps: int) -> None:
                 prices[i] = max(0.0, rest / row[i])
 
 
-def _total(rows: Sequence[Row]) -> Row:
+def _total(rows: Sequence[Vector]) -> Vector:
     return [sum(column) for column in zip(*rows, strict=True)]

@@ -15,6 +15,7 @@ from duetto.backends.cpu.native import why_unavailable
 from duetto.checkpoints.config import ModelConfig
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
+from duetto.core.files import Progress
 from duetto.models.programs import load_program
 from duetto.program.dtype import Dtype, KVDtype, kv_head_bytes
 from duetto.program.kv_size import KVPlan, plan_kv
@@ -24,7 +25,6 @@ from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import (
     CpuLoader,
     Loader,
-    Progress,
     ReferenceLoader,
     default_cache_dir,
 )

@@ -5,7 +5,6 @@ then `load`. Knows no KV plan and no batch.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,11 +17,11 @@ from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import (
     MIN_CACHED_BYTES,
     TILE_ROWS,
-    Layout,
+    ArenaLayout,
     NotCoded,
     NotFinite,
     PackedWeights,
-    Part,
+    WeightRows,
     lay_out,
     load_packed,
 )
@@ -30,6 +29,8 @@ from duetto.backends.reference import ReferenceBackend
 from duetto.backends.reference.memory import scratch_bytes
 from duetto.checkpoints.checkpoint import Checkpoint, load_weights
 from duetto.core.errors import ConfigError
+from duetto.core.files import Progress
+from duetto.program.activations import LargestStep
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program
@@ -38,18 +39,6 @@ if TYPE_CHECKING:  # the module may not have been built
     from duetto._native import Pool
 
 _MAX_THREADS = 1024
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
-
-@dataclass(frozen=True, slots=True)
-class LargestStep:
-    """The most that one step may have to do."""
-
-    num_tokens: int
-    num_logit_rows: int
-    max_model_len: int
-    num_kv_tokens: int  # that there is room for
 
 
 class Loader(Protocol):
@@ -86,14 +75,7 @@ class ReferenceLoader:
         return bytes_per_block(self._program, block_size, dtype)
 
     def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
-        return scratch_bytes(
-            self._program,
-            kv_dtype,
-            num_tokens=step.num_tokens,
-            num_logit_rows=step.num_logit_rows,
-            max_model_len=step.max_model_len,
-            num_kv_tokens=step.num_kv_tokens,
-        )
+        return scratch_bytes(self._program, kv_dtype, step)
 
     def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend:
         weights = load_weights(model_dir, program, self._dtype, on_progress)
@@ -142,7 +124,7 @@ class CpuLoader:
                 "--dtype bfloat16 rounds them to half of it"
             )
 
-    def _lay_out(self, plain: Collection[str] = ()) -> Layout:
+    def _lay_out(self, plain: Collection[str] = ()) -> ArenaLayout:
         """Baseline kernels have no byte shuffle, without which bf12 is slow."""
         formats = self._formats if self._isa == "baseline" else without_loss(self._formats, plain)
         return lay_out(self._program, formats)
@@ -158,7 +140,7 @@ class CpuLoader:
         pool, cache = self._start_threads(), self._cache()
         with Checkpoint(model_dir, program) as checkpoint:
 
-            def weights() -> Iterator[Part]:
+            def weights() -> Iterator[WeightRows]:
                 self._tell_that_it_takes_long()
                 return checkpoint.parts(self._dtype, TILE_ROWS)
 

@@ -32,9 +32,9 @@ from duetto.core.batch import SampledToken, SamplingInput, TokenLogprob
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
 from duetto.runner import gumbel
+from duetto.runner.gumbel import Ids
 
 Row = NDArray[np.float32] | NDArray[np.float64]  # [vocabulary]
-Ids = NDArray[np.intp]
 
 _BLOCK = 128  # tokens whose largest is looked at first
 _FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at all

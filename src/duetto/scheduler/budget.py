@@ -5,14 +5,10 @@ measurements. Without a target this is the token budget of Sarathi-Serve (Agrawa
 2024), which fixes the number that keeps a step short; with one, the number follows from the price.
 """
 
-from collections.abc import Callable
-
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape
+from duetto.core.shape import BatchShape, StepTime
 from duetto.scheduler.plan import shape_of
-
-StepTime = Callable[[BatchShape], float]  # seconds; more work never takes less time
 
 
 class StepBudget:

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from duetto.core.batch import RequestResult, ScheduledRequest
 from duetto.core.draft_counts import NO_CHAINS, Chains, Speculation, StepDrafts
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape, RequestShape
+from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.scheduler.accept import accept
-from duetto.scheduler.budget import StepTime
 
 
 def account_drafts(

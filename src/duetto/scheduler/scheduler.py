@@ -21,10 +21,11 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
+from duetto.core.shape import StepTime
 from duetto.core.timings import Part
 from duetto.scheduler.accept import accept, check_whole, stop_reason
 from duetto.scheduler.block_pool import BlockHash, BlockPool
-from duetto.scheduler.budget import StepBudget, StepTime
+from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fairness import Turns
 from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room

@@ -10,9 +10,9 @@ from duetto.core.batch import Drafting, RequestResult, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape
+from duetto.core.shape import BatchShape, StepTime
 from duetto.scheduler.block_pool import BlockPool
-from duetto.scheduler.budget import StepBudget, StepTime
+from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.draft_times import account_drafts
 from duetto.scheduler.drafts import Ask, Candidate, DraftPolicy, Outcome, Planned
 from duetto.scheduler.plan import with_drafts

@@ -32,10 +32,10 @@ from duetto.server.apis.protocol import (
     TokenizeRequest,
 )
 from duetto.server.apis.reading import decode
-from duetto.server.apis.replies import Envelope, Json
+from duetto.server.apis.replies import Envelope
 from duetto.server.apis.sampling import chat_params, check_step_entries, completion_params
 from duetto.server.apis.shapes import ChatShape, CompletionShape, Shape
-from duetto.server.door import Arrival, Door, Job, split_prompts
+from duetto.server.door import Door, Job, RequestHead, split_prompts
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
 from duetto.server.http.body import body_of
 from duetto.server.http.byte_budget import ByteBudget, Held
@@ -47,7 +47,7 @@ from duetto.server.http.errors import (
     refused,
     unknown_model,
 )
-from duetto.server.http.json_parts import PartsResponse, json_parts, packed
+from duetto.server.http.json_parts import Json, PartsResponse, json_parts, packed
 from duetto.server.http.middleware import HostGuard, KeyGuard, RequestFrame
 from duetto.server.http.origins import OriginGuard, Origins
 from duetto.server.http.paths import on_http_exception
@@ -286,14 +286,16 @@ class Api:
         check_step_entries(sampling, min(asked, running))
         return asked
 
-    def _arrival(self, request: Request, num_bytes: int) -> Arrival:
+    def _arrival(self, request: Request, num_bytes: int) -> RequestHead:
         state = request.scope["state"]
         tenant = state.get("tenant", b"")
         own = state["request_id"]
         name = self._relay.history.claim(tenant, state["request_label"], own)
-        return Arrival(own, num_bytes, tenant, name, client_of(request.scope))
+        return RequestHead(own, num_bytes, tenant, name, client_of(request.scope))
 
-    def _submit(self, wire: SamplingRequest, job: Job, shape: Shape, arrival: Arrival) -> Exchange:
+    def _submit(
+        self, wire: SamplingRequest, job: Job, shape: Shape, arrival: RequestHead
+    ) -> Exchange:
         streams = bool(wire.stream)
         envelope = Envelope(
             id=shape.id_prefix + arrival.name,

@@ -33,7 +33,7 @@ _THINKING = ("enable_thinking", "thinking")  # what templates call the switch
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EncodedPrompt:
     token_ids: tuple[int, ...]
     text: str | None  # as it was sent; None if ids were sent
     echo: Echo | None = None  # only if asked for
@@ -43,7 +43,7 @@ class Prompt:
 class Job:
     """One HTTP request, ready for the engine: choice `i` answers prompt `i // sampling.n`."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[EncodedPrompt, ...]
     requests: tuple[Request, ...]
     sampling: SamplingParams
     size: ReplySize
@@ -51,7 +51,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class RequestHead:
     """What is known of an HTTP request beside its body."""
 
     request_id: str  # ours, unique
@@ -92,7 +92,7 @@ class Door:
         request: CompletionRequest,
         prompts: Sequence[str | list[int]],
         sampling: SamplingParams,
-        arrival: Arrival,
+        arrival: RequestHead,
     ) -> Job:
         """Raises ApiError 400, naming the field."""
         add_special = request.add_special_tokens is not False
@@ -105,7 +105,9 @@ class Door:
         at_once = not request.bad_words and not request.echo
         return self._accept(await self._work.text(build, arrival.num_bytes, at_once=at_once))
 
-    async def chat(self, request: ChatRequest, sampling: SamplingParams, arrival: Arrival) -> Job:
+    async def chat(
+        self, request: ChatRequest, sampling: SamplingParams, arrival: RequestHead
+    ) -> Job:
         """Raises ApiError 400, naming the field."""
 
         def build() -> Job:
@@ -175,7 +177,7 @@ class Door:
         prompt: str | list[int],
         sampling: SamplingParams,
         add_special: bool,
-    ) -> Prompt:
+    ) -> EncodedPrompt:
         num_tokens = self._fewest_tokens(prompt)
         if num_tokens > self._config.context_length:
             error = self._config.too_long(
@@ -185,8 +187,8 @@ class Door:
         if isinstance(prompt, str):
             with _naming(caller_names(request)):
                 ids = self._codec.encode(prompt, add_special_tokens=add_special)
-            return Prompt(tuple(ids), prompt)
-        return Prompt(tuple(prompt), None)
+            return EncodedPrompt(tuple(ids), prompt)
+        return EncodedPrompt(tuple(prompt), None)
 
     def _with_echoes(self, request: CompletionRequest, job: Job, add_special: bool) -> Job:
         prompts = []
@@ -195,7 +197,7 @@ class Door:
                 prompts.append(replace(prompt, echo=self._echo(request, prompt, add_special)))
         return replace(job, prompts=tuple(prompts))
 
-    def _echo(self, request: CompletionRequest, prompt: Prompt, add_special: bool) -> Echo:
+    def _echo(self, request: CompletionRequest, prompt: EncodedPrompt, add_special: bool) -> Echo:
         with_tokens = request.logprobs is not None
         if prompt.text is None:
             return echo_of_ids(self._codec, prompt.token_ids, with_tokens=with_tokens)
@@ -249,9 +251,9 @@ class Door:
     def _draft(
         self,
         request: SamplingRequest,
-        prompts: list[Prompt],
+        prompts: list[EncodedPrompt],
         sampling: SamplingParams,
-        arrival: Arrival,
+        arrival: RequestHead,
     ) -> Job:
         """One request per prompt; what depends on the order of requests is still missing."""
         salt = arrival.tenant + _checked_salt(request.cache_salt)

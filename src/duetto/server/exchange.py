@@ -17,11 +17,18 @@ from duetto.core.draft_counts import NO_DRAFTS
 from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
 from duetto.server.apis.protocol import StreamOptions
-from duetto.server.apis.replies import Envelope, Json, timings, usage
+from duetto.server.apis.replies import Envelope, timings, usage
 from duetto.server.apis.shapes import Shape
 from duetto.server.door import Job
 from duetto.server.http.errors import ApiError, engine_failure, stopping
-from duetto.server.http.json_parts import WRITE_BYTES, PartsResponse, encode, json_parts, packed
+from duetto.server.http.json_parts import (
+    WRITE_BYTES,
+    Json,
+    PartsResponse,
+    encode,
+    json_parts,
+    packed,
+)
 from duetto.server.http.text_work import LARGE_BYTES, TextWork
 from duetto.server.relay import Relay
 

@@ -18,12 +18,11 @@ from duetto.core.batch import (
 )
 from duetto.core.executor import Done
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape, RequestShape
+from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.pricing.cost_model import CostModel, StepTotals
 from duetto.simulation.virtual_clock import VirtualClock
 
 T = TypeVar("T")
-StepTime = Callable[[BatchShape], float]  # seconds; a pure function of the shape
 # For requests with so many tokens before their next one: the times of steps that compute one token
 # of each, step after step without end. Exactly what a StepTime says of their shapes.
 NextPrices = Callable[[Sequence[int]], Iterator[T]]

@@ -25,7 +25,7 @@ _WORDS = {
 _MOST_STEPS = 20_000  # of a replica; more are not told apart
 _MOST_LOGS = 8  # whose steps are drawn
 
-Span = tuple[str, float, float]  # what, from when, until when
+Interval = tuple[str, float, float]  # what, from when, until when
 
 
 def draw_gantt(
@@ -86,7 +86,7 @@ def _name(kind: str, number: int, num_batches: int) -> str:
     return f"{kind} {replica}" + (f", batch {batch}" if num_batches > 1 else "")
 
 
-def _spans(served: Served, simulation: Simulation) -> list[Span]:
+def _spans(served: Served, simulation: Simulation) -> list[Interval]:
     """What a request did, from when until when."""
     timings = served.timings
     first = timings.token_times[0]
@@ -97,7 +97,7 @@ def _spans(served: Served, simulation: Simulation) -> list[Span]:
     return [(name, start, end) for name, start, end in spans if end > start]
 
 
-def _streaming(served: Served, start: float, simulation: Simulation) -> list[Span]:
+def _streaming(served: Served, start: float, simulation: Simulation) -> list[Interval]:
     """Its next tokens: in steps of their own kind, or beside prompts of others."""
     if served.replica < 0 or not simulation.steps:
         return []
@@ -117,7 +117,7 @@ def _streaming(served: Served, start: float, simulation: Simulation) -> list[Spa
     return [(stretch[0][0], stretch[0][1], stretch[-1][2]) for stretch in stretches]
 
 
-def _draw_request(axis: Any, row: int, spans: list[Span]) -> None:
+def _draw_request(axis: Any, row: int, spans: list[Interval]) -> None:
     for name, start, end in spans:
         # A transfer takes milliseconds of a minute: its edge is seen however short it is.
         edge = {"edgecolor": COLOURS[name], "linewidth": 1.2, "zorder": 3}

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from duetto.core.errors import ConfigError
-from duetto.measure.traces import Fit
+from duetto.measure.traces import TraceFit
 from duetto.measure.workload import LengthKind, Lengths, SharedPrefixes, check_num_requests
-from duetto.simulation.workload import Workload, read_trace, synthetic, timed
+from duetto.simulation.workload import Traffic, read_trace, synthetic, timed
 
 Arrivals = Literal["poisson", "uniform", "gamma"]
 _OF_TRACES = ("trace_speed", "trace_length_scale", "max_input_len", "max_output_len")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class TrafficOptions:
     """What arrives, and when."""
 
     trace: Path | None = None
@@ -53,7 +53,7 @@ class LoadOptions:
     random_num_prefixes: int = 1
     """How many different shared prefixes there are."""
 
-    def load(self, seed: int) -> Workload:
+    def load(self, seed: int) -> Traffic:
         """Raises ConfigError, naming the flag, or the file and the line."""
         if self.num_prompts is not None:
             check_num_requests(self.num_prompts)
@@ -75,8 +75,8 @@ class LoadOptions:
                     f"{flag} with --trace: the trace has times of its own; it needs --request-rate"
                 )
 
-    def _recorded(self, file: Path, seed: int) -> Workload:
-        fit = Fit(self.trace_length_scale, self.max_input_len, self.max_output_len)
+    def _recorded(self, file: Path, seed: int) -> Traffic:
+        fit = TraceFit(self.trace_length_scale, self.max_input_len, self.max_output_len)
         workload = read_trace(file, num_requests=self.num_prompts, fit=fit)
         if self.request_rate is None:
             return workload if self.trace_speed == 1 else workload.faster(self.trace_speed)
@@ -87,7 +87,7 @@ class LoadOptions:
         )
         return workload.at(times)
 
-    def _synthetic(self, seed: int) -> Workload:
+    def _synthetic(self, seed: int) -> Traffic:
         kind, spread = self.random_lengths, self.random_range_ratio
         if kind == "fixed" and spread:
             kind = "uniform"  # vLLM's flag alone asks for this

@@ -14,15 +14,10 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
+from duetto.core.shape import StepTime
 from duetto.engine.engine import Engine
 from duetto.scheduler.scheduler import Scheduler
-from duetto.simulation.executor import (
-    NextTokenTimes,
-    SimulatedExecutor,
-    StepTime,
-    step_by_step,
-    token_of,
-)
+from duetto.simulation.executor import NextTokenTimes, SimulatedExecutor, step_by_step, token_of
 from duetto.simulation.pipeline import Pipeline, PipelineExecutor, PipelineSpec
 from duetto.simulation.speculation import SimulatedDrafts, SpeculatingExecutor
 from duetto.simulation.virtual_clock import VirtualClock

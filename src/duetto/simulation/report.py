@@ -47,7 +47,7 @@ class PoolUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Summary:
     """A simulation, summed up."""
 
     report: Report
@@ -88,7 +88,7 @@ def sum_up(
     slo: SLO | None = None,
     percentiles: Sequence[float] = DEFAULT_PERCENTILES,
     price_per_hour: float | None = None,
-) -> Outcome:
+) -> Summary:
     """Raises ConfigError if every request was refused, with the first refusal."""
     duration = simulation.duration_s
     done = [s for s in simulation.served if s.refusal is None]
@@ -104,7 +104,7 @@ def sum_up(
     parts = {
         part.value: sum(s.timings.parts[part] for s in done) / max(1, len(done)) for part in Part
     }
-    return Outcome(
+    return Summary(
         report=_report(simulation, duration, slo, percentiles),
         num_devices=num_devices,
         pools=pools,

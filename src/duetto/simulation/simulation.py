@@ -17,7 +17,7 @@ from duetto.simulation.disaggregation import Disaggregation, LinkClock
 from duetto.simulation.replica import OnEnd, ReplicaSpec, StepLog
 from duetto.simulation.router import Loads, RouterName, make_router
 from duetto.simulation.virtual_engines import make_replica
-from duetto.simulation.workload import Workload
+from duetto.simulation.workload import Traffic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Simulation:
 
 
 def simulate(
-    workload: Workload,
+    workload: Traffic,
     fleet: Fleet,
     *,
     fast: bool = True,
@@ -175,7 +175,7 @@ class _Pool:
 class _Run:
     """One simulation under way."""
 
-    workload: Workload
+    workload: Traffic
     fleet: Fleet
     fast: bool
     served: list[Served] = field(default_factory=list)
@@ -279,7 +279,7 @@ class _Handover:
 class _PrefillPool:
     """Replicas that compute prompts and the first token, and send the KV on."""
 
-    def __init__(self, apart: Disaggregation, router: RouterName, workload: Workload) -> None:
+    def __init__(self, apart: Disaggregation, router: RouterName, workload: Traffic) -> None:
         self._apart = apart
         self._workload = workload
         self.pool = _Pool(

@@ -17,11 +17,11 @@ from duetto.core.batch import (
     StepOutput,
 )
 from duetto.core.executor import Done
-from duetto.core.shape import BatchShape, RequestShape
+from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.pricing.drafting import LearnedDraftingTime
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy
-from duetto.simulation.executor import StepTime, token_of_seed
+from duetto.simulation.executor import token_of_seed
 from duetto.simulation.virtual_clock import VirtualClock
 
 WRONG = -(2**62)  # a token that nobody samples

@@ -19,8 +19,8 @@ from duetto.measure.arrivals import arrival_times
 from duetto.measure.traces import (
     AS_RECORDED,
     MOONCAKE_BLOCK,
-    Fit,
     TraceError,
+    TraceFit,
     TraceRow,
     azure_rows,
     mooncake_rows,
@@ -46,11 +46,11 @@ class Arrival:
     arrival_s: float
     num_prompt_tokens: int
     num_output_tokens: int
-    hash_ids: tuple[int, ...] = ()  # equal ids, equal tokens; one per `Workload.hash_block`
+    hash_ids: tuple[int, ...] = ()  # equal ids, equal tokens; one per `Traffic.hash_block`
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class Traffic:
     arrivals: tuple[Arrival, ...]  # in order of time
     hash_block: int = MOONCAKE_BLOCK  # tokens per hash id
     notes: tuple[str, ...] = ()  # what a reader of the numbers must know
@@ -75,16 +75,16 @@ class Workload:
         """Tokens of the longest request, prompt and answer together."""
         return max(a.num_prompt_tokens + a.num_output_tokens for a in self.arrivals)
 
-    def first(self, count: int) -> "Workload":
+    def first(self, count: int) -> "Traffic":
         return replace(self, arrivals=self.arrivals[:count])
 
-    def faster(self, speed: float) -> "Workload":
+    def faster(self, speed: float) -> "Traffic":
         """The same requests, `speed` times as fast. Raises ConfigError, naming the flag."""
         if not (speed > 0 and isfinite(speed)):
             raise ConfigError(f"--trace-speed {speed}: must be above 0")
         return self.at([a.arrival_s / speed for a in self.arrivals])
 
-    def repeated(self, count: int) -> "Workload":
+    def repeated(self, count: int) -> "Traffic":
         """So many times one after the other, at the same mean rate. What prompts share, they share
         within one of the times only: a second one finds nothing of the first in a cache."""
         own, last = self.arrivals, self.arrivals[-1].arrival_s
@@ -101,7 +101,7 @@ class Workload:
         )
         return replace(self, arrivals=arrivals)
 
-    def at(self, times_s: Sequence[float]) -> "Workload":
+    def at(self, times_s: Sequence[float]) -> "Traffic":
         """The same requests at other times, in order."""
         pairs = zip(self.arrivals, times_s, strict=True)
         return replace(self, arrivals=tuple(replace(a, arrival_s=time) for a, time in pairs))
@@ -131,7 +131,9 @@ class Workload:
         return (*shared, _UNSHARED + index, *((0,) * (own - 1))) if own else shared
 
 
-def read_trace(file: Path, *, num_requests: int | None = None, fit: Fit = AS_RECORDED) -> Workload:
+def read_trace(
+    file: Path, *, num_requests: int | None = None, fit: TraceFit = AS_RECORDED
+) -> Traffic:
     """Azure's CSV or Mooncake's JSON lines, told apart by their first character.
 
     Raises TraceError with file and line for what is neither, for lengths below 1 and for a time
@@ -151,7 +153,7 @@ def read_trace(file: Path, *, num_requests: int | None = None, fit: Fit = AS_REC
     return _fitted(rows, fit)
 
 
-def _fitted(rows: Sequence[TraceRow], fit: Fit) -> Workload:
+def _fitted(rows: Sequence[TraceRow], fit: TraceFit) -> Traffic:
     inputs = [scaled_input(row, fit) for row in rows]
     outputs = [fit.scaled(row.num_output) for row in rows]
     arrivals = tuple(
@@ -163,7 +165,7 @@ def _fitted(rows: Sequence[TraceRow], fit: Fit) -> Workload:
         )
         for row, num_input, num_output in zip(rows, inputs, outputs, strict=True)
     )
-    return Workload(arrivals, fit.scaled(MOONCAKE_BLOCK), fit.notes(inputs, outputs))
+    return Traffic(arrivals, fit.scaled(MOONCAKE_BLOCK), fit.notes(inputs, outputs))
 
 
 def synthetic(
@@ -175,7 +177,7 @@ def synthetic(
     burstiness: float = 1.0,
     prefixes: SharedPrefixes = NO_PREFIX,
     seed: int = 0,
-) -> Workload:
+) -> Traffic:
     """Requests at a rate: gaps of a gamma distribution, a Poisson process at burstiness 1, equal
     ones at inf. Lengths and arrivals have random streams of their own. Raises ConfigError.
     """
@@ -190,7 +192,7 @@ def synthetic(
         Arrival(time, prefixes.length + n, m, (prefix,) if prefixes.length else ())
         for time, n, m, prefix in zip(times, inputs, outputs, which, strict=True)
     )
-    return Workload(arrivals, prefixes.length or MOONCAKE_BLOCK)
+    return Traffic(arrivals, prefixes.length or MOONCAKE_BLOCK)
 
 
 def timed(num_requests: int, requests_per_s: float, *, burstiness: float, seed: int) -> list[float]:

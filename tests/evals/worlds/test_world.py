@@ -11,7 +11,7 @@ import pytest
 
 from duetto.evals.worlds.names import KINDS, all_names
 from duetto.evals.worlds.relations import BRIDGES, NOT_STATED, RELATIONS, YEARS
-from duetto.evals.worlds.story import VARIED, Style, Writer, continuations
+from duetto.evals.worlds.story import VARIED, StoryWriter, Style, continuations
 from duetto.evals.worlds.world import (
     MAX_DOCUMENTS,
     ORDERS,
@@ -285,7 +285,7 @@ def test_every_bridge_can_be_continued_in_all_wordings() -> None:
         for relation in continuations(bridge):
             leading = [s for s in relation.sentences if s.removeprefix("The ").startswith("{s}")]
             assert leading
-            sequel = Writer(Random(1), "train", VARIED).pair(bridge, relation).sequel
+            sequel = StoryWriter(Random(1), "train", VARIED).pair(bridge, relation).sequel
             assert sequel.refers_to is not None
             assert str(sequel.refers_to) not in sequel.text
 

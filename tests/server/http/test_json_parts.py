@@ -9,8 +9,8 @@ from duetto.server.http.json_parts import (
     NUM_AT_ONCE,
     NUM_PLAIN_AT_ONCE,
     WRITE_BYTES,
-    Columns,
     EncodedParts,
+    JsonColumns,
     PartsResponse,
     json_parts,
     packed,
@@ -29,7 +29,7 @@ def test_columns_are_made_by_a_few_rows_at_a_time(size):
         asked.append(end - start)
         return rows(start, end)
 
-    columns = Columns(size, make)
+    columns = JsonColumns(size, make)
     assert json.loads(b"".join(json_parts({"x": columns}))) == {"x": rows(0, size)}
     assert max(asked) <= NUM_AT_ONCE
 

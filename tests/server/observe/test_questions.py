@@ -20,7 +20,7 @@ from duetto.core.timings import Part
 from duetto.server.http.json_parts import NUM_AT_ONCE
 from duetto.server.observe import questions
 from duetto.server.observe.explain import cache_miss, so_far, timeline
-from duetto.server.observe.history import Ended, History, Step
+from duetto.server.observe.history import Ended, History, RememberedStep
 from duetto.server.observe.questions import _item_parts
 from duetto.server.observe.timeline import Steps, segments, trace
 
@@ -233,7 +233,7 @@ def of(name, records, roof_time=None):
 
 
 def kept(record):
-    return record if isinstance(record, Step) else Step.of(record)
+    return record if isinstance(record, RememberedStep) else RememberedStep.of(record)
 
 
 def ended_like(name, num_prompt, num_output, finish_time):

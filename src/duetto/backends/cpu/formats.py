@@ -16,7 +16,7 @@ from duetto.core.errors import ConfigError
 from duetto.program.dtype import Dtype
 from duetto.program.program import Program
 
-Kind = Literal["f32", "bf16", "int8", "int4", "bf12"]
+FormatName = Literal["f32", "bf16", "int8", "int4", "bf12"]
 Quantization = Literal["int8", "int4"]
 
 
@@ -24,7 +24,7 @@ Quantization = Literal["int8", "int4"]
 class Format:
     """How the numbers of a matrix are kept; `group` of k share a scale."""
 
-    kind: Kind
+    kind: FormatName
     group: int = 0  # 0: no scales
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray
-from duetto.backends.cpu.cache import CacheUnusable, PackedCache
+from duetto.backends.cpu.cache import Bytes, CacheUnusable, PackedCache
 from duetto.backends.cpu.formats import Format
 from duetto.backends.cpu.native import native
 from duetto.core.errors import ConfigError
@@ -25,15 +25,15 @@ from duetto.program.program import Program
 if TYPE_CHECKING:
     from duetto._native import Pool, Weight
 
-Bytes = NDArray[np.uint8]
-Rows = tuple[str, int, NDArray[Any]]  # a weight's name, the first of some of its rows, the rows
+# A weight's name, the first of some of its rows, and the rows.
+PackedRows = tuple[str, int, NDArray[Any]]
 
 TILE_ROWS = 64  # outputs that are packed together (csrc/kernels.h)
 MIN_CACHED_BYTES = 64 << 20  # less is packed again in no time
 _ALIGNMENT = 64
 
 
-class Part(Protocol):
+class WeightRows(Protocol):
     """Some rows of one weight, yet to be read: as many as TILE_ROWS or a multiple of it, except at
     the weight's end."""
 
@@ -52,7 +52,7 @@ class Part(Protocol):
 class NotFinite(Exception):
     """Some rows of a weight hold a NaN or an infinity."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: PackedRows) -> None:
         super().__init__(rows[0])
         self.rows = rows
 
@@ -66,7 +66,7 @@ class NotCoded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightPlace:
     """Where one weight lies in the arena, and as what. Without a format: a vector of fp32."""
 
     shape: tuple[int, ...]
@@ -88,10 +88,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ArenaLayout:
     """Where every weight lies: a function of the program and the formats alone."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, WeightPlace]
     num_bytes: int
 
     def key(self, pool: "Pool", *contents: str) -> str:
@@ -123,7 +123,7 @@ def _packing_of(chosen: Format, pool: "Pool") -> int:
     return native.checksum(packed)
 
 
-def lay_out(program: Program, formats: Mapping[str, Format]) -> Layout:
+def lay_out(program: Program, formats: Mapping[str, Format]) -> ArenaLayout:
     """One weight after the other, in the program's order, each on a cache line of its own."""
     places, end = {}, 0
     for name, spec in program.weights.items():
@@ -134,14 +134,14 @@ def lay_out(program: Program, formats: Mapping[str, Format]) -> Layout:
         else:
             n, k = spec.shape
             data_bytes, scale_bytes = native.packed_bytes(chosen.kind, chosen.group, n, k)
-        places[name] = Place(spec.shape, chosen, end, data_bytes, scale_bytes)
+        places[name] = WeightPlace(spec.shape, chosen, end, data_bytes, scale_bytes)
         end += data_bytes + scale_bytes
-    return Layout(places, end)
+    return ArenaLayout(places, end)
 
 
 def load_packed(
-    layout: Layout,
-    weights: Callable[[], Iterable[Part]],
+    layout: ArenaLayout,
+    weights: Callable[[], Iterable[WeightRows]],
     pool: "Pool",
     cache: PackedCache | None,
     key: str,
@@ -198,16 +198,16 @@ class _OfThread(threading.local):
 
 
 def _pack_all(
-    layout: Layout,
+    layout: ArenaLayout,
     arena: Bytes,
-    weights: Iterable[Part],
+    weights: Iterable[WeightRows],
     num_threads: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     """Each part is read and packed by one thread, while it is in that thread's cache."""
     own, not_coded = _OfThread(), set[str]()
 
-    def pack(part: Part) -> int:
+    def pack(part: WeightRows) -> int:
         place, numbers = layout.places[part.name], part.read(own.room(part.num_bytes))
         rows = part.name, part.first_row, numbers
         if place.format is None:
@@ -226,7 +226,7 @@ def _pack_all(
         raise NotCoded(frozenset(not_coded))
 
 
-def _copy_vector(place: Place, arena: Bytes, rows: Rows) -> int:
+def _copy_vector(place: WeightPlace, arena: Bytes, rows: PackedRows) -> int:
     name, first_row, numbers = rows
     vector = place.data(arena).view(np.float32)[first_row : first_row + len(numbers)]
     vector[:] = numbers
@@ -235,7 +235,9 @@ def _copy_vector(place: Place, arena: Bytes, rows: Rows) -> int:
     return place.end
 
 
-def _pack_rows(place: Place, chosen: Format, arena: Bytes, rows: Rows, pool: "Pool") -> int:
+def _pack_rows(
+    place: WeightPlace, chosen: Format, arena: Bytes, rows: PackedRows, pool: "Pool"
+) -> int:
     """Pack some rows; returns the place in the arena up to which numbers now are."""
     name, first_row, numbers = rows
     kind, group, k = chosen.kind, chosen.group, place.shape[1]
@@ -254,7 +256,7 @@ def _pack_rows(place: Place, chosen: Format, arena: Bytes, rows: Rows, pool: "Po
     return place.end if is_whole else place.start + data_end
 
 
-def _view(layout: Layout, arena: Bytes) -> PackedWeights:
+def _view(layout: ArenaLayout, arena: Bytes) -> PackedWeights:
     matrices: dict[str, Weight] = {}
     vectors: dict[str, FloatArray] = {}
     for name, place in layout.places.items():

@@ -4,46 +4,26 @@ Every operation frees what it made, so the hungriest one counts. Sizes follow op
 what an operation reads and writes, in fp32, and of some more.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
+from duetto.program.activations import LargestStep
 from duetto.program.dtype import KVDtype, kv_head_bytes
 from duetto.program.op import Op
 from duetto.program.ops import Attention, RmsNorm
 from duetto.program.program import Program
-from duetto.program.shape import of_rows
 
 _FP32, _FP64 = 4, 8
 
 
-@dataclass(frozen=True, slots=True)
-class LargestStep:
-    """So many tokens and rows of logits, over contexts up to max_model_len that together have
-    num_kv_tokens."""
-
-    kv_dtype: KVDtype
-    num_tokens: int
-    num_logit_rows: int
-    max_model_len: int
-    num_kv_tokens: int
-
-    def rows(self, op: Op) -> int:
-        return of_rows(op.rows, self.num_tokens, self.num_logit_rows)
-
-
-def scratch_bytes(
-    program: Program,
-    kv_dtype: KVDtype,
-    *,
-    num_tokens: int,
-    num_logit_rows: int,
-    max_model_len: int,
-    num_kv_tokens: int,
-) -> int:
+def scratch_bytes(program: Program, kv_dtype: KVDtype, step: LargestStep) -> int:
     """For the largest step that there may be."""
-    step = LargestStep(kv_dtype, num_tokens, num_logit_rows, max_model_len, num_kv_tokens)
-    return max(_MORE.get(type(op), _operands)(op, step) for op in program.ops)
+    return max(_op_bytes(op, step, kv_dtype) for op in program.ops)
+
+
+def _op_bytes(op: Op, step: LargestStep, kv_dtype: KVDtype) -> int:
+    if isinstance(op, RmsNorm):
+        return _rms_norm(op, step)
+    if isinstance(op, Attention):
+        return _attention(op, step, kv_dtype)
+    return _operands(op, step)
 
 
 def _operands(op: Op, step: LargestStep) -> int:
@@ -56,15 +36,9 @@ def _rms_norm(op: RmsNorm, step: LargestStep) -> int:
     return step.rows(op) * op.x.width * (_FP32 + _FP64 + _FP64 + _FP32)
 
 
-def _attention(op: Attention, step: LargestStep) -> int:
+def _attention(op: Attention, step: LargestStep, kv_dtype: KVDtype) -> int:
     """Keys and values in fp32, while those of the request before are still there, and one of
     them as it is stored."""
-    stored = op.num_kv_heads * kv_head_bytes(step.kv_dtype, op.head_dim)
+    stored = op.num_kv_heads * kv_head_bytes(kv_dtype, op.head_dim)
     whole = min(2 * step.max_model_len, step.num_kv_tokens) * op.num_kv_heads * op.head_dim
     return _operands(op, step) + 2 * whole * _FP32 + step.max_model_len * stored
-
-
-_MORE: dict[type[Op], Callable[[Any, LargestStep], int]] = {
-    RmsNorm: _rms_norm,
-    Attention: _attention,
-}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Kind = Literal["person", "company", "town", "product", "event"]
+ThingKind = Literal["person", "company", "town", "product", "event"]
 Split = Literal["train", "eval"]
 
 HELD_OUT_EVERY = 8  # of the endings of each beginning, one in so many is for evaluation
@@ -29,7 +29,7 @@ BEGINNINGS = _words(
     """
 )
 
-ENDINGS: dict[Kind, tuple[str, ...]] = {
+ENDINGS: dict[ThingKind, tuple[str, ...]] = {
     "person": _words(
         """
         zia bert fred gard gene hild wyn ina jean kim mund mira
@@ -62,7 +62,7 @@ ENDINGS: dict[Kind, tuple[str, ...]] = {
     ),
 }
 
-KINDS: tuple[Kind, ...] = ("person", "company", "town", "product", "event")
+KINDS: tuple[ThingKind, ...] = ("person", "company", "town", "product", "event")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Name:
         return self.beginning + self.ending
 
 
-def all_names(kind: Kind, split: Split) -> list[Name]:
+def all_names(kind: ThingKind, split: Split) -> list[Name]:
     """Every name that a thing of this kind can have in this split."""
     return [
         Name(beginning, ending)
@@ -94,7 +94,7 @@ class NameSource:
         self._split = split
         self._left = rng.sample(range(len(BEGINNINGS)), len(BEGINNINGS))
 
-    def draw(self, kind: Kind) -> Name:
+    def draw(self, kind: ThingKind) -> Name:
         """Raises IndexError after as many names as there are beginnings."""
         i = self._left.pop()
         wanted = self._split == "eval"

@@ -8,12 +8,12 @@ QUESTION = "Question: "
 REASON = ": "  # between what an answer follows from and the answer
 
 
-class Message(TypedDict):
+class ChatTurn(TypedDict):
     role: str
     content: str
 
 
-def user_turn(documents: Sequence[str], question: str) -> Message:
+def user_turn(documents: Sequence[str], question: str) -> ChatTurn:
     """One message. Without documents the question stands alone."""
     lines = [*(DOCUMENT + document for document in documents), QUESTION + question]
     return {"role": "user", "content": "\n".join(lines)}

@@ -7,9 +7,9 @@ a pronoun there. Data only.
 from dataclasses import dataclass
 from typing import Literal
 
-from duetto.evals.worlds.names import Kind
+from duetto.evals.worlds.names import ThingKind
 
-ValueKind = Kind | Literal["year"]
+ValueKind = ThingKind | Literal["year"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Relation:
     """A relation, and how it is told and asked."""
 
     name: str
-    subject: Kind
+    subject: ThingKind
     value: ValueKind
     sentences: tuple[str, ...]
     questions: tuple[str, ...]
@@ -30,7 +30,7 @@ class Bridge:
     relation: Relation
     roles: tuple[str, ...]  # how a later document calls the value
     descriptions: tuple[str, ...]  # how a question calls it, by way of the subject
-    value: Kind = "person"
+    value: ThingKind = "person"
 
 
 FOUNDER = Relation(
@@ -124,7 +124,7 @@ COMPARISONS: tuple[tuple[Relation, tuple[str, ...]], ...] = (
 )
 
 # How a document goes on about the subject that it has named.
-PRONOUNS: dict[Kind, tuple[str, ...]] = {
+PRONOUNS: dict[ThingKind, tuple[str, ...]] = {
     "person": ("he", "she"),
     "company": ("it", "the company"),
     "town": ("it", "the town"),

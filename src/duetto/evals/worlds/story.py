@@ -7,7 +7,7 @@ opening named, without naming it, or stands *alone*. Knows no order of documents
 from dataclasses import dataclass, field
 from random import Random
 
-from duetto.evals.worlds.names import Kind, Name, NameSource, Split
+from duetto.evals.worlds.names import Name, NameSource, Split, ThingKind
 from duetto.evals.worlds.relations import (
     MAKES,
     PRONOUNS,
@@ -23,7 +23,7 @@ from duetto.evals.worlds.relations import (
 class Thing:
     """One person, company, town, product or event."""
 
-    kind: Kind
+    kind: ThingKind
     name: Name
     pronoun: str | None = None  # of a person
 
@@ -52,7 +52,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class DocumentPair:
     """An opening, which tells `bridge`, and a document that goes on about its value."""
 
     opening: Document
@@ -74,7 +74,7 @@ VARIED = Style()
 
 
 @dataclass(slots=True)
-class Writer:
+class StoryWriter:
     """Draws things and facts, and writes documents about them."""
 
     rng: Random
@@ -85,7 +85,7 @@ class Writer:
     def __post_init__(self) -> None:
         self.names = NameSource(self.rng, self.split)
 
-    def pair(self, bridge: Bridge, continued: Relation) -> Pair:
+    def pair(self, bridge: Bridge, continued: Relation) -> DocumentPair:
         subject = self.thing(bridge.relation.subject)
         value = self.thing(bridge.value)
         fact = Fact(subject, bridge.relation, value)
@@ -94,15 +94,15 @@ class Writer:
         told = [self._fact(value, continued)]
         told += self._second(value, continued, avoided={value.kind, "year"})
         call = self.rng.choice(bridge.roles + ((value.pronoun,) if value.pronoun else ()))
-        return Pair(opening, self._document(told, call), bridge, fact)
+        return DocumentPair(opening, self._document(told, call), bridge, fact)
 
-    def alone(self, banned: frozenset[Kind], relation: Relation) -> Document:
+    def alone(self, banned: frozenset[ThingKind], relation: Relation) -> Document:
         """A document about something new that holds nothing of the banned kinds."""
         subject = self.thing(relation.subject)
         more = self._second(subject, relation, avoided=set(banned))
         return self._document([self._fact(subject, relation), *more])
 
-    def thing(self, kind: Kind) -> Thing:
+    def thing(self, kind: ThingKind) -> Thing:
         pronoun = self.rng.choice(PRONOUNS[kind]) if kind == "person" else None
         return Thing(kind, self.names.draw(kind), pronoun)
 
@@ -149,7 +149,7 @@ class Writer:
         return text[0].upper() + text[1:]
 
 
-def telling(banned: frozenset[Kind]) -> list[Relation]:
+def telling(banned: frozenset[ThingKind]) -> list[Relation]:
     """Relations that involve nothing of these kinds."""
     return [r for r in RELATIONS if r.subject not in banned and r.value not in banned]
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from random import Random
 from typing import Literal, get_args
 
-from duetto.evals.worlds.names import Kind, Split
+from duetto.evals.worlds.names import Split, ThingKind
 from duetto.evals.worlds.prompt import REASON
 from duetto.evals.worlds.relations import (
     BRIDGES,
@@ -21,19 +21,19 @@ from duetto.evals.worlds.relations import (
 from duetto.evals.worlds.story import (
     VARIED,
     Document,
+    DocumentPair,
     Fact,
-    Pair,
+    StoryWriter,
     Style,
     Thing,
-    Writer,
     continuations,
     telling,
 )
 
 QuestionKind = Literal["one_hop", "two_hop", "comparison", "not_stated"]
-Order = Literal["shuffled", "given"]
+DocumentOrder = Literal["shuffled", "given"]
 QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
-ORDERS: tuple[Order, ...] = get_args(Order)
+ORDERS: tuple[DocumentOrder, ...] = get_args(DocumentOrder)
 REPEATED = 0.7  # how often a document tells the relation of another
 MAX_DOCUMENTS = 12  # with the names that begin differently
 
@@ -77,7 +77,7 @@ class WorldOptions:
     num_pairs: int | None = None
     num_relations: int | None = None
     has_pairs_alike: bool = False
-    order: Order = "shuffled"
+    order: DocumentOrder = "shuffled"
     style: Style = VARIED
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class WorldOptions:
 def draw_world(seed: int, split: Split, options: WorldOptions) -> World:
     """The world of this seed. Worlds of different splits share no name and no document."""
     rng = Random(f"{split}/{seed}/{options.num_documents}/{options.order}")
-    writer = Writer(rng, split, options.style)
+    writer = StoryWriter(rng, split, options.style)
     pairs = _draw_pairs(writer, _num_pairs(rng, options), options.has_pairs_alike)
     num_others = options.num_documents - 2 * len(pairs)
     others = _draw_others(writer, pairs, num_others, options.num_relations)
@@ -111,7 +111,7 @@ def _num_pairs(rng: Random, options: WorldOptions) -> int:
     return most if most < 2 else rng.randint(2, min(most, 3))
 
 
-def _draw_pairs(writer: Writer, count: int, all_alike: bool) -> list[Pair]:
+def _draw_pairs(writer: StoryWriter, count: int, all_alike: bool) -> list[DocumentPair]:
     """Pairs that go on about things of one kind, the first two (or all) in the same way."""
     if count == 0:
         return []
@@ -126,14 +126,14 @@ def _draw_pairs(writer: Writer, count: int, all_alike: bool) -> list[Pair]:
 
 
 def _draw_others(
-    writer: Writer, pairs: list[Pair], count: int, num_relations: int | None
+    writer: StoryWriter, pairs: list[DocumentPair], count: int, num_relations: int | None
 ) -> list[Document]:
     """Documents that stand alone and hold nothing that a pair's second document could mean.
 
     They often tell the same relation of other things: where each relation occurs once, the words of
     a question find its document, and a model learns to leave the names unread.
     """
-    banned: frozenset[Kind] = frozenset(pair.bridge.value for pair in pairs)
+    banned: frozenset[ThingKind] = frozenset(pair.bridge.value for pair in pairs)
     fitting, told = telling(banned), list[Relation]()
     if num_relations is not None:
         fitting = writer.rng.sample(fitting, min(num_relations, len(fitting)))
@@ -144,7 +144,7 @@ def _draw_others(
 
 
 def _ordered(
-    rng: Random, pairs: list[Pair], others: list[Document], order: Order
+    rng: Random, pairs: list[DocumentPair], others: list[Document], order: DocumentOrder
 ) -> list[Document]:
     """Every second document of a pair means the latest fitting thing before it, in each order."""
     if order == "given":
@@ -161,8 +161,8 @@ def _ordered(
 class _Questions:
     """Everything that can be asked about some documents."""
 
-    writer: Writer
-    pairs: list[Pair]
+    writer: StoryWriter
+    pairs: list[DocumentPair]
     documents: list[Document]
 
     def all(self) -> Iterator[Question]:
@@ -217,14 +217,14 @@ class _Questions:
         if relations:
             yield self._unanswered(self.writer.rng.choice(relations), str(thing))
 
-    def _ambiguous(self) -> list[Pair]:
+    def _ambiguous(self) -> list[DocumentPair]:
         """Pairs of which another has the same bridge and relation; with one pair, that one."""
         forms = [(p.bridge.relation.name, p.sequel.facts[0].relation.name) for p in self.pairs]
         if len(self.pairs) == 1:
             return self.pairs
         return [p for p, form in zip(self.pairs, forms, strict=True) if forms.count(form) > 1]
 
-    def _description(self, pair: Pair) -> str:
+    def _description(self, pair: DocumentPair) -> str:
         return self.writer.ask(pair.bridge.descriptions).format(s=pair.fact.subject)
 
     def _question(

@@ -9,7 +9,7 @@ from duetto.runner.proposers.proposer import DraftRequest
 S = TypeVar("S")
 
 
-class History(Generic[S]):
+class TokenHistory(Generic[S]):
     """The tokens of one request, and what a proposer made of them so far."""
 
     __slots__ = ("state", "token_ids")
@@ -26,13 +26,13 @@ class Histories(Generic[S]):
     def __init__(self, new_state: Callable[[], S], max_requests: int, max_tokens: int) -> None:
         self._new_state = new_state
         self._max_requests, self._max_tokens = max_requests, max_tokens
-        self._histories: OrderedDict[str, History[S]] = OrderedDict()
+        self._histories: OrderedDict[str, TokenHistory[S]] = OrderedDict()
         self.num_tokens = 0  # of all histories
 
     def __len__(self) -> int:
         return len(self._histories)
 
-    def update(self, request: DraftRequest) -> History[S] | None:
+    def update(self, request: DraftRequest) -> TokenHistory[S] | None:
         """The request's history, which ends with the tokens that it brings; None if those before
         them are not known. The state is new where the tokens that were known have changed."""
         history = self._histories.pop(request.request_id, None)
@@ -42,17 +42,17 @@ class Histories(Generic[S]):
         if start and (history is None or start > len(history.token_ids)):
             return None
         if history is None:
-            history = History(list(token_ids), self._new_state())
+            history = TokenHistory(list(token_ids), self._new_state())
         else:
             known = history.token_ids
             if known[start:] == list(token_ids[: len(known) - start]):
                 known += token_ids[len(known) - start :]
             else:
-                history = History([*known[:start], *token_ids], self._new_state())
+                history = TokenHistory([*known[:start], *token_ids], self._new_state())
         self._keep(request.request_id, history)
         return history
 
-    def _keep(self, request_id: str, history: History[S]) -> None:
+    def _keep(self, request_id: str, history: TokenHistory[S]) -> None:
         self._histories[request_id] = history
         self.num_tokens += len(history.token_ids)
         while len(self._histories) > 1 and (

@@ -7,7 +7,7 @@ where text is copied or edited: answers from documents, code, JSON that is retur
 from collections.abc import Sequence
 
 from duetto.core.speculation import NgramOptions
-from duetto.runner.proposers.histories import Histories, History
+from duetto.runner.proposers.histories import Histories, TokenHistory
 from duetto.runner.proposers.proposer import DraftRequest
 from duetto.runner.proposers.text_index import TextIndex, Writer
 
@@ -58,7 +58,7 @@ class NgramProposer:
         return proposed
 
 
-def _drafts(history: History[OwnText], num_wanted: int) -> tuple[int, ...]:
+def _drafts(history: TokenHistory[OwnText], num_wanted: int) -> tuple[int, ...]:
     own = history.state
     if not num_wanted or own.num_indexed < len(history.token_ids):
         return ()

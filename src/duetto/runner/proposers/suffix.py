@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from duetto.core.speculation import SuffixOptions
-from duetto.runner.proposers.histories import Histories, History
+from duetto.runner.proposers.histories import Histories, TokenHistory
 from duetto.runner.proposers.ngram import OwnText
 from duetto.runner.proposers.proposer import DraftRequest
 from duetto.runner.proposers.text_index import TextIndex, Writer
@@ -91,7 +91,7 @@ class SuffixProposer:
         return self._tenants[tenant]
 
     def _write(
-        self, answers: _Answers, history: History[_Text], num_prompt_tokens: int, most: int
+        self, answers: _Answers, history: TokenHistory[_Text], num_prompt_tokens: int, most: int
     ) -> int:
         """Add what the answer has grown by. Its first token comes with the prompt's last ones, so
         that the beginning of an answer is found too."""
@@ -107,7 +107,7 @@ class SuffixProposer:
         return len(new)
 
     def _drafts(
-        self, answers: _Answers | None, history: History[_Text], num_wanted: int
+        self, answers: _Answers | None, history: TokenHistory[_Text], num_wanted: int
     ) -> tuple[int, ...]:
         text, token_ids = history.state, history.token_ids
         if not num_wanted:

@@ -12,9 +12,8 @@ from duetto.core.batch import TokenLogprob
 from duetto.core.draft_counts import NO_DRAFTS, DraftCount
 from duetto.core.text import TextCodec
 from duetto.core.timings import RequestTimings
+from duetto.server.http.json_parts import Json
 from duetto.server.observe.explain import cache_miss, parts_ms, speculation
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

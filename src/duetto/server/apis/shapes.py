@@ -11,14 +11,9 @@ from duetto.core.text import TextCodec, bytes_shown
 from duetto.engine.detokenizer import TokenPlaces
 from duetto.server.apis.echo import Echo
 from duetto.server.apis.protocol import ChatRequest, CompletionRequest
-from duetto.server.apis.replies import (
-    Json,
-    chat_logprobs,
-    completion_logprobs,
-    prompt_logprobs,
-)
-from duetto.server.door import Job, Prompt
-from duetto.server.http.json_parts import NUM_AT_ONCE, Columns, EncodedParts, Rows
+from duetto.server.apis.replies import chat_logprobs, completion_logprobs, prompt_logprobs
+from duetto.server.door import EncodedPrompt, Job
+from duetto.server.http.json_parts import NUM_AT_ONCE, EncodedParts, Json, JsonColumns, JsonRows
 
 # Of a message, what this version never says; clients of OpenAI and of vLLM read these keys.
 NOT_SAID: Json = {
@@ -96,7 +91,7 @@ class ChatShape:
             more["prompt_logprobs"] = _prompt_rows(scored, self._codec)
         return more
 
-    def _logprobs(self, tokens: Sequence[SampledToken]) -> Json | Columns | None:
+    def _logprobs(self, tokens: Sequence[SampledToken]) -> Json | JsonColumns | None:
         if not self._request.logprobs:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
@@ -156,7 +151,7 @@ class CompletionShape:
             self._scored[prompt] = EncodedParts(_prompt_rows(scored, self._codec))
         return self._scored[prompt]
 
-    def _prompt(self, index: int) -> Prompt:
+    def _prompt(self, index: int) -> EncodedPrompt:
         return self._job.prompts[index // self._job.sampling.n]
 
     def _echo(self, index: int) -> Echo:
@@ -168,7 +163,7 @@ class CompletionShape:
 
     def _logprobs(
         self, index: int, tokens: Sequence[SampledToken], scored: Sequence[TokenLogprob]
-    ) -> Json | Columns | None:
+    ) -> Json | JsonColumns | None:
         if self._request.logprobs is None:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
@@ -198,15 +193,15 @@ class CompletionShape:
         return self._shown_at[index]
 
 
-def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | Columns:
+def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | JsonColumns:
     """All rows if they are few, as in a chunk of a stream."""
-    return make(0, num_rows) if num_rows <= NUM_AT_ONCE else Columns(num_rows, make)
+    return make(0, num_rows) if num_rows <= NUM_AT_ONCE else JsonColumns(num_rows, make)
 
 
-def _prompt_rows(scored: Sequence[TokenLogprob], codec: TextCodec) -> Rows:
+def _prompt_rows(scored: Sequence[TokenLogprob], codec: TextCodec) -> JsonRows:
     """vLLM's list, a few tokens of the prompt at a time; nothing scores the first."""
 
     def rows(start: int, end: int) -> list[Json | None]:
         return prompt_logprobs(scored[start:end], codec)[1 if start else 0 :]
 
-    return Rows(len(scored), rows)
+    return JsonRows(len(scored), rows)

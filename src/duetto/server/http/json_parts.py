@@ -21,8 +21,10 @@ WRITE_BYTES = 64 * 1024  # what is handed to the transport at a time
 LEAST_RATE = 64 * 1024  # bytes a second at which a client must take a reply ...
 GRACE_S = 60.0  # ... beside this
 
+Json = dict[str, Any]  # an object
 
-class Rows:
+
+class JsonRows:
     """A list that is made a few rows at a time, while it is written.
 
     All of it at once would be hundreds of bytes for each number in it.
@@ -40,7 +42,7 @@ class Rows:
         yield b"]"
 
 
-class Columns:
+class JsonColumns:
     """An object of lists that is made a few rows at a time, as Rows are."""
 
     def __init__(self, num_rows: int, make: Callable[[int, int], Mapping[str, list[Any]]]) -> None:
@@ -73,7 +75,7 @@ def encode(value: Any) -> bytes:
 
 
 def _raw(value: Any) -> msgspec.Raw:
-    if isinstance(value, Rows | Columns | EncodedParts):
+    if isinstance(value, JsonRows | JsonColumns | EncodedParts):
         return msgspec.Raw(b"".join(json_parts(value)))
     raise NotImplementedError(type(value).__name__)  # a bug: nothing else is in a reply
 
@@ -81,7 +83,7 @@ def _raw(value: Any) -> msgspec.Raw:
 def json_parts(value: Any) -> Iterator[bytes]:
     """The JSON of plain data, in parts. Rows, Columns and EncodedParts may be items of objects."""
     match value:
-        case Rows() | Columns():
+        case JsonRows() | JsonColumns():
             yield from value.parts()
         case EncodedParts():
             yield from value.shared

@@ -4,15 +4,13 @@ Knows what is remembered of a request; knows no engine and no HTTP.
 """
 
 from collections.abc import Collection
-from typing import Any
 
 from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.draft_counts import Speculation, tokens_per_step
 from duetto.core.timings import Part
+from duetto.server.http.json_parts import Json
 from duetto.server.observe.history import Ended, Running
 from duetto.server.observe.timeline import Steps, ms, segments, segments_until
-
-Json = dict[str, Any]
 
 PART_NAMES = {
     Part.WAITING: "queued",

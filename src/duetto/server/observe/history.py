@@ -21,7 +21,7 @@ MAX_ROWS = 2**17  # requests of all remembered steps together: about 3 MB
 MAX_REQUESTS = 1024
 
 
-class Step(NamedTuple):
+class RememberedStep(NamedTuple):
     """A step as it is remembered. What it did for each request is numbers in one array: as many
     objects would each be looked at by every collection of garbage, which stops all threads."""
 
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     rows: "array[int]"  # of each request, what its RequestShape holds
 
     @classmethod
-    def of(cls, record: StepRecord) -> "Step":
+    def of(cls, record: StepRecord) -> "RememberedStep":
         rows = array("q", chain.from_iterable(record.shape.requests))
         return cls(record._replace(shape=EMPTY), rows)
 
@@ -97,7 +97,7 @@ class Running:
 
 class History:
     def __init__(self, max_steps: int = MAX_STEPS, max_requests: int = MAX_REQUESTS) -> None:
-        self._steps: deque[Step] = deque()
+        self._steps: deque[RememberedStep] = deque()
         self._num_rows = 0
         self._max_steps = max_steps
         self._max_requests = max_requests
@@ -122,7 +122,7 @@ class History:
         return self._labels.get((tenant, label))
 
     def record_step(self, record: StepRecord) -> None:
-        self._steps.append(Step.of(record))
+        self._steps.append(RememberedStep.of(record))
         self._num_rows += len(record.request_ids)
         while len(self._steps) > self._max_steps or self._num_rows > MAX_ROWS:
             self._num_rows -= len(self._steps.popleft().record.request_ids)
@@ -188,7 +188,7 @@ class History:
         if ended is not None:
             ended.reader_s = max(0.0, now - ended.finish_time)
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[RememberedStep]:
         """Oldest first."""
         return list(self._steps)
 

@@ -13,8 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from duetto.server.http.errors import ApiError, overloaded
-from duetto.server.http.json_parts import NUM_AT_ONCE, PartsResponse, Rows, json_parts, packed
-from duetto.server.observe.explain import Json, listed, so_far, timeline
+from duetto.server.http.json_parts import (
+    NUM_AT_ONCE,
+    Json,
+    JsonRows,
+    PartsResponse,
+    json_parts,
+    packed,
+)
+from duetto.server.observe.explain import listed, so_far, timeline
 from duetto.server.observe.history import Ended, History, Running, reply_of
 from duetto.server.observe.timeline import Pace, RoofTime, Steps, trace
 from duetto.server.relay import Relay
@@ -128,7 +135,7 @@ def _item_parts(item: Json) -> Iterator[bytes]:
         pace.did(NUM_AT_ONCE)
         return segments[start:end]
 
-    yield from json_parts({**item, "segments": Rows(len(segments), rows)})
+    yield from json_parts({**item, "segments": JsonRows(len(segments), rows)})
 
 
 def _sought(

@@ -7,15 +7,14 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import sleep
-from typing import Any
 
 from duetto.core.batch import StepRecord
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.core.trace_events import counter, process_name, span, track_name
-from duetto.server.observe.history import Ended, Running, Step
+from duetto.server.http.json_parts import Json
+from duetto.server.observe.history import Ended, RememberedStep, Running
 
-Json = dict[str, Any]
 RoofTime = Callable[[BatchShape], float]  # seconds a step would take if it reached its roof
 
 ROWS_PER_PAUSE = 500  # of one request in one step, each of which takes one or two microseconds
@@ -78,7 +77,7 @@ class Steps:
     """Remembered steps, with those that each of some requests was in: found in one pass."""
 
     def __init__(
-        self, steps: Sequence[Step], wanted: Iterable[str], roof_time: RoofTime | None
+        self, steps: Sequence[RememberedStep], wanted: Iterable[str], roof_time: RoofTime | None
     ) -> None:
         """`wanted` are the ids of the requests that will be asked for."""
         self.pace = Pace()
@@ -189,7 +188,7 @@ def _kind(
 
 
 def trace(
-    remembered: Sequence[Step], own: Sequence[Ended], roof_time: RoofTime | None
+    remembered: Sequence[RememberedStep], own: Sequence[Ended], roof_time: RoofTime | None
 ) -> Iterator[Json]:
     """Chrome's trace events, which Perfetto (ui.perfetto.dev) loads: a track of steps, counters,
     and a track for each of the requests that are given and were in one of the steps."""
