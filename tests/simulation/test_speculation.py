@@ -12,7 +12,7 @@ from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Fleet, simulate
 from duetto.simulation.speculation import SimulatedDrafts, SimulatedPrices, uniform
-from duetto.simulation.workload import Arrival, Workload
+from duetto.simulation.workload import Arrival, Traffic
 
 CONFIG = SchedulerConfig(
     num_blocks=4096, max_model_len=40_000, max_num_seqs=8, max_num_batched_tokens=512
@@ -62,7 +62,7 @@ def drafts(acceptance, count, **more):
 
 
 def run(drafts, num_requests=1, num_output=8000, **more):
-    workload = Workload(tuple(Arrival(0.0, 16, num_output) for _ in range(num_requests)))
+    workload = Traffic(tuple(Arrival(0.0, 16, num_output) for _ in range(num_requests)))
     spec = ReplicaSpec(scheduler=CONFIG, step_time=price, drafts=drafts)
     return simulate(workload, Fleet(replica=spec), **more)
 
