@@ -11,6 +11,7 @@ import numpy as np
 
 from duetto.backends.backend import Backend, FloatArray
 from duetto.core.batch import (
+    PLACEHOLDER,
     RequestResult,
     ScheduledBatch,
     ScheduledRequest,
@@ -63,11 +64,15 @@ class ModelRunner:
         The result of a request whose own logits or masks leave no token is an error; the others are
         not touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
-        batch = self._last_steps.resolved(batch)
-        step, logit_starts = build_step_arrays(batch, self._block_size)
+        is_drafting = has_placeholders = False
         for request in batch.requests:
             table = request.block_table
             assert min(table) >= 0 and max(table) < self._num_blocks, "a block outside the arena"
+            is_drafting = is_drafting or request.drafting is not None
+            has_placeholders = has_placeholders or request.token_ids[-1] == PLACEHOLDER
+        if has_placeholders:
+            batch = self._last_steps.resolved(batch)
+        step, logit_starts = build_step_arrays(batch, self._block_size)
         logits = self._backend.run(step, self._kv)
         assert logits.shape == (len(step.logit_rows), self._vocab_size)
         assert logits.dtype == np.float32
@@ -77,7 +82,7 @@ class ModelRunner:
             for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True)
         ]
         self._last_steps.keep(batch, results)
-        if any(request.drafting is not None for request in batch.requests):
+        if is_drafting:
             drafted, drafting_s = self._drafters.propose(batch.requests, results)
             return Done(StepOutput(tuple(drafted), drafting_s))
         return Done(StepOutput(tuple(results)))

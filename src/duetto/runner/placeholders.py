@@ -23,8 +23,6 @@ class LastSteps:
     def resolved(self, batch: ScheduledBatch) -> ScheduledBatch:
         """The batch with a token for each placeholder. Where no proposer has been sent that token
         yet, it is added to those that it is sent."""
-        if not any(item.token_ids[-1] == PLACEHOLDER for item in batch.requests):
-            return batch  # always, where no step is in flight
         return ScheduledBatch(tuple([self._resolved(item) for item in batch.requests]))
 
     def _resolved(self, item: ScheduledRequest) -> ScheduledRequest:
