@@ -11,7 +11,7 @@ from duetto.core.executor import Executor
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
 from duetto.runner.proposers.proposer import DraftRequest
-from duetto.scheduler.drafts import Ask, Candidate, Outcome, Planned
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, Planned
 
 
 class Raises:
@@ -47,7 +47,7 @@ class Tally:
         self.num_proposed = self.num_verified = self.num_accepted = 0
         self.longest = 0  # run of accepted drafts
 
-    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         assert outcomes and drafting_s >= 0
         for outcome in outcomes:
             self.num_proposed += outcome.num_proposed

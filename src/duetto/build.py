@@ -67,7 +67,7 @@ def build(
     rows = model_config.vocab_size
     codec = load_tokenizer(root, eos_token_ids=ends.difference(strange), vocab_size=rows)
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
-    notes += _told(codec.tokens_without_row)
+    notes += _notes_on_rows(codec.tokens_without_row)
     notes += [codec.chat_note] if codec.chat_note else []
     companion = companion_of(args, model_config.context_length, codec)
     with show_progress(f"loading {root.name}") as bar:
@@ -137,7 +137,7 @@ def _check_same_tokenizer(codec: Tokenizer, theirs: Tokenizer, name: str) -> Non
         )
 
 
-def _told(tokens_without_row: Mapping[int, str]) -> list[str]:
+def _notes_on_rows(tokens_without_row: Mapping[int, str]) -> list[str]:
     if not tokens_without_row:
         return []
     shown = ", ".join(f"{token!r} ({i})" for i, token in sorted(tokens_without_row.items())[:4])

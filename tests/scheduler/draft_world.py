@@ -16,7 +16,7 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
-from duetto.scheduler.drafts import Ask, Candidate, DraftPolicy, Outcome, Planned
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, DraftPolicy, Planned
 
 Machine = Callable[[int], float]  # seconds of a step of so many rows
 
@@ -181,7 +181,7 @@ class World:
 
     def _compute(
         self, place: Place, counts: Mapping[str, int], asks: Mapping[str, Ask], totals: Totals
-    ) -> Outcome:
+    ) -> DraftOutcome:
         request, name = place.request, place.request.request_id
         num_drafts, drafts = counts.get(name, 0), place.drafts
         assert num_drafts <= len(drafts)
@@ -215,9 +215,9 @@ class World:
                 ]
             )
             totals.by_method[ask.method] = totals.by_method.get(ask.method, 0) + 1
-        return Outcome(request, num_drafts, tuple(tokens), ask, num_sent, len(place.drafts))
+        return DraftOutcome(request, num_drafts, tuple(tokens), ask, num_sent, len(place.drafts))
 
-    def _drafting_s(self, outcomes: list[Outcome]) -> float:
+    def _drafting_s(self, outcomes: list[DraftOutcome]) -> float:
         seconds = 0.0
         for method, proposer in self._proposers.items():
             mine = [o for o in outcomes if o.ask is not None and o.ask.method == method]

@@ -5,7 +5,7 @@ from random import Random
 
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
-from duetto.scheduler.drafts import Ask, Candidate, Outcome, Planned
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, Planned
 
 
 class Guesses:
@@ -52,7 +52,7 @@ class Guesses:
                 waiting.append((request, asks[request.request_id]))
         return asks
 
-    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         assert outcomes and drafting_s >= 0
         for outcome in outcomes:
             assert len(outcome.tokens) <= outcome.num_drafts + 1

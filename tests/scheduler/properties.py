@@ -21,7 +21,7 @@ from duetto.core.request import FinishReason, Request, fan_out
 from duetto.core.shape import BatchShape
 from duetto.core.timings import Part
 from duetto.scheduler.block_pool import BlockPool
-from duetto.scheduler.drafts import Ask, Candidate, Outcome, Planned
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, Planned
 from duetto.scheduler.scheduler import Scheduler
 
 MakePool = Callable[[int], BlockPool]
@@ -429,7 +429,7 @@ class _All:
     def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
         return {p.request.request_id: Ask("all", min(4, p.num_left)) for p in planned if p.num_left}
 
-    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         pass
 
     def forget(self, request: Request) -> None:

@@ -6,7 +6,7 @@ from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
-from duetto.scheduler.drafts import Candidate, NoDrafts, Outcome, Planned
+from duetto.scheduler.drafts import Candidate, DraftOutcome, NoDrafts, Planned
 from duetto.scheduler.worth import DraftingPrice
 
 DRAFT_MODEL = {"call_s": 2e-4, "pass_s": 1e-3, "draft_s": 1e-4, "sent_s": 1e-4}
@@ -91,7 +91,7 @@ def proven(prices: Prices, num_requests: int = 1) -> tuple[AdaptiveDrafts, list[
     shape = BatchShape((RequestShape(1, 10),) * num_requests)
     for _ in range(100):
         policy.choose(candidates, shape, 100)
-        policy.learn([Outcome(request, 8, (1,) * 9) for request in made], 0.0)
+        policy.learn([DraftOutcome(request, 8, (1,) * 9) for request in made], 0.0)
         policy.ask([Planned(request, 8, 1) for request in made])
     return policy, candidates
 
@@ -147,7 +147,7 @@ def test_what_has_ended_is_forgotten() -> None:
         policy.forget(candidate.request)
         policy.forget(candidate.request)
     assert not policy._requests
-    policy.learn([Outcome(candidates[0].request, 1, (1, 1))], 0.0)
+    policy.learn([DraftOutcome(candidates[0].request, 1, (1, 1))], 0.0)
     assert not policy._requests
 
 

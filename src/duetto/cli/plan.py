@@ -114,7 +114,7 @@ def plan(
     )
     if only_rate:
         rate = _rate(problem, base)
-        _told(as_json, {"rate": _rate_json(rate)}, _rate_words(problem, base, rate))
+        _show_rate(as_json, {"rate": _rate_json(rate)}, _rate_words(problem, base, rate))
         sys.exit(0 if rate else 1)
     candidates = _candidates(problem, base, budgets, dtypes, disaggregate=disaggregate)
     with show_progress("layouts", total=len(candidates)) as bar:
@@ -310,7 +310,7 @@ def _rate_words(problem: Problem, layout: Layout, rate: Rate | None) -> str:
     )
 
 
-def _told(as_json: bool, document: dict[str, JsonValue], words: str) -> None:
+def _show_rate(as_json: bool, document: dict[str, JsonValue], words: str) -> None:
     if as_json:
         print_json(document)
     else:

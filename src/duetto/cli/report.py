@@ -26,7 +26,7 @@ def print_report(report: Report, console: Console, *, notes: Sequence[str] = ())
     )
     for what, lengths in (("prompts", report.prompt_lengths), ("answers", report.output_lengths)):
         if lengths.got:
-            say(console, f"{what} of {_told(lengths)}")
+            say(console, f"{what} of {_lengths(lengths)}")
     if report.num_input_tokens:
         share = report.num_cached_tokens / report.num_input_tokens
         say(console, f"{report.num_cached_tokens} prompt tokens cached ({share:.0%})")
@@ -59,7 +59,7 @@ def _drafts(drafts: Chains, num_output_tokens: int) -> str:
     return f"{words}; by place {', '.join(f'{a / p:.0%}' for a, p in pairs if p)}"
 
 
-def _told(lengths: LengthsSeen) -> str:
+def _lengths(lengths: LengthsSeen) -> str:
     """Mean and range in tokens, and those asked for where they are others."""
     told = f"{_range(lengths.got)} tokens"
     if lengths.asked is None:

@@ -68,9 +68,9 @@ class RequestTooLong(InvalidRequest):
             f"in the completion). Please reduce the length of the %s or completion."
         )
         self._cause = f" {cause}" if cause else ""
-        super().__init__(field, self.told("prompt"))
+        super().__init__(field, self.message_of("prompt"))
 
-    def told(self, prompt: str) -> str:
+    def message_of(self, prompt: str) -> str:
         """The message to a caller who sent what `prompt` names: "prompt" or "messages"."""
         return self._said % (prompt, prompt) + self._cause
 

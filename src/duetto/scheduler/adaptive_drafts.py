@@ -14,7 +14,7 @@ from typing import Protocol
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.acceptance import Acceptance, Pool
-from duetto.scheduler.drafts import NO_ASKS, NOTHING, Ask, Candidate, Outcome, Planned
+from duetto.scheduler.drafts import NO_ASKS, NOTHING, Ask, Candidate, DraftOutcome, Planned
 from duetto.scheduler.worth import (
     CHEAP,
     DraftingPrice,
@@ -167,7 +167,7 @@ class AdaptiveDrafts:
                 self._keep_up(each, len(streams) + 1, asks)
         return asks or NO_ASKS
 
-    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         work: dict[str, tuple[int, int, int]] = {}
         for outcome in outcomes:
             state = self._requests.get(outcome.request.request_id)
@@ -405,7 +405,7 @@ class AdaptiveDrafts:
 
     # --- what is learned -------------------------------------------------------------------
 
-    def _learn_drafts(self, state: _Drafted, outcome: Outcome) -> None:
+    def _learn_drafts(self, state: _Drafted, outcome: DraftOutcome) -> None:
         self._allowance_s += (len(outcome.tokens) - 1) * self._token_s / self._num_streams
         acceptance = self._acceptance(state, state.drafted_by)
         num_right = acceptance.observe(state.drafts, outcome.tokens)

@@ -42,7 +42,7 @@ class Ask(NamedTuple):
     max_sent: int | None = None  # tokens sent to it in this step; None: all. Drafts need all
 
 
-class Outcome(NamedTuple):
+class DraftOutcome(NamedTuple):
     """What a step with drafts, or with an `Ask`, gave one request."""
 
     request: Request
@@ -86,7 +86,7 @@ class DraftPolicy(Protocol):
         nothing is spent on them. `planned` is the whole step, requests within prompts too."""
         ...
 
-    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         """What came of a step: one outcome for each request that was a candidate or was asked for.
         `drafting_s` is what all of its proposing took. Not called if there are none."""
         ...
@@ -113,7 +113,7 @@ class NoDrafts:
     def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:  # noqa: ARG002
         return NO_ASKS
 
-    def learn(self, outcomes: Sequence[Outcome], drafting_s: float) -> None:
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         pass
 
     def forget(self, request: Request) -> None:

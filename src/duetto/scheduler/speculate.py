@@ -14,7 +14,7 @@ from duetto.core.shape import BatchShape, StepTime
 from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.draft_times import account_drafts
-from duetto.scheduler.drafts import Ask, Candidate, DraftPolicy, Outcome, Planned
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, DraftPolicy, Planned
 from duetto.scheduler.plan import with_drafts
 
 Plans = list[tuple[Request, ScheduledRequest]]
@@ -122,9 +122,9 @@ def _asking(request: Request, item: ScheduledRequest, ask: Ask | None) -> Schedu
     )
 
 
-def _outcome(request: Request, item: ScheduledRequest, result: RequestResult) -> Outcome:
+def _outcome(request: Request, item: ScheduledRequest, result: RequestResult) -> DraftOutcome:
     tokens = tuple([token.token_id for token in result.tokens])
     asked, ask, num_sent = item.drafting, None, 0
     if asked is not None:
         ask, num_sent = Ask(asked.method, asked.num_wanted), len(asked.token_ids)
-    return Outcome(request, item.num_drafts, tokens, ask, num_sent, len(result.drafts))
+    return DraftOutcome(request, item.num_drafts, tokens, ask, num_sent, len(result.drafts))

@@ -34,7 +34,7 @@ from duetto.server.apis.protocol import (
 from duetto.server.apis.reading import decode
 from duetto.server.apis.replies import Envelope
 from duetto.server.apis.sampling import chat_params, check_step_entries, completion_params
-from duetto.server.apis.shapes import ChatShape, CompletionShape, Shape
+from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
 from duetto.server.door import Door, Job, RequestHead, split_prompts
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
 from duetto.server.http.body import body_of
@@ -294,12 +294,12 @@ class Api:
         return RequestHead(own, num_bytes, tenant, name, client_of(request.scope))
 
     def _submit(
-        self, wire: SamplingRequest, job: Job, shape: Shape, arrival: RequestHead
+        self, wire: SamplingRequest, job: Job, shape: ReplyShape, arrival: RequestHead
     ) -> Exchange:
         streams = bool(wire.stream)
         envelope = Envelope(
             id=shape.id_prefix + arrival.name,
-            object=shape.chunk_object if streams else shape.whole_object,
+            object=shape.chunk_object if streams else shape.reply_object,
             created=int(time.time()),
             model=self._settings.served_model_name,
             system_fingerprint=self._settings.system_fingerprint,
@@ -321,7 +321,7 @@ class Api:
         if wire.stream:
             options = wire.stream_options or StreamOptions()
             return EventStream(exchange, self._relay, options, self._settings.sse_keep_alive_s)
-        return await exchange.whole(self._relay, request.receive, self._work, held.release)
+        return await exchange.reply(self._relay, request.receive, self._work, held.release)
 
     def _model_card(self) -> Json:
         name = self._settings.served_model_name

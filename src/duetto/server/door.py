@@ -284,7 +284,7 @@ class Door:
                 for index, prompt in enumerate(prompts)
             ]
         num_bytes = size.num_bytes((r.num_prompt_tokens, r.max_tokens) for r in requests)
-        if num_bytes > size.most:
+        if num_bytes > size.max_bytes:
             num_scored = sum(r.num_prompt_tokens for r in requests)
             raise too_large(request, sampling, size, num_bytes, num_scored)
         return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)

@@ -18,7 +18,7 @@ from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
 from duetto.server.apis.protocol import StreamOptions
 from duetto.server.apis.replies import Envelope, timings, usage
-from duetto.server.apis.shapes import Shape
+from duetto.server.apis.shapes import ReplyShape
 from duetto.server.door import Job
 from duetto.server.http.errors import ApiError, engine_failure, stopping
 from duetto.server.http.json_parts import (
@@ -60,7 +60,7 @@ class Exchange:
         self,
         job: Job,
         answer: Answer,
-        shape: Shape,
+        shape: ReplyShape,
         envelope: Envelope,
         *,
         clock: Callable[[], float],
@@ -84,7 +84,7 @@ class Exchange:
 
     # --- whole -----------------------------------------------------------------------------------
 
-    async def whole(
+    async def reply(
         self, relay: Relay, receive: Receive, work: TextWork, on_end: Callable[[], None]
     ) -> Response:
         """The reply that is not streamed. Raises ApiError if the engine could not answer.
@@ -92,7 +92,7 @@ class Exchange:
         A large one is made off the event loop. `on_end` is called once nothing of it is held.
         """
         try:
-            response = await self._wait_for_whole(relay, receive, work)
+            response = await self._wait_for_reply(relay, receive, work)
         except BaseException:
             on_end()
             raise
@@ -102,7 +102,7 @@ class Exchange:
             on_end()
         return response
 
-    async def _wait_for_whole(self, relay: Relay, receive: Receive, work: TextWork) -> Response:
+    async def _wait_for_reply(self, relay: Relay, receive: Receive, work: TextWork) -> Response:
         choices = [_Choice() for _ in self._job.requests]
         async with _watched(self.answer, relay, receive):
             try:
@@ -115,9 +115,9 @@ class Exchange:
         lengths = [(len(prompt.token_ids), most) for prompt in self._job.prompts]
         num_bytes = self._job.size.num_bytes(lengths)
         if num_bytes <= LARGE_BYTES:
-            return Response(encode(self._whole(choices)), media_type="application/json")
+            return Response(encode(self._complete(choices)), media_type="application/json")
         return PartsResponse(
-            await work.reply(lambda: packed(json_parts(self._whole(choices))), num_bytes)
+            await work.reply(lambda: packed(json_parts(self._complete(choices))), num_bytes)
         )
 
     def _collect(self, choice: _Choice, delta: Delta) -> None:
@@ -128,13 +128,13 @@ class Exchange:
         choice.scored += delta.prompt_logprobs
         choice.final = delta.final
 
-    def _whole(self, choices: Sequence[_Choice]) -> Json:
+    def _complete(self, choices: Sequence[_Choice]) -> Json:
         bodies, is_single = [], len(choices) == 1
         more = self._shape.beside_choices(choices[0].scored)
         for index, choice in enumerate(choices):
             text = "".join(choice.texts)
             scored = choices[index - index % self._job.sampling.n].scored  # once for each prompt
-            body = self._shape.whole(index, text, choice.tokens, scored)
+            body = self._shape.complete(index, text, choice.tokens, scored)
             if choice.final is not None:
                 body |= self._ending(choice.final)
                 # It was complete when the last of all choices was: no reader was waited for.

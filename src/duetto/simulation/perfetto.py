@@ -64,8 +64,8 @@ def _steps(log: StepLog, process: int, num_blocks: int) -> Iterator[Event]:
         strict=True,
     )
     for start, end, tokens, prompts, running, waiting, free, preemptions in columns:
-        told = {"tokens": tokens, "prompt_tokens": prompts, "preemptions": preemptions}
-        yield span(process, 1, f"{tokens} tokens", start, end, **told)
+        args = {"tokens": tokens, "prompt_tokens": prompts, "preemptions": preemptions}
+        yield span(process, 1, f"{tokens} tokens", start, end, **args)
         yield counter(process, "requests", end, {"running": running, "waiting": waiting})
         yield counter(process, "KV blocks", end, {"used": num_blocks - free})
 
@@ -74,7 +74,7 @@ def _request(served: Served, lane: int) -> Iterator[Event]:
     timings = served.timings
     first, last = timings.token_times[0], timings.token_times[-1]
     begun = timings.first_scheduled_time
-    told = {
+    args = {
         "request": served.index,
         "prompt_tokens": served.num_prompt_tokens,
         "cached_tokens": served.num_cached_tokens,
@@ -82,7 +82,7 @@ def _request(served: Served, lane: int) -> Iterator[Event]:
         "replica": served.replica,
         "preemptions": timings.num_preemptions,
     }
-    yield span(_REQUESTS, lane, f"request {served.index}", timings.arrival_time, last, **told)
+    yield span(_REQUESTS, lane, f"request {served.index}", timings.arrival_time, last, **args)
     if begun is not None:
         yield span(_REQUESTS, lane, "waiting", timings.arrival_time, begun)
         yield span(_REQUESTS, lane, "prompt", begun, first)

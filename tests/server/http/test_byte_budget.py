@@ -7,7 +7,7 @@ from duetto.server.http.errors import ApiError
 
 
 def test_large_holdings_are_bounded_and_small_ones_have_twice_the_room():
-    budget = ByteBudget(most=1000, little=100, what="things are held")
+    budget = ByteBudget(limit=1000, little=100, what="things are held")
     first = budget.hold(900)
     small = budget.hold(100)
     small.add(0)

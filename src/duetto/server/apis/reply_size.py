@@ -24,25 +24,25 @@ class ReplySize:
     num_answers: int  # to each prompt
     prompt_token_bytes: int  # with all answers to the prompt
     answer_token_bytes: int
-    most: int
+    max_bytes: int
 
     @staticmethod
-    def of(request: SamplingRequest, sampling: SamplingParams, most: int) -> "ReplySize":
+    def of(request: SamplingRequest, sampling: SamplingParams, max_bytes: int) -> "ReplySize":
         scored, shown, n = sampling.prompt_logprobs, sampling.logprobs, sampling.n
         if request.stream:
-            return ReplySize(n, 0, 0, most)  # it goes out as it comes
+            return ReplySize(n, 0, 0, max_bytes)  # it goes out as it comes
         # Each completion shows the prompt's; beside the choices of a chat they stand once.
         times = n if isinstance(request, CompletionRequest) else 1
         at_prompt = 0 if scored is None else (1 + scored) * (KEPT_BYTES + times * JSON_BYTES)
         at_answer = 0 if shown is None else (1 + shown) * (KEPT_BYTES + JSON_BYTES)
-        return ReplySize(n, at_prompt, TOKEN_BYTES + at_answer, most)
+        return ReplySize(n, at_prompt, TOKEN_BYTES + at_answer, max_bytes)
 
     def room(self, prompt_lengths: Iterable[int]) -> int | None:
         """Tokens that each answer may have at most; at least 1. None: any number."""
         lengths = list(prompt_lengths)
         if not self.answer_token_bytes or not lengths:
             return None
-        left = self.most - self.prompt_token_bytes * sum(lengths)
+        left = self.max_bytes - self.prompt_token_bytes * sum(lengths)
         each = self.answer_token_bytes * self.num_answers * len(lengths)
         return max(1, left // each)
 
@@ -69,5 +69,5 @@ def too_large(
         field,
         f"the reply could take {num_bytes} bytes, for n={sampling.n}, "
         f"logprobs={sampling.logprobs}, prompt_logprobs={sampling.prompt_logprobs} and the tokens "
-        f"asked for; at most {size.most} are accepted. Ask for less of one of them, or stream",
+        f"asked for; at most {size.max_bytes} are accepted. Ask for less of one of them, or stream",
     )

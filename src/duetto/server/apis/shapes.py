@@ -29,9 +29,9 @@ NOT_SAID: Json = {
 _NO_ECHO = Echo("")
 
 
-class Shape(Protocol):
+class ReplyShape(Protocol):
     id_prefix: ClassVar[str]
-    whole_object: ClassVar[str]
+    reply_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
     def opening(self, index: int) -> Json | None:
@@ -42,7 +42,7 @@ class Shape(Protocol):
         """A choice of a later chunk."""
         ...
 
-    def whole(
+    def complete(
         self,
         index: int,
         text: str,
@@ -59,7 +59,7 @@ class Shape(Protocol):
 
 class ChatShape:
     id_prefix: ClassVar[str] = "chatcmpl-"
-    whole_object: ClassVar[str] = "chat.completion"
+    reply_object: ClassVar[str] = "chat.completion"
     chunk_object: ClassVar[str] = "chat.completion.chunk"
 
     def __init__(self, request: ChatRequest, job: Job, codec: TextCodec) -> None:
@@ -73,7 +73,7 @@ class ChatShape:
     def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
         return {"index": index, "delta": {"content": text}, "logprobs": self._logprobs(tokens)}
 
-    def whole(
+    def complete(
         self,
         index: int,
         text: str,
@@ -100,7 +100,7 @@ class ChatShape:
 
 class CompletionShape:
     id_prefix: ClassVar[str] = "cmpl-"
-    whole_object: ClassVar[str] = "text_completion"
+    reply_object: ClassVar[str] = "text_completion"
     chunk_object: ClassVar[str] = "text_completion"
 
     def __init__(self, request: CompletionRequest, job: Job, codec: TextCodec) -> None:
@@ -124,7 +124,7 @@ class CompletionShape:
         shown = self._logprobs(index, tokens, ())
         return {"index": index, "text": text, "logprobs": shown, "prompt_token_ids": None}
 
-    def whole(
+    def complete(
         self,
         index: int,
         text: str,

@@ -6,9 +6,9 @@ from duetto.server.http.errors import overloaded
 class ByteBudget:
     """Those who hold little find room where others are refused: twice as much."""
 
-    def __init__(self, most: int, little: int, what: str) -> None:
+    def __init__(self, limit: int, little: int, what: str) -> None:
         """`what` is held, as an error says it."""
-        self._most = most
+        self._limit = limit
         self._little = little
         self._what = what
         self.num_bytes = 0
@@ -21,7 +21,7 @@ class ByteBudget:
 
     def check(self, num_held: int, num_more: int) -> None:
         is_little = num_held + num_more <= self._little
-        if self.num_bytes + num_more > (2 * self._most if is_little else self._most):
+        if self.num_bytes + num_more > (2 * self._limit if is_little else self._limit):
             raise overloaded(f"{self.num_bytes} bytes of {self._what}; try again later")
 
 

@@ -54,7 +54,7 @@ def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
     """400 for what the engine's own checks refuse; `names` maps our field names to the caller's."""
     param = names.get(error.field, error.field)
     if isinstance(error, RequestTooLong):
-        message = error.told(names.get("prompt", "prompt"))
+        message = error.message_of(names.get("prompt", "prompt"))
         if error.field == "max_tokens":
             message += f" The length of the completion is {param}."
         return ApiError(400, message, param=param, code="context_length_exceeded")
@@ -100,15 +100,15 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 def error_response(error: ApiError) -> Response:
     content = msgspec.json.encode(error.body)
     reply = _ErrorReply(content, error.status, error.headers, "application/json")
-    reply.told = {"reason": error.reason, "param": error.body["error"]["param"]}
+    reply.reported = {"reason": error.reason, "param": error.body["error"]["param"]}
     return reply
 
 
 class _ErrorReply(Response):
     """Leaves its reason and its field in `scope["state"]`, for the log."""
 
-    told: dict[str, str | None]
+    reported: dict[str, str | None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {}).update(self.told)
+        scope.setdefault("state", {}).update(self.reported)
         await super().__call__(scope, receive, send)
