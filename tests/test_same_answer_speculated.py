@@ -28,7 +28,7 @@ from duetto.runner.proposers.ngram import NgramProposer
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.proposers.suffix import SuffixProposer
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
-from duetto.scheduler.drafts import Outcome as DraftOutcome
+from duetto.scheduler.drafts import DraftOutcome as DraftOutcome
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
