@@ -7,6 +7,7 @@ import msgspec
 from cyclopts import Parameter
 from rich.table import Table
 
+from duetto.cli.draft import find_draft
 from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say, show_table
 from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
@@ -18,7 +19,6 @@ from duetto.planner.layout import (
     PrecisionName,
     check_apart,
     check_used,
-    make_fleet,
     with_weights,
 )
 from duetto.planner.objective import Objective
@@ -111,6 +111,7 @@ def plan(
         workload=workload,
         objective=Objective(parse_slo(slo), percentile),
         price_per_hour=price,
+        draft=find_draft(base),
     )
     if only_rate:
         rate = _rate(problem, base)
@@ -177,7 +178,7 @@ def _candidates(
 
 
 def _rate(problem: Problem, layout: Layout) -> Rate | None:
-    fleet = make_fleet(problem.program, problem.hardware, layout)
+    fleet = problem.fleet(layout)
     if not problem.workload.requests_per_s:
         return None
     with show_progress("rates") as bar:

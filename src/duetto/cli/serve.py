@@ -110,6 +110,7 @@ def serve(
         quantization=built.model.quantization,
         kv_cache_dtype=built.model.kv_dtype,
         backend=built.model.computed_by,
+        max_drafts=built.model.max_drafts,
     )
     app = create_app(
         engine=built.engine,

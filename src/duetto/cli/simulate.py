@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from duetto.cli.draft import find_draft
 from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
 from duetto.core.engine_args import QuantizationName
@@ -83,7 +84,7 @@ def simulate(
     config, spec = find_config(model), find_hardware(hardware)
     program = build_program(config, layout.max_model_len)
     layout = with_weights(layout, config.dtype, quantization)
-    fleet = make_fleet(program, spec, layout)
+    fleet = make_fleet(program, spec, layout, find_draft(layout))
     workload = load.load(seed)
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
         simulation = run(workload, fleet, on_arrival=bar.advance)

@@ -5,7 +5,7 @@ Knows prices and memory; simulates nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from duetto.core.config import SchedulerConfig, scheduler_config
 from duetto.core.engine_args import QuantizationName
@@ -19,6 +19,8 @@ from duetto.core.options import (
     check_choice,
     check_options,
 )
+from duetto.core.speculation import SpeculativeConfig
+from duetto.planner.speculation import DraftModel, beside, simulated_drafts
 from duetto.pricing.cost_model import CostModel, Deployment, StepTotals
 from duetto.pricing.gpus import GPU_EFFICIENCIES
 from duetto.pricing.hardware import HardwareSpec
@@ -105,6 +107,14 @@ class Layout:
     """GB/s from a prefill replica to those that decode; by default the hardware's own links."""
     gpu_memory_utilization: float = 0.9
     """Part of the memory that may be used."""
+    speculative_config: str | None = None
+    """What proposes drafts, as JSON, like serve's; needs --speculative-acceptance. Methods ngram
+    and suffix cost nothing here, draft_model the price of its own program."""
+    speculative_model: str | None = None
+    """A smaller model that proposes drafts: a directory, a config.json or a named shape."""
+    speculative_acceptance: str | None = None
+    """How often a draft is right if those before it are, like 0.8; or the part of chains in which
+    the first, second, … is accepted, like 0.8,0.65,0.5; or a .json of a run that had drafts."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -124,6 +134,7 @@ class Layout:
             raise ConfigError(f"--kv-bandwidth {self.kv_bandwidth}: must be above 0")
         if self.max_local_prefill < 0:
             raise ConfigError(f"--max-local-prefill {self.max_local_prefill}: must be 0 or more")
+        SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
 
     @property
     def num_batches(self) -> int:
@@ -182,7 +193,14 @@ class Layout:
             parts.append(f"{self.prefill_replicas} prefill + {self.replicas} decode")
         else:
             parts.append(f"{self.replicas} replica{'s' * (self.replicas > 1)}")
-        return ", ".join((*parts, self.weights, self._tokens_a_step))
+        return ", ".join((*parts, self.weights, self._tokens_a_step, *self._drafts))
+
+    @property
+    def _drafts(self) -> tuple[str, ...]:
+        config = SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
+        if config is None:
+            return ()
+        return (f"drafts by {', '.join(config.methods)}, {self.speculative_acceptance} accepted",)
 
     def on_devices(self, hardware: HardwareSpec) -> str:
         """Which devices do what, in words: 4 of 8 h100: 2 replicas of 2 devices each, ..."""
@@ -203,6 +221,7 @@ class Layout:
                 self._tokens_a_step,
                 f"{self.max_num_seqs} requests in one",
                 *["graphs"] * self.on(hardware).graphs,
+                *self._drafts,
             )
         )
 
@@ -241,8 +260,9 @@ def make_fleet(
     program: Program,
     hardware: HardwareSpec,
     layout: Layout,
+    draft: Program | None = None,
 ) -> Fleet:
-    """The fleet of a layout.
+    """The fleet of a layout; `draft` is the draft model, where it has one.
 
     Raises ConfigError for what cannot be, with the reason and the nearest that could: degrees that
     do not divide the model, more devices than there are, a model that does not fit.
@@ -255,8 +275,10 @@ def make_fleet(
             + (f"--replicas {most} would do" if most > 0 else "take fewer, or lower degrees")
         )
     model = CostModel(program, hardware, layout.on(hardware))
-    num_blocks = _blocks_of_batch(num_kv_blocks(program, hardware, layout), layout)
+    guesser = None if draft is None else DraftModel(draft, draft_layout(layout).on(hardware))
+    num_blocks = _blocks_of_batch(num_kv_blocks(program, hardware, layout, draft), layout)
     replica = ReplicaSpec(
+        drafts=simulated_drafts(layout, hardware, guesser),
         scheduler=_scheduler(program, layout, num_blocks),
         step_time=model.step_time,
         next_token_times=next_token_times(model),
@@ -268,7 +290,7 @@ def make_fleet(
         return fleet
     # A step without streams needs no limit: nobody waits for a next token.
     endless = replace(layout, target_itl="off")
-    prefill = replace(replica, scheduler=_scheduler(program, endless, num_blocks))
+    prefill = replace(replica, scheduler=_scheduler(program, endless, num_blocks), drafts=None)
     apart = Disaggregation(
         prefill=prefill,
         num_replicas=layout.prefill_replicas,
@@ -330,15 +352,43 @@ def _link(program: Program, hardware: HardwareSpec, layout: Layout) -> KVLink:
     )
 
 
-def num_kv_blocks(program: Program, hardware: HardwareSpec, layout: Layout) -> int:
+def draft_layout(layout: Layout) -> Layout:
+    """How a draft model is laid out: as its target, but for what its options say of its own."""
+    config = SpeculativeConfig.parse(layout.speculative_config, layout.speculative_model)
+    plain = replace(layout, speculative_config=None, speculative_model=None)
+    plain = replace(plain, speculative_acceptance=None)
+    options = None if config is None else config.draft_model
+    if options is None:
+        return plain
+    if options.kv_cache_dtype not in (None, "auto"):
+        check_choice("kv_cache_dtype", options.kv_cache_dtype, get_args(KVName))
+        plain = replace(plain, kv_cache_dtype=cast(KVName, options.kv_cache_dtype))
+    if options.quantization in ("int8", "int4"):
+        plain = replace(plain, dtype=cast(DtypeName, options.quantization))
+    elif options.quantization == "none" and plain.dtype in ("int8", "int4"):
+        plain = replace(plain, dtype="bfloat16")
+    return plain
+
+
+def num_kv_blocks(
+    program: Program, hardware: HardwareSpec, layout: Layout, draft: Program | None = None
+) -> int:
     """KV blocks of one replica.
 
     Raises ConfigError if the model, or a request of the length that was asked for, does not fit,
     naming the nearest layout with which it would.
     """
-    found = _fit(program, hardware, layout)
+    found = alone = _fit(program, hardware, layout)
+    if draft is not None:
+        found = beside(alone, _fit(draft, hardware, draft_layout(layout)))
     if found.num_tokens >= _least_tokens(layout):
         return found.num_blocks
+    if alone.num_tokens >= _least_tokens(layout):
+        raise ConfigError(
+            f"{layout.describe()}: the model fits on each {hardware.name} alone; with the draft "
+            f"model there are {_gib(found.weight_bytes)} of weights in {_gib(found.usable_bytes)}, "
+            f"and {found.num_tokens} tokens of KV are left for both"
+        )
     raise ConfigError(
         f"{layout.describe()}: on each {hardware.name}, {_gib(found.weight_bytes)} of weights and "
         f"{_gib(found.activation_bytes)} of activations leave {found.num_tokens} tokens of KV in "

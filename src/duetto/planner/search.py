@@ -34,6 +34,11 @@ class Problem:
     workload: Traffic
     objective: Objective
     price_per_hour: float | None = None  # of one device
+    draft: Program | None = None  # the draft model, where the layouts have one
+
+    def fleet(self, layout: Layout) -> Fleet:
+        """Raises ConfigError for a layout that cannot be."""
+        return make_fleet(self.program, self.hardware, layout, self.draft)
 
 
 MOST_LAYOUTS = 20_000  # of a search that ends
@@ -180,7 +185,7 @@ def _sifted(problem: Problem, candidates: Sequence[Layout]) -> tuple[list[Verdic
 def why_not(problem: Problem, layout: Layout) -> Verdict | None:
     """Why a layout cannot be, or cannot meet the objective whatever the load; None if it may."""
     try:
-        fleet = make_fleet(problem.program, problem.hardware, layout)
+        fleet = problem.fleet(layout)
     except ConfigError as error:
         return Verdict(layout, reason=str(error))
     limits, percentile = problem.objective.limits, problem.objective.percentile
@@ -201,7 +206,7 @@ def why_not(problem: Problem, layout: Layout) -> Verdict | None:
 
 def judge(problem: Problem, layout: Layout) -> Verdict:
     """Simulate one layout. Raises ConfigError for one that cannot be."""
-    fleet = make_fleet(problem.program, problem.hardware, layout)
+    fleet = problem.fleet(layout)
     outcome = run(problem, fleet, problem.workload)
     reached = problem.objective.reached(outcome.report)
     binding, ratio = problem.objective.binding(reached)
