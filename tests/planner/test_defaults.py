@@ -16,6 +16,7 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.planner import layout as layout_module
 from duetto.planner.layout import Layout, make_fleet
+from duetto.program.kv_size import bytes_per_block, plan_kv
 from duetto.runner.load import LoadedModel
 
 FLAGS: list[dict[str, Any]] = [
@@ -84,6 +85,37 @@ def test_what_a_server_refuses_no_simulation_accepts(flags: dict[str, Any]) -> N
     with pytest.raises(ConfigError) as by_server:
         served(EngineArgs(**flags), simulated(Layout()))
     assert str(refused.value) == str(by_server.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "memory_bytes"),
+    [
+        ({}, 40 * 2**30),
+        ({}, 20 * 2**30),  # a quarter of what is left is less than a context
+        ({"max_model_len": 8192}, 20 * 2**30),
+        ({"max_num_seqs": 1, "max_model_len": 512, "block_size": 16}, 64 * 2**30),
+    ],
+    ids=str,
+)
+def test_on_this_host_a_simulation_has_the_servers_kv(
+    flags: dict[str, Any], memory_bytes: int
+) -> None:
+    made = program("llama-3-8b")
+    layout, args = Layout(dtype="bfloat16", **flags), EngineArgs(**flags)
+    if args.asked_len is not None:
+        made = replace(made, max_model_len=args.asked_len)
+    host = replace(ROUGH, name="host", memory_bytes=memory_bytes)
+    kv = plan_kv(
+        made,
+        block_size=args.block_size,
+        block_bytes=bytes_per_block(made, args.block_size, "bfloat16"),
+        max_num_seqs=args.max_num_seqs,
+        memory_bytes=None,
+        available_bytes=memory_bytes - 2 * made.num_parameters,
+        may_shorten=args.asked_len is None,
+    )
+    config = make_fleet(made, host, layout).replica.scheduler
+    assert (config.num_blocks, config.max_model_len) == (kv.num_blocks, kv.max_model_len)
 
 
 def test_flags_of_the_same_name_have_the_same_default() -> None:

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from duetto.core.errors import ConfigError
-from duetto.core.options import batched_tokens
-from duetto.planner.layout import Layout
+from duetto.planner.layout import Layout, fit_layout
 from duetto.pricing.cost_model import check_devices
 from duetto.pricing.hardware import HardwareSpec
-from duetto.pricing.memory import MemoryFit, fit_device, size_in_words
+from duetto.pricing.memory import MemoryFit, size_in_words
 from duetto.program.program import Program
 from duetto.program.rewrites.shard import possible_degrees
 
@@ -41,15 +40,7 @@ class Change(NamedTuple):
 def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Capacity:
     """On the device with the least room. Raises ConfigError for degrees that do not divide the
     model."""
-    fit = fit_device(
-        program,
-        hardware,
-        layout.on(hardware),
-        block_size=layout.block_size,
-        max_num_batched_tokens=batched_tokens(layout, program.max_model_len),
-        max_num_seqs=layout.max_num_seqs,
-        utilization=layout.gpu_memory_utilization,
-    )
+    fit = fit_layout(program, hardware, layout)
     notes = [f"{layout.weights} weights; {layout.devices_per_replica} x {hardware.name}"]
     longest = min(program.max_model_len, fit.num_tokens)
     if not fit.num_blocks:

@@ -22,10 +22,12 @@ from duetto.core.options import (
 from duetto.core.speculation import SpeculativeConfig
 from duetto.planner.speculation import DraftModel, beside, simulated_drafts
 from duetto.pricing.cost_model import CostModel, Deployment, StepTotals
+from duetto.pricing.find_hardware import HOST
 from duetto.pricing.gpus import GPU_EFFICIENCIES
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.host import computable
 from duetto.pricing.memory import MemoryFit, fit_device
+from duetto.program.kv_size import default_kv_blocks
 from duetto.program.program import Program
 from duetto.program.rewrites.shard import possible_degrees
 from duetto.program.shape import Precision
@@ -378,9 +380,8 @@ def num_kv_blocks(
     Raises ConfigError if the model, or a request of the length that was asked for, does not fit,
     naming the nearest layout with which it would.
     """
-    found = alone = _fit(program, hardware, layout)
-    if draft is not None:
-        found = beside(alone, _fit(draft, hardware, draft_layout(layout)))
+    alone = fit_layout(program, hardware, layout)
+    found = alone if draft is None else fit_layout(program, hardware, layout, draft)
     if found.num_tokens >= _least_tokens(layout):
         return found.num_blocks
     if alone.num_tokens >= _least_tokens(layout):
@@ -396,7 +397,29 @@ def num_kv_blocks(
     )
 
 
-def _fit(program: Program, hardware: HardwareSpec, layout: Layout) -> MemoryFit:
+def fit_layout(
+    program: Program, hardware: HardwareSpec, layout: Layout, draft: Program | None = None
+) -> MemoryFit:
+    """On the device with the least room for KV. A host, whose memory is not only the model's, gives
+    KV as much as `duetto serve` takes there."""
+    found = _fit_all(program, hardware, layout)
+    if draft is not None:
+        found = beside(found, _fit_all(draft, hardware, draft_layout(layout)))
+    if hardware.name != HOST or not found.num_blocks:
+        return found
+    num_blocks = default_kv_blocks(
+        program,
+        block_size=layout.block_size,
+        block_bytes=found.block_bytes,
+        max_num_seqs=layout.max_num_seqs,
+        available_bytes=hardware.memory_bytes - found.weight_bytes,
+        may_shorten=layout.max_model_len is None,
+    )
+    return replace(found, num_blocks=min(num_blocks, found.num_blocks))
+
+
+def _fit_all(program: Program, hardware: HardwareSpec, layout: Layout) -> MemoryFit:
+    """With KV in all the memory that may be used."""
     return fit_device(
         program,
         hardware,
@@ -425,7 +448,7 @@ def _nearest(program: Program, hardware: HardwareSpec, layout: Layout) -> str:
     for words, other in ways:
         if other.dtype == "float8" and "float8" not in hardware.peaks:
             continue
-        if _fit(program, hardware, other).num_tokens >= _least_tokens(other):
+        if fit_layout(program, hardware, other).num_tokens >= _least_tokens(other):
             return words
     if hardware.num_devices is None:
         return "no number of them up to 64 would do"

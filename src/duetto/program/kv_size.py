@@ -57,9 +57,14 @@ def plan_kv(
     limit = available_bytes if memory_bytes is None else memory_bytes
     num_blocks = min(limit // block_bytes, MAX_SLOTS // block_size)
     if memory_bytes is None:
-        share = int(available_bytes * _DEFAULT_SHARE) // block_bytes
-        floor = 0 if may_shorten else needed
-        num_blocks = min(num_blocks, max(floor, min(share, max_num_seqs * needed)))
+        num_blocks = default_kv_blocks(
+            program,
+            block_size=block_size,
+            block_bytes=block_bytes,
+            max_num_seqs=max_num_seqs,
+            available_bytes=available_bytes,
+            may_shorten=may_shorten,
+        )
     if num_blocks >= needed:
         return KVPlan(num_blocks, length, num_blocks * block_bytes)
 
@@ -77,6 +82,23 @@ def plan_kv(
         f"aside (--max-model-len or --kv-cache-memory-bytes change this)"
     )
     return KVPlan(num_blocks, fitting, num_blocks * block_bytes, (note,))
+
+
+def default_kv_blocks(
+    program: Program,
+    *,
+    block_size: int,
+    block_bytes: int,
+    max_num_seqs: int,
+    available_bytes: int,
+    may_shorten: bool,
+) -> int:
+    """How many blocks the rule of `plan_kv` takes where nobody says how much memory KV has."""
+    needed = -(-program.max_model_len // block_size)
+    share = int(available_bytes * _DEFAULT_SHARE) // block_bytes
+    floor = 0 if may_shorten else needed
+    wanted = max(floor, min(share, max_num_seqs * needed))
+    return min(available_bytes // block_bytes, MAX_SLOTS // block_size, wanted)
 
 
 def _size(num_bytes: int) -> str:
