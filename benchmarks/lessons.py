@@ -23,7 +23,8 @@ from lessons_pictures import draw, draw_splits
 from duetto.measure.metrics import SLO
 from duetto.measure.workload import Lengths
 from duetto.models.find import find_program
-from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout
 from duetto.pricing.find_hardware import find_hardware
 from duetto.program.kv_size import bytes_per_block
 from duetto.simulation.report import Summary, sum_up

@@ -15,7 +15,8 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.planner import layout as layout_module
-from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout
 from duetto.program.kv_size import bytes_per_block, plan_kv
 from duetto.runner.load import LoadedModel
 

@@ -8,7 +8,8 @@ from duetto.core.errors import ConfigError
 from duetto.measure.metrics import SLO
 from duetto.measure.workload import Lengths
 from duetto.models.find import find_program
-from duetto.planner.layout import Layout, make_fleet
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout
 from duetto.planner.objective import Objective
 from duetto.planner.rate import THROUGHPUT, highest_rate, reached_at
 from duetto.planner.search import Problem, run

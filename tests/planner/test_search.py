@@ -9,7 +9,8 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.measure.metrics import SLO
 from duetto.measure.workload import Lengths
 from duetto.models.find import find_program
-from duetto.planner.layout import Layout, check_apart, make_fleet
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout, check_apart
 from duetto.planner.objective import Objective
 from duetto.planner.search import Problem, judge, layouts, search, why_not
 from duetto.pricing.gpus import HARDWARE

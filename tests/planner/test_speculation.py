@@ -7,7 +7,8 @@ import pytest
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.models.find import find_program
-from duetto.planner.layout import Layout, make_fleet, num_kv_blocks
+from duetto.planner.fleet import make_fleet, num_kv_blocks
+from duetto.planner.layout import Layout
 from duetto.planner.speculation import proposer, read_acceptance
 from duetto.pricing.find_hardware import find_hardware
 from duetto.simulation.load import TrafficOptions

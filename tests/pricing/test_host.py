@@ -10,7 +10,8 @@ from pricing.prices import decode, prefill, program
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
-from duetto.planner.layout import Layout, make_fleet, with_weights
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout, with_weights
 from duetto.pricing.find_hardware import calibration_file, find_hardware, write_hardware
 from duetto.pricing.hardware import Efficiencies, HardwareSpec, KernelEfficiency
 from duetto.pricing.host import host_prices

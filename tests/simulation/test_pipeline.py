@@ -14,7 +14,8 @@ from simulation.test_fast_forward import CONFIGURATIONS, everything
 
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape
-from duetto.planner.layout import Layout, check_used, make_fleet
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout, check_used
 from duetto.pricing.cost_model import Deployment
 from duetto.pricing.memory import fit_device
 from duetto.simulation.executor import step_by_step

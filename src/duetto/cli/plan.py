@@ -14,13 +14,7 @@ from duetto.core.errors import ConfigError
 from duetto.measure.metrics import JsonValue, parse_slo
 from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.layout import (
-    Layout,
-    PrecisionName,
-    check_apart,
-    check_used,
-    with_weights,
-)
+from duetto.planner.layout import Layout, PrecisionName, check_apart, check_used, with_weights
 from duetto.planner.objective import Objective
 from duetto.planner.rate import GAIN, THROUGHPUT, Rate, highest_rate
 from duetto.planner.search import Plan, Problem, Verdict, layouts, search

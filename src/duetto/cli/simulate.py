@@ -13,12 +13,8 @@ from duetto.core.files import check_folder
 from duetto.measure.metrics import parse_percentiles, parse_slo
 from duetto.models.find import find_config
 from duetto.models.programs import build_program
-from duetto.planner.layout import (
-    Layout,
-    check_used,
-    make_fleet,
-    with_weights,
-)
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout, check_used, with_weights
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.gpus import notes_on_host
 from duetto.pricing.pyplot import pyplot_for

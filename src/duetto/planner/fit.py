@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from duetto.core.errors import ConfigError
-from duetto.planner.layout import Layout, fit_layout
+from duetto.planner.fleet import fit_layout
+from duetto.planner.layout import Layout
 from duetto.pricing.cost_model import check_devices
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.memory import MemoryFit, size_in_words

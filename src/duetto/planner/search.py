@@ -15,7 +15,8 @@ from multiprocessing import get_context
 from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.planner.layout import Layout, PrecisionName, make_fleet
+from duetto.planner.fleet import make_fleet
+from duetto.planner.layout import Layout, PrecisionName
 from duetto.planner.objective import Objective
 from duetto.pricing.hardware import HardwareSpec
 from duetto.program.program import Program
