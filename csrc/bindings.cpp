@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -24,6 +25,7 @@
 #include "probe.h"
 #include "refuse.h"
 #include "sampler.h"
+#include "weight.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -354,6 +356,33 @@ int64_t draw_candidates(Vector<double> scaled, std::optional<Vector<int64_t>> id
                        static_cast<int64_t>(scaled.size()), key);
 }
 
+int64_t draw(Vector<float> row, const std::tuple<double, int64_t>& first,
+             std::optional<Vector<int64_t>> changed_ids, std::optional<Vector<double>> changed,
+             const Filters& filters, uint64_t key, std::optional<std::string> isa) {
+    const auto size = static_cast<int64_t>(row.size());
+    const auto [logit, id] = first;
+    if (size > kMostWeighed) refuse("draw_filtered: more than 2^23 logits");
+    if (id < 0 || id >= size || !std::isfinite(logit))
+        refuse("draw_filtered: first must be (its finite logit, an index of the row)");
+    if (changed_ids.has_value() != changed.has_value() ||
+        (changed && changed->size() != changed_ids->size()))
+        refuse("draw_filtered: needs as many changed_ids as changed");
+    if (!(filters.temperature > 0) || !(filters.top_p > 0) || !(filters.lowest <= logit))
+        refuse(
+            "draw_filtered: temperature and top_p must be > 0, lowest at most the first's logit");
+    std::vector<Ranked> list(changed ? changed->size() : 0);
+    for (size_t i = 0; i < list.size(); ++i) {
+        list[i] = {changed->data()[i], changed_ids->data()[i]};
+        if (list[i].id < 0 || list[i].id >= size)
+            refuse("draw_filtered: changed_ids must be indices of the row");
+    }
+    const Kernels& kernels = sampling_kernels(isa);
+    const Release release;
+    const auto count = static_cast<int64_t>(list.size());
+    return draw_filtered(kernels, {row.data(), size, list.data(), count, {logit, id}}, filters,
+                         key);
+}
+
 // -- the module -----------------------------------------------------------------------------------------
 
 void bind_machine(nb::module_& m) {
@@ -467,6 +496,19 @@ void bind_sampling(nb::module_& m) {
           "isa"_a = nb::none());
     m.def("draw_scaled", &draw_candidates, arg("scaled").noconvert(), arg("ids").noconvert().none(),
           "key"_a);
+    m.def(
+        "draw_filtered",
+        [](Vector<float> row, const std::tuple<double, int64_t>& first,
+           std::optional<Vector<int64_t>> changed_ids, std::optional<Vector<double>> changed,
+           double temperature, int64_t top_k, double lowest, double top_p, uint64_t key,
+           std::optional<std::string> isa) {
+            return draw(row, first, changed_ids, changed, {temperature, top_k, lowest, top_p}, key,
+                        isa);
+        },
+        arg("row").noconvert(), "first"_a, arg("changed_ids").noconvert().none(),
+        arg("changed").noconvert().none(), "temperature"_a, "top_k"_a, "lowest"_a, "top_p"_a,
+        "key"_a, "isa"_a = nb::none());
+    m.def("philox", &philox, "counter"_a, "key_low"_a, "key_high"_a);
     m.def("gumbel_noise", &gumbel_noise, "key"_a, "token_id"_a);
 }
 

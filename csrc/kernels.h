@@ -162,7 +162,13 @@ struct Kernels {
     // -- sampling (kernels/sampling.h) -----------------------------------------------------------
     int64_t (*finite_argmax)(const float* row, int64_t size);
     int64_t (*first_to_score)(const float* row, int64_t begin, int64_t size, float largest,
-                              float factor, uint64_t key, float best);
+                              float factor, uint64_t key, float lowest, float best);
+    // sums[j] += weights (csrc/weight.h) of the logits that are not below lowest[j], j = 0, 1; those
+    // below `floor` are below both, or weigh nothing
+    void (*weigh)(const float* row, int64_t size, double largest, double inverse, float floor,
+                  const double* lowest, uint64_t* sums);
+    // of each `block` logits; the last block may be shorter
+    void (*block_maxima)(const float* row, int64_t size, int64_t block, float* maxima);
 
     // -- KV and attention (kernels/attention.h) --------------------------------------------------
     int64_t (*kv_block_bytes)(KvFormat format, int32_t block_size, int32_t num_kv_heads,

@@ -30,6 +30,8 @@ const Kernels* DUETTO_PASTE(DUETTO_ISA, _kernels)() {
         isa::all_finite,
         isa::finite_argmax,
         isa::first_to_score,
+        isa::weigh,
+        isa::block_maxima,
         isa::kv_block_bytes,
         isa::write_kv,
         isa::attention_scratch_bytes,

@@ -246,7 +246,7 @@ def int8_peak(pool: Pool, isa: str) -> float:
 def bf16_peak(pool: Pool, isa: str) -> float:
     """The same in bf16; fp32_peak where the set has no instruction for it."""
 
-# -- sampling: the twins are in src/duetto/runner/gumbel.py ----------------------------------------
+# -- sampling: the twins are in src/duetto/runner/gumbel.py and candidates.py ---------------------
 
 def finite_argmax(row: NDArray[np.float32], isa: str | None = None) -> int:
     """The first of the largest; -1 if one is NaN or +inf, or all are -inf."""
@@ -258,6 +258,26 @@ def draw_row(
 
 def draw_scaled(scaled: NDArray[np.float64], ids: NDArray[np.int64] | None, key: int) -> int:
     """Gumbel-max over some tokens' (logit - largest) / temperature; ids None: 0, 1, ..."""
+
+def draw_filtered(
+    row: NDArray[np.float32],
+    first: tuple[float, int],
+    changed_ids: NDArray[np.int64] | None,
+    changed: NDArray[np.float64] | None,
+    temperature: float,
+    top_k: int,
+    lowest: float,
+    top_p: float,
+    key: int,
+    isa: str | None = None,
+) -> int:
+    """Gumbel-max over the tokens that top_k (0: all), a least logit (min_p) and top_p leave.
+
+    Changed logits are -inf in the row. `first`: the largest logit of both, and its lowest id.
+    """
+
+def philox(counter: int, key_low: int, key_high: int) -> int:
+    """First word of Philox4x64-10 of the counter."""
 
 def gumbel_noise(key: int, token_id: int) -> float:
     """-log(-log(u)), u in (0, 1) a hash of both."""

@@ -53,7 +53,15 @@ class TestNoise:
     @pytest.mark.parametrize("position", [0, 1, 4095, 2**31])
     def test_the_key_is_philox_of_the_paper(self, seed, position):
         # numpy counts up before it draws, so that position 0 is block 1 of the paper's cipher.
-        assert gumbel.key_of(seed, position) == philox4x64(position + 1, seed % 2**128)
+        expected = philox4x64(position + 1, seed % 2**128)
+        assert gumbel.key_of(seed, position) == gumbel.key_in_numpy(seed, position) == expected
+
+    @needs_native
+    def test_the_native_key_is_numpys(self):
+        rng = np.random.default_rng(7)
+        for seed, position in rng.integers(-(2**62), 2**62, size=(300, 2)).tolist():
+            key = gumbel.key_in_numpy(4 * seed, position % 2**40)
+            assert gumbel.key_of(4 * seed, position % 2**40) == key
 
     def test_differs_for_every_accepted_seed_and_position(self):
         seeds = [-(2**63), -1, 0, 1, 2**64 - 1]
@@ -196,23 +204,34 @@ def test_a_sampled_token_is_the_same_with_and_without_the_native_module(monkeypa
 
     rng = np.random.default_rng(9)
     pairs = []
-    for row, _, temperature, _ in cases(9, [1, 2, 40, 300, 3001], 12):
+    for row, _, temperature, _ in cases(9, [1, 2, 40, 300, 3001], 25):
         size = len(row)
+
+        def ids(at_most, size=size):
+            return tuple(rng.integers(size, size=int(rng.integers(at_most))).tolist())
+
+        def maybe(value, default):
+            return value if rng.random() < 0.3 else default
+
         params = SamplingParams(
-            temperature=float(rng.choice([0.0, temperature])),
-            top_k=int(rng.choice([0, 1, size // 2, size, size + 1])),
-            top_p=float(rng.choice([1e-9, 0.5, 0.95, 1.0, 1.0])),
+            temperature=float(rng.choice([0.0, min(temperature, 100.0)])),
+            top_k=int(rng.choice([0, 0, 1, size // 2, size, size + 1])),
+            top_p=float(rng.choice([1e-9, 0.5, 0.95, 0.999, 1.0, 1.0])),
             min_p=float(rng.choice([0.0, 0.0, 0.05, 1.0])),
-            presence_penalty=float(rng.choice([0.0, 0.0, 1.0])),
+            presence_penalty=maybe(1.0, 0.0),
+            frequency_penalty=maybe(-0.2, 0.0),
+            repetition_penalty=float(rng.choice([1.0, 1.0, 1.3, 1e-308])),
+            logit_bias=maybe({i: float(rng.uniform(-90, 90)) for i in ids(5)}, {}),
+            allowed_token_ids=maybe((*ids(50), size - 1), None),
         )
         if rng.random() < 0.1:
             row[rng.integers(size)] = rng.choice([np.nan, np.inf])
-        forbidden = (0,) if rng.random() < 0.2 else ()
-        pairs.append((row, SamplingInput(params, int(rng.integers(99)), 3, forbidden)))
+        history = maybe(ids(9), ()), ids(9), ids(30)
+        pairs.append((row, SamplingInput(params, int(rng.integers(99)), 3, *history)))
     fast = [outcome(*pair) for pair in pairs]
     monkeypatch.setattr(gumbel, "HAS_NATIVE", False)
     assert fast == [outcome(*pair) for pair in pairs]
-    assert len({str(each) for each in fast}) > 50
+    assert len({str(each) for each in fast}) > 80
 
 
 def philox4x64(counter, key, rounds=10):

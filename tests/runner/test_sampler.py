@@ -8,14 +8,7 @@ import pytest
 from duetto.core.batch import SamplingInput
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
-from duetto.runner.sampler import (
-    _largest,
-    _nucleus,
-    _set_of_largest,
-    _wide_nucleus,
-    sample_token,
-    token_logprob,
-)
+from duetto.runner.sampler import _changes, sample_token, token_logprob
 
 INF = float("inf")
 
@@ -314,61 +307,48 @@ class TestLogprobs:
         assert {type(got.logprob.logprob), type(got.logprob.top[0][1])} == {float}
 
 
-class TestWhatIsWantedOfMany:
-    """The shortcuts for large vocabularies and counts give what plain sorting gives."""
+def dense(logits, inputs):
+    """Steps 2 to 5 on every token of the vocabulary, whether it is named or not."""
+    params, size = inputs.params, len(logits)
+    changed = logits.astype(np.float64)
+    if params.allowed_token_ids is not None:
+        changed[np.setdiff1d(np.arange(size), params.allowed_token_ids)] = -INF
+    changed[list(inputs.forbidden_token_ids)] = -INF
+    for token_id, bias in params.logit_bias.items():
+        changed[token_id] += bias
+    output = np.bincount(np.array(inputs.output_token_ids, int), minlength=size)
+    prompt = np.bincount(np.array(inputs.prompt_token_ids, int), minlength=size)
+    repetition = params.repetition_penalty
+    repeated = np.where(changed > 0, changed / repetition, changed * repetition)
+    changed = np.where(output + prompt > 0, repeated, changed)
+    return changed - (params.frequency_penalty * output + params.presence_penalty * (output > 0))
 
-    @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 5000, 20_000])
-    @pytest.mark.parametrize("decimals", [1, 8])
-    def test_the_largest_are_those_of_a_stable_sort(self, size, decimals):
-        draw = np.random.default_rng(size)
-        values = np.round(draw.standard_normal(size), decimals).astype(np.float32)
-        values[draw.random(size) < 0.2] = -np.inf
-        order = np.argsort(-values, kind="stable")
-        for count in sorted({1, 2, 20, size // 2, size - 1, size} & set(range(1, size + 1))):
-            assert list(_largest(values, count)) == list(order[:count])
-            assert list(_set_of_largest(values, count)) == sorted(order[:count])
 
-    @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 1 - 1e-12])
-    @pytest.mark.parametrize("size", [1, 63, 64, 65, 3000])
-    def test_the_nucleus_is_the_fewest_of_the_largest(self, size, top_p):
-        weights = np.round(np.random.default_rng(size).random(size), 2)
-        order = np.argsort(-weights, kind="stable")
-        enough = np.flatnonzero(np.cumsum(weights[order]) >= top_p * weights.sum())
-        expected = order[: enough[0] + 1] if len(enough) else order
-        assert list(_nucleus(weights, top_p)) == sorted(expected)
+def test_only_named_tokens_are_looked_at_and_the_bits_are_those_of_looking_at_all():
+    rng = np.random.default_rng(3)
+    for trial in range(300):
+        size = int(rng.integers(2, 60))
+        logits = (rng.standard_normal(size) * 5).astype(np.float32)
+        logits[rng.random(size) < 0.2] = -INF
 
-    @pytest.mark.parametrize("top_p", [0.2, 0.9, 0.999, 1 - 1e-9])
-    @pytest.mark.parametrize("temperature", [0.3, 1.0, 100.0, math.inf])
-    def test_a_nucleus_of_many_tokens_is_that_of_a_sort(self, temperature, top_p):
-        draw = np.random.default_rng(int(min(temperature, 1000) * 10))
-        weights = np.exp(np.minimum(0.0, draw.standard_normal(30_000)) / temperature)
-        weights[draw.random(30_000) < 0.1] = 0.0
-        order = np.argsort(-weights, kind="stable")
-        wanted = top_p * float(weights.sum())
-        count = 1 + int(np.searchsorted(np.cumsum(weights[order]), wanted))
-        for got in (_nucleus(weights, top_p), _wide_nucleus(weights, wanted)):
-            assert list(got) == sorted(order[: len(got)])  # of the largest, lower ids first
-            assert abs(len(got) - count) <= 1  # sums in another order round differently
-            assert float(weights[got].sum()) >= wanted * (1 - 1e-12)
+        def ids(at_most, size=size):
+            return tuple(rng.integers(size, size=int(rng.integers(at_most))).tolist())
 
-    @pytest.mark.parametrize(
-        "rest",
-        [
-            lambda draw: np.ones(5000),
-            lambda draw: draw.random(5000),
-            lambda draw: np.exp(-700 * draw.random(5000)),
-            lambda draw: np.where(draw.random(5000) < 0.5, 0.0, 1e-310),
-            lambda draw: np.round(draw.random(5000), 1),
-        ],
-    )
-    @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.999, 1 - 1e-12, 1.0, 1 + 1e-15])
-    def test_a_wide_nucleus_is_of_the_largest_however_sums_round(self, rest, top_p):
-        for seed in range(20):
-            draw = np.random.default_rng(seed)
-            weights = rest(draw)
-            weights[draw.integers(5000)] = 1.0
-            wanted = top_p * float(weights.sum())
-            got = _wide_nucleus(weights, wanted)
-            order = np.argsort(-weights, kind="stable")
-            assert len(got) and list(got) == sorted(order[: len(got)])
-            assert float(weights[got].sum()) >= wanted * (1 - 1e-12)
+        inputs = sampling(
+            forbidden=ids(4),
+            prompt=ids(9),
+            output=ids(30),
+            repetition_penalty=float(rng.choice([1.0, 0.7, 1.3])),
+            presence_penalty=float(rng.choice([0.0, 1.1, -0.4])),
+            frequency_penalty=float(rng.choice([0.0, 0.3])),
+            logit_bias={i: float(rng.normal()) for i in ids(5)},
+            allowed_token_ids=(*ids(20), 0) if trial % 2 else None,
+        )
+        changes = _changes(logits, inputs)
+        got = logits.astype(np.float64)
+        if changes is not None:
+            if not changes.others_allowed:
+                got[:] = -INF
+            got[changes.ids] = changes.logits
+            assert (np.diff(changes.ids) > 0).all()
+        assert got.tolist() == dense(logits, inputs).tolist()

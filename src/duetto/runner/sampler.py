@@ -12,8 +12,10 @@ The order of steps is vLLM's (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample
     5. repetition penalty (prompt and output), then frequency and presence penalty (output)
     6. temperature 0: the largest logit, the lowest id among equals; done
     7. temperature
-    8. min_p, top_k, top_p: top_p of what the first two leave
+    8. min_p, top_k, top_p: top_p of what the first two leave (runner/candidates.py)
     9. draw: Gumbel-max (runner/gumbel.py)
+
+Steps 6 to 9 of a fp32 row are one native call (csrc/sampler.cpp) where there is a native module.
 
 Where vLLM leaves room, this is what happens here: top_k keeps exactly k tokens, lower ids first
 among equals (vLLM keeps all that equal the k-th); a small temperature is taken as it is (vLLM calls
@@ -22,7 +24,7 @@ it greedy below 1e-5); a rank counts strictly likelier tokens.
 
 import math
 from collections.abc import Iterable
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +34,8 @@ from duetto.core.batch import SampledToken, SamplingInput, TokenLogprob
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
 from duetto.runner import gumbel
+from duetto.runner.candidates import Row, candidates, largest, lowest
 from duetto.runner.gumbel import Ids
-
-Row = NDArray[np.float32] | NDArray[np.float64]  # [vocabulary]
-
-_BLOCK = 128  # tokens whose largest is looked at first
-_FIRST_NUCLEUS = 64  # likeliest tokens that top_p looks at before it looks at all
-_MOST_SORTED = 4096
 
 
 def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
@@ -48,12 +45,12 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
     request's own masks leave nothing to choose from.
     """
     params = sampling.params
-    token_id = _finite_argmax(row)
-    logits = _adjusted(row, sampling)
-    if logits is not row:
-        token_id = _argmax_of_allowed(logits)
-    if not params.is_greedy:
-        token_id = _draw(logits, token_id, sampling)
+    first = _finite_argmax(row)
+    changes = _changes(row, sampling)
+    if _is_native(row):
+        token_id = _choose(row, first, changes, sampling)
+    else:
+        token_id = _choose_in_numpy(row, first, changes, sampling)
     if params.logprobs is None:
         return SampledToken(token_id)
     return SampledToken(token_id, _logprob(row, token_id, params.logprobs))
@@ -72,7 +69,7 @@ def _logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
     assert 0 <= token_id < len(row)
     shifted = row.astype(np.float64)
     shifted -= float(row.max())
-    likeliest = _largest(row, num_top)
+    likeliest = largest(row, num_top)
     own, tops = float(shifted[token_id]), shifted[likeliest].tolist()
     np.exp(shifted, out=shifted)  # in place: a fresh array of this size costs as much again
     log_total = float(np.log(shifted.sum()))
@@ -102,45 +99,64 @@ def _is_native(row: Row) -> TypeGuard[NDArray[np.float32]]:
     return gumbel.HAS_NATIVE and row.dtype == np.float32 and row.flags.c_contiguous
 
 
-def _argmax_of_allowed(logits: Row) -> int:
-    """The largest, the first of equals, where masks may have left nothing."""
-    token_id = int(logits.argmax())
-    if logits[token_id] == -np.inf:
-        raise EngineError(
-            "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
-            "together forbid the whole vocabulary"
-        )
-    return token_id
+_NONE: Ids = np.array([], dtype=np.intp)
 
 
-def _adjusted(row: Row, sampling: SamplingInput) -> Row:
-    """Steps 2 to 5, on a copy; the row itself if they change nothing."""
-    params = sampling.params
-    changes = params.allowed_token_ids is not None or params.logit_bias or params.needs_history
-    if not changes and not sampling.forbidden_token_ids:
-        return row
-    logits = row.astype(np.float64)
-    if params.allowed_token_ids is not None:
-        allowed = _ids(params.allowed_token_ids, len(row))
-        logits[:] = -np.inf
-        logits[allowed] = row[allowed]
-    logits[_ids(sampling.forbidden_token_ids, len(row))] = -np.inf
-    if params.logit_bias:
-        logits[_ids(params.logit_bias, len(row))] += np.array([*params.logit_bias.values()])
+class _Changes(NamedTuple):
+    """Logits after steps 2 to 5 of the tokens that these name; the others' are as they were."""
+
+    ids: Ids  # [n], ascending
+    logits: NDArray[np.float64]  # [n]
+    others_allowed: bool  # else they are -inf
+
+
+def _changes(row: Row, sampling: SamplingInput) -> _Changes | None:
+    """Steps 2 to 5; None if they change nothing."""
+    params, size = sampling.params, len(row)
+    some = params.allowed_token_ids is not None or params.logit_bias or params.needs_history
+    if not some and not sampling.forbidden_token_ids:
+        return None
+    forbidden = _ids(sampling.forbidden_token_ids, size)
+    biased = _ids(params.logit_bias, size)
+    prompt, output = _NONE, _NONE
     if params.needs_history:
-        _penalize(logits, sampling)
-    return logits
+        output = _ids(sampling.output_token_ids, size)
+    if params.repetition_penalty != 1.0:  # it alone looks at the prompt
+        prompt = _ids(sampling.prompt_token_ids, size)
+    if params.allowed_token_ids is not None:
+        ids = np.unique(_ids(params.allowed_token_ids, size))
+    else:
+        ids = np.unique(np.concatenate((forbidden, biased, prompt, output)))
+        if not len(ids):
+            return None
+    logits = row[ids].astype(np.float64)
+    logits[_places(forbidden, ids)] = -np.inf
+    if params.logit_bias:
+        left = np.isin(biased, ids)
+        bias = np.array([*params.logit_bias.values()])
+        logits[_places(biased[left], ids)] += bias[left]
+    if params.needs_history:
+        _penalize(logits, _places(prompt, ids), _places(output, ids), params)
+    return _Changes(ids, logits, params.allowed_token_ids is None)
 
 
-def _penalize(logits: NDArray[np.float64], sampling: SamplingInput) -> None:
+def _places(token_ids: Ids, ids: Ids) -> Ids:
+    """Where those of the token ids that are among `ids` (ascending) stand there."""
+    places: Ids = np.minimum(np.searchsorted(ids, token_ids), len(ids) - 1)
+    return places[np.flatnonzero(ids[places] == token_ids)]
+
+
+def _penalize(
+    logits: NDArray[np.float64], prompt: Ids, output: Ids, params: SamplingParams
+) -> None:
     """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output, in place.
 
-    Frequency and presence penalty are OpenAI's, over the output alone.
+    Frequency and presence penalty are OpenAI's, over the output alone. `prompt` and `output` are
+    indices of the logits.
     """
-    params, size = sampling.params, len(logits)
-    output = np.bincount(_ids(sampling.output_token_ids, size), minlength=size)
-    seen = output > 0
-    seen[_ids(sampling.prompt_token_ids, size)] = True
+    counts = np.bincount(output, minlength=len(logits))
+    seen = counts > 0
+    seen[prompt] = True
     repeated = logits[seen]
     with np.errstate(over="ignore"):  # a penalty just above 0: the largest number, not infinity
         penalized = np.where(
@@ -149,122 +165,74 @@ def _penalize(logits: NDArray[np.float64], sampling: SamplingInput) -> None:
             repeated * params.repetition_penalty,
         )
     logits[seen] = np.minimum(penalized, np.finfo(np.float64).max)
-    logits -= params.frequency_penalty * output + params.presence_penalty * (output > 0)
+    logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
 
 
-def _draw(logits: Row, best: int, sampling: SamplingInput) -> int:
-    """Steps 7 to 9; `best` is the likeliest token."""
-    params = sampling.params
+def _choose(
+    row: NDArray[np.float32], first: int, changes: _Changes | None, sampling: SamplingInput
+) -> int:
+    """Steps 6 to 9, native; row[first] is the largest logit before the changes."""
+    params, logit = sampling.params, float(row[first])
+    ids, changed = None, None
+    if changes is not None:
+        ids, changed, others_allowed = changes
+        row = row.copy() if others_allowed else np.full_like(row, -np.inf)
+        row[ids] = -np.inf
+        first, logit = _first_of_both(row, ids, changed)
+    if params.is_greedy:
+        return first
+    return native.draw_filtered(
+        row,
+        (logit, first),
+        ids,
+        changed,
+        params.temperature,
+        params.top_k,
+        lowest(logit, params),
+        params.top_p,
+        gumbel.key_of(sampling.seed, sampling.num_output_tokens),
+    )
+
+
+def _first_of_both(
+    row: NDArray[np.float32], ids: Ids, changed: NDArray[np.float64]
+) -> tuple[int, float]:
+    """The likeliest token, the first of equals, of a row and of what was taken out of it, and its
+    logit."""
+    first, logit = native.finite_argmax(row), -math.inf  # -1: all are -inf
+    if first >= 0:
+        logit = float(row[first])
+    place = int(changed.argmax())
+    if changed[place] > logit or (changed[place] == logit and ids[place] < first):
+        first, logit = int(ids[place]), float(changed[place])
+    if logit == -math.inf:
+        raise _nothing_left()
+    return first, logit
+
+
+def _choose_in_numpy(
+    row: Row, first: int, changes: _Changes | None, sampling: SamplingInput
+) -> int:
+    """The slow twin of `_choose`."""
+    if changes is not None:
+        logits = row.astype(np.float64)
+        if not changes.others_allowed:
+            logits[:] = -np.inf
+        logits[changes.ids] = changes.logits
+        row, first = logits, int(logits.argmax())
+        if logits[first] == -np.inf:
+            raise _nothing_left()
+    if sampling.params.is_greedy:
+        return first
     key = gumbel.key_of(sampling.seed, sampling.num_output_tokens)
-    is_plain = params.min_p <= 0.0 and params.top_p >= 1.0
-    if is_plain and not 0 < params.top_k < len(logits) and _is_native(logits):
-        return native.draw_row(logits, best, params.temperature, key)
-    return gumbel.draw(*_candidates(logits, params), key)
+    return gumbel.draw(*candidates(row, sampling.params), key)
 
 
-def _candidates(logits: Row, params: SamplingParams) -> tuple[NDArray[np.float64], Ids | None]:
-    """Steps 7 and 8: (logit - largest) / temperature of the tokens that may be drawn, and
-    their ids, ascending; None: all.
-
-    A weight is a probability times a constant, such that the likeliest token weighs 1. min_p and
-    top_k each keep some of the likeliest, so their order does not matter; top_k goes first, as it
-    leaves little to exponentiate.
-    """
-    ids: Ids | None = None
-    if 0 < params.top_k < len(logits):
-        ids = _set_of_largest(logits, params.top_k)
-        scaled = logits[ids].astype(np.float64)
-    else:
-        scaled = logits.astype(np.float64)
-    scaled -= scaled.max()
-    with np.errstate(over="ignore", under="ignore"):  # to -inf and 0, as a cold draw should
-        scaled /= params.temperature
-        if params.min_p <= 0.0 and params.top_p >= 1.0:
-            return scaled, ids
-        weights = np.exp(scaled)
-    kept = np.flatnonzero(weights >= params.min_p) if params.min_p > 0.0 else None
-    if params.top_p < 1.0:
-        inner = _nucleus(weights if kept is None else weights[kept], params.top_p)
-        kept = inner if kept is None else kept[inner]
-    assert kept is not None
-    return scaled[kept], kept if ids is None else ids[kept]
-
-
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> Ids:
-    """The fewest of the largest weights that hold `top_p` of their sum (Holtzman et al., 2020), by
-    ascending index."""
-    wanted = top_p * float(weights.sum())
-    for size in (_FIRST_NUCLEUS, len(weights)):  # sorting the whole vocabulary costs most of all
-        largest = weights[weights >= _at_least(weights, size)]
-        if len(largest) > _MOST_SORTED:
-            return _wide_nucleus(weights, wanted)
-        largest.sort()
-        enough = np.cumsum(largest[::-1]) >= wanted
-        if enough.any():
-            count = int(enough.argmax()) + 1
-            return _those_from(weights, largest[len(largest) - count], count)
-    return np.arange(len(weights))  # the two sums round differently
-
-
-def _wide_nucleus(weights: NDArray[np.float64], wanted: float) -> Ids:
-    """As `_nucleus` where it is many tokens: in time linear in the vocabulary.
-
-    The bits of floats that are not negative are ordered as the floats are. So the weights are
-    summed by their first 16 bits, those about the bound by the next 16, and few are left to sort.
-    """
-    inside, held, count = weights, 0.0, 0  # near the bound; what is above it: its sum, its number
-    for place_of_bits in (3, 2):  # of four, the least first
-        keys = inside.view(np.uint16)[place_of_bits::4].astype(np.intp)
-        sums = held + np.cumsum(np.bincount(keys, weights=inside)[::-1])
-        place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
-        key = len(sums) - 1 - place
-        held = float(sums[place - 1]) if place else held
-        count += int(np.count_nonzero(keys > key))
-        inside = inside[keys == key]
-        if not len(inside):  # the sums round differently, and what is above is enough
-            return _set_of_largest(weights, count)
-    largest = np.sort(inside)[::-1]
-    sums = held + np.cumsum(largest)
-    place = min(int(np.searchsorted(sums, wanted)), len(sums) - 1)
-    return _those_from(weights, largest[place], count + place + 1)
-
-
-def _largest(values: Row, count: int) -> Ids:
-    """Indices of the `count` largest values, largest first; equal ones by index."""
-    if count <= 0:
-        return np.arange(0)
-    candidates = np.flatnonzero(values >= _at_least(values, count))
-    order = np.argsort(-values[candidates], kind="stable")
-    return candidates[order[:count]]
-
-
-def _at_least(values: Row, count: int) -> float:
-    """A bound that `count` values or more reach, and few others."""
-    if count >= len(values):
-        return -math.inf
-    num_blocks = len(values) // _BLOCK
-    if num_blocks < 2 * count:
-        return float(np.partition(values, len(values) - count)[len(values) - count])
-    # The largest of that many blocks reach it: many times faster than to part all values.
-    tops = values[: num_blocks * _BLOCK].reshape(num_blocks, _BLOCK).max(axis=1)
-    return float(np.partition(tops, num_blocks - count)[num_blocks - count])
-
-
-def _set_of_largest(values: Row, count: int) -> Ids:
-    """Indices of the `count` largest values in ascending order; lower ones first among equals.
-
-    The set of `_largest` without its order, which is what costs where many are wanted.
-    """
-    threshold = np.partition(values, len(values) - count)[len(values) - count]
-    return _those_from(values, threshold, count)
-
-
-def _those_from(values: Row, threshold: float, count: int) -> Ids:
-    """Indices of the `count` largest values, of which `threshold` is the smallest."""
-    kept = values > threshold
-    equal = np.flatnonzero(values == threshold)
-    kept[equal[: count - int(np.count_nonzero(kept))]] = True
-    return np.flatnonzero(kept)
+def _nothing_left() -> EngineError:
+    return EngineError(
+        "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
+        "together forbid the whole vocabulary"
+    )
 
 
 def _ids(token_ids: Iterable[int], vocab_size: int) -> Ids:
