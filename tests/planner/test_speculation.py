@@ -6,10 +6,13 @@ import pytest
 
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
+from duetto.measure.metrics import parse_slo
 from duetto.models.find import find_program
 from duetto.planner.fleet import make_fleet, num_kv_blocks
 from duetto.planner.layout import Layout
-from duetto.planner.speculation import proposer, read_acceptance
+from duetto.planner.objective import Objective
+from duetto.planner.search import Problem, judge
+from duetto.planner.speculation import notes_on_drafts, proposer, read_acceptance
 from duetto.pricing.find_hardware import find_hardware
 from duetto.simulation.load import TrafficOptions
 from duetto.simulation.report import sum_up
@@ -152,3 +155,16 @@ def test_prefill_replicas_draft_nothing():
 
 def test_without_speculation_the_replica_is_as_it_was():
     assert make_fleet(PROGRAM, H100, Layout()).replica.drafts is None
+
+
+def test_a_verdict_tells_the_tokens_of_a_step():
+    problem = Problem(
+        program=PROGRAM,
+        hardware=H100,
+        workload=TrafficOptions(num_prompts=4, random_output_len=64).load(0),
+        objective=Objective(parse_slo(["ttft=1s"]), 99.0),
+    )
+    layout = Layout(speculative_config=NGRAM, speculative_acceptance="0.8")
+    assert 1.5 < judge(problem, layout).tokens_per_step < 3.4
+    assert judge(problem, Layout()).tokens_per_step is None
+    assert "for nothing" in notes_on_drafts(layout)[0] and notes_on_drafts(Layout()) == ()

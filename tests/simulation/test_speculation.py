@@ -8,6 +8,7 @@ import pytest
 from duetto.core.config import SchedulerConfig
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.drafts import NO_ASKS, Ask
+from duetto.simulation.perfetto import trace_events
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Fleet, simulate
@@ -177,3 +178,21 @@ def test_with_drafts_nothing_is_fast_forwarded(fast):
     own, other = (run(drafts(0.5, 2), num_output=200, fast=f) for f in (fast, False))
     assert own.served == other.served and own.steps == other.steps
     assert {s.timings.speculation is None for s in own.served} == {False}
+
+
+def test_the_trace_has_drafts_and_drafting():
+    simulation = run(drafts(0.8, 3, draft_time=lambda _shape: 0.25), num_output=50)
+    events = [e for e in trace_events(simulation) if e["ph"] == "X" and e["pid"] > 1]
+    steps = [e for e in events if e["name"] != "drafting"]
+    log = simulation.steps[0]
+    assert [e["args"].get("drafts", 0) for e in steps] == list(log.num_drafts)
+    told = simulation.served[0].timings.speculation
+    assert (sum(log.num_drafts), sum(log.num_accepted)) == told.total
+    assert sum(log.drafting_s) == pytest.approx(told.drafting_s)
+    drafting = [e for e in events if e["name"] == "drafting"]
+    assert sum(e["dur"] for e in drafting) == pytest.approx(1e6 * told.drafting_s)
+    plain = run(None, num_output=50)
+    assert not [e for e in trace_events(plain) if "drafts" in e.get("args", {})]
+    assert not any(plain.steps[0].num_drafts) and len(plain.steps[0].num_drafts) == len(
+        plain.steps[0]
+    )

@@ -18,6 +18,7 @@ from duetto.planner.layout import Layout, PrecisionName, check_apart, check_used
 from duetto.planner.objective import Objective
 from duetto.planner.rate import GAIN, THROUGHPUT, Rate, highest_rate
 from duetto.planner.search import Plan, Problem, Verdict, layouts, search
+from duetto.planner.speculation import notes_on_drafts
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.gpus import notes_on_host
 from duetto.progress import show_progress
@@ -208,11 +209,19 @@ def _notes(problem: Problem, found: Plan, rate: Rate | None) -> tuple[str, ...]:
         f"a step has at most {layout.max_num_seqs} requests (--max-num-seqs), and prompts are cut "
         f"so that it does not hold up streams (--target-itl {layout.target_itl})",
     )
+    notes += _draft_notes(layout, found.simulated[0])
     if found.best is not None and own and (rate is None or own > GAIN * rate.requests_per_s):
         notes += (
             f"{len(problem.workload.arrivals)} requests are too few to show a queue at {own:.2f}/s:"
             " what is best for them does not sustain that rate; raise --num-prompts",
         )
+    return notes
+
+
+def _draft_notes(layout: Layout, verdict: Verdict) -> tuple[str, ...]:
+    notes = notes_on_drafts(layout)
+    if notes and verdict.tokens_per_step is not None:
+        notes = (f"{notes[0]}; the first layout has {verdict.tokens_per_step:.2f} tokens a step",)
     return notes
 
 
@@ -338,6 +347,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, JsonValue]:
         "binding": verdict.binding or None,
         "of_limit": verdict.ratio if verdict.reached is not None else None,
         "output_throughput": verdict.throughput,
+        "tokens_per_step": verdict.tokens_per_step,
         "cost_per_million_output_tokens": verdict.cost_per_million,
         "reason": verdict.reason or None,
     }

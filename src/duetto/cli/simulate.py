@@ -15,6 +15,7 @@ from duetto.models.find import find_config
 from duetto.models.programs import build_program
 from duetto.planner.fleet import make_fleet
 from duetto.planner.layout import Layout, check_used, with_weights
+from duetto.planner.speculation import notes_on_drafts
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.gpus import notes_on_host
 from duetto.pricing.pyplot import pyplot_for
@@ -100,6 +101,7 @@ def simulate(
             *outcome.notes,
             *notes_on_host(spec, deployment.arithmetic, deployment.graphs),
             *_notes_on_places(outcome, layout),
+            *notes_on_drafts(layout),
         )
         _print(replace(outcome, notes=notes), layout.on_devices(spec))
 

@@ -72,6 +72,9 @@ class StepDrafts(NamedTuple):
     verifying_s: float | None = None  # price of the step, minus that without drafts; None: no price
 
 
+NOTHING_DRAFTED = StepDrafts()
+
+
 @dataclass(slots=True)
 class Speculation:
     """What drafts gave one request. Written by the Scheduler only."""

@@ -13,8 +13,10 @@ from math import ceil
 from multiprocessing import get_context
 
 from duetto.core.cpus import usable_cpus
+from duetto.core.draft_counts import tokens_per_step
 from duetto.core.errors import ConfigError
 from duetto.core.shape import BatchShape, RequestShape
+from duetto.measure.metrics import Report
 from duetto.planner.fleet import make_fleet
 from duetto.planner.layout import Layout, PrecisionName
 from duetto.planner.objective import Objective
@@ -57,6 +59,7 @@ class Verdict:
     throughput: float = 0.0  # output tokens/s
     cost_per_million: float | None = None
     reason: str = ""
+    tokens_per_step: float | None = None  # of a simulation with drafts
 
     @property
     def is_met(self) -> bool:
@@ -218,7 +221,15 @@ def judge(problem: Problem, layout: Layout) -> Verdict:
         ratio,
         outcome.report.per_second(outcome.report.num_output_tokens),
         outcome.cost_per_million,
+        tokens_per_step=_tokens_per_step(outcome.report),
     )
+
+
+def _tokens_per_step(report: Report) -> float | None:
+    num_accepted = report.drafts.total.num_accepted
+    if not report.drafts.num_chains:
+        return None
+    return tokens_per_step(report.num_output_tokens, num_accepted)
 
 
 def run(problem: Problem, fleet: Fleet, workload: Traffic) -> Summary:

@@ -161,6 +161,15 @@ def simulated_drafts(
     )
 
 
+def notes_on_drafts(options: SpeculationOptions) -> tuple[str, ...]:
+    """What a reader of the numbers must know."""
+    found = proposer(options)
+    if found is None:
+        return ()
+    cost = "the draft model's passes at their price" if found[0] == "draft_model" else "for nothing"
+    return (f"drafts are proposed {cost}, and are right as often as {ACCEPTANCE_FLAG} says",)
+
+
 def beside(target: MemoryFit, draft: MemoryFit) -> MemoryFit:
     """What is left for blocks where a draft model's weights and KV share the memory: each block has
     room for both."""

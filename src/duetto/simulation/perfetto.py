@@ -61,11 +61,17 @@ def _steps(log: StepLog, process: int, num_blocks: int) -> Iterator[Event]:
         log.num_waiting,
         log.num_free_blocks,
         log.num_preemptions,
+        zip(log.num_drafts, log.num_accepted, log.drafting_s, strict=True),
         strict=True,
     )
-    for start, end, tokens, prompts, running, waiting, free, preemptions in columns:
+    for start, end, tokens, prompts, running, waiting, free, preemptions, drafted in columns:
         args = {"tokens": tokens, "prompt_tokens": prompts, "preemptions": preemptions}
+        drafts, accepted, drafting_s = drafted
+        if drafts:
+            args |= {"drafts": drafts, "accepted": accepted}
         yield span(process, 1, f"{tokens} tokens", start, end, **args)
+        if drafting_s:
+            yield span(process, 1, "drafting", end - drafting_s, end)
         yield counter(process, "requests", end, {"running": running, "waiting": waiting})
         yield counter(process, "KV blocks", end, {"used": num_blocks - free})
 

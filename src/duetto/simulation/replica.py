@@ -11,6 +11,7 @@ from itertools import islice
 
 from duetto.core.batch import RequestUpdate, ScheduledBatch, StepRecord
 from duetto.core.config import SchedulerConfig
+from duetto.core.draft_counts import NOTHING_DRAFTED
 from duetto.core.errors import EngineError
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
@@ -69,6 +70,9 @@ class StepLog:
     num_waiting: "array[int]" = field(default_factory=_ints)
     num_free_blocks: "array[int]" = field(default_factory=_ints)
     num_preemptions: "array[int]" = field(default_factory=_ints)
+    num_drafts: "array[int]" = field(default_factory=_ints)
+    num_accepted: "array[int]" = field(default_factory=_ints)  # of them
+    drafting_s: "array[float]" = field(default_factory=_floats)
 
     def __len__(self) -> int:
         return len(self.start_time)
@@ -76,6 +80,11 @@ class StepLog:
     def add(self, record: StepRecord) -> None:
         for column in _COLUMNS:
             getattr(self, column).append(getattr(record, column))
+        drafts = record.drafts or NOTHING_DRAFTED
+        count = drafts.verified.total
+        self.num_drafts.append(count.num_proposed)
+        self.num_accepted.append(count.num_accepted)
+        self.drafting_s.append(drafts.drafting_s)
 
     def add_next_tokens(
         self,
@@ -95,9 +104,13 @@ class StepLog:
         self.num_waiting.extend([waiting] * num_steps)
         self.num_free_blocks.extend(num_free)
         self.num_preemptions.extend([0] * num_steps)
+        self.num_drafts.extend([0] * num_steps)
+        self.num_accepted.extend([0] * num_steps)
+        self.drafting_s.extend([0.0] * num_steps)
 
 
-_COLUMNS = tuple(f.name for f in fields(StepLog))
+_OF_DRAFTS = ("num_drafts", "num_accepted", "drafting_s")
+_COLUMNS = tuple(f.name for f in fields(StepLog) if f.name not in _OF_DRAFTS)
 
 
 class Replica:
