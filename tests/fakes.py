@@ -140,7 +140,8 @@ class ShadowExecutor:
         self.skill, self._rng = 0.7, Random(0)
         self.num_drafts = self.num_accepted = 0
         self._last_tokens: dict[str, int] = {}  # of the steps so far: what placeholders stand for
-        self._sent: dict[str, list[int]] = {}  # to the proposer
+        self._sent: dict[tuple[str, str], list[int]] = {}  # to each proposer, of each request
+        self._asked_last: dict[str, str] = {}
         self._epochs: dict[str, int] = {}  # in which it was last asked
 
     def submit(self, batch: ScheduledBatch) -> "Done | Raising":
@@ -225,8 +226,10 @@ class ShadowExecutor:
         drafting = item.drafting
         if drafting is None:
             return ()
-        sent = self._sent.setdefault(item.request_id, [])
+        sent = self._sent.setdefault((item.request_id, drafting.method), [])
         is_new = self._epochs.get(item.request_id) != item.epoch
+        is_new |= self._asked_last.get(item.request_id) != drafting.method
+        self._asked_last[item.request_id] = drafting.method
         self._epochs[item.request_id] = item.epoch
         if (is_new and not drafting.start) or (self.has_raised and drafting.start <= len(sent)):
             del sent[drafting.start :]  # it begins anew; or a step is computed again

@@ -21,7 +21,7 @@ from duetto.core.config import SchedulerConfig, scheduler_config
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.core.shape import StepTime
-from duetto.core.speculation import FLAG, SpeculativeConfig
+from duetto.core.speculation import FLAG, DraftModelOptions, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.pricing.drafting import SpeculationPrices
@@ -119,7 +119,7 @@ def companion_of(
         return None
     draft, options = None, config.draft_model
     if options is not None:
-        draft_dir = find_checkpoint(options.model, options.revision)
+        draft_dir = _find_draft(options)
         draft = plan_draft(draft_dir, options, args)
         if codec is not None:
             theirs = load_tokenizer(draft_dir, vocab_size=draft.program.vocab_size)
@@ -127,6 +127,13 @@ def companion_of(
     length = min(args.asked_len or context_length, context_length)
     check_contexts(config, length, draft)
     return plan_companion(config, draft, args.max_num_seqs)
+
+
+def _find_draft(options: DraftModelOptions) -> Path:
+    try:
+        return find_checkpoint(options.model, options.revision)
+    except ConfigError as error:
+        raise ConfigError(f"{FLAG}: the draft model: {error}") from error
 
 
 def _check_same_tokenizer(codec: Tokenizer, theirs: Tokenizer, name: str) -> None:

@@ -275,6 +275,9 @@ class Driver:
             return
         self.executor.has_raised = True  # it is computed again
         output = self.executor.execute(batch)
+        given = zip(batch.requests, output.results, strict=True)
+        if any(item.request_id == victim and result.error for item, result in given):
+            return  # its answer ends here: an error is whole
         before = [_state(request) for request in self.scheduler.running.values()]
         with pytest.raises(EngineError):
             self.scheduler.update(batch, output, self._now)

@@ -605,6 +605,12 @@ ACCEPTED = [
         "        pass\n",
     ),
     Fault(
+        "another proposer is taken for the last one",
+        "speculate",
+        "start = request.num_sent_tokens if ask.method == request.sent_to else 0",
+        "start = request.num_sent_tokens",
+    ),
+    Fault(
         "a proposer is not told of a new beginning",
         "scheduler",
         "        request.num_sent_tokens = 0\n",

@@ -43,14 +43,18 @@ class Guesses:
             assert 0 <= num_unsent <= request.num_tokens
             draw = self._rng.random()
             if draw < 0.7:
-                ask = Ask("guess", self._rng.randint(0, min(num_left, 4)))
+                ask = Ask(self._method(), self._rng.randint(0, min(num_left, 4)))
                 asks[request.request_id] = ask
             elif draw < 0.8:
-                asks[request.request_id] = Ask("guess", 0, self._rng.randint(0, num_unsent))
+                asks[request.request_id] = Ask(self._method(), 0, self._rng.randint(0, num_unsent))
             if request.request_id in asks:
                 waiting = self._asked.setdefault(request.request_id, [])
                 waiting.append((request, asks[request.request_id]))
         return asks
+
+    def _method(self) -> str:
+        """One proposer mostly; whoever is asked for the first time begins anew."""
+        return "guess" if self._rng.random() < 0.8 else "other guess"
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         assert outcomes and drafting_s >= 0

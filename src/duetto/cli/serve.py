@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -136,9 +137,17 @@ def _announce(built: Built, name: str, address: tuple[str, int]) -> None:
         f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "
         f"({model.kv_memory_bytes / 2**20:.0f} MiB, {model.kv_dtype}); "
         f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
+        *_drafts(model.max_drafts),
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _drafts(max_drafts: Mapping[str, int]) -> list[str]:
+    if not max_drafts:
+        return []
+    methods = ", ".join(f"{method} (at most {count})" for method, count in max_drafts.items())
+    return [f"  drafts: {methods}; as many as pay"]
 
 
 def _kept_as(model: LoadedModel) -> str:

@@ -33,7 +33,7 @@ class Drafting(NamedTuple):
 
     method: str
     num_wanted: int  # drafts, at most; 0: the proposer only keeps up with the tokens
-    tenant: bytes
+    tenant: bytes  # and its cache_salt: nothing that proposers learn crosses from one to another
     start: int  # position of the first of token_ids; 0: the proposer begins anew
     # Known tokens, up to the step's last or fewer. A placeholder of the step, and what the step
     # samples, follow them; they are sent again with the next ones, as known tokens.

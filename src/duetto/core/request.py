@@ -49,7 +49,8 @@ class Request:
     # The next plan depends on a step in flight: on how many drafts are right, or on new ones.
     has_drafts_in_flight: bool = field(init=False, default=False)
     drafts: tuple[int, ...] = field(init=False, default=())  # proposed to follow the last token
-    num_sent_tokens: int = field(init=False, default=0)  # to a proposer, since it was admitted
+    num_sent_tokens: int = field(init=False, default=0)  # to a proposer, since it was admitted ...
+    sent_to: str | None = field(init=False, default=None)  # ... the one that was asked last
     num_scored_tokens: int = field(init=False, default=0)  # whose scores have been told
     num_cached_tokens: int = field(init=False, default=0)  # of those, found at first admission
     num_lost_tokens: int = field(init=False, default=0)  # computed once, before a preemption

@@ -562,6 +562,7 @@ def _departing(request: Request, item: ScheduledRequest) -> ScheduledRequest:
     drafting = item.drafting
     if drafting is not None:
         request.num_sent_tokens = drafting.start + len(drafting.token_ids)
+        request.sent_to = drafting.method
         request.has_drafts_in_flight = drafting.num_wanted > 0
     if item.num_drafts:
         request.has_drafts_in_flight = True

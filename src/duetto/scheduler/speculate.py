@@ -11,7 +11,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, StepTime
-from duetto.scheduler.block_pool import BlockPool
+from duetto.scheduler.block_pool import BlockPool, root_hash
 from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.draft_times import account_drafts
 from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, DraftPolicy, Planned
@@ -108,18 +108,26 @@ def _planned(request: Request, item: ScheduledRequest) -> Planned:
 def _asking(request: Request, item: ScheduledRequest, ask: Ask | None) -> ScheduledRequest:
     if ask is None:
         return item
-    start = request.num_sent_tokens
+    # A proposer that was not the last to be asked may have been sent nothing, or an older answer.
+    start = request.num_sent_tokens if ask.method == request.sent_to else 0
     end = request.num_tokens if ask.max_sent is None else start + ask.max_sent
     return item._replace(
         drafting=Drafting(
             ask.method,
             ask.num_wanted,
-            request.tenant,
+            _owner(request),
             start,
             tuple(request.token_ids[start:end]),
             request.num_prompt_tokens,
         )
     )
+
+
+def _owner(request: Request) -> bytes:
+    """Who may be given drafts made of this request's tokens: as with KV, salts part them too."""
+    if not request.cache_salt:
+        return request.tenant
+    return root_hash(request.tenant, request.cache_salt)
 
 
 def _outcome(request: Request, item: ScheduledRequest, result: RequestResult) -> DraftOutcome:
