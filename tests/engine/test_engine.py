@@ -232,6 +232,29 @@ def test_nothing_is_learned_of_a_step_that_was_tried_again():
     assert times.learned == [3]
 
 
+def test_what_proposing_took_is_no_part_of_what_the_step_took():
+    class Slow(ShadowExecutor):
+        def submit(self, batch):
+            output = super().submit(batch).result()
+            return Done(output._replace(drafting_s=4.0))
+
+    class Clock:
+        now = 0.0
+
+        def __call__(self):
+            self.now += 5.0
+            return self.now
+
+    seconds = []
+    times = Times()
+    times.observe = lambda shape, step_s: seconds.append(step_s)
+    executor = Slow(CONFIG.num_blocks, CONFIG.block_size)
+    engine = Engine(Scheduler(CONFIG), executor, clock=Clock(), step_times=times)
+    engine.add(make_request("a"))
+    record = engine.step().record
+    assert seconds == [record.end_time - record.start_time - 4.0]
+
+
 def test_what_is_being_computed_can_be_seen_from_outside():
     seen = []
 

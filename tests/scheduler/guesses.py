@@ -60,7 +60,8 @@ class Guesses:
         assert outcomes and drafting_s >= 0
         for outcome in outcomes:
             assert len(outcome.tokens) <= outcome.num_drafts + 1
-            assert outcome.num_drafts or outcome.ask is not None, "told of nothing"
+            is_of_drafts = outcome.num_drafts or outcome.request.drafts
+            assert is_of_drafts or outcome.ask is not None, "told of nothing"
             if outcome.ask is not None:
                 request, _ = self._asked[outcome.request.request_id].pop(0)
                 assert request is outcome.request

@@ -68,6 +68,7 @@ class _Drafted:
 
     __slots__ = (
         "acceptances",
+        "asked",
         "drafted_by",
         "drafts",
         "method",
@@ -79,7 +80,8 @@ class _Drafted:
 
     def __init__(self, tenant: bytes, method: str) -> None:
         self.tenant = tenant
-        self.method = method  # asked last, or to be asked
+        self.method = method  # to be asked next
+        self.asked = ""  # the method that was asked last
         self.drafted_by = method
         self.drafts: tuple[int, ...] = ()  # seen by `choose`, until the outcome is in
         self.acceptances: dict[str, Acceptance] = {}
@@ -122,8 +124,8 @@ class AdaptiveDrafts:
         deepest = max(1, MOST_SLOTS // len(candidates))
         for request, drafts in candidates:
             state = self._state(request)
-            state.drafts, state.drafted_by = drafts, state.method
-            acceptance = self._acceptance(state, state.method)
+            state.drafts, state.drafted_by = drafts, state.asked or state.method
+            acceptance = self._acceptance(state, state.drafted_by)
             most, pool = min(len(drafts), deepest), acceptance.pool
             if pool.num_seen < NUM_PROVEN:
                 most = min(most, quota.get(pool, 1 + pool.num_seen))
@@ -155,7 +157,7 @@ class AdaptiveDrafts:
         return {c.request.request_id: n for c, n in zip(candidates, counts, strict=True) if n}
 
     def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
-        streams = [each for each in planned if each.num_left > 0]
+        streams = [self._known(each) for each in planned if each.num_left > 0]
         prompts = [each for each in planned if each.num_left <= 0]
         self._drafting_s = 0.0
         asks: dict[str, Ask] = {}
@@ -165,6 +167,8 @@ class AdaptiveDrafts:
             request = each.request
             if request.max_tokens - request.num_output_tokens > 2 and each.num_unsent:
                 self._keep_up(each, len(streams) + 1, asks)
+        for request_id, ask in asks.items():
+            self._requests[request_id].asked = ask.method
         return asks or NO_ASKS
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
@@ -371,6 +375,13 @@ class AdaptiveDrafts:
         chosen, _ = best_to_ask(slots, extra_s, num_streams, times[0], price, fixed_s)
         if chosen:
             asks[each.request.request_id] = Ask(method, 0)
+
+    def _known(self, each: Planned) -> Planned:
+        """A proposer that was not the last one has been sent nothing."""
+        state = self._state(each.request)
+        if state.asked in ("", state.method):
+            return each
+        return each._replace(num_unsent=each.request.num_tokens)
 
     def _try(
         self,

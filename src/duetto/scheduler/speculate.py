@@ -44,14 +44,16 @@ def tell(
     drafting_s: float,
     step_time: StepTime | None,
 ) -> StepDrafts | None:
-    """Tell the policy, and the requests' timings, what came of a step's drafts. To be called before
-    the results are taken. Returns the step in all; None without drafts."""
+    """Tell the policy, and the requests' timings, what came of a step's drafts; also of those that
+    it did not verify, as what was sampled in their place says whether they were right. To be called
+    before the results are taken. Returns the step in all; None without drafts."""
     if not policy.is_on:
         return None
     outcomes = [
         _outcome(live[item.request_id], item, result)
         for item, result in zip(items, results, strict=True)
-        if (item.num_drafts or item.drafting) and item.request_id in live
+        if item.request_id in live
+        and (item.num_drafts or item.drafting is not None or live[item.request_id].drafts)
     ]
     if not outcomes:
         return None
