@@ -67,6 +67,20 @@ def test_a_request_that_runs_is_shown(capsys):
     assert "r: 8 prompt tokens" in shown and "still running" in shown and "waited" in shown
 
 
+@pytest.mark.parametrize("num_drafts", [0, 37])
+def test_drafts_have_a_column_where_there_were_any(capsys, num_drafts):
+    segment = {
+        "kind": "decode", "start_ms": 0.0, "ms": 9.0, "steps": 20, "tokens": 57,
+        "drafts": num_drafts, "others_prompt_tokens": 0, "steps_expected_ms": None,
+        "of_roof": None, "longest_step_ms": 1.0,
+    }  # fmt: skip
+    wait = {"kind": "wait", "start_ms": 0.0, "ms": 1.0}
+    told = {"id": "r", "finish_reason": None, "prompt_tokens": 8, "why": "so far."}
+    show(told | {"segments": [wait, segment]}, Console(highlight=False))
+    shown = capsys.readouterr().out
+    assert ("drafts" in shown) == ("37" in shown) == bool(num_drafts)
+
+
 def test_the_steps_are_written_for_perfetto(server, tmp_path):
     url, _, _ = server
     explain(url=url, trace=tmp_path / "steps.json")

@@ -151,7 +151,10 @@ def _show_segments(choice: dict[str, Any], console: Console) -> None:
     table.add_column("at ms", justify="right")
     table.add_column("ms", justify="right")
     table.add_column("it")
-    for title in ("steps", "tokens", "others'", "expected", "of roof", "longest"):
+    drafted = any(segment.get("drafts") for segment in choice["segments"])
+    drafts = ("drafts",) if drafted else ()  # of the tokens: those that were only proposed
+    titles = ("steps", "tokens", *drafts, "others'", "expected", "of roof", "longest")
+    for title in titles:
         table.add_column(title, justify="right")
     for segment in choice["segments"]:
         waits = "steps" not in segment
@@ -159,7 +162,7 @@ def _show_segments(choice: dict[str, Any], console: Console) -> None:
             f"{segment['start_ms']:.1f}",
             f"{segment['ms']:.1f}",
             _KINDS[segment["kind"]],
-            *([""] * 6 if waits else _numbers(segment)),
+            *([""] * len(titles) if waits else _numbers(segment, drafted)),
         )
     show_table(console, table, drop=("of roof", "others'", "expected"))
     if any((segment.get("of_roof") or 0.0) > 1.005 for segment in choice["segments"]):
@@ -170,11 +173,12 @@ def _show_segments(choice: dict[str, Any], console: Console) -> None:
         )
 
 
-def _numbers(segment: dict[str, Any]) -> list[str]:
+def _numbers(segment: dict[str, Any], drafted: bool) -> list[str]:
     roof = segment["of_roof"]
     return [
         str(segment["steps"]),
         str(segment["tokens"]),
+        *([str(segment["drafts"])] if drafted else []),
         str(segment["others_prompt_tokens"]),
         _ms(segment["steps_expected_ms"]),
         "" if roof is None else f"{roof:.0%}",

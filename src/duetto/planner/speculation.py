@@ -166,7 +166,8 @@ def notes_on_drafts(options: SpeculationOptions) -> tuple[str, ...]:
     found = proposer(options)
     if found is None:
         return ()
-    cost = "the draft model's passes at their price" if found[0] == "draft_model" else "for nothing"
+    is_model = found[0] == "draft_model"
+    cost = "at the price of the draft model's passes" if is_model else "for nothing"
     return (f"drafts are proposed {cost}, and are right as often as {ACCEPTANCE_FLAG} says",)
 
 
