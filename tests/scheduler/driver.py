@@ -173,7 +173,7 @@ class Driver:
         account = self.live.get(request_id)
         if request and account and account.num_preemptions < self.config.max_preemptions:
             account.num_preemptions += 1
-            self.scheduler._preempt(request)
+            self.scheduler._room.preempt(request)
 
     def forget_all(self) -> None:
         self.scheduler.pool.forget_all()

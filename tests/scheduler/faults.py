@@ -113,58 +113,58 @@ PLAN = [
 ROOM = [
     Fault(
         "block table one block short",
-        "scheduler",
-        "return self.config.num_blocks_for(min(num_tokens, request.most_tokens - 1))",
-        "return self.config.num_blocks_for(min(num_tokens - 1, request.most_tokens - 1))",
+        "room",
+        "return self._config.num_blocks_for(min(num_tokens, request.most_tokens - 1))",
+        "return self._config.num_blocks_for(min(num_tokens - 1, request.most_tokens - 1))",
     ),
     Fault(
         "allocates before it retains",
-        "scheduler",
-        "        self.pool.retain(cached)  # first, or allocation could take what is about to be "
-        "reused\n        request.block_table = cached + self.pool.allocate(needed)\n",
-        """        request.block_table = cached + self.pool.allocate(needed)
-        self.pool.retain(cached)
-""",
+        "room",
+        "        self._pool.retain(cached)  # first, or allocation could take what is about to be "
+        "reused\n"
+        "        request.block_table = cached + self._pool.allocate(needed)\n",
+        "        request.block_table = cached + self._pool.allocate(needed)\n"
+        "        self._pool.retain(cached)\n",
     ),
     Fault(
         "victim is the oldest",
-        "scheduler",
-        "return max(candidates, key=self._place",
-        "return min(candidates, key=self._place",
+        "room",
+        "return max(candidates, key=self._queues.place",
+        "return min(candidates, key=self._queues.place",
     ),
     Fault(
         "protected ones are victims",
-        "scheduler",
-        "for r in self.running.values() if not self._is_protected(r)]",
-        "for r in self.running.values()]",
+        "room",
+        "for r in self._queues.running.values() if not self.is_protected(r)]",
+        "for r in self._queues.running.values()]",
     ),
     Fault(
         "preemptions are not counted",
-        "scheduler",
+        "room",
         "        request.timings.num_preemptions += 1\n",
         "",
     ),
     Fault(
         "progress kept on preemption",
-        "scheduler",
+        "room",
         "        request.num_computed_tokens = request.num_written_tokens = 0\n",
         "",
     ),
     Fault(
         "lost tokens forgotten",
-        "scheduler",
+        "room",
         "request.num_lost_tokens = max(request.num_lost_tokens, num_lost)",
         "request.num_lost_tokens = 0",
     ),
     Fault(
         "losses of an earlier preemption forgotten",
-        "scheduler",
+        "room",
         "max(request.num_lost_tokens, num_lost)",
         "num_lost",
     ),
     Fault(
         "preempted request does not publish again",
-        "scheduler",
+        "room",
         "        request.num_published_blocks = 0\n",
         "",
     ),
@@ -179,14 +179,14 @@ ROOM = [
 ORDER = [
     Fault(
         "admission overtakes",
-        "scheduler",
+        "admission",
         "                return True  # nobody",
         "                continue  # nobody",
     ),
     Fault(
         "queue kept in order of insertion",
-        "scheduler",
-        "insort(self.waiting, request, key=self._place)",
+        "queues",
+        "insort(self.waiting, request, key=self.place)",
         "self.waiting.append(request)",
     ),
     Fault(
@@ -215,9 +215,9 @@ ORDER = [
     ),
     Fault(
         "one place too many",
-        "scheduler",
-        "len(self.running) == most:",
-        "len(self.running) == most + 1:",
+        "admission",
+        "len(running) == most:",
+        "len(running) == most + 1:",
     ),
     Fault(
         "static batch is chosen anew while it runs",
@@ -227,25 +227,25 @@ ORDER = [
     ),
     Fault(
         "static batch is not closed",
-        "scheduler",
+        "queues",
         "if chosen is None or r.request_id in chosen",
         "",
     ),
     Fault(
         "a prefix is not waited for",
-        "scheduler",
+        "admission",
         "            if self._next_missing_hash(request) in computing:",
         "            if False:",
     ),
     Fault(
         "a prefix begun in this step is not waited for",
-        "scheduler",
-        "            computing.update(uncomputed_hashes(request, self.config))\n",
+        "admission",
+        "            computing.update(uncomputed_hashes(request, config))\n",
         "",
     ),
     Fault(
         "who waits for a prefix blocks others",
-        "scheduler",
+        "admission",
         "                continue  # its prefix",
         "                break  # its prefix",
     ),
@@ -254,15 +254,15 @@ ORDER = [
 ENDS = [
     Fault(
         "ended request keeps its blocks",
-        "scheduler",
-        "        self.pool.release(request.block_table)\n",
+        "room",
+        "        self._pool.release(request.block_table)\n",
         "",
     ),
     Fault(
         "aborted request stays in the queue",
-        "scheduler",
-        "            self.waiting.remove(request)\n            self._queue",
-        "            self._queue",
+        "queues",
+        "        self.waiting.remove(request)\n",
+        "",
     ),
     Fault(
         "two final updates",
@@ -305,9 +305,9 @@ ENDS = [
     ),
     Fault(
         "time in the queue lost",
-        "scheduler",
-        "        self._queue_clock.leave(request, now)\n        if request.timings.first",
-        "        if request.timings.first",
+        "queues",
+        "        self.clock.leave(request, now)\n",
+        "",
     ),
     Fault(
         "recomputing is called a prompt",
@@ -424,24 +424,29 @@ FAIRNESS = [
         "if r.tenant == richest and self._level(r) == own]",
         "if r.tenant == richest]",
     ),
-    Fault("nobody gives way", "scheduler", "            self._even_out()\n", "            pass\n"),
+    Fault(
+        "nobody gives way",
+        "scheduler",
+        "            self._admission.even_out()\n",
+        "            pass\n",
+    ),
     Fault(
         "the first gives way",
-        "scheduler",
-        "            self._preempt(max(victims, key=self._place))",
-        "            self._preempt(min(victims, key=self._place))",
+        "admission",
+        "self._room.preempt(max(victims",
+        "self._room.preempt(min(victims",
     ),
     Fault(
         "a protected request gives way",
-        "scheduler",
-        "victims = [r for r in others if not self._is_protected(r)]",
+        "admission",
+        "victims = [r for r in others if not self._room.is_protected(r)]",
         "victims = others",
     ),
     Fault(
         "only a place is a need, not blocks",
-        "scheduler",
-        "return len(self.running) >= most or not self._has_room(request, cached)",
-        "return len(self.running) >= most",
+        "admission",
+        "return len(self._queues.running) >= most or not has_room",
+        "return len(self._queues.running) >= most",
     ),
 ]
 
@@ -548,7 +553,7 @@ ACCEPTED = [
     Fault(
         "blocks of rejected drafts are kept",
         "scheduler",
-        "            self._give_back(request)\n",
+        "            self._room.trim(request)\n",
         "",
     ),
     Fault(
@@ -612,7 +617,7 @@ ACCEPTED = [
     ),
     Fault(
         "a proposer is not told of a new beginning",
-        "scheduler",
+        "room",
         "        request.num_sent_tokens = 0\n",
         "",
     ),
@@ -642,7 +647,7 @@ IN_FLIGHT = [
     ),
     Fault(
         "admitted while tokens of it are unknown",
-        "scheduler",
+        "admission",
         "            if request.num_in_flight:\n                return False  # nobody",
         "            if False:\n                return False  # nobody",
     ),
@@ -726,7 +731,7 @@ IN_FLIGHT = [
     ),
     Fault(
         "no room for placeholders",
-        "scheduler",
+        "room",
         "        num_tokens = request.num_tokens + request.num_pending_tokens\n",
         "        num_tokens = request.num_tokens\n",
     ),
@@ -823,7 +828,7 @@ FAST_FORWARD = [
     Fault(
         "a run although somebody may be admitted",
         "scheduler",
-        "or self._is_queue_blocked() is None:",
+        "or self._admission.is_blocked() is None:",
         "or False:",
     ),
     Fault(

@@ -15,7 +15,18 @@ import duetto.scheduler.scheduler
 
 PACKAGE = "duetto.scheduler"
 ORDER = (  # importers last
-    *("block_pool", "prefix", "latency", "plan", "budget", "fairness", "policy", "misses"),
+    *(
+        "block_pool",
+        "prefix",
+        "latency",
+        "plan",
+        "budget",
+        "fairness",
+        "policy",
+        "misses",
+        "counts",
+    ),
+    *("queues", "room", "admission"),
     *("accept", "draft_times", "drafts", "speculate", "fast_forward"),
     "scheduler",
 )

@@ -97,7 +97,7 @@ def returns_a_preempted_member_to_its_static_batch(make: MakeScheduler = Schedul
     script.add(make_request("next", (3,), 1))
     script.step()
     scheduler = script.scheduler
-    scheduler._preempt(scheduler.running["short"])
+    scheduler._room.preempt(scheduler.running["short"])
     assert script.waiting == ["short", "next"]
     script.step()
     assert script.running == ["long", "short"]
@@ -122,7 +122,7 @@ def tells_each_score_once_however_often_preempted(make: MakeScheduler = Schedule
     script.add(request)
     for num_steps in (2, 1, 3):  # the second time within what the first had computed
         script.steps(num_steps)
-        script.scheduler._preempt(request)
+        script.scheduler._room.preempt(request)
     script.finish()
     told = [score.token_id for update in script.updates for score in update.prompt_logprobs]
     assert told == list(range(2, 13))
@@ -134,7 +134,7 @@ def calls_lost_what_was_lost_before_the_last_preemption(make: MakeScheduler = Sc
     script.add(request)
     for num_steps in (2, 1):  # 8 tokens, then 4 of them again
         script.steps(num_steps)
-        script.scheduler._preempt(request)
+        script.scheduler._room.preempt(request)
     script.finish()
     assert _parts(request) == {Part.PROMPT: 2 + 1, Part.PREEMPTED: 1 + 2}
 
@@ -144,7 +144,7 @@ def publishes_again_what_a_preempted_request_lost(make: MakeScheduler = Schedule
     request = make_request("r", range(1, 10), 3)
     script.add(request)
     script.step()
-    script.scheduler._preempt(request)
+    script.scheduler._room.preempt(request)
     script.scheduler.pool.forget_all()
     script.step()
     same = make_request("same", range(1, 10), 1)
@@ -162,7 +162,7 @@ def accounts_each_second_to_the_right_part(make: MakeScheduler = Scheduler) -> N
     assert script.step(2) == {"a": 2, "b": 2}
     assert script.step(4) == {"a": 1, "b": 3}
     assert script.step(8) == {"a": 1, "b": 1}  # the last of a and of b's prompt
-    script.scheduler._preempt(b)
+    script.scheduler._room.preempt(b)
     script.now += 16
     assert script.step(32) == {"b": 4}  # computed before
     assert script.step(64) == {"b": 3, "c": 1}
@@ -582,7 +582,7 @@ def _everything(scheduler: Scheduler) -> list[object]:
     pool = scheduler.pool
     state: list[object] = [scheduler.counts, list(pool._free), pool._block_of, pool._ref_counts]
     state += [list(scheduler.running), [r.request_id for r in scheduler.waiting]]
-    state += [vars(scheduler._queue_clock), scheduler._misses._next_of]
+    state += [vars(scheduler._queues.clock), scheduler._misses._next_of]
     state += [request.block_hashes for request in scheduler.running.values()]
     for request in (*scheduler.running.values(), *scheduler.waiting):  # these hash when asked for
         state += [request.token_ids, request.block_table, request.timings]

@@ -24,7 +24,7 @@ def test_an_abort_in_any_state_is_final_and_frees_everything(
     script.add(request)
     script.steps(num_steps)
     if preempted and num_steps:
-        script.scheduler._preempt(request)
+        script.scheduler._room.preempt(request)
     update = script.scheduler.end("r", FinishReason.ABORT, script.now + 1)
     assert update is not None
     assert (update.finish_reason, update.error) == (FinishReason.ABORT, None)
@@ -183,7 +183,7 @@ def test_cached_tokens_are_those_of_the_first_admission() -> None:
     request = make_request("r", range(1, 10), 4)
     script.add(request)
     script.step()
-    script.scheduler._preempt(request)
+    script.scheduler._room.preempt(request)
     script.step()
     assert request.num_computed_tokens == 10  # it found its own two blocks again
     assert request.num_cached_tokens == 0

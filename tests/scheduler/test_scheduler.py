@@ -189,6 +189,6 @@ def test_who_was_preempted_often_enough_is_admitted_with_all_the_room_it_can_nee
     script.add(request)
     script.step()
     assert len(request.block_table) == 2
-    script.scheduler._preempt(request)
+    script.scheduler._room.preempt(request)
     script.step()
     assert len(request.block_table) == 4  # 16 tokens: the 17th is never computed

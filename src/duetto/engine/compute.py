@@ -17,7 +17,7 @@ from duetto.core.errors import STOPS_THE_PROCESS
 from duetto.core.executor import Executor, Pending
 from duetto.core.shape import BatchShape
 from duetto.scheduler.accept import check_whole
-from duetto.scheduler.scheduler import SchedulerCounts
+from duetto.scheduler.counts import SchedulerCounts
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,7 @@ Knows token ids and block numbers. Knows no text, no arrays, no clock (time is a
 phases: a request has tokens, some of them have KV, and a step computes some of those that do not.
 """
 
-from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from duetto.core.batch import (
     RequestResult,
@@ -24,29 +22,19 @@ from duetto.core.request import FinishReason, Request
 from duetto.core.shape import StepTime
 from duetto.core.timings import Part
 from duetto.scheduler.accept import accept, check_whole, stop_reason
-from duetto.scheduler.block_pool import BlockHash, BlockPool
+from duetto.scheduler.admission import Admission
+from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.budget import StepBudget
+from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
-from duetto.scheduler.fairness import Turns
 from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
-from duetto.scheduler.latency import QueueClock, account_run, account_step
+from duetto.scheduler.latency import account_run, account_step
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
-from duetto.scheduler.policy import POLICIES, Chosen
-from duetto.scheduler.prefix import publish_full_blocks, reusable_hashes, uncomputed_hashes
+from duetto.scheduler.prefix import publish_full_blocks
+from duetto.scheduler.queues import Queues
+from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
-
-
-@dataclass(slots=True)
-class SchedulerCounts:
-    """Totals since the start. Written by the Scheduler only."""
-
-    num_preemptions: int = 0
-    num_queried_tokens: int = 0  # tokens of requests at their first admission ...
-    num_hit_tokens: int = 0  # ... and those of them that the prefix cache held
-
-    def copy(self) -> "SchedulerCounts":
-        return SchedulerCounts(self.num_preemptions, self.num_queried_tokens, self.num_hit_tokens)
 
 
 class Scheduler:
@@ -74,13 +62,14 @@ class Scheduler:
         self.pool = BlockPool(config.num_blocks)
         self.counts = SchedulerCounts()
         self.step_drafts: StepDrafts | None = None  # of the step that `update` was told of last
-        self.waiting: list[Request] = []  # in the policy's order
-        self.running: dict[str, Request] = {}  # admitted; holds room for all the tokens it has
-        self._policy = POLICIES[config.scheduling_policy]
-        self._chosen: Chosen = None  # who may be admitted; None: anyone
-        self._turns = Turns(self._policy.level)
-        self._queue_clock = QueueClock()
+        self._queues = queues = Queues(config)
+        self.waiting = queues.waiting  # in the policy's order
+        self.running = queues.running
+        self._room = Room(config, self.pool, queues, self.counts)
         self._misses = MissMemory(config)
+        self._admission = Admission(
+            config, self.pool, queues, self._room, self._misses, self.counts
+        )
         self._num_added = 0
         self._live: dict[str, Request] = {}
 
@@ -98,7 +87,7 @@ class Scheduler:
         self._live[request.request_id] = request
         request.arrival_index = self._num_added
         self._num_added += 1
-        self._enqueue(request)
+        self._queues.enqueue(request)
 
     def end(
         self, request_id: str, reason: FinishReason, now: float, *, error: str | None = None
@@ -112,14 +101,14 @@ class Scheduler:
 
     def schedule(self, now: float) -> ScheduledBatch:
         """Choose what to compute. Running requests first, then as many waiting ones as fit."""
-        lacks_blocks = self._make_room() > 0
+        lacks_blocks = self._room.make() > 0
         if not lacks_blocks:
-            self._even_out()
+            self._admission.even_out()
         budget = StepBudget(self.config, self._step_time)
         counts = self._share(budget)
         if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
-            lacks_blocks = self._admit_waiting(counts, budget, now)
-        self._queue_clock.stand(is_blocked=lacks_blocks, now=now)
+            lacks_blocks = self._admission.admit(counts, budget, now)
+        self._queues.clock.stand(is_blocked=lacks_blocks, now=now)
         running = self.running
         plans = [(request := running[i], plan(request, n)) for i, n in counts.items()]
         plans = speculated(self._drafts, plans, budget, self.pool, self.config)
@@ -194,7 +183,7 @@ class Scheduler:
         running = self.running.values()
         if not running or len(running) > self.config.max_num_batched_tokens or self._drafts.is_on:
             return 0
-        if not all(map(is_streaming, running)) or self._is_queue_blocked() is None:
+        if not all(map(is_streaming, running)) or self._admission.is_blocked() is None:
             return 0
         most = min(r.max_tokens - r.num_output_tokens for r in running) - 1
         return num_steps_with_room(running, self.pool.num_free, most, self.config)
@@ -211,12 +200,12 @@ class Scheduler:
         Each gives every running request its `token_of(request)`. Returns how many blocks were free
         after each step.
         """
-        is_blocked, running = bool(self._is_queue_blocked()), [*self.running.values()]
+        is_blocked, running = bool(self._admission.is_blocked()), [*self.running.values()]
         for time in (start_time, *end_times[:-1]):
-            self._queue_clock.stand(is_blocked=is_blocked, now=time)
+            self._queues.clock.stand(is_blocked=is_blocked, now=time)
         num_free: list[int] = []
         first = {r.request_id: r.num_tokens for r in running}  # at the first step
-        placed = [(self._place(r), r) for r in running]
+        placed = [(self._queues.place(r), r) for r in running]
         for event in block_events(placed, len(end_times), self.config):
             request = event.request
             num_free += [self.pool.num_free] * (event.step - len(num_free))
@@ -233,34 +222,11 @@ class Scheduler:
             account_run(request, end_times)
         return num_free
 
-    def _is_queue_blocked(self) -> bool | None:
-        """Whether it is for want of blocks that nobody is admitted; None if somebody may be.
-
-        Holds as long as requests only grow. Places and tokens of budget stay as they are. Room for
-        the first in line can only shrink: each block taken is one less that is free, and one that
-        it could have reused is one more to take.
-        """
-        config, num_running = self.config, len(self.running)
-        waiting = next(self._candidates(), None)
-        if waiting is None:
-            return False
-        if self._turns.is_contended(self.waiting):
-            return None  # one client may have to give a place to another
-        if num_running >= min(config.max_num_seqs, config.max_num_batched_tokens):
-            return False
-        if self._hashes_being_computed():
-            return None  # somebody may be passed over, and somebody else be the first
-        if self._has_room(waiting, self.pool.find(reusable_hashes(waiting, config))):
-            return None
-        if not config.enable_chunked_prefill:
-            return None  # what it needs of the budget may change too; a chunk needs one token of it
-        return True
-
     def check(self) -> None:
         """Assert every invariant. Changes nothing."""
         self.pool.check([r.block_table for r in self.running.values()])
         assert len(self.running) <= self.config.max_num_seqs
-        places = [self._place(r) for r in self.waiting]
+        places = [self._queues.place(r) for r in self.waiting]
         assert places == sorted(places), "the queue is out of order"
         assert len(self._live) == len(self.waiting) + len(self.running)
         for request in self.waiting:
@@ -271,7 +237,7 @@ class Scheduler:
             assert request.num_written_tokens < request.num_tokens
             if not request.num_in_flight:
                 assert request.num_written_tokens == request.num_computed_tokens
-            held, needed = len(request.block_table), self._num_blocks_to_hold(request)
+            held, needed = len(request.block_table), self._room.num_to_hold(request)
             computed = self.config.num_blocks_for(request.num_computed_tokens)
             assert computed <= held <= max(computed, needed)
         for request in (*self.waiting, *self.running.values()):
@@ -279,66 +245,6 @@ class Scheduler:
             assert 0 <= request.num_pending_tokens <= request.num_in_flight
             assert request.num_in_flight or not request.has_drafts_in_flight
             assert len(request.block_hashes) <= request.num_tokens // self.config.block_size
-
-    # --- room ------------------------------------------------------------------------------
-
-    def _make_room(self) -> int:
-        """Give every running request blocks for all its tokens, oldest first; preempt the newest.
-
-        Returns how many were preempted. A running request that is left holds room for all the
-        tokens it has, whether or not this step's budget reaches it.
-        """
-        num_before = self.counts.num_preemptions
-        size = self.config.block_size
-        growing = [
-            r
-            for r in self.running.values()
-            if len(r.block_table) * size < len(r.token_ids) + r.num_pending_tokens
-        ]
-        for request in sorted(growing, key=self._place):
-            while request.request_id in self.running:
-                missing = self._num_missing_blocks(request)
-                if missing <= self.pool.num_free:
-                    request.block_table += self.pool.allocate(missing)
-                    break
-                self._preempt(self._victim(request))
-        return self.counts.num_preemptions - num_before
-
-    def _victim(self, request: Request) -> Request:
-        """The last in order among those not yet protected; at worst the request itself."""
-        candidates = [r for r in self.running.values() if not self._is_protected(r)]
-        return max(candidates, key=self._place, default=request)
-
-    def _preempt(self, request: Request) -> None:
-        """Take a request's blocks; it computes its tokens again when readmitted.
-
-        A step in flight may write them: it runs before whatever gets them.
-        """
-        self._drop(request)
-        num_lost = min(request.num_computed_tokens, request.num_tokens)
-        request.num_lost_tokens = max(request.num_lost_tokens, num_lost)
-        request.num_computed_tokens = request.num_written_tokens = 0
-        request.num_sent_tokens = 0
-        request.drafts = ()
-        request.num_imported_tokens = 0
-        request.timings.num_preemptions += 1
-        self.counts.num_preemptions += 1
-        self._enqueue(request)
-
-    def _is_protected(self, request: Request) -> bool:
-        """Preempted often enough: admitted with all the room it can need, and never a victim."""
-        return request.timings.num_preemptions >= self.config.max_preemptions
-
-    def _num_blocks_to_hold(self, request: Request) -> int:
-        if self._is_protected(request):
-            return self.config.num_blocks_for(request.most_tokens - 1)
-        num_tokens = request.num_tokens + request.num_pending_tokens
-        return self.config.num_blocks_for(min(num_tokens, request.most_tokens - 1))
-
-    def _num_missing_blocks(self, request: Request) -> int:
-        return max(0, self._num_blocks_to_hold(request) - len(request.block_table))
-
-    # --- budget and admission --------------------------------------------------------------
 
     def _share(self, budget: StepBudget) -> dict[str, int]:
         """Tokens for each running request; those who need least first, so that a next token never
@@ -351,109 +257,6 @@ class Scheduler:
                 counts[request.request_id] = count
                 budget.spend(request, request.num_computed_tokens, count)
         return counts
-
-    def _admit_waiting(self, counts: dict[str, int], budget: StepBudget, now: float) -> bool:
-        """Admit in order until budget, places or blocks run out, and add to `counts`.
-
-        Returns whether it is blocks that the next in order lacks.
-        """
-        most = self.config.max_num_seqs
-        if not self.waiting or budget.is_spent or len(self.running) >= most:
-            return False
-        self._chosen = self._policy.choose(self._chosen, self.waiting, len(self.running), most)
-        computing = self._hashes_being_computed()
-        for request in self._candidates():
-            if budget.is_spent or len(self.running) == most:
-                return False
-            if self._next_missing_hash(request) in computing:
-                continue  # its prefix will soon be there to reuse
-            if request.num_in_flight:
-                return False  # nobody overtakes: it is next when its tokens are known
-            cached = self.pool.find(reusable_hashes(request, self.config))
-            num_past = self._num_past(request, cached)
-            count = budget.most(request, num_past)
-            if not count:
-                return False  # nobody overtakes: it is next when the budget is larger
-            if not self._has_room(request, cached):
-                return True  # nobody overtakes: it is next when room is there
-            budget.spend(request, num_past, count)
-            self._admit(request, cached, now)
-            counts[request.request_id] = count
-            computing.update(uncomputed_hashes(request, self.config))
-        return False
-
-    def _candidates(self) -> Iterator[Request]:
-        """The waiting requests that may be admitted, in their order, clients by turns."""
-        chosen = self._chosen
-        return self._turns.in_order(
-            [r for r in self.waiting if chosen is None or r.request_id in chosen]
-        )
-
-    def _even_out(self) -> None:
-        """Let a client with many places give one up, at most one a step, to one that has fewer.
-
-        Without this, a small request would wait for all the tokens of another client's answers.
-        What is preempted finds most of its KV in the prefix cache when it comes back.
-        """
-        if not self._turns.is_contended(self.waiting):
-            return
-        first = next(self._candidates(), None)
-        if first is None or not self._is_in_need(first):
-            return
-        others = self._turns.those_in_the_way(first, self.running.values())
-        victims = [r for r in others if not self._is_protected(r)]
-        if victims:
-            self._preempt(max(victims, key=self._place))
-
-    def _is_in_need(self, request: Request) -> bool:
-        """Whether a place or blocks are all that a waiting request waits for."""
-        if self._next_missing_hash(request) in self._hashes_being_computed():
-            return False
-        if request.num_in_flight:
-            return False  # it cannot be admitted yet
-        most = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
-        cached = self.pool.find(reusable_hashes(request, self.config))
-        return len(self.running) >= most or not self._has_room(request, cached)
-
-    def _has_room(self, request: Request, cached: list[int]) -> bool:
-        """Whether there are blocks for all of a request beside those that it reuses."""
-        needed = self._num_blocks_to_hold(request) - len(cached)
-        return needed <= self.pool.num_free_beside(cached)
-
-    def _num_past(self, request: Request, cached: list[int]) -> int:
-        """Tokens that need not be computed: those reused, or those whose KV came with it."""
-        return max(len(cached) * self.config.block_size, request.num_imported_tokens)
-
-    def _admit(self, request: Request, cached: list[int], now: float) -> None:
-        """Reuse the published prefix, and take room for the rest."""
-        needed = self._num_blocks_to_hold(request) - len(cached)
-        self.pool.retain(cached)  # first, or allocation could take what is about to be reused
-        request.block_table = cached + self.pool.allocate(needed)
-        request.num_computed_tokens = self._num_past(request, cached)
-        request.num_written_tokens = request.num_computed_tokens
-        self.waiting.remove(request)
-        self.running[request.request_id] = request
-        self._turns.take(request)
-        self._queue_clock.leave(request, now)
-        if request.timings.first_scheduled_time is None:
-            self._note_first_admission(request, len(cached), now)
-
-    def _note_first_admission(self, request: Request, num_found: int, now: float) -> None:
-        request.timings.first_scheduled_time = now
-        request.timings.cache_miss = self._misses.explain(request, num_found, self.pool)
-        request.num_cached_tokens = request.num_computed_tokens
-        self.counts.num_queried_tokens += request.num_tokens
-        self.counts.num_hit_tokens += request.num_computed_tokens
-
-    def _next_missing_hash(self, request: Request) -> BlockHash | None:
-        hashes = reusable_hashes(request, self.config)
-        num_found = len(self.pool.find(hashes))
-        return hashes[num_found] if num_found < len(hashes) else None
-
-    def _hashes_being_computed(self) -> set[BlockHash]:
-        if not self.waiting or not self.config.enable_prefix_caching:
-            return set()
-        return {h for r in self.running.values() for h in uncomputed_hashes(r, self.config)}
 
     # --- what a step gave ------------------------------------------------------------------
 
@@ -471,16 +274,10 @@ class Scheduler:
             num_wrong = item.num_drafts - (len(result.tokens) - 1)
             request.num_written_tokens -= num_wrong
             request.num_computed_tokens -= num_wrong
-            self._give_back(request)
+            self._room.trim(request)
         num_full = min(request.num_written_tokens, len(request.token_ids)) // self._block_size
         if num_full > request.num_published_blocks:
             self._publish(request)
-
-    def _give_back(self, request: Request) -> None:
-        """Blocks beyond those that a request is to hold."""
-        num_held = self._num_blocks_to_hold(request)
-        self.pool.release(request.block_table[num_held:])
-        del request.block_table[num_held:]
 
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
@@ -511,11 +308,10 @@ class Scheduler:
     ) -> RequestUpdate:
         """End a request: its blocks are free when this returns."""
         if request.request_id in self.running:
-            self._drop(request)
+            self._room.vacate(request)
             request.timings.account(Part.STALLED, now)  # between steps; nothing within update()
         else:
-            self.waiting.remove(request)
-            self._queue_clock.leave(request, now)
+            self._queues.leave(request, now)
         del self._live[request.request_id]
         self._drafts.forget(request)
         request.finish_reason = reason
@@ -530,22 +326,6 @@ class Scheduler:
             error=error,
             timings=request.timings,
         )
-
-    # --- queues ----------------------------------------------------------------------------
-
-    def _place(self, request: Request) -> tuple[float, int]:
-        return self._policy.order(request, self.config), request.arrival_index
-
-    def _enqueue(self, request: Request) -> None:
-        insort(self.waiting, request, key=self._place)
-        self._queue_clock.enter(request)
-
-    def _drop(self, request: Request) -> None:
-        del self.running[request.request_id]
-        self._turns.give_back(request)
-        self.pool.release(request.block_table)
-        request.block_table = []
-        request.num_published_blocks = 0
 
 
 def _num_uncomputed(request: Request) -> int:

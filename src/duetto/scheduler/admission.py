@@ -1,0 +1,145 @@
+"""Who of those that wait is admitted to a step, and who gives way to them.
+
+Nobody overtakes the first in order, but one whose prefix is being computed is passed over.
+"""
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import Request
+from duetto.scheduler.block_pool import BlockHash, BlockPool
+from duetto.scheduler.budget import StepBudget
+from duetto.scheduler.counts import SchedulerCounts
+from duetto.scheduler.misses import MissMemory
+from duetto.scheduler.prefix import reusable_hashes, uncomputed_hashes
+from duetto.scheduler.queues import Queues
+from duetto.scheduler.room import Room
+
+
+class Admission:
+    """The writer of a request's progress at its admission, which is what it need not compute."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        pool: BlockPool,
+        queues: Queues,
+        room: Room,
+        misses: MissMemory,
+        counts: SchedulerCounts,
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._queues = queues
+        self._room = room
+        self._misses = misses
+        self._counts = counts
+
+    def admit(self, counts: dict[str, int], budget: StepBudget, now: float) -> bool:
+        """Admit in order until budget, places or blocks run out, and add to `counts`, which are the
+        tokens that each request computes. Returns whether it is blocks that the next one lacks.
+        """
+        queues, config = self._queues, self._config
+        running, most = queues.running, config.max_num_seqs
+        if not queues.waiting or budget.is_spent or len(running) >= most:
+            return False
+        queues.choose(most)
+        computing = self._hashes_being_computed()
+        for request in queues.candidates():
+            if budget.is_spent or len(running) == most:
+                return False
+            if self._next_missing_hash(request) in computing:
+                continue  # its prefix will soon be there to reuse
+            if request.num_in_flight:
+                return False  # nobody overtakes: it is next when its tokens are known
+            cached = self._pool.find(reusable_hashes(request, config))
+            num_past = self._num_past(request, cached)
+            count = budget.most(request, num_past)
+            if not count:
+                return False  # nobody overtakes: it is next when the budget is larger
+            if not self._room.is_enough_for(request, cached):
+                return True  # nobody overtakes: it is next when room is there
+            budget.spend(request, num_past, count)
+            self._admit(request, cached, now)
+            counts[request.request_id] = count
+            computing.update(uncomputed_hashes(request, config))
+        return False
+
+    def even_out(self) -> None:
+        """Let a client with many places give one up, at most one a step, to one that has fewer.
+
+        Without this, a small request would wait for all the tokens of another client's answers.
+        What is preempted finds most of its KV in the prefix cache when it comes back.
+        """
+        if not self._queues.is_contended():
+            return
+        first = next(self._queues.candidates(), None)
+        if first is None or not self._is_in_need(first):
+            return
+        others = self._queues.in_the_way_of(first)
+        victims = [r for r in others if not self._room.is_protected(r)]
+        if victims:
+            self._room.preempt(max(victims, key=self._queues.place))
+
+    def is_blocked(self) -> bool | None:
+        """Whether it is for want of blocks that nobody is admitted; None if somebody may be.
+
+        Holds as long as requests only grow. Places and tokens of budget stay as they are. Room for
+        the first in line can only shrink: each block taken is one less that is free, and one that
+        it could have reused is one more to take.
+        """
+        config, num_running = self._config, len(self._queues.running)
+        first = next(self._queues.candidates(), None)
+        if first is None:
+            return False
+        if self._queues.is_contended():
+            return None  # one client may have to give a place to another
+        if num_running >= min(config.max_num_seqs, config.max_num_batched_tokens):
+            return False
+        if self._hashes_being_computed():
+            return None  # somebody may be passed over, and somebody else be the first
+        if self._room.is_enough_for(first, self._pool.find(reusable_hashes(first, config))):
+            return None
+        if not config.enable_chunked_prefill:
+            return None  # what it needs of the budget may change too; a chunk needs one token of it
+        return True
+
+    def _is_in_need(self, request: Request) -> bool:
+        """Whether a place or blocks are all that a waiting request waits for."""
+        if self._next_missing_hash(request) in self._hashes_being_computed():
+            return False
+        if request.num_in_flight:
+            return False  # it cannot be admitted yet
+        most = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
+        cached = self._pool.find(reusable_hashes(request, self._config))
+        has_room = self._room.is_enough_for(request, cached)
+        return len(self._queues.running) >= most or not has_room
+
+    def _num_past(self, request: Request, cached: list[int]) -> int:
+        """Tokens that need not be computed: those reused, or those whose KV came with it."""
+        return max(len(cached) * self._config.block_size, request.num_imported_tokens)
+
+    def _admit(self, request: Request, cached: list[int], now: float) -> None:
+        """Reuse the published prefix, and take room for the rest."""
+        self._room.fill(request, cached)
+        request.num_computed_tokens = self._num_past(request, cached)
+        request.num_written_tokens = request.num_computed_tokens
+        self._queues.run(request, now)
+        if request.timings.first_scheduled_time is None:
+            self._note_first_admission(request, len(cached), now)
+
+    def _note_first_admission(self, request: Request, num_found: int, now: float) -> None:
+        request.timings.first_scheduled_time = now
+        request.timings.cache_miss = self._misses.explain(request, num_found, self._pool)
+        request.num_cached_tokens = request.num_computed_tokens
+        self._counts.num_queried_tokens += request.num_tokens
+        self._counts.num_hit_tokens += request.num_computed_tokens
+
+    def _next_missing_hash(self, request: Request) -> BlockHash | None:
+        hashes = reusable_hashes(request, self._config)
+        num_found = len(self._pool.find(hashes))
+        return hashes[num_found] if num_found < len(hashes) else None
+
+    def _hashes_being_computed(self) -> set[BlockHash]:
+        if not self._queues.waiting or not self._config.enable_prefix_caching:
+            return set()
+        running = self._queues.running.values()
+        return {h for r in running for h in uncomputed_hashes(r, self._config)}
