@@ -100,7 +100,8 @@ class Model:
         options = {"num_blocks": NUM_BLOCKS, "max_num_batched_tokens": MAX_LEN} | options
         config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
         runner = ModelRunner(
-            self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype, proposers
+            *(self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype),
+            *(proposers, depth),
         )
         step_time = None if step_times is None else step_times.late_time
         scheduler = Scheduler(config, step_time, drafts)

@@ -318,7 +318,7 @@ ENDS = [
     Fault(
         "company of prompts overlooked",
         "latency",
-        "        if part is Part.DECODE and has_prompts:\n",
+        "        if has_prompts and part is decode:\n",
         "        if False:\n",
     ),
     Fault(
@@ -756,8 +756,8 @@ IN_FLIGHT = [
     Fault(
         "time of who ended is looked for",
         "latency",
-        "        if r.request_id in running  #",
-        "        #",
+        "computed = running.get(item.request_id)",
+        "computed = running[item.request_id]",
     ),
 ]
 

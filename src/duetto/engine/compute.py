@@ -36,9 +36,9 @@ class StepTimes(Protocol):
     def observe(self, shape: BatchShape, seconds: float) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Computing:
-    """A computation under way, as it is seen from other threads. No two are equal."""
+    """A computation under way, as other threads see it: nobody changes it. No two are equal."""
 
     num_requests: int
     predicted_s: float | None  # None: nothing is known of it

@@ -58,11 +58,12 @@ class LearnedStepTime:
     def step_time(self, shape: BatchShape) -> float:
         """Seconds that a step of this shape should take; more work never takes less."""
         amounts = _amounts(shape)
-        seconds = sum(map(float.__mul__, self._prices, amounts))
-        if not self._row_steps.has_any:
-            return seconds
-        if amounts[1] == amounts[2]:
+        has_any = self._row_steps.has_any
+        if has_any and amounts[1] == amounts[2]:  # nearly always, before each step
             return self._rows_s(amounts)
+        seconds = sum(map(float.__mul__, self._prices, amounts))
+        if not has_any:
+            return seconds
         # A chunk is beyond what was measured row by row, but takes no time off its streams.
         streams = BatchShape(tuple([r for r in shape.requests if r.num_new == r.num_logit_rows]))
         return max(seconds, self._rows_s(_amounts(streams))) if streams.requests else seconds

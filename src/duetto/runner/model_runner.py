@@ -5,7 +5,6 @@ KV in blocks, and what the last steps sampled. Knows no schedule, no text and no
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 
@@ -42,8 +41,10 @@ class ModelRunner:
         block_size: int,
         kv_dtype: KVDtype,
         proposers: Mapping[str, Proposer] | None = None,
+        depth: int = 0,
     ) -> None:
-        """`proposers` of drafts, by the method that `ScheduledRequest.drafting` names."""
+        """`proposers` of drafts, by the method that `ScheduledRequest.drafting` names; `depth` is
+        the engine's: how many steps may be in flight while the next one is submitted."""
         assert num_blocks * block_size <= MAX_SLOTS
         self._vocab_size = program.vocab_size
         self._backend = backend
@@ -51,7 +52,7 @@ class ModelRunner:
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
         self._drafters = Drafters(proposers or {}, program.vocab_size)
-        self._last_steps = LastSteps()
+        self._last_steps = LastSteps(depth)
 
     @property
     def backend(self) -> Backend:
@@ -78,8 +79,8 @@ class ModelRunner:
         assert logits.dtype == np.float32
 
         results = [
-            _result(request, logits[start:end])
-            for request, (start, end) in zip(batch.requests, pairwise(logit_starts), strict=True)
+            _result(request, logits, start)
+            for request, start in zip(batch.requests, logit_starts[:-1], strict=True)
         ]
         self._last_steps.keep(batch, results)
         if is_drafting:
@@ -88,13 +89,15 @@ class ModelRunner:
         return Done(StepOutput(tuple(results)))
 
 
-def _result(request: ScheduledRequest, rows: FloatArray) -> RequestResult:
-    """What its rows of logits give one request: those that score its prompt come first."""
+def _result(request: ScheduledRequest, logits: FloatArray, start: int) -> RequestResult:
+    """What its rows of logits, from `start` on, give one request: those that score its prompt come
+    first."""
     try:
-        scores = _score_prompt(request, rows) if request.prompt_logprob_targets else ()
-        if not request.rows:
-            return RequestResult(scores=scores)
-        return RequestResult(verify(request, rows[len(scores) :]), scores=scores)
+        if not request.prompt_logprob_targets:
+            return RequestResult(verify(request, logits, start) if request.rows else ())
+        scores = _score_prompt(request, logits[start:])
+        tokens = verify(request, logits, start + len(scores)) if request.rows else ()
+        return RequestResult(tokens, scores=scores)
     except EngineError as error:
         return RequestResult(error=str(error))
 

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 from duetto.core.batch import PLACEHOLDER, RequestResult, ScheduledBatch, ScheduledRequest
 
-MAX_IN_FLIGHT = 3  # steps whose results may still be on their way to the scheduler
-
 
 class LastSteps:
-    def __init__(self) -> None:
-        self._steps: deque[tuple[ScheduledBatch, Sequence[RequestResult]]] = deque(
-            maxlen=MAX_IN_FLIGHT
-        )
+    def __init__(self, depth: int) -> None:
+        """`depth`: steps whose results may be on their way to the scheduler while the next one is
+        submitted; none, and nothing is kept."""
+        self._steps: deque[tuple[ScheduledBatch, Sequence[RequestResult]]] = deque(maxlen=depth)
 
     def keep(self, batch: ScheduledBatch, results: Sequence[RequestResult]) -> None:
         self._steps.appendleft((batch, results))

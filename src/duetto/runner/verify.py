@@ -10,18 +10,22 @@ from duetto.core.errors import EngineError
 from duetto.runner.sampler import sample_token
 
 
-def verify(request: ScheduledRequest, rows: FloatArray) -> tuple[SampledToken, ...]:
+def verify(
+    request: ScheduledRequest, logits: FloatArray, first: int = 0
+) -> tuple[SampledToken, ...]:
     """The longest beginning of the drafts that is what its rows sample, and the token after it.
 
-    `rows` are the logits [1 + num_drafts, vocabulary] after the token before the drafts and after
-    each of them. None is sampled after the first draft that is wrong. Raises EngineError if the
-    first row leaves no token. If a later one does, the accepted drafts are returned alone: the
-    request has them, computes the last of them once more, and that row then is its first.
+    From row `first` on, `logits` [rows, vocabulary] has those after the token before the drafts
+    and after each of them, 1 + num_drafts. None is sampled after the first draft that is wrong.
+    Raises EngineError if the first row leaves no token. If a later one does, the accepted drafts
+    are returned alone: the request has them, computes the last of them once more, and that row then
+    is its first.
     """
     if not request.num_drafts:
-        return (sample_token(rows[0], request.rows[0]),)
+        return (sample_token(logits[first], request.rows[0]),)
     tokens: list[SampledToken] = []
     drafts = request.token_ids[len(request.token_ids) - request.num_drafts :]
+    rows = logits[first : first + len(request.rows)]
     for row, sampling, draft in zip(rows, request.rows, (*drafts, None), strict=True):
         try:
             tokens.append(sample_token(row, sampling))

@@ -20,10 +20,8 @@ def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
         )
     for item, result in zip(batch.requests, results, strict=True):
         # Twice a step for each request: it has to be quick.
-        if len(result.tokens) == 1 and len(item.rows) == 1:
-            is_whole = True
-        else:
-            is_whole = _is_run(item, result.tokens)
+        is_next_token = len(result.tokens) == 1 and len(item.rows) == 1
+        is_whole = is_next_token or _is_run(item, result.tokens)
         if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
             continue
         if result.error is None:

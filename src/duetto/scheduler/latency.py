@@ -21,21 +21,25 @@ def account_step(
     predicted_s: float | None = None,
 ) -> None:
     """Give the time since the last step to one part of each running request."""
-    own = {
-        r.request_id: _own_part(r, running[r.request_id])
-        for r in batch.requests
-        if r.request_id in running  # else it ended, or lost its blocks, while the step ran
-    }
-    has_prompts = any(part is not Part.DECODE for part in own.values())
+    decode, has_prompts = Part.DECODE, False
+    own: dict[str, Part] = {}
+    for item in batch.requests:
+        computed = running.get(item.request_id)
+        if computed is None:
+            continue  # it ended, or lost its blocks, while the step ran
+        part = own[item.request_id] = _own_part(item, computed)
+        has_prompts = has_prompts or part is not decode
     for request in running.values():
-        part, timings = own.get(request.request_id), request.timings
-        if part is None:
-            if request.num_in_flight:
-                continue  # the time is that of a later step, which computes for it
+        timings = request.timings
+        if request.request_id in own:
+            part = own[request.request_id]
+        elif request.num_in_flight:
+            continue  # the time is that of a later step, which computes for it
+        else:
             part = Part.STALLED
         if predicted_s is not None and part in _COMPUTING:
             timings.predicted_s = (timings.predicted_s or 0.0) + predicted_s
-        if part is Part.DECODE and has_prompts:
+        if has_prompts and part is decode:
             part = Part.SHARED
         timings.account(part, now)
 

@@ -130,8 +130,7 @@ class Scheduler:
         check_whole(batch, output)
         account_step(batch, self.running, now, predicted_s)
         self.step_drafts = tell(
-            *(self._drafts, self._live, batch.requests, output.results),
-            *(output.drafting_s, step_time or self._step_time),
+            self._drafts, self._live, batch, output, step_time or self._step_time
         )
         updates = []
         for item, result in zip(batch.requests, output.results, strict=True):

@@ -4,9 +4,15 @@ Drafts take only free room: what is left of the budget, and blocks that are free
 and no estimates, which are the policy's (scheduler/drafts.py), and no models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from duetto.core.batch import Drafting, RequestResult, ScheduledRequest
+from duetto.core.batch import (
+    Drafting,
+    RequestResult,
+    ScheduledBatch,
+    ScheduledRequest,
+    StepOutput,
+)
 from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import Request
@@ -39,9 +45,8 @@ def speculated(
 def tell(
     policy: DraftPolicy,
     live: Mapping[str, Request],
-    items: Sequence[ScheduledRequest],
-    results: Sequence[RequestResult],
-    drafting_s: float,
+    batch: ScheduledBatch,
+    output: StepOutput,
     step_time: StepTime | None,
 ) -> StepDrafts | None:
     """Tell the policy, and the requests' timings, what came of a step's drafts; also of those that
@@ -49,6 +54,7 @@ def tell(
     before the results are taken. Returns the step in all; None without drafts."""
     if not policy.is_on:
         return None
+    items, results, drafting_s = batch.requests, output.results, output.drafting_s
     outcomes = [
         _outcome(live[item.request_id], item, result)
         for item, result in zip(items, results, strict=True)
