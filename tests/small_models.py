@@ -29,7 +29,8 @@ BLOCK_SIZE = 8
 NUM_BLOCKS = 128
 MAX_LEN = 192
 VOCAB = 101
-NOISE = 0.02  # of the noisy twin, beside weights of 0.3
+EMBEDDING = 0.15  # deviation of its weights, beside 0.3
+NOISE = 0.05  # of the noisy twin, relative to its weights
 
 LLAMA = {
     "model_type": "llama",
@@ -128,7 +129,7 @@ def make_model(kind: Kind, directory: Path) -> Model:
     rng = np.random.default_rng(5)
     tensors = _random_tensors(program, config, rng)
     noisy = {
-        name: tensor + NOISE * (tensor.ndim > 1) * rng.standard_normal(tensor.shape)
+        name: tensor + NOISE * (tensor.ndim > 1) * tensor.std() * rng.standard_normal(tensor.shape)
         for name, tensor in tensors.items()
     }
     twin = {name: tensor.astype(np.float32) for name, tensor in noisy.items()}
@@ -159,5 +160,7 @@ def _random_tensors(program, config, rng):
             rows = rows_of.get(source.split(".")[-2], spec.shape[0] // len(spec.sources))
             shape = (rows, *spec.shape[1:])
             scale = 0.3 if len(shape) > 1 else 1.0
+            if "embed" in source:  # small, or a model with tied weights says its last token again
+                scale = EMBEDDING
             tensors[source] = (scale * rng.standard_normal(shape)).astype(np.float32)
     return tensors

@@ -166,6 +166,15 @@ def plain(model) -> Plain:
     return Plain(answers, lambda: open_ended() + ending(said))
 
 
+def test_answers_depend_on_temperature(model):
+    """Else equality at a temperature would be equality of greedy answers once more."""
+    said = set()
+    for temperature in (0, 0.3, 0.8, 1.2):
+        request = make("r", 3, temperature=temperature, top_p=0.95 if temperature else 1.0)
+        said.add(tuple(ids_of(outcomes(model.engine(), [request])["r"])))
+    assert len(said) >= 3
+
+
 PROPOSERS = ("ngram", "suffix", "draft_model", "oracle", "wrong", "raises", "nonsense")
 USEFUL = PROPOSERS[:4]
 
