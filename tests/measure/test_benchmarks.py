@@ -76,3 +76,29 @@ def test_the_parts_of_a_step_add_up(tiny_model: Path) -> None:
     assert {"native: Attention", "native: norm, linear"} < shares.keys()
     assert all(-0.01 < share < 1 for share in shares.values())
     assert 0 < found["step_s"] < 1
+
+
+def test_speculation(tmp_path: Path) -> None:
+    """Every part, small; a second call keeps what the first one found."""
+    page = tmp_path / "speculation.md"
+    first = run("speculation.py", "--smoke", "--parts", "speed", "copy", "--output", str(page))
+    parts = ("equality", "loss", "reader", "draft", "coupling")
+    found = run("speculation.py", "--smoke", "--parts", *parts, "--output", str(page))
+    kept = json.loads(page.with_suffix(".json").read_text())
+    speed, loss = "speed, tiny, int8", "loss, tiny, int8"
+    assert set(kept) == {"copy, tiny, int8", speed, loss, "equality", "reader", "draft", "coupling"}
+    assert kept[speed]["rows"] == first[speed]["rows"]
+    same = found["equality"]
+    assert same["num_answers"] > 500 and not same["differing"]
+    assert sum(row["num_accepted"] for row in same["rows"] if row["method"] == "draft_model") > 500
+    assert any(row["num_not_greedy"] for row in same["rows"])
+    assert all(row["allowed"] >= 1 and row["simulated"] > 0 for row in first[speed]["rows"])
+    assert first["copy, tiny, int8"]["tokens_per_step"] > 1.2
+    assert {row["batch"] for row in found[loss]["rows"]} == {1, 2}
+    assert all(not row["num_accepted"] for row in found[loss]["rows"])
+    assert found["draft"]["rows"][0]["tokens_per_step"] > 1.2
+    for row in found["coupling"]["rows"]:
+        assert row["inverse_cdf"] < row["gumbel"] < row["best"] + 0.05
+    text = page.read_text()
+    for title in ("The same bits", "Speed by acceptance", "of no use", "JSON", "One noise"):
+        assert title in text

@@ -1,0 +1,336 @@
+"""What speculation.py measures with: engines with and without drafts over one model in memory.
+
+All engines of a bench share one runner, and so one KV arena, threads and weights; they run one
+after the other, never at one time.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from duetto.backends.backend import Backend, FloatArray, StepArrays
+from duetto.build import companion_of, served_config
+from duetto.checkpoints.config import read_config
+from duetto.checkpoints.json_file import read_json
+from duetto.checkpoints.shapes import SHAPES
+from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
+from duetto.core.batch import SampledToken
+from duetto.core.draft_counts import NO_CHAINS, Chains
+from duetto.core.engine_args import EngineArgs
+from duetto.core.request import Request
+from duetto.core.sampling_params import SamplingParams
+from duetto.core.shape import BatchShape
+from duetto.engine.engine import Engine
+from duetto.models.make_model import make_model
+from duetto.pricing.drafting import SpeculationPrices
+from duetto.pricing.host import host_prices
+from duetto.pricing.learned import LearnedStepTime
+from duetto.program.dtype import KVDtype
+from duetto.runner.load import Companion, LoadedModel, ModelPlan, load_model
+from duetto.runner.model_runner import ModelRunner
+from duetto.runner.proposers.proposer import DraftRequest, Proposer
+from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, DraftPolicy, Planned
+from duetto.scheduler.scheduler import Scheduler
+
+MOST_DRAFTS = 16  # of a request in a step, for methods that are asked
+NUM_PROMPT = 8  # tokens of a random prompt
+_FORCED = 1e4  # a logit that nothing else reaches
+
+
+class Replaceable:
+    """A proposer whose place is taken by one after the other."""
+
+    needs_hidden = False
+
+    def __init__(self) -> None:
+        self.now: Proposer | None = None
+
+    def propose(self, requests: Sequence[DraftRequest]) -> Sequence[tuple[int, ...]]:
+        return [()] * len(requests) if self.now is None else self.now.propose(requests)
+
+
+class Always:
+    """A policy that asks one proposer for `most` drafts each step, and verifies all it gets."""
+
+    is_on = True
+
+    def __init__(self, method: str, most: int) -> None:
+        self._method, self._most = method, most
+
+    def choose(
+        self,
+        candidates: Sequence[Candidate],
+        shape: BatchShape,  # noqa: ARG002
+        room: int,  # noqa: ARG002
+        limit_s: float | None = None,  # noqa: ARG002
+    ) -> Mapping[str, int]:
+        return {request.request_id: len(drafts) for request, drafts in candidates}
+
+    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+        return {
+            request.request_id: Ask(self._method, min(self._most, num_left))
+            for request, num_left, _ in planned
+        }
+
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
+        pass
+
+    def forget(self, request: Request) -> None:
+        pass
+
+
+class Forced:
+    """A backend whose one request says a given text, whatever its weights would. For greedy
+    requests that are alone."""
+
+    def __init__(self, backend: Backend, text: Sequence[int]) -> None:
+        self._backend, self._text = backend, text
+
+    def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> object:
+        return self._backend.allocate_kv(num_blocks, block_size, dtype)
+
+    def run(self, step: StepArrays, kv: object) -> FloatArray:
+        logits = self._backend.run(step, kv)
+        for row, place in enumerate(step.logit_rows.tolist()):
+            position = int(step.positions[place]) + 1
+            if position < len(self._text):
+                logits[row, self._text[position]] = _FORCED
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One run of some requests, all at one time. Seconds and tokens are those of the window in
+    which all of them decode: from the last one's first token to the first one's end."""
+
+    seconds: float
+    num_tokens: int
+    steps: Sequence[tuple[int, float]]  # of the window: tokens computed, seconds
+    answers: Mapping[str, list[SampledToken]]
+    chains: Chains  # of drafts that were verified, in the whole run
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def token_ids(self) -> dict[str, list[int]]:
+        return {name: [t.token_id for t in tokens] for name, tokens in self.answers.items()}
+
+
+class Bench:
+    """A model in memory, its plain engine, and as many others as are asked for."""
+
+    def __init__(
+        self, loaded: LoadedModel, args: EngineArgs, recorded: Replaceable, tokenizer: Tokenizer
+    ) -> None:
+        self.loaded, self.recorded, self.tokenizer = loaded, recorded, tokenizer
+        self.vocab_size = loaded.program.vocab_size
+        self.config = served_config(loaded, args)
+        self._step_time = host_prices(loaded.program, loaded.precision).step_time
+
+    def engine(
+        self,
+        policy: Callable[[LearnedStepTime], DraftPolicy] | None = None,
+        runner: ModelRunner | None = None,
+    ) -> Engine:
+        """A fresh scheduler, with an empty cache and nothing learned."""
+        times = LearnedStepTime(self._step_time)
+        drafts = None if policy is None else policy(times)
+        scheduler = Scheduler(self.config, times.late_time, drafts)
+        return Engine(scheduler, runner or self.loaded.runner, step_times=times)
+
+    def shipped(self, *methods: str, runner: ModelRunner | None = None) -> Engine:
+        """With the policy that ships."""
+        most = dict.fromkeys(methods, MOST_DRAFTS)
+        return self.engine(lambda times: AdaptiveDrafts(most, SpeculationPrices(times)), runner)
+
+    def always(self, method: str, most: int, runner: ModelRunner | None = None) -> Engine:
+        return self.engine(lambda _: Always(method, most), runner)
+
+    def saying(self, text: Sequence[int], proposers: Mapping[str, Proposer]) -> ModelRunner:
+        """A runner whose one request says a given text."""
+        loaded = self.loaded
+        backend = Forced(loaded.runner.backend, text)
+        return ModelRunner(
+            loaded.program,
+            backend,
+            loaded.num_blocks,
+            loaded.block_size,
+            loaded.kv_dtype,
+            proposers,
+        )
+
+    def requests(self, count: int, num_output: int) -> list[Request]:
+        """Random prompts; the same each time."""
+        rng = random.Random(0)
+        prompts = [[rng.randrange(self.vocab_size) for _ in range(NUM_PROMPT)] for _ in range(64)]
+        return [new_request(str(i), prompts[i], num_output) for i in range(count)]
+
+
+def load(path: Path, args: EngineArgs) -> Bench:
+    """A model, what `args` say that proposes drafts, and the method "recorded" beside it."""
+    recorded = Replaceable()
+    config = read_config(path)
+    codec = load_tokenizer(path, eos_token_ids=config.eos_token_ids, vocab_size=config.vocab_size)
+    asked = companion_of(args, config.context_length, codec)
+
+    def proposers(plan: ModelPlan) -> dict[str, Proposer]:
+        others = {} if asked is None else asked.load(plan)
+        return {**others, "recorded": recorded}
+
+    companion = Companion(
+        name="the proposers of this benchmark",
+        fixed_bytes=0 if asked is None else asked.fixed_bytes,
+        block_bytes=0 if asked is None else asked.block_bytes,
+        max_drafts={},
+        load=proposers,
+    )
+    return Bench(load_model(path, args, companion=companion), args, recorded, codec)
+
+
+def new_request(
+    request_id: str,
+    prompt: Sequence[int],
+    num_output: int,
+    *,
+    seed: int = 0,
+    ends: frozenset[int] = frozenset(),
+    **sampling: Any,
+) -> Request:
+    """Greedy if nothing is said, and as long as it may be if it has no ends."""
+    params = SamplingParams(max_tokens=num_output, **{"temperature": 0.0, **sampling})
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt),
+        sampling=params,
+        max_tokens=num_output,
+        seed=seed,
+        arrival_time=0.0,
+        stop_token_ids=ends,
+    )
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> Ran:
+    """All requests at one time, to the end."""
+    answers: dict[str, list[SampledToken]] = {r.request_id: [] for r in requests}
+    for request in requests:
+        engine.add(request)
+    seconds, num_tokens, has_ended = 0.0, 0, False
+    steps: list[tuple[int, float]] = []
+    while engine.has_work:
+        in_window = not has_ended and all(answers.values())
+        start = perf_counter()
+        report = engine.step()
+        step_s = perf_counter() - start
+        for update in report.updates:
+            if update.error is not None:
+                raise RuntimeError(f"request {update.request_id} failed: {update.error}")
+            answers[update.request_id] += update.tokens
+            has_ended = has_ended or update.finish_reason is not None
+        if in_window and report.record is not None:
+            seconds += step_s
+            num_tokens += sum(len(update.tokens) for update in report.updates)
+            steps.append((report.record.num_tokens, step_s))
+    chains = NO_CHAINS
+    for request in requests:
+        if request.timings.speculation is not None:
+            chains = chains.plus(request.timings.speculation.chains)
+    return Ran(seconds, num_tokens, steps, answers, chains)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Runs of the same requests without drafts and with them, in turn."""
+
+    plain: Sequence[float]  # tokens per second
+    drafted: Sequence[float]
+    chains: Chains
+
+    @property
+    def ratios(self) -> list[float]:
+        return [d / p for p, d in zip(self.plain, self.drafted, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """Without the first pair, in which prices and acceptance are not known yet."""
+        return statistics.median(self.ratios[1:] or self.ratios)
+
+    @property
+    def first_ratio(self) -> float:
+        return self.ratios[0]
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Of the steps that verified drafts."""
+        return self.chains.mean_length or 1.0
+
+    def as_json(self) -> dict[str, object]:
+        proposed, accepted = self.chains.total
+        return {
+            "ratio": self.ratio,
+            "first_ratio": self.first_ratio,
+            "ratios": self.ratios,
+            "plain_tokens_per_s": statistics.median(self.plain),
+            "num_proposed": proposed,
+            "num_accepted": accepted,
+            "tokens_per_drafted_step": self.tokens_per_step,
+        }
+
+
+def pairs(
+    plain: Engine,
+    drafted: Engine,
+    requests: Callable[[], list[Request]],
+    *,
+    least: int,
+    most: int,
+    until: float,
+) -> Pairs:
+    """At least `least` pairs, and more until the clock says `until`. Their order changes from one
+    to the next. Raises if an answer differs."""
+    rates: tuple[list[float], list[float]] = [], []
+    chains, expected = NO_CHAINS, None
+    while len(rates[0]) < least or (len(rates[0]) < most and perf_counter() < until):
+        for which in (0, 1) if len(rates[0]) % 2 else (1, 0):
+            ran = run((plain, drafted)[which], requests())
+            rates[which].append(ran.rate)
+            expected = expected or ran.answers
+            if ran.answers != expected:
+                raise RuntimeError("answers with drafts and without differ")
+            chains = chains.plus(ran.chains)
+    return Pairs(rates[0], rates[1], chains)
+
+
+@contextmanager
+def directory_of(shape: str) -> Iterator[Path]:
+    """A checkpoint, or one of random weights that is made for the occasion."""
+    with TemporaryDirectory() as folder:
+        path = Path(shape)
+        if not path.is_dir():
+            path = Path(folder) / shape
+            make_model(SHAPES[shape], path)
+        yield path
+
+
+def useless_draft(target: Path, folder: Path) -> Path:
+    """A random model of the target's vocabulary, a quarter as wide and as deep."""
+    config = dict(read_json(target / "config.json").values)
+    config |= {
+        "hidden_size": max(64, config["hidden_size"] // 4),
+        "intermediate_size": max(128, config["intermediate_size"] // 4),
+        "num_hidden_layers": max(1, config["num_hidden_layers"] // 4),
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": max(16, config["hidden_size"] // 8),
+    }
+    make_model(config, folder / "useless", seed=1)
+    return folder / "useless"
