@@ -31,11 +31,11 @@ MOST_OWED = 8.0  # plain steps that it may be below nothing while drafts promise
 NUM_SEEN = 16  # and so many of them were seen
 MOST_ALLOWED = 8.0  # plain steps that the allowance may grow to, for a trial that takes long
 TRIAL_GAIN = 0.05  # by which a step of an untried size must seem to pay
-MAX_WAIT = 16  # steps between two trials for a request whose trials fail
+MAX_WAIT = 4  # looks between two trials for a request whose trials fail
 NUM_PROVEN = 64  # drafts seen of a tenant, before which a step verifies no more than were seen
 MAX_POOLS = 1024  # of tenants and proposers
 MOST_SLOTS = 96  # drafts of all requests that are thought about
-REST = 8  # steps between two looks at what pays, where nothing does
+REST = 7  # steps between two looks at what pays, where nothing does: a look takes time too
 REVIEW_EVERY = 16  # outcomes of a request between two choices of its proposer
 MAX_LATE_SENT = 16  # tokens: with more to send, a draft's cost is spread over the drafts to come
 CLOSE = 1.2  # where drafts bring less than this beside none, a step without is taken now and then
@@ -86,7 +86,7 @@ class _Drafted:
         self.drafts: tuple[int, ...] = ()  # seen by `choose`, until the outcome is in
         self.acceptances: dict[str, Acceptance] = {}
         self.num_reviewed = 0
-        self.wait = self.trial_in = 1  # steps until the next trial
+        self.wait = self.trial_in = 1  # looks until the next trial
 
 
 class AdaptiveDrafts:
@@ -105,7 +105,8 @@ class AdaptiveDrafts:
         self._allowance_s = 0.0  # earned and not spent
         self._num_seen = 0  # drafts compared with what was sampled
         self._is_first = True
-        self._rest = 0  # steps for which it is settled that nothing pays
+        self._rest = 0  # steps for which it is settled that nothing pays ...
+        self._num_rested = 0  # ... and how many passed since the last look
         self._drafting_s = 0.0  # that the drafts at hand took, by the price
         self._token_s = 0.0  # what a step of next tokens took last, by the price
         self._num_streams = 1  # in that step
@@ -157,6 +158,10 @@ class AdaptiveDrafts:
         return {c.request.request_id: n for c, n in zip(candidates, counts, strict=True) if n}
 
     def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+        if self._rest:
+            self._rest -= 1
+            self._num_rested += 1
+            return NO_ASKS
         streams = [self._known(each) for each in planned if each.num_left > 0]
         prompts = [each for each in planned if each.num_left <= 0]
         self._drafting_s = 0.0
@@ -255,15 +260,15 @@ class AdaptiveDrafts:
         most_s = MOST_ALLOWED * plain_s
         if self._is_first:
             self._allowance_s, self._is_first = FIRST_ALLOWED * plain_s, False
-        self._allowance_s = min(self._allowance_s + TRIAL_SHARE * plain_s, most_s)
-        self._rest = max(0, self._rest - 1)
-        if most and not self._rest:
+        earned_s = TRIAL_SHARE * plain_s * (1 + self._num_rested)
+        self._allowance_s, self._num_rested = min(self._allowance_s + earned_s, most_s), 0
+        if most:
             extra_s = [t - plain_s for t in times]
             for method, members in groups.items():
                 self._ask_group(method, members, streams, lines, extra_s, plain_s, asks)
                 if method not in {ask.method for ask in asks.values()}:
                     self._ask_hopefully(method, members, streams, lines, shape, plain_s, asks)
-            self._rest = 0 if asks else REST
+        self._rest = 0 if asks else REST
         self._try(streams, states, asks, plain_s)
 
     def _ask_group(
@@ -421,6 +426,8 @@ class AdaptiveDrafts:
         acceptance = self._acceptance(state, state.drafted_by)
         num_right = acceptance.observe(state.drafts, outcome.tokens)
         self._num_seen += 1
+        if num_right:
+            self._rest = 0
         state.drafts = ()
         state.wait = 1 if num_right else min(2 * state.wait, MAX_WAIT)
         state.trial_in = min(state.trial_in, state.wait)
