@@ -412,7 +412,7 @@ def _sampled(*token_ids: int) -> tuple[SampledToken, ...]:
     return tuple(map(SampledToken, token_ids))
 
 
-class _All:
+class AsksForAll:
     """A policy that verifies every draft, and asks for four."""
 
     is_on = True
@@ -440,7 +440,7 @@ def _planned(
     make: MakeScheduler, request: Request, *drafts: int
 ) -> tuple[Scheduler, ScheduledBatch]:
     """A step that verifies drafts after the first token of a request, which is 7."""
-    scheduler = make(SchedulerConfig(**SMALL), drafts=_All())
+    scheduler = make(SchedulerConfig(**SMALL), drafts=AsksForAll())
     scheduler.add(request)
     batch = scheduler.schedule(0.0)
     scheduler.update(batch, StepOutput((RequestResult(_sampled(7), drafts),)), 1.0)
@@ -498,7 +498,7 @@ def refuses_a_run_that_is_not_its_drafts(make: MakeScheduler = Scheduler) -> Non
 
 def preempts_nobody_for_a_guess(make: MakeScheduler = Scheduler) -> None:
     config = SchedulerConfig(**SMALL | {"num_blocks": 2})
-    scheduler = make(config, drafts=_All())
+    scheduler = make(config, drafts=AsksForAll())
     scheduler.add(make_request("a", (1, 2), 4))
     scheduler.add(make_request("b", (3, 4), 4))
     batch = scheduler.schedule(0.0)

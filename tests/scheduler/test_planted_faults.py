@@ -7,6 +7,7 @@ import pytest
 from scheduler.faults import FAULTS
 from scheduler.mutants import Fault, plant
 from scheduler.properties import OF_THE_POOL, OF_THE_SCHEDULER
+from scheduler.refusals import REFUSALS
 from scheduler.walk import walk
 
 from duetto.scheduler.block_pool import BlockPool
@@ -21,7 +22,7 @@ def first_complaint(make_scheduler: Any, make_pool: Any) -> str | None:
     for of_pool in OF_THE_POOL:
         if _raises(of_pool, make_pool):
             return of_pool.__name__
-    for of_scheduler in OF_THE_SCHEDULER:
+    for of_scheduler in (*OF_THE_SCHEDULER, *REFUSALS):
         if _raises(of_scheduler, make_scheduler):
             return of_scheduler.__name__
     for seed in range(NUM_SEEDS):
