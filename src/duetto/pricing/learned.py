@@ -117,8 +117,9 @@ class LearnedStepTime:
         return self._prices[3] * amounts[3] + self._prices[4] * amounts[4]
 
     def _rows_s(self, amounts: Vector) -> float:
-        rows_s = self._row_steps.seconds(int(amounts[1]), self._row_s)
-        return rows_s + self._context_s(amounts)
+        prices = self._prices  # every step asks: in as few calls as may be
+        rows_s = self._row_steps.seconds(int(amounts[1]), prices[1] + prices[2])
+        return rows_s + (prices[3] * amounts[3] + prices[4] * amounts[4])
 
     def _more_rows(
         self, shape: BatchShape, num_more: int, rows_s: Callable[[int, int, float], list[float]]

@@ -31,6 +31,7 @@ class RowSteps:
         self._prices = 0.0, 0.0  # of context: per attended pair, and per KV token read
         self._fitted: list[float] = []  # by size, without context and level; never falls
         self._hopes: list[float] = []
+        self._time_of: dict[int, float] = {}  # the same as `_fitted`, to look one size up
 
     @property
     def has_any(self) -> bool:
@@ -67,7 +68,10 @@ class RowSteps:
             self._fit()
 
     def seconds(self, num_rows: int, row_s: float) -> float:
-        return self._level * _at(num_rows, self._sizes, self._fitted, row_s / self._level)
+        time = self._time_of.get(num_rows)
+        if time is None:
+            time = _between(num_rows, self._sizes, self._fitted, row_s / self._level)
+        return self._level * time
 
     def many(self, start: int, stop: int, row_s: float) -> list[float]:
         """`seconds` of start .. stop - 1 rows."""
@@ -119,6 +123,7 @@ class RowSteps:
                 last[1] += weight
                 last[2] += num
         self._fitted = [mean for mean, _, num in pools for _ in range(int(num))]
+        self._time_of = dict(zip(self._sizes, self._fitted, strict=True))
         self._hopes, hope = [], 0.0
         for num_rows, fitted in zip(self._sizes, self._fitted, strict=True):
             count = self._measured[num_rows].count
@@ -141,13 +146,12 @@ class _Size:
         self.seconds += gain * (seconds - self.seconds)
 
 
-def _at(num_rows: int, sizes: Sequence[int], times: Sequence[float], slope: float) -> float:
+def _between(num_rows: int, sizes: Sequence[int], times: Sequence[float], slope: float) -> float:
+    """The time of a size that was not measured."""
     index = bisect_left(sizes, num_rows)
     if index == len(sizes):
         return times[-1] + slope * (num_rows - sizes[-1])
     size, time = sizes[index], times[index]
-    if size == num_rows:
-        return time
     if not index:  # half the rows take at least half the time
         return max(time - slope * (size - num_rows), time * num_rows / size)
     part = (num_rows - sizes[index - 1]) / (size - sizes[index - 1])

@@ -52,6 +52,7 @@ class ModelRunner:
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
         self._drafters = Drafters(proposers or {}, program.vocab_size)
+        self._depth = depth
         self._last_steps = LastSteps(depth)
 
     @property
@@ -82,7 +83,8 @@ class ModelRunner:
             _result(request, logits, start)
             for request, start in zip(batch.requests, logit_starts[:-1], strict=True)
         ]
-        self._last_steps.keep(batch, results)
+        if self._depth:
+            self._last_steps.keep(batch, results)
         if is_drafting:
             drafted, drafting_s = self._drafters.propose(batch.requests, results)
             return Done(StepOutput(tuple(drafted), drafting_s))
