@@ -62,7 +62,7 @@ _T = TypeVar("_T", int, float, str)
 class NgramOptions:
     """Drafts are what followed the last tokens where they stood before, in prompt or answer."""
 
-    num_speculative_tokens: int = 16  # the most drafts in one step; the policy asks for fewer
+    num_speculative_tokens: int = 16  # at most in one step; the policy asks for 8 or fewer
     prompt_lookup_min: int = 2  # tokens that must be alike, at least
     prompt_lookup_max: int = 8  # ... and the most that are looked at
 

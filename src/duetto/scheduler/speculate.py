@@ -1,7 +1,7 @@
 """Joins a policy of drafts to the plans of steps, and what came of them to the policy.
 
 Drafts take only free room: what is left of the budget, and blocks that are free. Knows no prices
-and no estimates, which are the policy's (scheduler/drafts.py), and no models.
+and no estimates, which are the policy's (scheduler/adaptive_drafts.py), and no models.
 """
 
 from collections.abc import Mapping
