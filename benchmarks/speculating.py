@@ -294,12 +294,14 @@ def pairs(
     least: int,
     most: int,
     until: float,
+    before_each: Callable[[int], None] = lambda _: None,
 ) -> Pairs:
     """At least `least` pairs, and more until the clock says `until`. Their order changes from one
-    to the next. Raises if an answer differs."""
+    to the next. `before_each` is told the number of the pair. Raises if an answer differs."""
     rates: tuple[list[float], list[float]] = [], []
     chains, expected = NO_CHAINS, None
     while len(rates[0]) < least or (len(rates[0]) < most and perf_counter() < until):
+        before_each(len(rates[0]))
         for which in (0, 1) if len(rates[0]) % 2 else (1, 0):
             ran = run((plain, drafted)[which], requests())
             rates[which].append(ran.rate)
