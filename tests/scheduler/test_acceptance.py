@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from duetto.scheduler.acceptance import MAX_DRAFTS, Acceptance, Pool
+from duetto.core.speculation import MAX_DRAFTS
+from duetto.scheduler.acceptance import Acceptance, Pool
 
 
 def shown(acceptance: Acceptance, chances: list[float], times: int, seed: int = 0) -> None:

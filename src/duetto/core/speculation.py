@@ -18,7 +18,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 FLAG = "--speculative-config"
 MODEL_FLAG = "--speculative-model"
-MAX_DRAFTS = 64  # of one request in one step
+MAX_DRAFTS = 16  # of one request in one step: acceptance is known for so many places
 
 _ABSENT_METHODS = (
     "eagle",
@@ -62,7 +62,7 @@ _T = TypeVar("_T", int, float, str)
 class NgramOptions:
     """Drafts are what followed the last tokens where they stood before, in prompt or answer."""
 
-    num_speculative_tokens: int = 16  # at most in one step; the policy asks for 8 or fewer
+    num_speculative_tokens: int = 16  # at most in one step; the policy asks for as many as pay
     prompt_lookup_min: int = 2  # tokens that must be alike, at least
     prompt_lookup_max: int = 8  # ... and the most that are looked at
 

@@ -9,8 +9,8 @@ no prices and no schedules.
 
 from collections.abc import Sequence
 
-# Of a request in a step, whatever more num_speculative_tokens would allow: estimates end here.
-MAX_DRAFTS = 8
+from duetto.core.speculation import MAX_DRAFTS
+
 FIRST_GUESS = 0.5  # before anything is known
 KEEP = 1 - 1 / 32  # of what a request has shown at a position, when it shows more there
 POOL_KEEP = 1 - 1 / 256  # of what a tenant's requests have shown
