@@ -138,7 +138,8 @@ def test_of_a_flag_that_is_given_twice_the_last_one_counts(path: tuple[str, ...]
 
 def test_flags_with_several_values_still_gather_them() -> None:
     assert parse("serve", "--api-key", "a", "--api-key", "b")["api_key"] == ("a", "b")
-    skipped = parse("serve", "--quantization-skip", "a", "--quantization-skip", "b")
+    skip = ("--quantization-skip", "a", "--quantization-skip", "b")
+    skipped = parse("serve", "--quantization", "int8", *skip)
     assert skipped["args"].quantization_skip == ("a", "b")
     assert parse("complete", "--stop", "a", "--stop", "b")["stop"] == ("a", "b")
     assert parse("bench", "kernels", "--rows", "1", "2", "--rows", "3")["rows"] == (1, 2, 3)

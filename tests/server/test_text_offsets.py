@@ -35,8 +35,8 @@ class Reciting(SpeakingExecutor):
 
     ids: tuple[int, ...] = ()
 
-    def _sample(self, item):
-        token_id = self.ids[item.sampling.num_output_tokens % len(self.ids)]
+    def _sample(self, asked):
+        token_id = self.ids[asked.num_output_tokens % len(self.ids)]
         top = ((token_id, -0.5), ((token_id + 1) % 100, -1.5))
         return SampledToken(token_id, TokenLogprob(token_id, -0.5, 1, top))
 

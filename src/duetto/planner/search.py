@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from math import ceil
-from multiprocessing import get_context
+from multiprocessing.context import SpawnContext, SpawnProcess
+from signal import SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SIGINT, pthread_sigmask, sigpending, sigwait
 
 from duetto.core.cpus import usable_cpus
 from duetto.core.draft_counts import tokens_per_step
@@ -281,6 +282,9 @@ _problem: Problem  # of a worker process; written once, when it starts
 def _start_worker(problem: Problem) -> None:
     global _problem
     _problem = problem
+    if SIGINT in sigpending():
+        sigwait([SIGINT])  # it came while Python started: the parent has it too, and ends the work
+    pthread_sigmask(SIG_UNBLOCK, [SIGINT])
 
 
 def _judge_here(layout: Layout) -> Verdict:
@@ -290,14 +294,36 @@ def _judge_here(layout: Layout) -> Verdict:
         return Verdict(layout, reason=str(error))
 
 
+class _Worker(SpawnProcess):
+    """A process that Ctrl-C does not interrupt while Python starts in it, which would print a
+    traceback."""
+
+    def start(self) -> None:
+        before = pthread_sigmask(SIG_BLOCK, [SIGINT])  # what is blocked here is blocked there
+        try:
+            super().start()
+        finally:
+            pthread_sigmask(SIG_SETMASK, before)
+
+
+class _Workers(SpawnContext):
+    """Fresh processes: a fork would copy threads' locks."""
+
+    Process = _Worker
+
+
 @contextmanager
 def _workers(problem: Problem, num_processes: int | None, num_tasks: int) -> Iterator[Executor]:
     """A process for each core that may be used, and no more than there is work for."""
     count = num_processes or usable_cpus()
     with ProcessPoolExecutor(
         max(1, min(count, num_tasks)),
-        mp_context=get_context("spawn"),  # a fork would copy threads' locks
+        mp_context=_Workers(),
         initializer=_start_worker,
         initargs=(problem,),
     ) as pool:
-        yield pool
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

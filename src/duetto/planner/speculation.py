@@ -77,15 +77,15 @@ def read_acceptance(text: str) -> tuple[float, ...]:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{ACCEPTANCE_FLAG} {text!r:.80}: must be {_ACCEPTED}") from None
-    return _conditional(rates, text)
+    return _conditional(rates, text[:80])
 
 
 def _conditional(rates: list[float], text: str) -> tuple[float, ...]:
     if not rates or not all(math.isfinite(rate) and 0 <= rate <= 1 for rate in rates):
-        raise ConfigError(f"{ACCEPTANCE_FLAG} {text:.80}: each must be from 0 to 1")
+        raise ConfigError(f"{ACCEPTANCE_FLAG} {text}: each must be from 0 to 1")
     if any(later > earlier + 1e-9 for earlier, later in pairwise(rates)):
         raise ConfigError(
-            f"{ACCEPTANCE_FLAG} {text:.80}: no draft is accepted without those before it, so the "
+            f"{ACCEPTANCE_FLAG} {text}: no draft is accepted without those before it, so the "
             f"numbers must not rise"
         )
     given = [b / a if a > 0 else 0.0 for a, b in pairwise(rates)]
