@@ -1,6 +1,11 @@
 """The cheapest layout that is good enough, and why not a cheaper one."""
 
+import os
+import threading
+import time
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
+from signal import SIGINT
 
 import pytest
 
@@ -89,6 +94,29 @@ def test_the_best_meets_the_limits_with_the_fewest_devices() -> None:
     assert len(found.verdicts) == len(candidates)
     dearer = [v for v in found.verdicts if v.reason.startswith("dearer")]
     assert all(v.layout.num_devices > least for v in dearer)
+
+
+def test_ctrl_c_waits_until_a_new_process_has_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any thread may take the signal: one whose mask lets it through stands for the pool's."""
+    steps: list[str] = []
+
+    def start(self: SpawnProcess) -> None:
+        os.kill(os.getpid(), SIGINT)
+        for _ in range(100):
+            time.sleep(0.001)  # somewhere here Python heeds it
+        steps.append("started")
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    idle = threading.Event()
+    unblocked = threading.Thread(target=idle.wait)
+    unblocked.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            search(problem(), few(2), num_processes=2)
+    finally:
+        idle.set()
+        unblocked.join()
+    assert steps == ["started"]
 
 
 def test_processes_change_nothing() -> None:

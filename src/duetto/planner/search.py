@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 from itertools import groupby, product
 from math import ceil
 from multiprocessing.context import SpawnContext, SpawnProcess
-from signal import SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SIGINT, pthread_sigmask, sigpending, sigwait
+from signal import (
+    SIG_BLOCK,
+    SIG_SETMASK,
+    SIG_UNBLOCK,
+    SIGINT,
+    pthread_sigmask,
+    signal,
+    sigpending,
+    sigwait,
+)
+from threading import current_thread, main_thread
+from types import FrameType
 
 from duetto.core.cpus import usable_cpus
 from duetto.core.draft_counts import tokens_per_step
@@ -299,11 +310,32 @@ class _Worker(SpawnProcess):
     traceback."""
 
     def start(self) -> None:
-        before = pthread_sigmask(SIG_BLOCK, [SIGINT])  # what is blocked here is blocked there
-        try:
-            super().start()
-        finally:
-            pthread_sigmask(SIG_SETMASK, before)
+        with _later():
+            before = pthread_sigmask(SIG_BLOCK, [SIGINT])  # what is blocked here is blocked there
+            try:
+                super().start()
+            finally:
+                pthread_sigmask(SIG_SETMASK, before)
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block: a new process that its parent gave only half of its
+    task would print a traceback.
+
+    A mask is not enough: it holds for one thread, and any thread may take the signal.
+    """
+    if current_thread() is not main_thread():  # Python interrupts the main thread only
+        yield
+        return
+    frames: list[FrameType | None] = []
+    before = signal(SIGINT, lambda _, frame: frames.append(frame))
+    try:
+        yield
+    finally:
+        signal(SIGINT, before)
+        if frames and callable(before):
+            before(SIGINT, frames[0])
 
 
 class _Workers(SpawnContext):

@@ -112,9 +112,9 @@ def test_a_draft_that_does_not_fit_into_memory(monkeypatch):
     assert "and 4.0 MiB are left beside the model's own weights" in message
 
 
-def draft_companion(**options):
+def draft_companion(block_size=16, **options):
     config = SpeculativeConfig.parse({"model": DRAFT, **options})
-    args = EngineArgs(backend="reference", block_size=16, max_num_seqs=4)
+    args = EngineArgs(backend="reference", block_size=block_size, max_num_seqs=4)
     draft = plan_draft(demo_model_dir(DRAFT), config.draft_model, args)
     return draft, plan_companion(config, draft, 4)
 
@@ -129,7 +129,8 @@ def test_both_arenas_fit_into_the_memory_for_kv():
     assert draft.block_bytes == own // 2  # half of the layers
     assert both.kv.num_blocks == 64 * MIB // (own + draft.block_bytes) < alone.kv.num_blocks
     assert draft.num_scratch_blocks == 4
-    assert draft_companion(num_speculative_tokens=17)[0].num_scratch_blocks == 8
+    two_each, _ = draft_companion(block_size=8, num_speculative_tokens=9)
+    assert two_each.num_scratch_blocks == 8
     assert companion.fixed_bytes == draft.loader.weight_bytes + 4 * draft.block_bytes
 
 
