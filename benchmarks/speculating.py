@@ -1,7 +1,7 @@
 """What speculation.py measures with: engines with and without drafts over one model in memory.
 
-All engines of a bench share one runner, and so one KV arena, threads and weights; they run one
-after the other, never at one time.
+All engines of a bench share threads and weights. Engines without drafts have one KV arena, those
+with drafts another one; of each kind only one may run at one time.
 """
 
 import random
@@ -136,6 +136,13 @@ class Bench:
         self.vocab_size = loaded.program.vocab_size
         self.config = served_config(loaded, args)
         self._step_time = host_prices(loaded.program, loaded.precision).step_time
+        self._plain = self._runner(loaded.runner.backend, {})
+
+    def _runner(self, backend: Backend, proposers: Mapping[str, Proposer]) -> ModelRunner:
+        """With a KV arena of its own."""
+        loaded = self.loaded
+        sizes = loaded.num_blocks, loaded.block_size, loaded.kv_dtype
+        return ModelRunner(loaded.program, backend, *sizes, proposers)
 
     def engine(
         self,
@@ -146,7 +153,8 @@ class Bench:
         times = LearnedStepTime(self._step_time)
         drafts = None if policy is None else policy(times)
         scheduler = Scheduler(self.config, times.late_time, drafts)
-        return Engine(scheduler, runner or self.loaded.runner, step_times=times)
+        own = self._plain if drafts is None else self.loaded.runner
+        return Engine(scheduler, runner or own, step_times=times)
 
     def shipped(self, *methods: str, runner: ModelRunner | None = None) -> Engine:
         """With the policy that ships."""
@@ -158,16 +166,7 @@ class Bench:
 
     def saying(self, text: Sequence[int], proposers: Mapping[str, Proposer]) -> ModelRunner:
         """A runner whose one request says a given text."""
-        loaded = self.loaded
-        backend = Forced(loaded.runner.backend, text)
-        return ModelRunner(
-            loaded.program,
-            backend,
-            loaded.num_blocks,
-            loaded.block_size,
-            loaded.kv_dtype,
-            proposers,
-        )
+        return self._runner(Forced(self.loaded.runner.backend, text), proposers)
 
     def requests(self, count: int, num_output: int) -> list[Request]:
         """Random prompts; the same each time."""
@@ -219,32 +218,70 @@ def new_request(
     )
 
 
-def run(engine: Engine, requests: Sequence[Request]) -> Ran:
-    """All requests at one time, to the end."""
-    answers: dict[str, list[SampledToken]] = {r.request_id: [] for r in requests}
-    for request in requests:
-        engine.add(request)
-    seconds, num_tokens, has_ended = 0.0, 0, False
-    steps: list[tuple[int, float]] = []
-    while engine.has_work:
-        in_window = not has_ended and all(answers.values())
+class Running:
+    """A run of some requests, all at one time, step by step."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self._engine, self._requests = engine, requests
+        self._answers: dict[str, list[SampledToken]] = {r.request_id: [] for r in requests}
+        self._has_ended = False
+        self._steps: list[tuple[int, float]] = []
+        self._num_tokens = 0
+        self.seconds = 0.0  # of the steps that count
+        for request in requests:
+            engine.add(request)
+
+    @property
+    def has_work(self) -> bool:
+        return self._engine.has_work
+
+    @property
+    def in_window(self) -> bool:
+        """All of them decode."""
+        return not self._has_ended and all(self._answers.values())
+
+    def step(self, *, counts: bool) -> None:
         start = perf_counter()
-        report = engine.step()
+        report = self._engine.step()
         step_s = perf_counter() - start
         for update in report.updates:
             if update.error is not None:
                 raise RuntimeError(f"request {update.request_id} failed: {update.error}")
-            answers[update.request_id] += update.tokens
-            has_ended = has_ended or update.finish_reason is not None
-        if in_window and report.record is not None:
-            seconds += step_s
-            num_tokens += sum(len(update.tokens) for update in report.updates)
-            steps.append((report.record.num_tokens, step_s))
-    chains = NO_CHAINS
-    for request in requests:
-        if request.timings.speculation is not None:
-            chains = chains.plus(request.timings.speculation.chains)
-    return Ran(seconds, num_tokens, steps, answers, chains)
+            self._answers[update.request_id] += update.tokens
+            self._has_ended = self._has_ended or update.finish_reason is not None
+        if counts and report.record is not None:
+            self.seconds += step_s
+            self._num_tokens += sum(len(update.tokens) for update in report.updates)
+            self._steps.append((report.record.num_tokens, step_s))
+
+    def ran(self) -> Ran:
+        chains = NO_CHAINS
+        for request in self._requests:
+            if request.timings.speculation is not None:
+                chains = chains.plus(request.timings.speculation.chains)
+        return Ran(self.seconds, self._num_tokens, self._steps, self._answers, chains)
+
+
+def run(engine: Engine, requests: Sequence[Request]) -> Ran:
+    """All requests at one time, to the end."""
+    running = Running(engine, requests)
+    while running.has_work:
+        running.step(counts=running.in_window)
+    return running.ran()
+
+
+def run_both(first: Running, second: Running) -> tuple[Ran, Ran]:
+    """Two runs at one time, step by step in turn, so that a slow moment of the machine, which may
+    last for seconds, meets both. Each gets half of the time; only the part in which both decode
+    counts. Their engines must not share KV."""
+    runs = first, second
+    while any(each.has_work for each in runs):
+        begun = [each for each in runs if each.has_work]
+        counts = all(each.in_window for each in runs)
+        if not counts:  # bring the one that is not there yet to its window
+            begun = [each for each in begun if not each.in_window] or begun
+        min(begun, key=lambda each: each.seconds).step(counts=counts)
+    return first.ran(), second.ran()
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,19 +333,18 @@ def pairs(
     until: float,
     before_each: Callable[[int], None] = lambda _: None,
 ) -> Pairs:
-    """At least `least` pairs, and more until the clock says `until`. Their order changes from one
-    to the next. `before_each` is told the number of the pair. Raises if an answer differs."""
+    """At least `least` pairs, and more until the clock says `until`. `before_each` is told the
+    number of the pair. The engines must not share KV. Raises if an answer differs."""
     rates: tuple[list[float], list[float]] = [], []
-    chains, expected = NO_CHAINS, None
+    chains = NO_CHAINS
     while len(rates[0]) < least or (len(rates[0]) < most and perf_counter() < until):
         before_each(len(rates[0]))
-        for which in (0, 1) if len(rates[0]) % 2 else (1, 0):
-            ran = run((plain, drafted)[which], requests())
-            rates[which].append(ran.rate)
-            expected = expected or ran.answers
-            if ran.answers != expected:
-                raise RuntimeError("answers with drafts and without differ")
-            chains = chains.plus(ran.chains)
+        rans = run_both(Running(plain, requests()), Running(drafted, requests()))
+        if rans[0].answers != rans[1].answers:
+            raise RuntimeError("answers with drafts and without differ")
+        for each, ran in zip(rates, rans, strict=True):
+            each.append(ran.rate)
+        chains = chains.plus(rans[1].chains)
     return Pairs(rates[0], rates[1], chains)
 
 

@@ -13,7 +13,8 @@ Parts:
     draft      the demo draft for the demo reader
     coupling   how often two close distributions give one token under one noise
 
-All compare runs with drafts and without that take turns in this process, over one model in memory.
+All compare runs with drafts and without in this process, over one model in memory; where speed is
+compared, step by step in turn.
 `--seconds` is the time for each part, about: within it as many pairs are run as fit, five at least.
 What each part found is kept in a JSON file beside the page, and the page is written from all that
 is there, so parts may be run one by one. The last line of stdout is one JSON document.
@@ -36,10 +37,12 @@ from speculating import (
     MOST_DRAFTS,
     NUM_PROMPT,
     Bench,
+    Running,
     directory_of,
     load,
     pairs,
     run,
+    run_both,
     useless_draft,
 )
 from speculation_page import write_page
@@ -194,19 +197,30 @@ def record(
 def step_times(
     bench: Bench, recorded: Mapping[str, Sequence[int]], batch: int, num_output: int, until: float
 ) -> list[float]:
-    """Median seconds of a step in which each request verifies 0, 1, ... drafts, all of them right:
-    in rounds, so that a slow moment of the machine does not hit one number alone."""
+    """Median seconds of a step in which each request verifies 0, 1, ... drafts, all of them right.
+    Each beside steps without drafts, in turn, so that a slow moment of the machine meets both."""
     bench.recorded.now = RecordedAnswers(recorded, 1.0, bench.vocab_size)
-    engines = [bench.always("recorded", count) for count in NUM_DRAFTS]
-    seconds: list[list[float]] = [[] for _ in NUM_DRAFTS]
+    plain = bench.engine()
+    engines = [bench.always("recorded", count) for count in NUM_DRAFTS[1:]]
+    one: list[float] = []  # seconds
+    ratios: list[list[float]] = [[] for _ in engines]
     rounds = 0
-    while rounds < 2 or (rounds < 8 and perf_counter() < until):
+    while rounds < 2 or (rounds < 12 and perf_counter() < until):
         rounds += 1
-        for place, count in enumerate(NUM_DRAFTS):
+        for count, engine, found in zip(NUM_DRAFTS[1:], engines, ratios, strict=True):
             length = min(num_output, 8 + 6 * (1 + count))
-            ran = run(engines[place], bench.requests(batch, length))
-            seconds[place] += [s for tokens, s in ran.steps if tokens == batch * (1 + count)]
-    return [statistics.median(each) if each else math.nan for each in seconds]
+            runs = (
+                Running(plain, bench.requests(batch, length)),
+                Running(engine, bench.requests(batch, length)),
+            )
+            without, with_drafts = run_both(*runs)
+            wide = [s for tokens, s in with_drafts.steps if tokens == batch * (1 + count)]
+            alone = [s for _, s in without.steps]
+            one += alone
+            if wide and alone:
+                found.append(statistics.mean(wide) / statistics.mean(alone))
+    one_s = statistics.median(one)
+    return [one_s] + [one_s * statistics.median(f) if f else math.nan for f in ratios]
 
 
 def expected_tokens(alpha: float, num_drafts: int) -> float:

@@ -14,11 +14,11 @@ HEAD = """# Speculation, measured
 Written by `benchmarks/speculation.py`; do not edit. What each part found is in
 `speculation.json` beside this page.
 
-Runs with drafts and without take turns in one process, over one model in memory, with the same
-requests; a run whose answers differ in any bit stops the benchmark. Ratios are medians over pairs;
+A run with drafts and one without go on in one process, over one model in memory, with the same
+requests, step by step in turn and each for half of the time: so a slow moment of the machine meets
+both. A run whose answers differ in any bit stops the benchmark. Ratios are medians over such pairs;
 the first pair, in which neither the price of a step nor acceptance is known, is told apart. Speed
-is tokens per second while all requests of the run decode: from the last one's first token to the
-first one's end. The policy that decides how many drafts are verified is the one that ships, unless
+is tokens per second while all requests of both runs decode. The policy that decides how many drafts are verified is the one that ships, unless
 it is said otherwise. Weights of the shapes are random: what they say does not matter here, what a
 step takes does.
 """

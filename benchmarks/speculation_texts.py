@@ -45,9 +45,10 @@ Json = dict[str, Any]
 def copy(bench: Bench, options: argparse.Namespace) -> Json:
     """A JSON document returned with one field changed: the model is made to say it."""
     prompt, answer = json_with_a_change(bench.tokenizer)
-    runner = bench.saying([*prompt, *answer], {"ngram": NgramProposer(NgramOptions(), 64)})
+    text = [*prompt, *answer]
+    runner = bench.saying(text, {"ngram": NgramProposer(NgramOptions(), 64)})
     found = pairs(
-        bench.engine(runner=runner),
+        bench.engine(runner=bench.saying(text, {})),
         bench.shipped("ngram", runner=runner),
         lambda: [new_request("0", prompt, len(answer))],
         least=options.pairs,
