@@ -37,24 +37,31 @@ class Tally:
 class Pool:
     """What the requests of one tenant have shown of one proposer."""
 
-    __slots__ = ("_tally", "estimates", "num_answered", "num_asked", "num_seen")
+    __slots__ = ("_estimates", "_is_old", "_tally", "num_answered", "num_asked", "num_seen")
 
     def __init__(self) -> None:
         self._tally = Tally(POOL_KEEP)
         self.num_seen = 0
         self.num_asked = 1.0  # faded; how often it was asked, and had something to propose
         self.num_answered = 1.0
-        self.estimates = [FIRST_GUESS] * MAX_DRAFTS
+        self._estimates = [FIRST_GUESS] * MAX_DRAFTS
+        self._is_old = False
+
+    @property
+    def estimates(self) -> Sequence[float]:
+        """By position: that the draft there is right if those before it are."""
+        if self._is_old:  # not with each of the drafts of a step
+            self._is_old = False
+            before, self._estimates = FIRST_GUESS, []
+            for right, seen in zip(self._tally.right, self._tally.seen, strict=True):
+                before = (right + POOL_WEIGHT * before) / (seen + POOL_WEIGHT)
+                self._estimates.append(before)
+        return self._estimates
 
     def add(self, position: int, is_right: bool) -> None:
-        tally, estimates = self._tally, self.estimates
-        tally.add(position, is_right)
+        self._tally.add(position, is_right)
         self.num_seen += 1
-        before = estimates[position - 1] if position else FIRST_GUESS
-        for i in range(position, MAX_DRAFTS):
-            seen = tally.seen[i]
-            before = (tally.right[i] + POOL_WEIGHT * before) / (seen + POOL_WEIGHT)
-            estimates[i] = before
+        self._is_old = True
 
     def note_answer(self, has_drafts: bool) -> None:
         self.num_asked = POOL_KEEP * self.num_asked + 1.0
@@ -64,14 +71,22 @@ class Pool:
 class Acceptance:
     """What is expected of one proposer's drafts for one request."""
 
-    __slots__ = ("_tally", "pool", "survivals")
+    __slots__ = ("_is_old", "_survivals", "_tally", "pool")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._tally = Tally(KEEP)
-        self.survivals: list[float] = []  # by position: that the draft is reached and is right;
-        # they never grow, and end where they are too small to matter
-        self._renew()
+        self._survivals: list[float] = []
+        self._is_old = True
+
+    @property
+    def survivals(self) -> list[float]:
+        """By position: that the draft is reached and is right. They never grow, and end where they
+        are too small to matter."""
+        if self._is_old:  # not before all of a step's drafts have been seen
+            self._is_old = False
+            self._renew()
+        return self._survivals
 
     @property
     def answers(self) -> float:
@@ -92,7 +107,7 @@ class Acceptance:
             num_right += is_right
             if not is_right:
                 break
-        self._renew()
+        self._is_old = True
         return num_right
 
     def _renew(self) -> None:
@@ -103,4 +118,4 @@ class Acceptance:
             if survival < LEAST_SURVIVAL:
                 break
             survivals.append(survival)
-        self.survivals = survivals
+        self._survivals = survivals

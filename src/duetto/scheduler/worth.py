@@ -6,17 +6,37 @@ they are the first drafts of each request. The price of a step is not convex in 
 rows in tiles), so every n is looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from duetto.core.shape import BatchShape
 
 # One draft of one request: the probability that it is reached and right; how many drafts of its
 # request come before it, negated, so that of equals the shallow one is first; whose it is.
 Slot = tuple[float, int, int]
 _DEPTHS = tuple(range(0, -64, -1))
-
-
 CHEAP = 1e-3  # of a step: not worth a thought
+
+
+class DraftPrices(Protocol):
+    """What steps and proposing take, as far as was learned."""
+
+    def row_times(self, shape: BatchShape, num_more: int) -> Sequence[float]:
+        """Seconds of the step with 0, 1, ... `num_more` drafts in addition; never less for more."""
+        ...
+
+    def hopeful_row_times(self, shape: BatchShape, num_more: int) -> Sequence[float]:
+        """As `row_times`, but the least that sizes may take which were hardly measured."""
+        ...
+
+    def drafting_prices(self, method: str) -> tuple[float, float, float, float]:
+        """Seconds per call, pass, draft and token sent; zeros while nothing is known."""
+        ...
+
+    def observe_drafting(self, work: Mapping[str, tuple[int, int, int]], seconds: float) -> None:
+        """What proposing took in a step: by method its passes, drafts and tokens sent."""
+        ...
 
 
 class Choice(NamedTuple):
