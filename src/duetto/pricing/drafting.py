@@ -71,7 +71,7 @@ class LearnedDraftingTime:
 
 
 class SpeculationPrices:
-    """All that a policy of drafts asks (scheduler/adaptive_drafts.py, DraftPrices)."""
+    """All that a policy of drafts asks (scheduler/worth.py, DraftPrices)."""
 
     def __init__(self, step_times: LearnedStepTime) -> None:
         self._step_times = step_times
