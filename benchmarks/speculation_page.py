@@ -18,9 +18,9 @@ A run with drafts and one without go on in one process, over one model in memory
 requests, step by step in turn and each for half of the time: so a slow moment of the machine meets
 both. A run whose answers differ in any bit stops the benchmark. Ratios are medians over such pairs;
 the first pair, in which neither the price of a step nor acceptance is known, is told apart. Speed
-is tokens per second while all requests of both runs decode. The policy that decides how many drafts are verified is the one that ships, unless
-it is said otherwise. Weights of the shapes are random: what they say does not matter here, what a
-step takes does.
+is tokens per second while all requests of both runs decode. The policy that decides how many drafts
+are verified is the one that ships, unless it is said otherwise. Weights of the shapes are random:
+what they say does not matter here, what a step takes does.
 """
 
 AGAIN = """## Again
