@@ -56,7 +56,16 @@ class Loader(Protocol):
         """What a step needs beside the program's buffers."""
         ...
 
-    def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend: ...
+    def load(
+        self,
+        program: Program,
+        model_dir: Path,
+        on_progress: Progress | None,
+        beside: "Loader | None" = None,
+    ) -> Backend:
+        """`beside` has loaded a model that takes turns with this one: they share their threads, as
+        two pools that wait on the same processors would disturb each other."""
+        ...
 
 
 class ReferenceLoader:
@@ -77,7 +86,13 @@ class ReferenceLoader:
     def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
         return scratch_bytes(self._program, kv_dtype, step)
 
-    def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend:
+    def load(
+        self,
+        program: Program,
+        model_dir: Path,
+        on_progress: Progress | None,
+        beside: Loader | None = None,  # noqa: ARG002  it has no threads
+    ) -> Backend:
         weights = load_weights(model_dir, program, self._dtype, on_progress)
         return ReferenceBackend(program, weights)
 
@@ -101,6 +116,7 @@ class CpuLoader:
         self._program, self._dtype = program, dtype
         self._isa = choose_isa()
         self._threads = _num_threads(threads)
+        self._pool: Pool | None = None  # once loaded
         self._quantization, self._cache_dir = quantization, cache_dir
         self._on_status = on_status
         self._formats = choose_formats(program, dtype, quantization, skip)
@@ -136,8 +152,16 @@ class CpuLoader:
         """Kernels read the arena in place; what a thread keeps is a few tiles."""
         return 0
 
-    def load(self, program: Program, model_dir: Path, on_progress: Progress | None) -> Backend:
-        pool, cache = self._start_threads(), self._cache()
+    def load(
+        self,
+        program: Program,
+        model_dir: Path,
+        on_progress: Progress | None,
+        beside: Loader | None = None,
+    ) -> Backend:
+        shared = beside._pool if isinstance(beside, CpuLoader) else None
+        pool = self._pool = shared or self._start_threads()
+        cache = self._cache()
         with Checkpoint(model_dir, program) as checkpoint:
 
             def weights() -> Iterator[WeightRows]:

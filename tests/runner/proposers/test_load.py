@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from duetto.backends.cpu.native import native
 from duetto.build import build
 from duetto.checkpoints.same_tokenizer import difference
 from duetto.checkpoints.tokenizer import load_tokenizer
@@ -149,6 +150,22 @@ def test_an_arena_that_the_system_refuses():
         ConfigError, match=r"the system refuses \d+ bytes .* of the draft model duetto-demo-d"
     ):
         companion.load(plan)
+
+
+def test_a_draft_computes_on_the_models_own_threads(monkeypatch):
+    started = []
+
+    def start(num_threads):
+        started.append(num_threads)
+        return pool_of(num_threads)
+
+    pool_of = native.Pool
+    monkeypatch.setattr(native, "Pool", start)
+    args = EngineArgs(
+        backend="cpu", threads=2, speculative_model=DRAFT, kv_cache_memory_bytes=8 * MIB
+    )
+    build(READER, args)
+    assert started.count(2) == 1  # who packs weights has pools of one
 
 
 class NeedsHidden:

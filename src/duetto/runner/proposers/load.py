@@ -125,7 +125,7 @@ def _make(
     if isinstance(options, SuffixOptions):
         return SuffixProposer(options, max_requests)
     assert draft is not None
-    backend = draft.loader.load(draft.program, draft.model_dir, None)
+    backend = draft.loader.load(draft.program, draft.model_dir, None, beside=plan.loader)
     try:
         return DraftModelProposer(
             draft.program,
