@@ -1,6 +1,8 @@
 """The draft model's proposals against an oracle that knows what each slot of KV must hold."""
 
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,14 +61,14 @@ class ShadowBackend:
         return np.array(wanted, np.float32).reshape(-1, self.vocab)
 
 
-def proposer(backend=None, *, scratch=8, max_model_len=200, vocab=VOCAB):
+def proposer(backend=None, *, scratch=8, max_model_len=200, vocab=VOCAB, num_blocks=NUM_BLOCKS):
     backend = backend or ShadowBackend(vocab)
     program = Program((), {}, {}, (KVSpec(1, 2),), Ref("logits", 0, vocab), 1024)
     return DraftModelProposer(
         program,
         backend,
         vocab_size=VOCAB,
-        num_blocks=NUM_BLOCKS,
+        num_blocks=num_blocks,
         num_scratch_blocks=scratch,
         block_size=BLOCK_SIZE,
         kv_dtype="float32",
@@ -203,6 +205,66 @@ def test_what_a_step_that_raised_wrote_is_not_believed():
         it.propose([request("a", tokens, [0, 1, 2])])
     backend.fails = False
     assert it.propose([request("a", tokens, [0, 1, 2])]) == [alone(tokens, 3, sampling())]
+
+
+def looked(name):
+    def method(self, *others):
+        Token.num_looks += 1
+        return getattr(int, name)(self, *others)
+
+    return method
+
+
+class Token(int):
+    """Knows how often it is looked at, wherever that is."""
+
+    num_looks = 0
+    __eq__, __ne__, __hash__ = map(looked, ("__eq__", "__ne__", "__hash__"))
+    __lt__, __le__, __gt__, __ge__ = map(looked, ("__lt__", "__le__", "__gt__", "__ge__"))
+
+
+def work_of(it, asked):
+    """Lines of the proposers' code that a call runs, and looks at the requests' tokens."""
+    folder, num_lines, before = str(Path(draft_model.__file__).parent), 0, Token.num_looks
+
+    def trace(frame, event, argument):
+        nonlocal num_lines
+        if not frame.f_code.co_filename.startswith(folder):
+            return None
+        num_lines += event == "line"
+        return trace
+
+    tracer = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        it.propose(asked)
+    finally:
+        sys.settrace(tracer)
+    return num_lines + Token.num_looks - before
+
+
+@pytest.mark.parametrize("company", [0, 3])
+def test_what_a_call_takes_does_not_grow_with_the_context(company):
+    """Beside others whose blocks change hands in each call, too."""
+
+    def work(num_tokens):
+        it = proposer(num_blocks=2048, max_model_len=4096)
+        tokens = [Token(i % VOCAB) for i in range(num_tokens)]
+        table = list(range(num_tokens // BLOCK_SIZE + 4))
+        for _ in range(num_tokens // draft_model.MAX_TOKENS + 2):  # and one look at what that wrote
+            it.propose([request("a", tokens, table, wanted=0)])
+        total, sent = 0, len(tokens)
+        for call in range(6):
+            tokens.append(Token(call))
+            others = [
+                request(f"{call}-{i}", [call] * BLOCK_SIZE, [2000 + i], wanted=0)
+                for i in range(company)
+            ]
+            total += work_of(it, [request("a", tokens, tuple(table), start=sent), *others])
+            sent = len(tokens)
+        return total
+
+    assert work(64) == work(4000)
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -19,7 +19,7 @@ from duetto.core.batch import ScheduledBatch, ScheduledRequest
 from duetto.core.errors import EngineError
 from duetto.program.dtype import KVDtype
 from duetto.program.program import Program
-from duetto.runner.proposers.draft_kv import DraftKV
+from duetto.runner.proposers.draft_kv import Chain, DraftKV
 from duetto.runner.proposers.drafters import advanced
 from duetto.runner.proposers.histories import Histories
 from duetto.runner.proposers.proposer import DraftRequest
@@ -34,8 +34,8 @@ class _Work:
     """One request within a call. `token_ids` grows by its drafts."""
 
     __slots__ = (
+        "chain",
         "drafts",
-        "keys",
         "limit",
         "num_known",
         "num_valid",
@@ -47,10 +47,10 @@ class _Work:
         "wanted",
     )
 
-    def __init__(self, request: DraftRequest, token_ids: list[int], keys: list[int]) -> None:
+    def __init__(self, request: DraftRequest, token_ids: list[int], chain: Chain) -> None:
         self.request_id, self.sampling = request.request_id, request.sampling
         self.wanted = request.num_wanted if request.sampling is not None else 0
-        self.token_ids, self.keys, self.num_known = token_ids, keys, len(token_ids)
+        self.token_ids, self.chain, self.num_known = token_ids, chain, len(token_ids)
         self.table = list(request.block_table)
         self.limit = self.num_valid = 0
         self.waits = False  # for KV that another one computes in this round
@@ -85,7 +85,7 @@ class DraftModelProposer:
         self._scratch = range(num_blocks, num_blocks + num_scratch_blocks)
         self._kv = backend.allocate_kv(num_blocks + num_scratch_blocks, block_size, kv_dtype)
         self._valid = DraftKV(block_size)
-        self._histories = Histories[list[int]](list, max_requests, _MAX_REMEMBERED)
+        self._histories = Histories[Chain](Chain, max_requests, _MAX_REMEMBERED)
         self.num_computed_tokens = 0  # ever, to be watched
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...]]:
@@ -100,15 +100,20 @@ class DraftModelProposer:
         finally:
             for work in todo:  # the history keeps what is known, no guesses
                 del work.token_ids[work.num_known :]
-                del work.keys[work.num_known // self._block_size + 1 :]
+                work.chain.cut(work.num_known, self._block_size)
         return [tuple(w.drafts) if w is not None else () for w in works]
 
     def _begin(self, request: DraftRequest) -> _Work | None:
         history = self._histories.update(request)
-        if history is None or max(history.token_ids, default=0) >= self._program.vocab_size:
+        if history is None:
             return None
-        self._valid.extend_keys(history.state, history.token_ids)
-        work = _Work(request, history.token_ids, history.state)
+        chain, token_ids = history.state, history.token_ids
+        chain.highest = max([chain.highest, *token_ids[chain.num_read :]])
+        chain.num_read = len(token_ids)
+        if chain.highest >= self._program.vocab_size:
+            return None
+        self._valid.extend_keys(chain.keys, token_ids)
+        work = _Work(request, token_ids, chain)
         self._limit(work)
         self._look(work)
         return work
@@ -117,7 +122,7 @@ class DraftModelProposer:
         work.limit = min(len(work.table) * self._block_size, self._max_model_len)
 
     def _look(self, work: _Work) -> None:
-        work.num_valid = self._valid.num_valid(work.table, work.keys, work.token_ids)
+        work.num_valid = self._valid.num_valid(work.table, work.chain, work.token_ids)
         if work.wanted and not work.drafts:  # the last token gives the first draft: once more
             work.num_valid = min(work.num_valid, work.num_known - 1)
 
@@ -169,7 +174,7 @@ class DraftModelProposer:
             raise
         self.num_computed_tokens += batch.num_tokens
         for place, (work, start, end) in enumerate(parts):
-            self._valid.write(work.table, work.keys, work.token_ids, start, end)
+            self._valid.write(work.table, work.chain, work.token_ids, start, end)
             work.num_valid = end
             if logit_starts[place] < logit_starts[place + 1]:
                 self._draw(work, logits[logit_starts[place]])
@@ -197,7 +202,7 @@ class DraftModelProposer:
             return
         work.drafts.append(token_id)
         work.token_ids.append(token_id)
-        self._valid.extend_keys(work.keys, work.token_ids)
+        self._valid.extend_keys(work.chain.keys, work.token_ids)
         work.sampling = advanced(sampling, token_id)
 
     def _in_target_vocabulary(self, row: FloatArray) -> FloatArray:
