@@ -57,6 +57,17 @@ def test_drafts_have_a_row_each_after_that_of_the_token_before_them():
     assert step.slots.tolist()[3:] == [8 * 4 + 1, 8 * 4 + 2, 8 * 4 + 3]
 
 
+def test_a_request_with_gaps_is_a_run_for_each_of_its_intervals():
+    gaps = ScheduledRequest("g", (1, 2, 3, 4), 2, (5, 3, 8), SAMPLED, positions=(2, 3, 7, 10))
+    step, logit_starts = build_step_arrays(ScheduledBatch((DECODE, gaps, LAST_CHUNK)), BLOCK_SIZE)
+    assert step.positions.tolist() == [9, 2, 3, 7, 10, 0, 1, 2]
+    assert step.slots.tolist()[1:5] == [5 * 4 + 2, 5 * 4 + 3, 3 * 4 + 3, 8 * 4 + 2]
+    assert step.query_starts.tolist() == [0, 1, 3, 4, 5, 8]
+    assert step.context_lens.tolist() == [10, 4, 8, 11, 3]
+    assert step.block_tables.tolist()[1:4] == [[5, 3, 8]] * 3
+    assert step.logit_rows.tolist() == [0, 4, 5, 6, 7] and logit_starts == (0, 1, 2, 5)
+
+
 def test_a_batch_that_wants_no_logits_has_no_rows():
     step, logit_starts = build_step_arrays(ScheduledBatch((UNSCORED,)), BLOCK_SIZE)
     assert step.logit_rows.tolist() == []
@@ -72,7 +83,11 @@ def test_a_batch_that_wants_no_logits_has_no_rows():
         # Beyond its own blocks, where the widest table of the batch is padded with block 0:
         ((DECODE, LAST_CHUNK._replace(num_computed_tokens=3)), "too short"),
         ((DECODE._replace(token_ids=()),), "nothing to compute"),
-        ((LAST_CHUNK._replace(positions=(0, 2, 5)),), "gaps"),
+        ((LAST_CHUNK._replace(positions=(0, 2, 3)),), "with gaps cannot be scored"),
+        ((UNSCORED._replace(positions=(4, 4)),), "do not ascend"),
+        ((UNSCORED._replace(positions=(5, 6)),), "the first position"),
+        ((UNSCORED._replace(positions=(4,)),), "not one position for each token"),
+        ((UNSCORED._replace(positions=(4, 12)),), "too short"),
         ((LAST_CHUNK._replace(prompt_logprob_targets=(21, 22, 23)),), "more logit rows"),
         ((LAST_CHUNK, DECODE._replace(num_computed_tokens=1, block_table=(1,))), "one slot"),
     ],

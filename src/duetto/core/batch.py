@@ -11,7 +11,7 @@ from typing import NamedTuple
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason
 from duetto.core.sampling_params import SamplingParams
-from duetto.core.shape import EMPTY, BatchShape, RequestShape
+from duetto.core.shape import EMPTY, BatchShape, RequestShape, shape_at
 from duetto.core.timings import RequestTimings
 
 PLACEHOLDER = -1  # a token that this request samples in a step in flight: the executor knows it
@@ -47,7 +47,7 @@ class ScheduledRequest(NamedTuple):
     request_id: str
     token_ids: tuple[int, ...]  # the tokens to compute, at least one; the last num_drafts: drafts
     num_computed_tokens: int  # position of the first of them
-    block_table: tuple[int, ...]  # covers num_computed_tokens + len(token_ids)
+    block_table: tuple[int, ...]  # covers all positions up to the last of them
     # For each of the last len(rows) tokens: how to sample the next. None, or 1 + num_drafts.
     rows: tuple[SamplingInput, ...] = ()
     # For each of token_ids that has a next token in the prompt: that token, to be scored.
@@ -57,6 +57,27 @@ class ScheduledRequest(NamedTuple):
     positions: tuple[int, ...] | None = None  # of token_ids, where they are not contiguous
     epoch: int = 0  # how often the request had been preempted when this was planned
     drafting: Drafting | None = None
+
+    @property
+    def end(self) -> int:
+        """The position after the last of its tokens."""
+        if self.positions is not None:
+            return self.positions[-1] + 1
+        return self.num_computed_tokens + len(self.token_ids)
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """The positions as intervals [start, end) without gaps."""
+        if self.positions is None:
+            return [(self.num_computed_tokens, self.end)]
+        runs: list[tuple[int, int]] = []
+        start = last = self.positions[0]
+        for position in self.positions[1:]:
+            if position != last + 1:
+                runs.append((start, last + 1))
+                start = position
+            last = position
+        return [*runs, (start, last + 1)]
 
     @property
     def is_next_token(self) -> bool:
@@ -70,6 +91,8 @@ class ScheduledRequest(NamedTuple):
     @property
     def shape(self) -> RequestShape:
         num_rows = len(self.prompt_logprob_targets) + len(self.rows)
+        if self.positions is not None:
+            return shape_at(self.positions, num_rows)
         return RequestShape(len(self.token_ids), self.num_computed_tokens, num_rows)
 
 

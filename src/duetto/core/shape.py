@@ -3,7 +3,7 @@
 All that a price needs to know of a batch. Knows no model, no hardware and no time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,14 @@ class RequestShape(NamedTuple):
         """Tokens whose KV attention must read at least once."""
         total = self.num_past + self.num_new
         return total if window is None else min(total, window - 1 + self.num_new)
+
+
+def shape_at(positions: Sequence[int], num_logit_rows: int) -> RequestShape:
+    """Tokens at positions with gaps between them, as the chunk that attends to as many pairs (but
+    for the rounding of the mean)."""
+    size = len(positions)
+    pairs = sum(positions) + size
+    return RequestShape(size, (pairs - size * (size + 1) // 2) // size, num_logit_rows)
 
 
 @dataclass(frozen=True, slots=True)
