@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from duetto.backends.backend import Backend, FloatArray, StepArrays
+from duetto.backends.backend import Backend, FloatArray, KVMoves, StepArrays
 from duetto.build import companion_of, served_config
 from duetto.checkpoints.config import read_config
 from duetto.checkpoints.json_file import read_json
@@ -103,6 +103,9 @@ class Forced:
             if position < len(self._text):
                 logits[row, self._text[position]] = _FORCED
         return logits
+
+    def move_kv(self, moves: KVMoves, kv: object) -> None:
+        self._backend.move_kv(moves, kv)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,31 @@ std::optional<int64_t> pack_weight(const std::string& format, int64_t group, nb:
     return std::nullopt;
 }
 
+// -- KV -------------------------------------------------------------------------------------------------
+
+using TurnPair = std::pair<Matrix<float>, Matrix<float>>;  // cos, sin
+
+void move_kv(const KvArena& kv, Pool& pool, Vector<int32_t> from, Vector<int32_t> to,
+             const std::vector<std::optional<TurnPair>>& turns) {
+    if (from.size() != to.size())
+        refuse(to_string(from.size()) + " slots to move from and " + to_string(to.size()) +
+               " to move to");
+    std::vector<KvTurn> each;
+    for (const auto& turn : turns) {
+        if (!turn) {
+            each.push_back({0, nullptr, nullptr});
+            continue;
+        }
+        const auto& [cos, sin] = *turn;
+        if (cos.shape(0) != from.size() || sin.shape(0) != from.size() ||
+            cos.shape(1) != sin.shape(1))
+            refuse("cos and sin must have a row for each token, and be of one shape");
+        each.push_back({static_cast<int64_t>(cos.shape(1)), cos.data(), sin.data()});
+    }
+    const Release release;
+    kv.move(pool, from.data(), to.data(), static_cast<int64_t>(from.size()), each);
+}
+
 // -- plan -----------------------------------------------------------------------------------------------
 
 Ref as_ref(const RefTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
@@ -478,6 +503,8 @@ void bind_weights(nb::module_& m) {
         .def_prop_ro("format",
                      [](const KvArena& kv) { return kKvFormats[static_cast<int>(kv.format())]; })
         .def_prop_ro("num_bytes", &KvArena::num_bytes)
+        .def("move", &move_kv, "pool"_a, arg("from_slots").noconvert(), arg("to_slots").noconvert(),
+             "turns"_a)
         .def(
             "blocks",
             [](const KvArena& kv, size_t layer) {

@@ -176,6 +176,11 @@ struct Kernels {
     // rows row_begin ... row_end of k and v ([T, ld]) into their slots
     void (*write_kv)(const KvLayer* kv, const int32_t* slots, const float* k, const float* v,
                      int64_t ld, int64_t row_begin, int64_t row_end);
+    // Tokens begin ... end: the KV in slot from[i] into slot to[i] too. Values as they are; keys turned
+    // by cos and sin, [tokens, half], and stored again, or as they are if `half` is 0. `row` has room
+    // for head_dim floats.
+    void (*move_kv)(const KvLayer* kv, const int32_t* from, const int32_t* to, int64_t half,
+                    const float* cos, const float* sin, int64_t begin, int64_t end, float* row);
     size_t (*attention_scratch_bytes)(const AttentionArgs* args);  // per thread
     // floats of one place, a query's partial result; place i begins at partials + i * that
     int64_t (*attention_partial_floats)(const AttentionArgs* args);

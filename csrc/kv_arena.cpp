@@ -1,5 +1,6 @@
 #include "kv_arena.h"
 
+#include <algorithm>
 #include <limits>
 #include <new>
 #include <string>
@@ -50,6 +51,49 @@ KvArena::KvArena(const Kernels& kernels, KvFormat format, int64_t num_blocks, in
     for (KvLayer& layer : layers_) {
         layer.data = next;
         next += layer.block_bytes * num_blocks;
+    }
+}
+
+void KvArena::move(Pool& pool, const int32_t* from, const int32_t* to, int64_t count,
+                   const std::vector<KvTurn>& turns) const {
+    check_move(from, to, count, turns);
+    size_t widest = 0;
+    for (const KvLayer& layer : layers_)
+        widest = std::max(widest, static_cast<size_t>(layer.head_dim));
+    const int num_threads = pool.num_threads();
+    std::vector<float> rows(widest * static_cast<size_t>(num_threads));  // `work` must not throw
+    pool.run([&](int thread) {
+        const int64_t begin = count * thread / num_threads,
+                      end = count * (thread + 1) / num_threads;
+        float* row = rows.data() + widest * static_cast<size_t>(thread);
+        for (size_t layer = 0; layer < layers_.size(); ++layer) {
+            const KvTurn& turn = turns[layer];
+            kernels_.move_kv(&layers_[layer], from, to, turn.half, turn.cos, turn.sin, begin, end,
+                             row);
+        }
+    });
+}
+
+void KvArena::check_move(const int32_t* from, const int32_t* to, int64_t count,
+                         const std::vector<KvTurn>& turns) const {
+    using std::to_string;
+    if (turns.size() != layers_.size())
+        refuse(to_string(turns.size()) + " turns for " + to_string(layers_.size()) + " layers");
+    for (size_t layer = 0; layer < turns.size(); ++layer)
+        if (turns[layer].half < 0 || 2 * turns[layer].half > layers_[layer].head_dim)
+            refuse("a turn of " + to_string(turns[layer].half) + " pairs: layer " +
+                   to_string(layer) + " has heads of " + to_string(layers_[layer].head_dim));
+    const int64_t num_slots = num_blocks_ * block_size_;
+    std::vector<int32_t> written(to, to + count);
+    std::sort(written.begin(), written.end());
+    if (std::adjacent_find(written.begin(), written.end()) != written.end())
+        refuse("a KV slot is written twice by one move");
+    for (int64_t i = 0; i < count; ++i) {
+        if (from[i] < 0 || from[i] >= num_slots || to[i] < 0 || to[i] >= num_slots)
+            refuse("a move from KV slot " + to_string(from[i]) + " to " + to_string(to[i]) +
+                   ": must be 0 to " + to_string(num_slots - 1));
+        if (std::binary_search(written.begin(), written.end(), from[i]))
+            refuse("KV slot " + to_string(from[i]) + " is both read and written by one move");
     }
 }
 

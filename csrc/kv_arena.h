@@ -8,12 +8,19 @@
 
 #include "arena.h"
 #include "kernels.h"
+#include "pool.h"
 
 namespace duetto {
 
 // Bytes of one block of one layer. Throws std::invalid_argument for what no kernel takes.
 int64_t kv_block_bytes(const Kernels& kernels, KvFormat format, int64_t block_size,
                        int64_t num_kv_heads, int64_t head_dim);
+
+// How the keys of one layer are turned while they are moved: cos and sin, [tokens, half].
+struct KvTurn {
+    int64_t half;  // pairs that are turned; 0: none
+    const float *cos, *sin;
+};
 
 class KvArena {
 public:
@@ -28,7 +35,16 @@ public:
     const std::vector<KvLayer>& layers() const { return layers_; }
     int64_t num_bytes() const { return static_cast<int64_t>(memory_.num_bytes()); }
 
+    // The KV of `count` tokens into other slots too, on the pool's threads; one turn for each layer.
+    // Throws std::invalid_argument for a slot outside the arena, one that is both read and written,
+    // one that is written twice, and more pairs than a head has.
+    void move(Pool& pool, const int32_t* from, const int32_t* to, int64_t count,
+              const std::vector<KvTurn>& turns) const;
+
 private:
+    void check_move(const int32_t* from, const int32_t* to, int64_t count,
+                    const std::vector<KvTurn>& turns) const;
+
     const Kernels& kernels_;
     KvFormat format_;
     int64_t num_blocks_, block_size_;

@@ -34,6 +34,7 @@ const Kernels* DUETTO_PASTE(DUETTO_ISA, _kernels)() {
         isa::block_maxima,
         isa::kv_block_bytes,
         isa::write_kv,
+        isa::move_kv,
         isa::attention_scratch_bytes,
         isa::attention_partial_floats,
         isa::attention,

@@ -136,6 +136,15 @@ class KvArena:
     def format(self) -> KvFormat: ...
     @property
     def num_bytes(self) -> int: ...
+    def move(
+        self,
+        pool: Pool,
+        from_slots: NDArray[np.int32],
+        to_slots: NDArray[np.int32],
+        turns: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]] | None],
+    ) -> None:
+        """The KV of N tokens into other slots too. Values as they are stored; keys turned by the
+        layer's (cos, sin), [N, pairs] each, and stored again. None: keys as they are."""
     def blocks(self, layer: int) -> NDArray[np.uint8]:
         """[num_blocks, block_bytes], the memory itself: to copy blocks, not to look inside."""
 

@@ -16,11 +16,12 @@ FloatArray = NDArray[np.float32]
 
 
 class StepArrays(NamedTuple):
-    """One step as arrays. T tokens of R requests, concatenated in the batch's order.
+    """One step as arrays. T tokens in R runs of positions, concatenated in the batch's order.
 
-    Request r's tokens are rows query_starts[r] ... query_starts[r + 1]; after the step it has
-    context_lens[r] tokens with KV, the last of which are these. Token at position p of request r
-    has its KV in slot block_tables[r, p // block_size] * block_size + p % block_size.
+    A request is one run, or several over the same blocks where its positions have gaps. Run r's
+    tokens are rows query_starts[r] ... query_starts[r + 1]; it attends to context_lens[r] tokens,
+    the last of which are these. Token at position p of run r has its KV in slot
+    block_tables[r, p // block_size] * block_size + p % block_size.
     """
 
     token_ids: IntArray  # [T]
@@ -32,6 +33,15 @@ class StepArrays(NamedTuple):
     logit_rows: IntArray  # rows of T whose logits are wanted, ascending
 
 
+class KVMoves(NamedTuple):
+    """N tokens whose KV is to lie elsewhere too. No slot is both read and written."""
+
+    from_slots: IntArray  # [N]
+    to_slots: IntArray  # [N]
+    from_positions: IntArray  # [N]: those that the keys were turned for
+    to_positions: IntArray  # [N]
+
+
 class Backend(Protocol):
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> Any:
         """A KV arena in this backend's own layout. Only this backend looks inside."""
@@ -39,4 +49,9 @@ class Backend(Protocol):
 
     def run(self, step: StepArrays, kv: Any) -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary], in fp32."""
+        ...
+
+    def move_kv(self, moves: KVMoves, kv: Any) -> None:
+        """Bring tokens' KV to other slots: values as they are stored, keys turned in fp32 for
+        other positions and stored again. The twin is backends/reference."""
         ...

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from duetto.backends.backend import Backend, FloatArray, StepArrays
+from duetto.backends.backend import Backend, FloatArray, KVMoves, StepArrays
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import Run, compute
@@ -116,6 +116,11 @@ class TimedBackend:
         logits = self._backend.run(step, kv)
         self.seconds += perf_counter() - start
         return logits
+
+    def move_kv(self, moves: KVMoves, kv: Any) -> None:
+        start = perf_counter()
+        self._backend.move_kv(moves, kv)
+        self.seconds += perf_counter() - start
 
 
 def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> OpTimes:

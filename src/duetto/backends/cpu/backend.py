@@ -6,12 +6,14 @@ Knows what a Backend knows, and how its weights and KV are kept; no kernel and n
 
 from typing import TYPE_CHECKING
 
-from duetto.backends.backend import FloatArray, StepArrays
+from duetto.backends.backend import FloatArray, KVMoves, StepArrays
 from duetto.backends.cpu.compile import Compiler
 from duetto.backends.cpu.native import in_words, native
 from duetto.backends.cpu.packed import PackedWeights
+from duetto.backends.moves import turns
 from duetto.program.dtype import KVDtype
 from duetto.program.program import Program
+from duetto.program.rotation import key_rotations
 
 if TYPE_CHECKING:
     from duetto._native import KvArena, KvFormat, Pool
@@ -54,6 +56,8 @@ class CpuBackend:
         """Raises ConfigError for an operation or a dimension that the kernels cannot take."""
         self._program = program
         self._isa = isa
+        self._pool = pool
+        self._rotations = key_rotations(program)
         self._plan = native.Plan(pool, isa)
         compiler = Compiler(program, self._plan, weights.matrices, weights.vectors)
         self.steps, self._logits = in_words("--backend cpu", compiler.compile)
@@ -76,6 +80,10 @@ class CpuBackend:
             kv,
             self._logits,
         )
+
+    def move_kv(self, moves: KVMoves, kv: "KvArena") -> None:
+        """Bring tokens' KV to other slots, their keys turned for other positions."""
+        kv.move(self._pool, moves.from_slots, moves.to_slots, turns(self._rotations, moves))
 
     def times(self) -> list[float]:
         """Seconds of each of `steps` in the last run, then of all native work outside them."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from duetto.backends.backend import FloatArray, StepArrays
+from duetto.backends.backend import FloatArray, KVMoves, StepArrays
+from duetto.backends.moves import turned, turns
 from duetto.backends.reference.kv import KVArena, allocate
 from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import OPS, Run, compute
@@ -19,6 +20,7 @@ from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.dtype import KVDtype
 from duetto.program.op import Op
 from duetto.program.program import Program
+from duetto.program.rotation import key_rotations
 
 
 class ReferenceBackend:
@@ -44,6 +46,19 @@ class ReferenceBackend:
             for op in self._program.ops:
                 compute(op, run)
         return run.read(self._program.logits)
+
+    def move_kv(self, moves: KVMoves, kv: KVArena) -> None:
+        """Bring tokens' KV to other slots, their keys turned for other positions."""
+        assert not np.intersect1d(moves.from_slots, moves.to_slots).size, "read and written"
+        assert len(np.unique(moves.to_slots)) == len(moves.to_slots), "written twice"
+        for layer, turn in enumerate(turns(key_rotations(self._program), moves)):
+            keys, values = kv.keys[layer], kv.values[layer]
+            values.copy(moves.from_slots, moves.to_slots)
+            if turn is None:
+                keys.copy(moves.from_slots, moves.to_slots)
+                continue
+            rows = turned(keys.at(moves.from_slots), turn)
+            keys.write(moves.to_slots, rows.reshape(len(rows), -1))
 
 
 def check(program: Program, known: Collection[type[Op]]) -> None:

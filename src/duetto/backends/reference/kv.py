@@ -34,6 +34,19 @@ class HeadRows:
         else:
             by_slot[slots], _by_slot(self.scales)[slots] = quantize_rows(heads)
 
+    def at(self, slots: IntArray) -> FloatArray:
+        """The rows in these slots, [len(slots), kv_heads, head_dim]."""
+        numbers = _by_slot(self.numbers)[slots].astype(np.float32)
+        if self.scales is not None:
+            numbers *= _by_slot(self.scales)[slots][..., None]
+        return numbers
+
+    def copy(self, from_slots: IntArray, to_slots: IntArray) -> None:
+        """As they are stored."""
+        for stored in (self.numbers, self.scales):
+            if stored is not None:
+                _by_slot(stored)[to_slots] = _by_slot(stored)[from_slots]
+
     def read(self, blocks: IntArray, num_tokens: int) -> FloatArray:
         """The rows of positions 0 ... num_tokens, [num_tokens, kv_heads, head_dim]."""
         numbers = _gather(self.numbers, blocks, num_tokens).astype(np.float32)
