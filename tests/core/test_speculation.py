@@ -154,6 +154,37 @@ def test_what_is_wrong_is_said_in_one_line(config, words):
         assert each in message
 
 
+SUFFIX = {"method": "suffix"}
+MANY_DIGITS = 10**5000  # more than Python writes
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (json.dumps({**SUFFIX, "suffix_decoding_max_spec_factor": 10**400}), "0 to 100, not 1"),
+        ({**NGRAM, "num_speculative_tokens": MANY_DIGITS}, "from 1 to 16, not "),
+        ({**NGRAM, "enforce_eager": MANY_DIGITS}, "true, false or left out, not "),
+        ({**NGRAM, MANY_DIGITS: 1}, "is not an option of method ngram"),
+        ({**NGRAM, "a\x1b[31m\nb": 1}, r"'a\x1b[31m\nb' is not an option of method ngram"),
+        ({"method": MANY_DIGITS}, "is not one of ngram, suffix, draft_model"),
+        pytest.param(MANY_DIGITS, "must be an object or a list of objects", id="a number"),
+        ("1" * 5000, "is not JSON"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_one_line(config, words):
+    with pytest.raises(ConfigError) as caught:
+        parse(config)
+    line = str(caught.value)
+    assert words in line and "\n" not in line and len(line) < 300
+
+
+def test_bounds_are_written_whole():
+    with pytest.raises(ConfigError, match="from 1 to 2147483648, not 2147483649"):
+        parse({"model": "small", "max_model_len": 2**31 + 1})
+    with pytest.raises(ConfigError, match="from 0 to 1000000, not -1"):
+        parse({**SUFFIX, "suffix_decoding_max_cached_requests": -1})
+
+
 @pytest.mark.parametrize("config", [{"model": "a"}, {"method": "draft_model", "model": "a"}])
 def test_a_draft_model_is_named_once(config):
     with pytest.raises(ConfigError, match="--speculative-model with a model in --speculative-con"):

@@ -141,7 +141,7 @@ def _objects(config: object) -> list[Mapping[str, Any]]:
     listed = config if isinstance(config, list | tuple) else [config]
     if not listed or not all(isinstance(each, Mapping) for each in listed):
         raise ConfigError(
-            f"{FLAG}: must be an object or a list of objects, not {config!r:.80}; {_example()}"
+            f"{FLAG}: must be an object or a list of objects, not {_shown(config)}; {_example()}"
         )
     return listed if isinstance(listed, list) else list(listed)
 
@@ -156,7 +156,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _with_model(given: list[Mapping[str, Any]], model: str) -> list[Mapping[str, Any]]:
     """`--speculative-model` alone is a draft model; beside a draft_model without one, its model."""
     if not isinstance(model, str) or not model:
-        raise ConfigError(f"{MODEL_FLAG}: must be a directory or a model's name, not {model!r:.80}")
+        raise ConfigError(
+            f"{MODEL_FLAG}: must be a directory or a model's name, not {_shown(model)}"
+        )
     places = [i for i, each in enumerate(given) if _names_draft_model(each)]
     if not places:
         return [*given, {"method": "draft_model", "model": model}]
@@ -183,7 +185,7 @@ def _method_of(given: Mapping[str, Any]) -> Method:
     if isinstance(name, str) and (name in _ABSENT_METHODS or name.endswith("_mtp")):
         raise ConfigError(f"{FLAG}: method {name} is not one that Duetto has; it has {accepted}")
     near = near_misses(name, METHODS) if isinstance(name, str) else ""
-    raise ConfigError(f"{FLAG}: method {name!r:.80} is not one of {accepted}{near}")
+    raise ConfigError(f"{FLAG}: method {_shown(name)} is not one of {accepted}{near}")
 
 
 def _options(method: Method, given: Mapping[str, Any]) -> MethodOptions:
@@ -204,13 +206,13 @@ def _check_names(method: Method, given: Mapping[str, Any]) -> None:
         if name in _HARMLESS:
             if (type(value), value) not in [(type(each), each) for each in _HARMLESS[name]]:
                 shown = ", ".join(json.dumps(v) for v in _HARMLESS[name] if v is not None)
-                _refuse(name, f"must be {shown} or left out, not {value!r:.80}")
+                _refuse(name, f"must be {shown} or left out, not {_shown(value)}")
             continue
         for other, names in _OWN.items():
             if name in names and value is not None:
                 _refuse(name, f"is an option of method {other}, not of {method}")
         if not any(name in names for names in _OWN.values()):
-            near = near_misses(str(name), own)
+            near = near_misses(name, own) if isinstance(name, str) else ""
             _refuse(name, f"is not an option of method {method}: {', '.join(own)}{near}")
 
 
@@ -280,14 +282,14 @@ class _Reader(NamedTuple):
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
         def is_number(value: object) -> bool:
-            return type(value) in (int, float) and math.isfinite(cast(float, value))
+            return type(value) is int or (type(value) is float and math.isfinite(value))
 
         return float(self._bounded(name, default, low, high, "number", is_number))
 
     def text(self, name: str) -> str | None:
         value = self.given.get(name)
         if value is not None and (not isinstance(value, str) or not value):
-            _refuse(name, f"must be a text that is not empty, not {value!r:.80}")
+            _refuse(name, f"must be a text that is not empty, not {_shown(value)}")
         return value
 
     def _bounded(
@@ -303,12 +305,21 @@ class _Reader(NamedTuple):
         if value is None:
             return default
         if not is_right(value) or not low <= value <= high:
-            _refuse(name, f"must be a {kind} from {low:g} to {high:g}, not {value!r:.80}")
+            _refuse(name, f"must be a {kind} from {low:.0f} to {high:.0f}, not {_shown(value)}")
         return value
 
 
 def _refuse(name: object, cause: str) -> NoReturn:
-    raise ConfigError(f"{FLAG}: {name!s:.80} {cause}")
+    shown = name[:80] if isinstance(name, str) and name.isprintable() else _shown(name)
+    raise ConfigError(f"{FLAG}: {shown} {cause}")
+
+
+def _shown(value: object) -> str:
+    """The beginning of it. Of a number, Python writes a few thousand digits, and no more."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _example() -> str:
