@@ -102,10 +102,11 @@ class Companion:
     """What is held beside a model in the same memory: what proposes drafts for it."""
 
     name: str
+    weight_bytes: int
     fixed_bytes: int  # weights, and blocks of its own
     block_bytes: int  # of KV, for each of the model's blocks
     max_drafts: Mapping[str, int]  # of one request in one step, by method
-    load: Callable[[ModelPlan], Mapping[str, Proposer]]  # once the model itself is loaded
+    load: Callable[[ModelPlan, Progress | None], Mapping[str, Proposer]]  # after the model itself
 
 
 def load_model(
@@ -118,7 +119,7 @@ def load_model(
 ) -> LoadedModel:
     """Load a model to be served, and its companion.
 
-    on_progress: called with (bytes loaded, bytes in all).
+    on_progress: called with (bytes loaded, bytes in all), the companion's among them.
     on_status: called with a line about work that will take a while.
 
     Refuses before any weight is read, as far as that can be known: raises ConfigError, naming the
@@ -127,8 +128,7 @@ def load_model(
     config, program = load_program(model_dir, args.asked_len)
     plan = plan_model(config, program, args, on_status=on_status, companion=companion)
     loader, program = plan.loader, plan.program
-    computing = loader.load(program, model_dir, on_progress)
-    proposers = companion.load(plan) if companion is not None else {}
+    computing, proposers = _load_weights(model_dir, plan, companion, on_progress)
     return LoadedModel(
         config=config,
         program=program,
@@ -145,6 +145,26 @@ def load_model(
         notes=(*plan.notes, *loader.notes, *plan.kv.notes),
         max_drafts=companion.max_drafts if companion is not None else {},
     )
+
+
+def _load_weights(
+    model_dir: Path, plan: ModelPlan, companion: Companion | None, on_progress: Progress | None
+) -> tuple[Backend, Mapping[str, Proposer]]:
+    loader, program = plan.loader, plan.program
+    if companion is None:
+        return loader.load(program, model_dir, on_progress), {}
+    own, beside = loader.weight_bytes, companion.weight_bytes
+    first = _part(on_progress, 0, own, own + beside)
+    second = _part(on_progress, own, beside, own + beside)
+    computing = loader.load(program, model_dir, first)
+    return computing, companion.load(plan, second)
+
+
+def _part(on_progress: Progress | None, before: int, own: int, whole: int) -> Progress | None:
+    """Takes the progress of one of two loads, each in bytes of its own kind; tells that of both."""
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(before + own * done // max(1, total), whole)
 
 
 def plan_model(

@@ -16,7 +16,7 @@ from duetto.core.speculation import SpeculativeConfig
 from duetto.demo import demo_model_dir
 from duetto.models.programs import load_program
 from duetto.runner import load as runner_load
-from duetto.runner.load import Companion, plan_model
+from duetto.runner.load import Companion, load_model, plan_model
 from duetto.runner.proposers.load import check_methods, plan_companion, plan_draft
 
 READER, DRAFT = "duetto-demo", "duetto-demo-draft"
@@ -149,7 +149,7 @@ def test_an_arena_that_the_system_refuses():
     with pytest.raises(
         ConfigError, match=r"the system refuses \d+ bytes .* of the draft model duetto-demo-d"
     ):
-        companion.load(plan)
+        companion.load(plan, None)
 
 
 def test_a_draft_computes_on_the_models_own_threads(monkeypatch):
@@ -166,6 +166,25 @@ def test_a_draft_computes_on_the_models_own_threads(monkeypatch):
     )
     build(READER, args)
     assert started.count(2) == 1  # who packs weights has pools of one
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_progress_is_that_of_the_model_and_its_draft(backend):
+    args = EngineArgs(backend=backend, block_size=16, kv_cache_memory_bytes=8 * MIB)
+    config = SpeculativeConfig.parse({"model": DRAFT})
+    draft = plan_draft(demo_model_dir(DRAFT), config.draft_model, args)
+    told = []
+    loaded = load_model(
+        demo_model_dir(READER),
+        args,
+        on_progress=lambda *each: told.append(each),
+        companion=plan_companion(config, draft, 4),
+    )
+    own, both = loaded.weight_bytes, loaded.weight_bytes + draft.loader.weight_bytes
+    assert {total for _, total in told} == {both}
+    done = [each for each, _ in told]
+    assert done == sorted(done) and own in done and done[-1] == both
+    assert len([each for each in done if own < each < both]) > 1
 
 
 class NeedsHidden:

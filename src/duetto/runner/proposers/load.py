@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
+from duetto.core.files import Progress
 from duetto.core.speculation import (
     FLAG,
     DraftModelOptions,
@@ -98,9 +99,9 @@ def plan_companion(
 ) -> Companion:
     """The proposers as what is held beside the model."""
 
-    def load(plan: ModelPlan) -> Mapping[str, Proposer]:
+    def load(plan: ModelPlan, on_progress: Progress | None) -> Mapping[str, Proposer]:
         made: dict[str, Proposer] = {
-            method: _make(options, draft, plan, max_num_seqs)
+            method: _make(options, draft, plan, max_num_seqs, on_progress)
             for method, options in config.methods.items()
         }
         check_methods(made, plan.loader.name)
@@ -108,6 +109,7 @@ def plan_companion(
 
     return Companion(
         name=f"{FLAG}: the draft model {draft.name}" if draft else FLAG,
+        weight_bytes=draft.loader.weight_bytes if draft else 0,
         fixed_bytes=draft.fixed_bytes if draft else 0,
         block_bytes=draft.block_bytes if draft else 0,
         max_drafts=config.max_drafts,
@@ -116,7 +118,11 @@ def plan_companion(
 
 
 def _make(
-    options: MethodOptions, draft: DraftPlan | None, plan: ModelPlan, max_num_seqs: int
+    options: MethodOptions,
+    draft: DraftPlan | None,
+    plan: ModelPlan,
+    max_num_seqs: int,
+    on_progress: Progress | None,
 ) -> Proposer:
     # Requests that have ended are remembered for a while, as nobody says that they have.
     max_requests = 2 * max_num_seqs + 16
@@ -125,7 +131,7 @@ def _make(
     if isinstance(options, SuffixOptions):
         return SuffixProposer(options, max_requests)
     assert draft is not None
-    backend = draft.loader.load(draft.program, draft.model_dir, None, beside=plan.loader)
+    backend = draft.loader.load(draft.program, draft.model_dir, on_progress, plan.loader)
     try:
         return DraftModelProposer(
             draft.program,
