@@ -32,6 +32,7 @@ from duetto.runner.load import Companion, LoadedModel, load_model
 from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
+from duetto.scheduler.guarded_drafts import GuardedDrafts
 from duetto.scheduler.scheduler import Scheduler
 
 
@@ -170,7 +171,7 @@ def _draft_policy(loaded: LoadedModel, times: LearnedStepTime) -> DraftPolicy:
     """Who is asked for how many drafts, and which are verified: as many as pay."""
     if not loaded.max_drafts:
         return NoDrafts()
-    return AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times))
+    return GuardedDrafts(AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times)))
 
 
 def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:
