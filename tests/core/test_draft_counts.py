@@ -66,3 +66,19 @@ def test_prices_add_up_and_are_none_until_there_is_one() -> None:
     told.add_price(verifying=0.5, saved=-0.25)
     told.add_price(verifying=0.0, saved=1.0)
     assert (told.verifying_s, told.saved_s) == (0.5, 0.75)
+
+
+def test_what_is_taken_back_was_not_accepted() -> None:
+    told = Speculation(asked="ngram")
+    told.add_chain(Chains.of(3, 3))
+    told.asked = "suffix"
+    told.add_chain(Chains.of(4, 3))
+    told.asked = "ngram"  # for the next step, where there is none
+    told.add_price(verifying=0.5, saved=3 * 0.25 - 0.5, gain=0.25)
+    step = StepDrafts(told.last_chain.plus(Chains.of(1, 1)))
+    assert step.taken_back(told.last_chain, 2).verified == Chains(2, (2, 1, 1, 1), (2, 0, 0, 0))
+    told.take_back(2)
+    assert told.chains == Chains(2, (2, 2, 2, 1), (2, 1, 1, 0))
+    assert told.last_chain == Chains.of(4, 1)
+    assert told.by_method == {"ngram": DraftCount(3, 3), "suffix": DraftCount(4, 1)}
+    assert (told.verifying_s, told.saved_s) == (0.5, 0.25 - 0.5)

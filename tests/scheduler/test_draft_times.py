@@ -24,6 +24,10 @@ from duetto.scheduler.scheduler import Scheduler
 STOP = 99
 
 
+def letters(token_ids, _skips_special_tokens):
+    return "".join("abcdefgh"[token_id % 8] for token_id in token_ids)
+
+
 def price(shape):
     """A second for the step, and a tenth for each token."""
     return 1.0 + 0.1 * shape.num_tokens
@@ -155,19 +159,19 @@ def test_who_has_failed_or_ended_has_no_part():
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("depth", [0, 1])
-def test_over_a_swarm_steps_and_requests_tell_the_same(seed, depth):
+@pytest.mark.parametrize("stop", [[], ["dd", "ge"]])  # text may stop in an accepted run
+def test_over_a_swarm_steps_and_requests_tell_the_same(seed, depth, stop):
     rng, time = Random(seed), itertools.count()
     config = SchedulerConfig(
         num_blocks=40, block_size=4, max_model_len=60, max_num_seqs=5, max_num_batched_tokens=24
     )
     executor = ShadowExecutor(config.num_blocks, config.block_size)
     scheduler = Scheduler(config, price, Guesses(seed))
-    engine = Engine(scheduler, executor, clock=lambda: float(next(time)), depth=depth)
+    engine = Engine(scheduler, executor, letters, clock=lambda: float(next(time)), depth=depth)
     for number in range(12):
         prompt = [rng.randint(1, 7) for _ in range(rng.randint(1, 20))]
-        engine.add(
-            make_request(f"r{number}", prompt, rng.randint(1, 20), seed=number, stop_token_ids=[3])
-        )
+        ends = {"seed": number, "stop_token_ids": [3], "stop": stop}
+        engine.add(make_request(f"r{number}", prompt, rng.randint(1, 20), **ends))
     ended, steps = {}, []
     while engine.has_work:
         report = engine.step()

@@ -126,11 +126,23 @@ def test_several_choices_add_up_in_the_usage(client):
     assert told == sum(accepted) > 0
 
 
-def test_a_stop_string_in_an_accepted_run_counts_no_tokens_beyond_it(client):
+@pytest.mark.parametrize("num_tokens", range(20, 25))  # a step gives five: it stops within most
+def test_a_stop_string_in_an_accepted_run_counts_no_tokens_beyond_it(client, num_tokens):
     whole = post(client, "/v1/completions", ASKED)["choices"][0]["text"]
-    stop = whole[: len(whole) // 2][-3:] or whole[:1]
-    body = post(client, "/v1/completions", {**ASKED, "stop": [stop]})
-    usage, timings = body["usage"], body["timings"]
-    details = usage.get("completion_tokens_details", {"accepted_prediction_tokens": 0})
-    assert details["accepted_prediction_tokens"] <= usage["completion_tokens"]
-    assert usage["completion_tokens"] == timings["predicted_n"] < NUM_TOKENS
+    unit = whole[: len(whole) // NUM_TOKENS]
+    assert unit * NUM_TOKENS == whole
+    before, steps_before = totals(client), of_steps(client)
+    body = post(client, "/v1/completions", {**ASKED, "stop": [unit * num_tokens]})
+    usage, timings, shown = body["usage"], body["timings"], body["id"]
+    assert usage["completion_tokens"] == timings["predicted_n"] == num_tokens
+    drafted, accepted = timings["draft_n"], timings["draft_n_accepted"]
+    assert usage["completion_tokens_details"]["accepted_prediction_tokens"] == accepted
+    told = timings["speculation"]
+    assert sum(told["accepted_per_position"]) == accepted < num_tokens
+    assert told["by_method"] == {"ngram": {"proposed": drafted, "accepted": accepted}}
+    wait_until(lambda: of_steps(client) - steps_before == accepted)
+    assert totals(client)["num_accepted_tokens"] - before["num_accepted_tokens"] == accepted
+    (choice,) = client.get(f"/v1/requests/{shown}/timeline").json()["choices"]
+    num_steps = sum(s.get("steps", 0) for s in choice["segments"])
+    assert num_tokens - accepted == num_steps  # each gave one token that is no draft
+    assert told["tokens_per_step"] == pytest.approx(num_tokens / num_steps, abs=1e-3)

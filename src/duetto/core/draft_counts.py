@@ -49,6 +49,12 @@ class Chains(NamedTuple):
             _added(self.accepted, other.accepted),
         )
 
+    def taken_back(self, chain: "Chains", count: int) -> "Chains":
+        """The same, where one of them, `chain`, has its last `count` accepted drafts no more."""
+        end = sum(chain.accepted)
+        gone = range(end - count, end)
+        return self._replace(accepted=tuple([n - (i in gone) for i, n in enumerate(self.accepted)]))
+
     @property
     def total(self) -> DraftCount:
         return DraftCount(sum(self.proposed), sum(self.accepted))
@@ -71,6 +77,10 @@ class StepDrafts(NamedTuple):
     drafting_s: float = 0.0  # what that took
     verifying_s: float | None = None  # price of the step, minus that without drafts; None: no price
 
+    def taken_back(self, chain: Chains, count: int) -> "StepDrafts":
+        """The same, where one of its chains has `count` accepted drafts fewer."""
+        return self._replace(verified=self.verified.taken_back(chain, count))
+
 
 NOTHING_DRAFTED = StepDrafts()
 
@@ -87,6 +97,9 @@ class Speculation:
     drafting_s: float = 0.0  # its share of what proposing took
     verifying_s: float | None = None  # its share of what drafts added to steps; None: no prices
     saved_s: float | None = None  # by how much it was done earlier, by the steps' prices
+    last_chain: Chains = NO_CHAINS  # that was verified, ...
+    _last_method: str = ""  # ... whose it was ...
+    _last_gain_s: float = 0.0  # ... and what each of its accepted drafts saved
 
     @property
     def total(self) -> DraftCount:
@@ -96,11 +109,24 @@ class Speculation:
         """One more step verified drafts of the method that was asked last."""
         self.chains = self.chains.plus(chain)
         self.by_method[self.asked] = self.by_method.get(self.asked, NO_DRAFTS).plus(chain.total)
+        self.last_chain, self._last_method, self._last_gain_s = chain, self.asked, 0.0
 
-    def add_price(self, *, verifying: float, saved: float) -> None:
-        """Seconds, by the prices of a step."""
+    def add_price(self, *, verifying: float, saved: float, gain: float = 0.0) -> None:
+        """Seconds, by the prices of a step. `gain` is what each accepted draft of the last chain
+        saved, which is in `saved`."""
         self.verifying_s = (self.verifying_s or 0.0) + verifying
         self.saved_s = (self.saved_s or 0.0) + saved
+        self._last_gain_s = gain
+
+    def take_back(self, count: int) -> None:
+        """The last `count` tokens of the last chain's step are not told: text stopped before. The
+        last one that is told is the bonus token now."""
+        self.chains = self.chains.taken_back(self.last_chain, count)
+        of_method = self.by_method[self._last_method]
+        self.by_method[self._last_method] = of_method.plus(DraftCount(0, -count))
+        self.last_chain = self.last_chain.taken_back(self.last_chain, count)
+        if self.saved_s is not None:
+            self.saved_s -= count * self._last_gain_s
 
 
 def tokens_per_step(num_tokens: int, num_accepted: int) -> float | None:

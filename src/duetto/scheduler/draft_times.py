@@ -80,6 +80,7 @@ class _Prices:
         told.add_price(
             verifying=self.verifying_s * item.num_drafts / self._num_drafts,
             saved=gained_s - self.verifying_s - drafting_s,
+            gain=self.next_tokens_s,
         )
 
 

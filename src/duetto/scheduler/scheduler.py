@@ -164,9 +164,14 @@ class Scheduler:
 
     def take_back(self, request: Request, count: int) -> None:
         """Drop the last `count` tokens of an update that is not told yet: text stopped before."""
-        if count:
-            del request.token_ids[-count:]
-            del request.timings.token_times[-count:]
+        if not count:
+            return
+        del request.token_ids[-count:]
+        del request.timings.token_times[-count:]
+        told = request.timings.speculation
+        if told is not None and self.step_drafts is not None:  # several tokens: drafts among them
+            self.step_drafts = self.step_drafts.taken_back(told.last_chain, count)
+            told.take_back(count)
 
     # --- many steps at once ----------------------------------------------------------------
 

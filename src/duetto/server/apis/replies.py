@@ -50,9 +50,10 @@ def usage(
     }
     if not drafts.num_proposed:
         return shown
-    accepted = min(drafts.num_accepted, num_output)  # a stop string may have cut some of them off
-    rejected = drafts.num_proposed - accepted
-    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+    details = {
+        "accepted_prediction_tokens": drafts.num_accepted,
+        "rejected_prediction_tokens": drafts.num_proposed - drafts.num_accepted,
+    }
     return {**shown, "completion_tokens_details": details}
 
 
