@@ -5,29 +5,18 @@ forget the cache; and a preemption out of the blue. The state machine of Hypothe
 walk both drive it; the faults planted by test_planted_faults.py are planted in its scheduler.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import pytest
 from fakes import ShadowExecutor
 from msgspec.msgpack import decode, encode
 from scheduler.guesses import Guesses
-from scheduler.judge import (
-    Account,
-    CacheJudge,
-    check_budget,
-    check_items,
-    check_newcomers,
-    check_preempted,
-    check_state,
-    check_time,
-    fits,
-    is_claim,
-    price,
-)
+from scheduler.judge import Account, CacheJudge, check_state, fits
+from scheduler.plan_judge import PlanCase, judge_plan, lacks_blocks, price
 
-from duetto.core.batch import RequestUpdate, ScheduledBatch, StepOutput
+from duetto.core.batch import RequestUpdate, ScheduledBatch, ScheduledRequest, StepOutput
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
@@ -52,9 +41,11 @@ class Watched:
         return getattr(self._scheduler, name)
 
     def schedule(self, now: float) -> ScheduledBatch:
-        was_running = set(self._scheduler.running)
+        running, config = self._scheduler.running, self._scheduler.config
+        was_running = list(running)
+        was_short = any(lacks_blocks(request, config) for request in running.values())
         batch = self._scheduler.schedule(now)
-        self._driver.see(batch, was_running)
+        self._driver.see(batch, was_running, was_short)
         return batch
 
     def update(
@@ -210,63 +201,34 @@ class Driver:
             self._cache_judge.learn(account, self.config.block_size)
         self._cache_judge.check(self.scheduler, self.executor)
 
-    def see(self, batch: ScheduledBatch, was_running: set[str]) -> None:
+    def see(self, batch: ScheduledBatch, was_running: list[str], was_short: bool) -> None:
         """Judge a plan, as soon as it is made."""
         if self.encodes:
             assert decode(encode(batch), type=ScheduledBatch) == batch
             self.num_encoded += 1
-        if self.depth:
-            check_items(batch, self.scheduler.running, self.config)
-            self._count_preemptions()
-        elif self.live:
-            assert batch.requests, "a step that computes nothing although there is work"
-            self._judge_plan(batch, was_running)
+        case = PlanCase(
+            batch,
+            self.scheduler,
+            self.live,
+            was_running,
+            was_short,
+            self._in_flight(),
+            self._chosen,
+            self.depth,
+        )
+        judge_plan(case)
+        if not self.depth:
             self._judge_refusal(batch)
         self._pass_time(2)
 
-    def _count_preemptions(self) -> None:
-        for account in self.live.values():
-            account.num_preemptions = account.request.timings.num_preemptions
-            assert account.num_preemptions <= self.config.max_preemptions, "preempted too often"
-
-    def _judge_plan(self, batch: ScheduledBatch, was_running: set[str]) -> None:
-        c, running = self.config, self.scheduler.running
-        check_items(batch, running, c)
-        check_time(batch, running, c)
-        # Whoever was preempted may be back in the same step, if it finds its KV in others' blocks.
-        preempted = {i for i in was_running if self._was_preempted(i)}
-        assert preempted.issuperset(was_running - running.keys()), "gone without a trace"
-        stayed = was_running - preempted
-        check_budget(batch, running, stayed, c)
-        newcomers = [i for i in running if i not in stayed]  # as they were admitted
-        if preempted and not self._is_claim(preempted, newcomers, was_running):
-            assert not newcomers, "a newcomer takes the blocks of one who has just lost them"
-            check_preempted([self.live[i] for i in preempted], [self.live[i] for i in running], c)
-        if newcomers and self.scheduler.waiting:
-            waiting = [self.live[request.request_id] for request in self.scheduler.waiting]
-            places = Counter(self.live[i].request.tenant for i in stayed)
-            check_newcomers([self.live[i] for i in newcomers], waiting, places, self.scheduler)
-        if c.scheduling_policy == "static":
-            assert self._chosen.issuperset(newcomers), "a newcomer joins a batch that runs"
-
-    def _was_preempted(self, request_id: str) -> bool:
-        account = self.live[request_id]
-        return account.request.timings.num_preemptions > account.num_preemptions
-
-    def _is_claim(
-        self, preempted: set[str], newcomers: Sequence[str], was_running: set[str]
-    ) -> bool:
-        """Whether one request gave its place to another client's, and then accounts for it."""
-        if len(preempted) > 1:
-            return False
-        (victim,) = (self.live[i] for i in preempted)
-        waited = {*newcomers, *(r.request_id for r in self.scheduler.waiting)} - preempted
-        claimants, running = ([self.live[i] for i in ids] for ids in (waited, was_running))
-        if not is_claim(victim, claimants, running, self.config):
-            return False
-        victim.num_preemptions += 1
-        assert victim.num_preemptions <= self.config.max_preemptions, "preempted too often"
-        return True
+    def _in_flight(self) -> dict[str, list[ScheduledRequest]]:
+        """What steps in flight compute, of those that live, without the one just planned."""
+        assert len(self.engine._in_flight) <= self.depth, "too many steps are in flight"
+        items: dict[str, list[ScheduledRequest]] = {}
+        for item in chain.from_iterable(step.batch.requests for step in self.engine._in_flight):
+            if item.request_id in self.live:
+                items.setdefault(item.request_id, []).append(item)
+        return items
 
     def _judge_refusal(self, batch: ScheduledBatch) -> None:
         """An output that is not whole is refused, and changes nothing."""

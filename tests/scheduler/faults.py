@@ -759,6 +759,55 @@ IN_FLIGHT = [
         "computed = running.get(item.request_id)",
         "computed = running[item.request_id]",
     ),
+    Fault(
+        "who waits for its results is overtaken",
+        "admission",
+        "            if request.num_in_flight:\n                return False  # nobody",
+        "            if request.num_in_flight:\n                continue  # nobody",
+    ),
+    Fault(
+        "nobody goes on beside a step in flight",
+        "scheduler",
+        "if not r.num_in_flight or may_go_on(r)]",
+        "if not r.num_in_flight]",
+    ),
+    Fault(
+        "a chunk waits for the one in flight",
+        "plan",
+        "return not (depends and request.num_pending_tokens)",
+        "return not depends and request.num_pending_tokens > 0",
+    ),
+    Fault(
+        "admitted while a chunk of it is in flight",
+        "admission",
+        "            if request.num_in_flight:\n                return False  # nobody",
+        "            if request.num_pending_tokens:\n                return False  # nobody",
+    ),
+    Fault(
+        "nobody is admitted beside a step in flight",
+        "admission",
+        "if not queues.waiting or budget.is_spent",
+        "if any(r.num_in_flight for r in running.values()) or budget.is_spent",
+    ),
+    Fault(
+        "a place is given to who cannot take it",
+        "admission",
+        "        if request.num_in_flight:\n            return False  # it cannot",
+        "        if False:\n            return False  # it cannot",
+    ),
+    Fault(
+        "who waits for results keeps a share of the budget",
+        "scheduler",
+        "        ready.sort(key=_num_uncomputed)\n",
+        "        ready.sort(key=_num_uncomputed)\n"
+        "        budget._num_tokens -= min(1, len(self.running) - len(ready))\n",
+    ),
+    Fault(
+        "who waits for results keeps newcomers away",
+        "scheduler",
+        "        if not lacks_blocks:  #",
+        "        if not lacks_blocks and len(counts) == len(self.running):  #",
+    ),
 ]
 
 FAST_FORWARD = [

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from scheduler.faults import FAULTS
+from scheduler.in_flight import OF_STEPS_IN_FLIGHT
 from scheduler.mutants import Fault, plant
 from scheduler.properties import OF_THE_POOL, OF_THE_SCHEDULER
 from scheduler.refusals import REFUSALS
@@ -22,7 +23,7 @@ def first_complaint(make_scheduler: Any, make_pool: Any) -> str | None:
     for of_pool in OF_THE_POOL:
         if _raises(of_pool, make_pool):
             return of_pool.__name__
-    for of_scheduler in (*OF_THE_SCHEDULER, *REFUSALS):
+    for of_scheduler in (*OF_THE_SCHEDULER, *OF_STEPS_IN_FLIGHT, *REFUSALS):
         if _raises(of_scheduler, make_scheduler):
             return of_scheduler.__name__
     for seed in range(NUM_SEEDS):
