@@ -104,9 +104,19 @@ class Companion:
     name: str
     weight_bytes: int
     fixed_bytes: int  # weights, and blocks of its own
-    block_bytes: int  # of KV, for each of the model's blocks
+    block_bytes: int  # of KV, for each of the model's blocks; 0: it takes no memory
     max_drafts: Mapping[str, int]  # of one request in one step, by method
     load: Callable[[ModelPlan, Progress | None], Mapping[str, Proposer]]  # after the model itself
+
+    def needs(self, num_blocks: int) -> str:
+        """What it takes beside so many of the model's blocks, to end a sentence about memory."""
+        if not self.block_bytes:
+            return ""
+        own = num_blocks * self.block_bytes
+        return (
+            f" ({self.name} takes {self.fixed_bytes / 2**20:.1f} MiB with its weights, and "
+            f"{own / 2**20:.1f} MiB of KV beside {num_blocks} blocks)"
+        )
 
 
 def load_model(
@@ -132,7 +142,7 @@ def load_model(
     return LoadedModel(
         config=config,
         program=program,
-        runner=_start(program, computing, plan, proposers),
+        runner=_start(computing, plan, proposers, companion),
         backend=loader.name,
         computed_by=loader.computed_by,
         dtype=plan.dtype,
@@ -192,26 +202,13 @@ def plan_model(
     Raises ConfigError, naming the flag.
     """
     held = hold(config, program, args, on_status)
-    loader, available = held.loader, available_memory_bytes()
-    block_bytes = loader.kv_block_bytes(args.block_size, held.kv_dtype)
-    left = available - loader.weight_bytes
-    if companion is not None:
-        left = _left_beside(companion, left, block_bytes)
-        block_bytes += companion.block_bytes
-    kv = plan_kv(
-        program,
-        block_size=args.block_size,
-        block_bytes=block_bytes,
-        max_num_seqs=args.max_num_seqs,
-        memory_bytes=args.kv_cache_memory_bytes,
-        available_bytes=max(0, left),
-        may_shorten=args.asked_len is None,
-    )
+    available = available_memory_bytes()
+    kv = _plan_kv(program, args, held, available, companion)
     return ModelPlan(
         config=config,
         # Not built anew: memory that happens to be free must not choose the frequencies of a rope.
         program=replace(program, max_model_len=kv.max_model_len),
-        loader=loader,
+        loader=held.loader,
         dtype=held.dtype,
         quantization=held.quantization,
         kv_dtype=held.kv_dtype,
@@ -222,10 +219,39 @@ def plan_model(
     )
 
 
+def _plan_kv(
+    program: Program,
+    args: EngineArgs,
+    held: Holding,
+    available_bytes: int,
+    companion: Companion | None,
+) -> KVPlan:
+    """The blocks of the model, and of its companion beside them."""
+    block_bytes = held.loader.kv_block_bytes(args.block_size, held.kv_dtype)
+    left = available_bytes - held.loader.weight_bytes
+    if companion is not None:
+        left = _left_beside(companion, left, block_bytes)
+        block_bytes += companion.block_bytes
+    try:
+        return plan_kv(
+            program,
+            block_size=args.block_size,
+            block_bytes=block_bytes,
+            max_num_seqs=args.max_num_seqs,
+            memory_bytes=args.kv_cache_memory_bytes,
+            available_bytes=max(0, left),
+            may_shorten=args.asked_len is None,
+        )
+    except ConfigError as error:
+        num_blocks = -(-program.max_model_len // args.block_size)
+        beside = companion.needs(num_blocks) if companion is not None else ""
+        raise ConfigError(f"{error}{beside}") from None
+
+
 def _left_beside(companion: Companion, left: int, block_bytes: int) -> int:
     """What is left for KV. Raises ConfigError, with both numbers, if that is not a block."""
     needed = companion.fixed_bytes + block_bytes + companion.block_bytes
-    if companion.fixed_bytes and needed > left:
+    if companion.fixed_bytes and block_bytes <= left < needed:  # else the model alone has no room
         raise ConfigError(
             f"{companion.name}: takes {needed / 2**20:.1f} MiB with its weights and the least KV, "
             f"and {max(0, left) / 2**20:.1f} MiB are left beside the model's own weights; take a "
@@ -264,16 +290,20 @@ def hold(
 
 
 def _start(
-    program: Program, backend: Backend, plan: ModelPlan, proposers: Mapping[str, Proposer]
+    backend: Backend,
+    plan: ModelPlan,
+    proposers: Mapping[str, Proposer],
+    companion: Companion | None,
 ) -> ModelRunner:
+    program, num_blocks = plan.program, plan.kv.num_blocks
     try:
-        return ModelRunner(
-            program, backend, plan.kv.num_blocks, plan.block_size, plan.kv_dtype, proposers
-        )
+        return ModelRunner(program, backend, num_blocks, plan.block_size, plan.kv_dtype, proposers)
     except MemoryError:
+        own = num_blocks * plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)
+        beside = companion.needs(num_blocks) if companion is not None else ""
         raise ConfigError(
-            f"--kv-cache-memory-bytes: the system refuses {plan.kv.memory_bytes} bytes for the KV "
-            f"cache; give less"
+            f"--kv-cache-memory-bytes: the system refuses {own} bytes for the KV cache; give less"
+            f"{beside}"
         ) from None
 
 

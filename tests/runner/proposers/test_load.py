@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from duetto.backends.cpu.native import native
+from duetto.backends.reference import ReferenceBackend
 from duetto.build import build
 from duetto.checkpoints.same_tokenizer import difference
 from duetto.checkpoints.tokenizer import load_tokenizer
@@ -111,6 +112,62 @@ def test_a_draft_that_does_not_fit_into_memory(monkeypatch):
     message = refusal(speculative_model=DRAFT)
     assert f"the draft model {DRAFT}: takes " in message and "MiB with its weights" in message
     assert "and 4.0 MiB are left beside the model's own weights" in message
+
+
+def test_memory_that_is_short_beside_a_draft_names_it_and_what_it_takes(monkeypatch):
+    draft, _ = draft_companion(block_size=32)
+    takes = f"(--speculative-config: the draft model {DRAFT} takes "
+    both = ["MiB with its weights, and", f"{64 * draft.block_bytes / MIB:.1f} MiB of KV beside 64"]
+    free = load_program(demo_model_dir(READER))[1].num_parameters * 4
+    free += draft.fixed_bytes + 2 * MIB
+    monkeypatch.setattr(runner_load, "available_memory_bytes", lambda: free)
+    for room in ({"kv_cache_memory_bytes": MIB}, {}):
+        with pytest.raises(ConfigError) as caught:
+            build(
+                READER,
+                EngineArgs(
+                    backend="reference",
+                    speculative_model=DRAFT,
+                    max_model_len=2048,
+                    max_num_seqs=4,
+                    **room,
+                ),
+            )
+        message = str(caught.value)
+        assert message.startswith("--max-model-len 2048: ") and takes in message
+        assert all(each in message for each in both), message
+
+
+def test_a_model_that_does_not_fit_alone_is_not_the_drafts_fault(monkeypatch):
+    monkeypatch.setattr(runner_load, "available_memory_bytes", lambda: MIB)
+    with pytest.raises(ConfigError, match="enough for 0 tokens"):
+        build(READER, EngineArgs(backend="reference", speculative_model=DRAFT))
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("weights", f"--speculative-config: the draft model {DRAFT}: the system refuses "),
+        ("kv", f"the system refuses 8257536 bytes for the KV .*draft model {DRAFT} takes "),
+    ],
+)
+def test_memory_that_the_system_refuses_names_the_draft(monkeypatch, part, words):
+    num_loaded = 0
+
+    def refuse(*_):
+        nonlocal num_loaded
+        num_loaded += 1
+        if num_loaded == 2:  # of weights the draft's are second, of KV the model's
+            raise MemoryError
+        return plain(*_)
+
+    place, name = (native, "Arena") if part == "weights" else (ReferenceBackend, "allocate_kv")
+    plain = getattr(place, name)
+    monkeypatch.setattr(place, name, refuse)
+    backend = "cpu" if part == "weights" else "reference"
+    args = EngineArgs(backend=backend, speculative_model=DRAFT, kv_cache_memory_bytes=12 * MIB)
+    with pytest.raises(ConfigError, match=words):
+        build(READER, args)
 
 
 def draft_companion(block_size=16, **options):

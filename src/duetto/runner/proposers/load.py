@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from duetto.backends.backend import Backend
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress
@@ -131,7 +132,7 @@ def _make(
     if isinstance(options, SuffixOptions):
         return SuffixProposer(options, max_requests)
     assert draft is not None
-    backend = draft.loader.load(draft.program, draft.model_dir, on_progress, plan.loader)
+    backend = _load_weights(draft, plan, on_progress)
     try:
         return DraftModelProposer(
             draft.program,
@@ -146,6 +147,18 @@ def _make(
         )
     except MemoryError:
         _refuse_arena(draft, plan)
+
+
+def _load_weights(draft: DraftPlan, plan: ModelPlan, on_progress: Progress | None) -> Backend:
+    try:
+        return draft.loader.load(draft.program, draft.model_dir, on_progress, plan.loader)
+    except ConfigError as error:
+        raise ConfigError(f"{FLAG}: the draft model {draft.name}: {error}") from error
+    except MemoryError:
+        raise ConfigError(
+            f"{FLAG}: the system refuses {draft.loader.weight_bytes} bytes for the weights of the "
+            f"draft model {draft.name}"
+        ) from None
 
 
 def _refuse_arena(draft: DraftPlan, plan: ModelPlan) -> NoReturn:
