@@ -235,6 +235,18 @@ def test_kv_is_rounded_to_the_arena_dtype_and_only_its_slots_are_written(
     assert not kv.keys[0].numbers.any()
 
 
+@pytest.mark.parametrize("place", [-1, 5])
+def test_nothing_outside_the_arena_is_written_or_read(place: int) -> None:
+    kv = allocate((KVSpec(2, 3),), 5, BLOCK_SIZE, "float32")
+    rows = numbers(1, 6)
+    with pytest.raises(AssertionError, match="outside the arena"):
+        kv.write(0, ints([place * BLOCK_SIZE]), rows, rows)
+    assert not kv.keys[0].numbers.any()
+    with pytest.raises(AssertionError, match="outside the arena"):
+        kv.read(0, ints([1, place]), BLOCK_SIZE + 1)
+    kv.read(0, ints([1, place]), BLOCK_SIZE)  # of which nothing is read
+
+
 def test_kv_in_int8_has_a_scale_per_token_and_head() -> None:
     kv = allocate((KVSpec(2, 3),), 5, BLOCK_SIZE, "int8")
     keys, values = numbers(11, 6), numbers(11, 6, seed=1)

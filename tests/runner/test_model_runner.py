@@ -170,11 +170,6 @@ def test_the_arena_is_allocated_once_and_nothing_else_is_kept():
     assert backend.allocated == [(NUM_BLOCKS, BLOCK_SIZE, "float32")]
 
 
-def test_a_block_outside_the_arena_is_never_passed_on():
-    with pytest.raises(AssertionError, match="outside the arena"):
-        execute(GREEDY._replace(block_table=(0, 1, NUM_BLOCKS)))
-
-
 def test_what_the_backend_raises_concerns_the_whole_step():
     class Broken(TableBackend):
         def run(self, step, kv):

@@ -48,7 +48,8 @@ class Backend(Protocol):
         ...
 
     def run(self, step: StepArrays, kv: Any) -> FloatArray:
-        """Write the step's KV and return logits [len(logit_rows), vocabulary], in fp32."""
+        """Write the step's KV and return logits [len(logit_rows), vocabulary], in fp32. Raises
+        for a slot or a block outside the arena: it would be another request's, or nobody's."""
         ...
 
     def move_kv(self, moves: KVMoves, kv: Any) -> None:

@@ -28,6 +28,7 @@ class HeadRows:
     def write(self, slots: IntArray, rows: FloatArray) -> None:
         """Store rows of [T, kv_heads * head_dim] in `slots`, rounded to the arena's dtype."""
         by_slot = _by_slot(self.numbers)
+        _check_inside(slots, len(by_slot))
         heads = rows.reshape(len(slots), *by_slot.shape[1:])
         if self.scales is None:
             by_slot[slots] = heads
@@ -88,7 +89,13 @@ def _by_slot(arena: NDArray[Any]) -> NDArray[Any]:
 def _gather(arena: NDArray[Any], blocks: IntArray, num_tokens: int) -> NDArray[Any]:
     block_size = arena.shape[1]
     used = blocks[: -(-num_tokens // block_size)]
+    _check_inside(used, len(arena))
     return arena[used].reshape(len(used) * block_size, *arena.shape[2:])[:num_tokens]
+
+
+def _check_inside(places: IntArray, count: int) -> None:
+    """Slots or blocks of the arena. A negative one would count from its end."""
+    assert places.min() >= 0 and places.max() < count, "a slot or a block outside the arena"
 
 
 def allocate(
