@@ -47,7 +47,9 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
     params = sampling.params
     first = _finite_argmax(row)
     changes = _changes(row, sampling)
-    if _is_native(row):
+    if changes is None and params.is_greedy:
+        token_id = first
+    elif _is_native(row):
         token_id = _choose(row, first, changes, sampling)
     else:
         token_id = _choose_in_numpy(row, first, changes, sampling)
