@@ -277,10 +277,11 @@ def test_what_is_being_computed_can_be_seen_from_outside():
     assert len(set(seen)) == 4  # each is its own
 
 
-def test_an_executor_that_returns_too_little_fails_the_step():
+@pytest.mark.parametrize("output", [StepOutput(()), StepOutput((None,)), StepOutput(None), None])
+def test_an_executor_that_returns_too_little_fails_the_step(output):
     class Mute:
         def submit(self, batch):
-            return Done(StepOutput(()))
+            return Done(output)
 
     engine = make_engine(Mute())
     engine.add(make_request())
@@ -450,6 +451,27 @@ def test_a_step_that_fails_once_costs_no_answer_at_any_depth(depth, at):
     for request in wanted:
         tokens = [t.token_id for u in updates[request.request_id] for t in u.tokens]
         assert tokens == generate_alone(request)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_step_that_gives_too_little_once_costs_no_answer_at_any_depth(depth, at, caplog):
+    class Once(ShadowExecutor):
+        def submit(self, batch):
+            is_short = self.num_executed == at
+            output = super().submit(batch).result()
+            self.is_tainted = self.is_tainted or is_short
+            return Done(StepOutput(output.results[:-1]) if is_short else output)
+
+    engine = make_engine(Once(CONFIG.num_blocks, CONFIG.block_size), depth=depth)
+    wanted = [make_request(name, (1, 2, i), 9, seed=i) for i, name in enumerate("abc")]
+    for request in wanted:
+        engine.add(request)
+    updates = run(engine)
+    for request in wanted:
+        tokens = [t.token_id for u in updates[request.request_id] for t in u.tokens]
+        assert tokens == generate_alone(request)
+    assert "returned 2 results for 3 requests" in caplog.text and "0 of 3 failed" in caplog.text
 
 
 def test_a_step_in_flight_is_not_the_time_of_the_next():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from duetto.core.shape import BatchShape, RequestShape
 from duetto.engine.compute import Computing
 from duetto.engine.watchdog import (
     LEAST_S,
@@ -22,6 +23,28 @@ class Thread:
     has_work: bool = True
     has_failed: bool = False
     last_progress_time: float = 0.0
+
+
+@dataclass
+class Times:
+    """Prices of steps, of which no size was measured, or each."""
+
+    are_measured: bool
+
+    def step_time(self, shape: BatchShape) -> float:
+        raise NotImplementedError
+
+    def has_measured(self, shape: BatchShape) -> bool:
+        assert shape.requests
+        return self.are_measured
+
+    def observe(self, shape: BatchShape, seconds: float) -> None:
+        raise NotImplementedError
+
+
+def computation(num_requests: int, predicted_s: float | None, is_measured: bool = True):
+    shape = BatchShape((RequestShape(1, 9),) * num_requests)
+    return Computing(shape, predicted_s, None if predicted_s is None else Times(is_measured))
 
 
 @dataclass
@@ -58,11 +81,11 @@ class World:
     ],
 )
 def test_how_long_a_step_may_take(predicted_s, is_measured, timeout, limit_s):
-    assert time_limit_s(Computing(8, predicted_s, is_measured), timeout) == limit_s
+    assert time_limit_s(computation(8, predicted_s, is_measured), timeout) == limit_s
 
 
 def test_a_step_beyond_its_limit_is_told_with_the_numbers():
-    world = World(Thread(Computing(7, 0.5, True)))
+    world = World(Thread(computation(7, 0.5, True)))
     watchdog = world.watch()
     assert world.look_for(watchdog, 9.9) is None
     failure = world.look_for(watchdog, 2.0)
@@ -75,13 +98,13 @@ def test_each_computation_has_its_own_time():
     world = World()
     watchdog = world.watch()
     for _ in range(20):
-        world.thread.computing = Computing(1, 0.5, True)
+        world.thread.computing = computation(1, 0.5, True)
         assert world.look_for(watchdog, 9.0) is None
 
 
 def test_the_time_in_which_the_watch_did_not_run_itself_does_not_count():
     """SIGSTOP for an hour, a debugger, a laptop asleep; then a step that goes on."""
-    world = World(Thread(Computing(1, 0.5, True)))
+    world = World(Thread(computation(1, 0.5, True)))
     watchdog = world.watch()
     world.look_for(watchdog, 2.0)
     for _ in range(5):
@@ -109,7 +132,7 @@ def test_work_without_a_step_is_a_hang_too_and_progress_is_none():
 
 
 def test_a_long_step_is_no_stall():
-    world = World(Thread(Computing(1, 100.0, True)))
+    world = World(Thread(computation(1, 100.0, True)))
     assert world.look_for(world.watch(stall_timeout_s=5.0), 900.0) is None
 
 
@@ -129,5 +152,5 @@ def test_a_thread_that_has_failed_is_told_once():
 
 
 def test_off_never_ends_anything():
-    world = World(Thread(Computing(1, 0.5, True)))
+    world = World(Thread(computation(1, 0.5, True)))
     assert world.look_for(world.watch(step_timeout_s="off"), 5000.0) is None

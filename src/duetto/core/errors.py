@@ -6,6 +6,7 @@
     ├── InvalidRequest       one request is refused, with the field at fault
     │   └── RequestTooLong   ... because it can never fit
     └── EngineError          the engine failed while it computed; the message is safe to show
+        └── RefusedOutput    ... as a step gave something else than was asked of it
 
 What was wrong, where, and what would be accepted: each message says all three.
 """
@@ -77,3 +78,7 @@ class RequestTooLong(InvalidRequest):
 
 class EngineError(DuettoError):
     """The engine failed while it computed this request. The message carries no internals."""
+
+
+class RefusedOutput(EngineError):
+    """What an executor returned for a step is not what the step was to give."""

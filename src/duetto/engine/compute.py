@@ -30,7 +30,8 @@ class StepTimes(Protocol):
         ...
 
     def has_measured(self, shape: BatchShape) -> bool:
-        """Whether steps of about this size were measured; if not, `step_time` is a guess."""
+        """Whether steps of about this size were measured; if not, `step_time` is a guess. Any
+        thread may ask."""
         ...
 
     def observe(self, shape: BatchShape, seconds: float) -> None: ...
@@ -40,9 +41,19 @@ class StepTimes(Protocol):
 class Computing:
     """A computation under way, as other threads see it: nobody changes it. No two are equal."""
 
-    num_requests: int
-    predicted_s: float | None  # None: nothing is known of it
-    is_measured: bool = False  # steps of about this size were measured before
+    shape: BatchShape
+    predicted_s: float | None = None  # None: nothing is known of it
+    times: StepTimes | None = None  # that predicted it
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.shape.requests)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether steps of about this size were measured: asked when a watch wants to know, which
+        is seldom, and not before each step."""
+        return self.times is not None and self.times.has_measured(self.shape)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,14 +93,12 @@ class Computer:
             self.current = None
 
     def result(self, step: Step) -> StepOutput | None:
-        """What a step gave; None if it has failed. Raises only what ends the process."""
+        """What a step gave, whole or not; None if it raised. Raises only what ends the process."""
         if step.has_failed or step.pending is None:
             return None
         self.current, pending, step.pending = step.computing, step.pending, None
         try:
-            output = pending.result()
-            check_whole(step.batch, output)
-            return output
+            return pending.result()
         except STOPS_THE_PROCESS:
             raise
         except BaseException:
@@ -135,7 +144,5 @@ class Computer:
 
     def _computing(self, batch: ScheduledBatch) -> Computing:
         if self._times is None:
-            return Computing(len(batch.requests), None)
-        predicted_s = self._times.step_time(batch.shape)
-        is_measured = self._times.has_measured(batch.shape)
-        return Computing(len(batch.requests), predicted_s, is_measured)
+            return Computing(batch.shape)
+        return Computing(batch.shape, self._times.step_time(batch.shape), self._times)

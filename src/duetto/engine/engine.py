@@ -11,7 +11,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from duetto.core.batch import RequestResult, RequestUpdate, StepOutput, StepRecord
-from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest
+from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest, RefusedOutput
 from duetto.core.executor import Executor
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computer, Computing, Step, StepTimes
@@ -99,12 +99,15 @@ class Engine:
                 return StepReport(())
         step = self._in_flight[0]
         output = self._result(step)
+        try:
+            updates = self._update(step, output)
+        except RefusedOutput:  # nothing has changed: as if the executor had raised
+            logger.exception("a step of %d requests failed", len(step.batch.requests))
+            output = self._again(step)
+            updates = self._update(step, output)
         self._in_flight.popleft()
         if not step.batch.requests:
             return StepReport(())
-        updates = self.scheduler.update(
-            step.batch, output, self._clock(), step.predicted_s, self._price
-        )
         texts = tuple([self._with_text(update) for update in updates])
         record = self._record(step)
         if self._step_times is not None and not step.has_failed:
@@ -124,16 +127,20 @@ class Engine:
         return True
 
     def _result(self, step: Step) -> StepOutput:
-        """What the oldest step gave. If it has failed, so have those behind it, which have read
-        what it may have written: each is then computed again, in its turn."""
+        """What the oldest step gave."""
         if step.pending is None and not step.has_failed:  # behind one that failed, or interrupted
             step.batch = self.scheduler.renew(step.batch)
             if not step.batch.requests:
                 return StepOutput(())
             self._computer.submit(step)
         output = self._computer.result(step)
-        if output is not None:
-            return output
+        return self._again(step) if output is None else output
+
+    def _again(self, step: Step) -> StepOutput:
+        """What the oldest step gives, which has failed, when its requests are computed one by one.
+        So have those behind it, which have read what it may have written: each is then computed
+        again, in its turn."""
+        step.has_failed = True
         for other in list(self._in_flight)[1:]:
             self._computer.result(other)  # so that nothing runs any more
             other.has_failed = False  # it may, because of this one
@@ -141,6 +148,14 @@ class Engine:
             return StepOutput((RequestResult(error=STEP_FAILED),))
         step.batch = self.scheduler.renew(step.batch)
         return self._computer.run_apart(step.batch, STEP_FAILED)
+
+    def _update(self, step: Step, output: StepOutput) -> list[RequestUpdate]:
+        """Raises RefusedOutput, with nothing changed, unless it is what the step was to give."""
+        if not step.batch.requests:
+            return []
+        return self.scheduler.update(
+            step.batch, output, self._clock(), step.predicted_s, self._price
+        )
 
     def _text_of(self, request: Request) -> "_Text | None":
         if self._decode is None:

@@ -83,7 +83,7 @@ class LearnedStepTime:
         return self._lateness * self.step_time(shape)
 
     def has_measured(self, shape: BatchShape) -> bool:
-        """Whether steps of about this many tokens have been learned from."""
+        """Whether steps of about this many tokens have been learned from. Any thread may ask."""
         return shape.num_tokens.bit_length() in self._measured
 
     def observe(self, shape: BatchShape, seconds: float) -> None:

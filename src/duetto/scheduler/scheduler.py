@@ -122,7 +122,7 @@ class Scheduler:
         predicted_s: float | None = None,
         step_time: StepTime | None = None,
     ) -> list[RequestUpdate]:
-        """Take over what was computed. Raises EngineError, changing nothing, if it is not whole.
+        """Take over what was computed. Raises RefusedOutput, changing nothing, if it is not whole.
 
         `predicted_s` is what the step should have taken, to be told beside what it took;
         `step_time` prices what drafts added to it, by default as the plans were priced.
