@@ -1,5 +1,6 @@
 """The loop: text, stop strings, failing steps and records, over executors without a model."""
 
+from dataclasses import replace
 from itertools import count, pairwise
 
 import pytest
@@ -472,6 +473,20 @@ def test_a_step_that_gives_too_little_once_costs_no_answer_at_any_depth(depth, a
         tokens = [t.token_id for u in updates[request.request_id] for t in u.tokens]
         assert tokens == generate_alone(request)
     assert "returned 2 results for 3 requests" in caplog.text and "0 of 3 failed" in caplog.text
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_records_count_each_admission_and_preemption_once(depth):
+    config = replace(CONFIG, num_blocks=9)
+    engine = make_engine(ShadowExecutor(9, config.block_size), config=config, depth=depth)
+    for index, name in enumerate("abcd"):
+        engine.add(make_request(name, (1, 2, 3, 4, index), 12, seed=index))
+    records = [report.record for report in iter_reports(engine) if report.record]
+    counts = engine.scheduler.counts
+    assert counts.num_preemptions and counts.num_hit_tokens
+    assert sum(r.num_preemptions for r in records) == counts.num_preemptions
+    assert sum(r.num_queried_tokens for r in records) == counts.num_queried_tokens
+    assert sum(r.num_hit_tokens for r in records) == counts.num_hit_tokens
 
 
 def test_a_step_in_flight_is_not_the_time_of_the_next():

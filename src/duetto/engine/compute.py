@@ -62,7 +62,7 @@ class Step:
 
     batch: ScheduledBatch
     start_time: float
-    counts: SchedulerCounts  # before it was planned
+    counted: SchedulerCounts  # while it was planned
     predicted_s: float | None = None  # for the batch in one computation
     pending: Pending | None = None  # None: it must be computed, perhaps again
     computing: Computing | None = None

@@ -13,3 +13,11 @@ class SchedulerCounts:
 
     def copy(self) -> "SchedulerCounts":
         return SchedulerCounts(self.num_preemptions, self.num_queried_tokens, self.num_hit_tokens)
+
+    def since(self, before: "SchedulerCounts") -> "SchedulerCounts":
+        """What was counted after an earlier copy of these."""
+        return SchedulerCounts(
+            self.num_preemptions - before.num_preemptions,
+            self.num_queried_tokens - before.num_queried_tokens,
+            self.num_hit_tokens - before.num_hit_tokens,
+        )
