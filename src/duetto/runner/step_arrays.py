@@ -6,7 +6,7 @@ one would otherwise become a write into another request's KV.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import chain
 from operator import lt
 
 import numpy as np
@@ -59,8 +59,12 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
 def _arrays(lists: Sequence[list[int]]) -> list[IntArray]:
     """Each list as an array; all are parts of one, as making an array costs more than a part."""
     whole = np.array(list(chain.from_iterable(lists)), np.int32)
-    ends = accumulate(map(len, lists))
-    return [whole[end - len(each) : end] for each, end in zip(lists, ends, strict=True)]
+    arrays, start = [], 0
+    for each in lists:
+        end = start + len(each)
+        arrays.append(whole[start:end])
+        start = end
+    return arrays
 
 
 def _check(request: ScheduledRequest, block_size: int) -> None:
