@@ -1,7 +1,5 @@
 """What the output of a step means for its requests: the one place that says it. Changes nothing."""
 
-from collections.abc import Sequence
-
 from duetto.core.batch import (
     RequestResult,
     SampledToken,
@@ -15,24 +13,22 @@ from duetto.core.request import FinishReason, Request
 
 def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
     """Raise RefusedOutput unless each request of the batch got what it was to get, or failed."""
+    items = batch.requests
     try:
-        _check_results(batch, output.results)
+        results = output.results
+        if len(results) != len(items):
+            raise RefusedOutput(
+                f"the executor returned {len(results)} results for {len(items)} requests"
+            )
+        for item, result in zip(items, results, strict=True):
+            is_next_token = len(result.tokens) == 1 and len(item.rows) == 1
+            is_whole = is_next_token or _is_run(item, result.tokens)
+            if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
+                continue
+            if result.error is None:
+                raise RefusedOutput(_what_is_wrong(item, result))
     except (AttributeError, TypeError) as error:
         raise RefusedOutput("the executor returned something else than a StepOutput") from error
-
-
-def _check_results(batch: ScheduledBatch, results: Sequence[RequestResult]) -> None:
-    if len(results) != len(batch.requests):
-        raise RefusedOutput(
-            f"the executor returned {len(results)} results for {len(batch.requests)} requests"
-        )
-    for item, result in zip(batch.requests, results, strict=True):
-        is_next_token = len(result.tokens) == 1 and len(item.rows) == 1
-        is_whole = is_next_token or _is_run(item, result.tokens)
-        if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
-            continue
-        if result.error is None:
-            raise RefusedOutput(_what_is_wrong(item, result))
 
 
 def _is_run(item: ScheduledRequest, tokens: tuple[SampledToken, ...]) -> bool:

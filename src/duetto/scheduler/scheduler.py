@@ -280,7 +280,7 @@ class Scheduler:
             request.num_computed_tokens -= num_wrong
             self._room.trim(request)
         num_full = min(request.num_written_tokens, len(request.token_ids)) // self._block_size
-        if num_full > request.num_published_blocks:
+        if num_full > request.num_published_blocks and self.config.enable_prefix_caching:
             self._publish(request)
 
     def _take_over(
