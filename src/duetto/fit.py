@@ -23,11 +23,12 @@ from duetto.pricing.cost_model import check_devices
 from duetto.pricing.find_hardware import HOST, find_hardware
 from duetto.pricing.memory import MemoryFit, size_in_words
 from duetto.program.activations import LargestStep, activation_bytes
+from duetto.program.dtype import auto_kv_dtype
 from duetto.program.program import Program
 from duetto.runner.load import ModelPlan, plan_model
 
 _ENOUGH = 2**62  # bytes
-_ONLY_HERE = ("backend", "threads", "kv_cache_memory_bytes", "packed_cache", "quantization_skip")
+_ONLY_HERE = ("backend", "threads", "packed_cache", "quantization_skip")
 FitReport = dict[str, Any]
 
 
@@ -67,7 +68,7 @@ def examine(
         layout = _layout(config, args, 1 if tp is None else tp, pp, utilization)
         if tp is None:
             layout = fewest_devices(program, spec, layout)
-        check_devices(spec, layout.deployment)
+        check_devices(spec, layout.deployment(program))
         tp, fit = layout.tp, fit_devices(program, spec, layout)
         changes = device_changes(program, spec, layout, length)
     about = {"model": model, "hardware": hardware, "devices": tp * pp, "tp": tp}
@@ -171,7 +172,10 @@ def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization
         tp=tp,
         pp=pp,
         dtype=dtype if args.quantization == "none" else args.quantization,
-        kv_cache_dtype=args.kv_cache_dtype,
+        kv_cache_dtype=auto_kv_dtype(dtype)
+        if args.kv_cache_dtype == "auto"
+        else args.kv_cache_dtype,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         max_num_batched_tokens=args.max_num_batched_tokens,
         enable_chunked_prefill=args.enable_chunked_prefill,
         max_num_seqs=args.max_num_seqs,

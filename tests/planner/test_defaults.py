@@ -155,10 +155,10 @@ def test_no_option_has_a_default_of_its_own_anywhere() -> None:
 
 
 def test_graphs_are_assumed_of_gpus_and_not_of_what_was_measured() -> None:
-    assert Layout().on(A100).graphs
-    assert not Layout(graphs=False).on(A100).graphs
-    assert not Layout().on(ROUGH).graphs
-    assert Layout(graphs=True).on(ROUGH).graphs
+    assert Layout().has_graphs(A100)
+    assert not Layout(graphs=False).has_graphs(A100)
+    assert not Layout().has_graphs(ROUGH)
+    assert Layout(graphs=True).has_graphs(ROUGH)
 
 
 def test_devices_are_told_in_words() -> None:

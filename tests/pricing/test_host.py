@@ -50,21 +50,25 @@ def test_the_engine_the_roofline_and_a_simulation_have_one_price(dtype, shape):
     assert make_fleet(program(NAME), host, layout).replica.step_time(shape) == expected
     first = shape.requests[0]
     size = max(first.num_new, first.num_past)
-    found = roofline(program(NAME), host, layout.on(host), batch=len(shape.requests), context=size)
+    found = roofline(
+        program(NAME), host, layout.on(host, program(NAME)), batch=len(shape.requests), context=size
+    )
     assert expected in (found.prefill.time_s, found.decode.time_s)
 
 
 def test_quantized_weights_are_multiplied_in_int8_where_the_host_can():
-    assert Layout(dtype="int8").on(MEASURED).arithmetic == "int8"
-    assert Layout(dtype="bfloat16").on(MEASURED).arithmetic == "float32"
-    assert Layout(dtype="bfloat16").on(MEASURED).precision.weight_bytes == 2
+    assert Layout(dtype="int8").on(MEASURED, program(NAME)).arithmetic == "int8"
+    assert Layout(dtype="bfloat16").on(MEASURED, program(NAME)).arithmetic == "float32"
+    assert Layout(dtype="bfloat16").on(MEASURED, program(NAME)).precision.weight_bytes == 2
     alone = replace(MEASURED, peaks={"float32": 1e11})
-    assert Layout(dtype="int8").on(alone).arithmetic == "float32"
+    assert Layout(dtype="int8").on(alone, program(NAME)).arithmetic == "float32"
 
 
 def test_weights_are_priced_as_the_host_keeps_them():
     host = replace(MEASURED, weight_bytes={"bfloat16": 1.53, "int8": 1.016})
-    found = [Layout(dtype=dtype).on(host).precision.weight_bytes for dtype in PRECISIONS]
+    found = [
+        Layout(dtype=dtype).on(host, program(NAME)).precision.weight_bytes for dtype in PRECISIONS
+    ]
     assert found == [4.0, 1.53, 1.016, 0.5625]
 
 

@@ -197,7 +197,7 @@ def test_each_stage_keeps_its_own_layers(pp: int) -> None:
     found = fit_device(
         program("llama-2-7b"),
         A100,
-        Layout(pp=pp).deployment,
+        Layout(pp=pp).deployment(program("llama-2-7b")),
         block_size=32,
         max_num_batched_tokens=2048,
         max_num_seqs=256,

@@ -203,7 +203,7 @@ def _notes(problem: Problem, found: Plan, rate: Rate | None) -> tuple[str, ...]:
     if not found.simulated:
         return ()
     layout, own = found.simulated[0].layout, problem.workload.requests_per_s
-    deployment = layout.on(problem.hardware)
+    deployment = layout.on(problem.hardware, problem.program)
     notes = notes_on_host(problem.hardware, deployment.arithmetic, deployment.graphs)
     notes += (
         f"a step has at most {layout.max_num_seqs} requests (--max-num-seqs), and prompts are cut "

@@ -70,7 +70,8 @@ def roofline(
     quantization
         The engine's own word for --dtype int8 and int4.
     kv_dtype
-        What keys and values are stored in; auto is 16 bits, or 32 with float32 weights.
+        What keys and values are stored in; auto is what the weights are, or were before they were
+        quantized.
     micro_batches
         Parts in which a batch goes through the stages of --pp.
     graphs
@@ -104,7 +105,7 @@ def roofline(
         graphs=graphs,
     )
     layout = with_weights(layout, config.dtype, quantization)
-    deployment = replace(layout.on(spec), micro_batches=micro_batches)
+    deployment = replace(layout.on(spec, program), micro_batches=micro_batches)
     found = price(program, spec, deployment, batch=batch, context=context, chunk=chunk)
     if picture is not None:
         words = (

@@ -96,7 +96,7 @@ def simulate(
         about = {"model": model, "hardware": hardware, "layout": layout.describe(), "seed": seed}
         print_json(about | outcome.as_json())
     else:
-        deployment = layout.on(spec)
+        deployment = layout.on(spec, program)
         notes = (
             *outcome.notes,
             *notes_on_host(spec, deployment.arithmetic, deployment.graphs),

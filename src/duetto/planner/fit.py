@@ -83,7 +83,7 @@ def device_changes(
     for words, changed in changes:
         try:
             other, its_longest, _ = fit_devices(program, hardware, changed)
-            check_devices(replace(hardware, num_devices=None), changed.deployment)
+            check_devices(replace(hardware, num_devices=None), changed.deployment(program))
         except ConfigError:  # degrees that this model does not have, or devices without a link
             continue
         need, have = changed.devices_per_replica, hardware.num_devices

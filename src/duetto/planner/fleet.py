@@ -44,8 +44,8 @@ def make_fleet(
             f"{hardware.num_devices}; "
             + (f"--replicas {most} would do" if most > 0 else "take fewer, or lower degrees")
         )
-    model = CostModel(program, hardware, layout.on(hardware))
-    guesser = None if draft is None else DraftModel(draft, draft_layout(layout).on(hardware))
+    model = CostModel(program, hardware, layout.on(hardware, program))
+    guesser = None if draft is None else DraftModel(draft, draft_layout(layout).on(hardware, draft))
     num_blocks = _blocks_of_batch(num_kv_blocks(program, hardware, layout, draft), layout)
     replica = ReplicaSpec(
         drafts=simulated_drafts(layout, hardware, guesser),
@@ -116,7 +116,7 @@ def _link(program: Program, hardware: HardwareSpec, layout: Layout) -> KVLink:
         )
     return KVLink(
         num_layers=len(program.kv),
-        bytes_per_token=program.kv_bytes_per_token(layout.deployment.precision.kv_bytes),
+        bytes_per_token=program.kv_bytes_per_token(layout.deployment(program).precision.kv_bytes),
         bytes_per_s=bandwidth,
         latency_s=hardware.link_latency_s,
     )
@@ -155,7 +155,11 @@ def fit_layout(
     found = _fit_all(program, hardware, layout)
     if draft is not None:
         found = beside(found, _fit_all(draft, hardware, draft_layout(layout)))
-    if hardware.name != HOST or not found.num_blocks:
+    if not found.num_blocks:
+        return found
+    if layout.kv_cache_memory_bytes is not None:
+        return _with_kv(found, layout.kv_cache_memory_bytes, hardware)
+    if hardware.name != HOST:
         return found
     num_blocks = default_kv_blocks(
         program,
@@ -168,12 +172,23 @@ def fit_layout(
     return replace(found, num_blocks=min(num_blocks, found.num_blocks))
 
 
+def _with_kv(found: MemoryFit, memory_bytes: int, hardware: HardwareSpec) -> MemoryFit:
+    """With as much KV as was asked for. Raises ConfigError if there is less room."""
+    if memory_bytes > found.kv_bytes + max(0, found.left_bytes):
+        room = found.usable_bytes - found.weight_bytes - found.activation_bytes
+        raise ConfigError(
+            f"--kv-cache-memory-bytes {memory_bytes}: weights and activations leave {room} bytes "
+            f"of those that may be used on each {hardware.name}"
+        )
+    return replace(found, num_blocks=memory_bytes // found.block_bytes)
+
+
 def _fit_all(program: Program, hardware: HardwareSpec, layout: Layout) -> MemoryFit:
     """With KV in all the memory that may be used."""
     return fit_device(
         program,
         hardware,
-        layout.on(hardware),
+        layout.on(hardware, program),
         block_size=layout.block_size,
         max_num_batched_tokens=batched_tokens(layout, program.max_model_len),
         max_num_seqs=layout.max_num_seqs,

@@ -19,6 +19,9 @@ from duetto.pricing.cost_model import Deployment
 from duetto.pricing.gpus import GPU_EFFICIENCIES
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.host import computable
+from duetto.program.dtype import DTYPES, KVDtype, auto_kv_dtype
+from duetto.program.kv_size import kv_number_bytes
+from duetto.program.program import Program
 from duetto.program.shape import Precision
 from duetto.simulation.router import RouterName
 
@@ -33,13 +36,6 @@ _WEIGHT_BYTES: Mapping[PrecisionName, float] = {
     "float8": 1.0,
     "int8": 1.0,
     "int4": 0.5625,  # with a 16-bit scale for every 32
-}
-_KV_BYTES: Mapping[KVName, float] = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "float8": 1.0,
-    "int8": 1.0,
 }
 
 
@@ -62,7 +58,11 @@ class Layout:
     """What weights are stored in; auto is what config.json says, or bfloat16. float8 computes in
     float8, int8 and int4 in bfloat16; a host without these in float32 and int8."""
     kv_cache_dtype: KVName = "auto"
-    """What keys and values are stored in; auto is 16 bits, or 32 with float32 weights."""
+    """What keys and values are stored in; auto is what the weights are, or were before they were
+    quantized."""
+    kv_cache_memory_bytes: int | None = None
+    """Memory for KV on each device; by default all that may be used, and on this host what serve
+    takes."""
     max_num_batched_tokens: int | None = None
     """Most tokens computed in one step; 512 by default, or a whole context without chunking."""
     max_num_seqs: int = MAX_NUM_SEQS
@@ -140,20 +140,33 @@ class Layout:
         """What weights are stored in, where no config.json says it."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
-    def on(self, hardware: HardwareSpec) -> Deployment:
+    @property
+    def kv(self) -> KVDtype | Literal["float8"]:
+        """What KV is stored in, where no config.json says what quantized weights were."""
+        if self.kv_cache_dtype != "auto":
+            return self.kv_cache_dtype
+        return auto_kv_dtype("float32" if self.dtype == "float32" else "bfloat16")
+
+    def on(self, hardware: HardwareSpec, program: Program) -> Deployment:
         """The deployment, in the arithmetic that the hardware has; weights are as it keeps them."""
-        found = self.deployment
+        found = self.deployment(program)
         weight_bytes = hardware.weight_bytes.get(self.weights, found.precision.weight_bytes)
         precision = replace(found.precision, weight_bytes=weight_bytes)
-        graphs = self.graphs
-        if graphs is None:  # a host that was measured takes what it took
-            graphs = hardware.efficiencies == GPU_EFFICIENCIES
+        graphs = self.has_graphs(hardware)
         return computable(replace(found, precision=precision, graphs=graphs), hardware)
 
-    @property
-    def deployment(self) -> Deployment:
+    def has_graphs(self, hardware: HardwareSpec) -> bool:
+        if self.graphs is not None:
+            return self.graphs
+        return (
+            hardware.efficiencies == GPU_EFFICIENCIES
+        )  # a host that was measured took what it did
+
+    def deployment(self, program: Program) -> Deployment:
         activations = 4.0 if self.dtype == "float32" else 2.0
-        kv_bytes = _KV_BYTES.get(self.kv_cache_dtype, activations)
+        kv_bytes = 1.0  # float8 has no scale for each head
+        if self.kv != "float8":
+            kv_bytes = kv_number_bytes(program, self.kv)
         return Deployment(
             tensor_parallel=self.tp,
             pipeline_parallel=self.pp,
@@ -206,7 +219,7 @@ class Layout:
                 self.weights,
                 self._tokens_a_step,
                 f"{self.max_num_seqs} requests in one",
-                *["graphs"] * self.on(hardware).graphs,
+                *["graphs"] * self.has_graphs(hardware),
                 *self._drafts,
             )
         )
@@ -217,13 +230,17 @@ def with_weights(
 ) -> Layout:
     """The layout with nothing "auto" about its weights: `stored` is what config.json says, and
     `quantization` the engine's own word for --dtype int8 and int4. Raises ConfigError for both."""
+    whole = stored or "bfloat16"
+    quantized = layout.dtype if layout.dtype in ("int8", "int4") else quantization
+    if quantized != "none" and layout.kv_cache_dtype == "auto" and whole in DTYPES:
+        layout = replace(layout, kv_cache_dtype=auto_kv_dtype(whole))
     if quantization != "none":
         if layout.dtype not in ("auto", quantization):
             raise ConfigError(
                 f"--dtype {layout.dtype} with --quantization {quantization}: leave one of them out"
             )
         return replace(layout, dtype=quantization)
-    return replace(layout, dtype=stored or "bfloat16") if layout.dtype == "auto" else layout
+    return replace(layout, dtype=whole) if layout.dtype == "auto" else layout
 
 
 def check_used(layout: Layout) -> None:

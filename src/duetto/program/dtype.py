@@ -12,6 +12,11 @@ KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
 _SCALE_BYTES = 4
 
 
+def auto_kv_dtype(weights: Dtype) -> KVDtype:
+    """What "auto" is for KV, as with all who serve: what the weights are, or are quantized from."""
+    return weights
+
+
 def kv_head_bytes(dtype: KVDtype, head_dim: int) -> int:
     """Bytes of one token's key, or value, of one KV head: int8 has an fp32 scale beside it."""
     if dtype == "int8":

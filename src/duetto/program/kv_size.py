@@ -30,6 +30,12 @@ def bytes_per_block(program: Program, block_size: int, kv_dtype: KVDtype) -> int
     )
 
 
+def kv_number_bytes(program: Program, kv_dtype: KVDtype) -> float:
+    """Bytes per number of KV, scales included."""
+    numbers = sum(layer.numbers_per_token for layer in program.kv)
+    return bytes_per_block(program, 1, kv_dtype) / numbers
+
+
 def plan_kv(
     program: Program,
     *,

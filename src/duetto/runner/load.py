@@ -17,8 +17,8 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress
 from duetto.models.programs import load_program
-from duetto.program.dtype import Dtype, KVDtype, kv_head_bytes
-from duetto.program.kv_size import KVPlan, plan_kv
+from duetto.program.dtype import Dtype, KVDtype
+from duetto.program.kv_size import KVPlan, kv_number_bytes, plan_kv
 from duetto.program.program import Program
 from duetto.program.shape import Precision
 from duetto.runner.host_memory import available_memory_bytes
@@ -58,11 +58,10 @@ class LoadedModel:
     @property
     def precision(self) -> Precision:
         """Bytes per number as they are held; activations are fp32 on every backend of this host."""
-        head_dim = self.program.kv[0].head_dim
         return Precision(
             weight_bytes=self.weight_bytes / self.program.num_parameters,
             activation_bytes=4.0,
-            kv_bytes=kv_head_bytes(self.kv_dtype, head_dim) / head_dim,
+            kv_bytes=kv_number_bytes(self.program, self.kv_dtype),
         )
 
     @property

@@ -31,7 +31,7 @@ from duetto.checkpoints.checkpoint import Checkpoint, load_weights
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress
 from duetto.program.activations import LargestStep
-from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
+from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype, auto_kv_dtype
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program
 
@@ -122,7 +122,7 @@ class CpuLoader:
         self._formats = choose_formats(program, dtype, quantization, skip)
         self._layout = self._lay_out()
         self.computed_by = f"cpu/{self._isa}"
-        self.auto_kv_dtype: KVDtype = dtype
+        self.auto_kv_dtype = auto_kv_dtype(dtype)
         self.weight_bytes = self._layout.num_bytes
         self.notes: list[str] = []
         if self._threads > (processors := native.available_threads()):
