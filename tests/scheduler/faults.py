@@ -881,6 +881,24 @@ FAST_FORWARD = [
         "or False:",
     ),
     Fault(
+        "a run although a client may have to give a place",
+        "admission",
+        "        if self._queues.is_contended():\n            return None",
+        "        if False:\n            return None",
+    ),
+    Fault(
+        "a run although a whole prompt waits",
+        "admission",
+        "        if not config.enable_chunked_prefill:\n            return None",
+        "        if False:\n            return None",
+    ),
+    Fault(
+        "a run beside a step in flight",
+        "fast_forward",
+        "    if request.num_in_flight:\n        return False\n",
+        "",
+    ),
+    Fault(
         "what a run wrote is not written",
         "scheduler",
         "request.num_computed_tokens = request.num_written_tokens = num_computed",

@@ -1,4 +1,4 @@
-"""Properties of plans made while steps are in flight that a random walk seldom comes to.
+"""Properties of steps in flight, and of steps not planned yet, that no walk comes to often.
 
 As those of properties.py, they are functions of the code under test.
 """
@@ -9,7 +9,7 @@ from fakes import make_request
 from scheduler.driver import MakeScheduler
 from scheduler.scripted import SMALL
 
-from duetto.core.batch import RequestResult, StepOutput
+from duetto.core.batch import RequestResult, SampledToken, StepOutput
 from duetto.core.config import SchedulerConfig
 from duetto.scheduler.scheduler import Scheduler
 
@@ -43,7 +43,36 @@ def takes_no_place_for_who_waits_for_results(make: MakeScheduler = Scheduler) ->
     assert scheduler.counts.num_preemptions == 1
 
 
+def is_sure_of_no_step_beside_one_in_flight(make: MakeScheduler = Scheduler) -> None:
+    """Its token is unknown, so what comes next may be an end."""
+    scheduler = make(SchedulerConfig(**SMALL))
+    scheduler.add(make_request("r", (1, 2, 3), 9))
+    result = RequestResult((SampledToken(7),))
+    scheduler.update(scheduler.schedule(0.0), StepOutput((result,)), 1.0)
+    assert scheduler.num_certain_steps() > 1
+    batch = scheduler.schedule(1.0)
+    assert not scheduler.num_certain_steps()
+    scheduler.update(batch, StepOutput((result,)), 2.0)
+    assert scheduler.num_certain_steps() > 1
+
+
+def is_sure_of_no_step_while_a_whole_prompt_waits(make: MakeScheduler = Scheduler) -> None:
+    """It lacks blocks now. Once it fits the budget no more, that is what it lacks."""
+    config = SMALL | {"max_num_batched_tokens": 64, "num_blocks": 16}
+    whole = config | {"enable_chunked_prefill": False}
+    for fields, is_sure in ((config, True), (whole, False)):
+        scheduler = make(SchedulerConfig(**fields))
+        scheduler.add(make_request("r", (1,) * 5, 9))
+        scheduler.update(
+            scheduler.schedule(0.0), StepOutput((RequestResult((SampledToken(7),)),)), 1.0
+        )
+        scheduler.add(make_request("long", (2,) * 57, 4))
+        assert (scheduler.num_certain_steps() > 0) == is_sure
+
+
 OF_STEPS_IN_FLIGHT: list[Callable[[MakeScheduler], None]] = [
     admits_nobody_before_its_results,
     takes_no_place_for_who_waits_for_results,
+    is_sure_of_no_step_beside_one_in_flight,
+    is_sure_of_no_step_while_a_whole_prompt_waits,
 ]

@@ -6,7 +6,7 @@ from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
-from duetto.scheduler.drafts import Candidate, DraftOutcome, NoDrafts, Planned
+from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, NoDrafts, Planned
 from duetto.scheduler.worth import DraftingPrice
 
 DRAFT_MODEL = {"call_s": 2e-4, "pass_s": 1e-3, "draft_s": 1e-4, "sent_s": 1e-4}
@@ -130,6 +130,17 @@ def test_nothing_is_asked_for_that_is_of_no_use() -> None:
     assert not policy.ask([Planned(ending, 0, 4)])
 
 
+def test_a_proposer_reads_a_prompt_beside_the_model_where_drafts_should_pay() -> None:
+    """So that it has read it when the first token is there."""
+    prices = Prices()
+    policy, _ = proven(prices)
+    prompt = make_request("prompt", (1,) * 50, 9)
+    assert policy.ask([Planned(prompt, 0, 20)]) == {"prompt": Ask("d", 0)}
+    assert not policy.ask([Planned(prompt, 0, 0)])  # it has read all that there is
+    prices.row_s = 10.0
+    assert not policy.ask([Planned(prompt, 0, 20)])
+
+
 def test_before_any_price_is_known_nothing_is_tried() -> None:
     class Unknown(Prices):
         def row_times(self, shape: BatchShape, num_more: int) -> list[float]:
@@ -138,7 +149,7 @@ def test_before_any_price_is_known_nothing_is_tried() -> None:
     policy = AdaptiveDrafts({"d": 8}, Unknown())
     request = make_request()
     assert not policy.choose([Candidate(request, (1,))], BatchShape((RequestShape(1, 1),)), 8)
-    assert not policy.ask([Planned(request, 2, 3)])
+    assert not policy.ask([Planned(request, 2, 3), Planned(make_request("prompt"), 0, 3)])
 
 
 def test_what_has_ended_is_forgotten() -> None:

@@ -124,9 +124,7 @@ class AdaptiveDrafts:
         requests = shape.requests
         if shape.num_tokens == len(requests):
             return len(requests), start_s
-        alone = tuple([r for r in requests if r.num_new == 1])
-        if not alone:
-            return 1, start_s
+        alone = tuple([r for r in requests if r.num_new == 1])  # who has drafts is one of them
         return len(alone), self._prices.row_times(BatchShape(alone), 0)[0]
 
     def _num_untried(
