@@ -138,6 +138,7 @@ NGRAM = {"method": "ngram"}
         ({**NGRAM, "rejection_sample_method": "synthetic"}, ['must be "standard"']),
         ({**NGRAM, "use_heterogeneous_vocab": True}, ["must be false or left out"]),
         ({"method": "suffix", "suffix_decoding_min_token_prob": 1.5}, ["from 0 to 1, not 1.5"]),
+        ({"method": "suffix", "suffix_decoding_max_spec_factor": 0}, ["factor 0 never drafts"]),
         ({"method": "suffix", "suffix_decoding_max_spec_factor": float("nan")}, ["not nan"]),
         ({"method": "draft_model"}, ["model is missing", "--speculative-model"]),
         ({"method": "draft_model", "model": ""}, ["model must be a text"]),

@@ -239,15 +239,16 @@ def _suffix(reader: "_Reader") -> SuffixOptions:
     plain, prefix = SuffixOptions(), "suffix_decoding_"
     depth, cached = plain.suffix_decoding_max_tree_depth, plain.suffix_decoding_max_cached_requests
     factor, least = plain.suffix_decoding_max_spec_factor, plain.suffix_decoding_min_token_prob
+    most = reader.number(f"{prefix}max_spec_factor", factor, 0.0, 100.0)
+    if not most:
+        _refuse(f"{prefix}max_spec_factor", "0 never drafts; give more, or leave the method out")
     return SuffixOptions(
         num_speculative_tokens=reader.num_drafts(plain.num_speculative_tokens),
         suffix_decoding_max_tree_depth=reader.whole(f"{prefix}max_tree_depth", depth, 4, 128),
         suffix_decoding_max_cached_requests=reader.whole(
             f"{prefix}max_cached_requests", cached, 0, 10**6
         ),
-        suffix_decoding_max_spec_factor=reader.number(
-            f"{prefix}max_spec_factor", factor, 0.0, 100.0
-        ),
+        suffix_decoding_max_spec_factor=most,
         suffix_decoding_min_token_prob=reader.number(f"{prefix}min_token_prob", least, 0.0, 1.0),
     )
 
