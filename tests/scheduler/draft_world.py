@@ -2,7 +2,9 @@
 
 Each of `batch` places runs one request after the other. Its true tokens are random; a proposer's
 draft is the true one with a given probability. A step takes what the machine says, give or take
-`spread`, and the learned price hears of it. Standard library only; equal seeds give equal runs.
+`spread`, and the learned price hears of it. Where the machine has neighbours, all steps take longer
+for seconds at a time; what a policy is worth is then told by `quiet_s`, what its steps take without
+noise. Standard library only; equal seeds give equal runs.
 """
 
 import random
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from fakes import make_request
 
 from duetto.core.request import Request
-from duetto.core.shape import BatchShape, RequestShape
+from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
@@ -37,6 +39,20 @@ def with_cliff(rows: int) -> float:
     return 5e-3 * (1 if rows == 1 else 2 + (rows - 2) // 4)
 
 
+MEASURED = {1: 1.0, 2: 1.19, 3: 1.47, 4: 1.77, 5: 1.65, 6: 1.64, 7: 1.64, 8: 2.03, 9: 1.96} | {
+    12: 2.24, 16: 2.97, 24: 4.4, 32: 5.6}  # fmt: skip
+
+
+def server(rows: int) -> float:
+    """As measured: a model of 1.2 B weights in int8 on two cores of an AVX2 server."""
+    if rows > 32:
+        return 60e-3 * (5.6 + 0.16 * (rows - 32))
+    low = max(n for n in MEASURED if n <= rows)
+    high = min(n for n in MEASURED if n >= rows)
+    part = (rows - low) / max(1, high - low)
+    return 60e-3 * (MEASURED[low] + part * (MEASURED[high] - MEASURED[low]))
+
+
 MACHINES: dict[str, Machine] = {
     "memory": memory_bound,
     "compute": compute_bound,
@@ -57,7 +73,33 @@ class Proposer:
             return self.accuracy
         return self.accuracy[min(position, len(self.accuracy) - 1)]
 
+    def expected(self, num_drafts: int) -> float:
+        """Drafts accepted of so many that are verified."""
+        survival, total = 1.0, 0.0
+        for position in range(num_drafts):
+            survival *= self.at(position)
+            total += survival
+        return total
 
+
+class Phases:
+    """A machine with neighbours: for seconds at a time all steps take longer."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._left_s, self._factor = self._rng.expovariate(1 / QUIET_S), 1.0
+
+    def factor(self, step_s: float) -> float:
+        """Of a step that begins now and takes so long without neighbours."""
+        while self._left_s <= 0:
+            is_slow = self._factor == 1.0
+            self._factor = self._rng.uniform(*SLOWER) if is_slow else 1.0
+            self._left_s += self._rng.expovariate(1 / (SLOW_S if is_slow else QUIET_S))
+        self._left_s -= step_s * self._factor
+        return self._factor
+
+
+QUIET_S, SLOW_S, SLOWER = 4.0, 3.0, (1.3, 1.6)
 NGRAM = {"call_s": 3e-6, "draft_s": 1e-6, "sent_s": 5e-7}
 
 
@@ -75,6 +117,8 @@ class Place:
 class Totals:
     num_tokens: int = 0
     seconds: float = 0.0
+    quiet_s: float = 0.0  # the same without noise
+    num_expected: float = 0.0  # tokens, with as many drafts accepted as should be
     num_verified: int = 0
     num_accepted: int = 0
     by_method: dict[str, int] = field(default_factory=dict)
@@ -82,6 +126,11 @@ class Totals:
     @property
     def rate(self) -> float:
         return self.num_tokens / self.seconds
+
+    @property
+    def quiet_rate(self) -> float:
+        """Without luck."""
+        return self.num_expected / self.quiet_s
 
 
 class FixedDrafts:
@@ -120,12 +169,15 @@ class World:
         prompt: int = 64,
         spread: float = 0.05,
         seed: int = 0,
+        has_neighbours: bool = False,
+        start: StepTime | None = None,
     ) -> None:
         self._machine, self._proposers = machine, proposers
         self._max_tokens, self._prompt, self._spread = max_tokens, prompt, spread
         self._rng = random.Random(seed)
         self._num_requests = 0
-        self.times = LearnedStepTime()
+        self._phases = Phases(seed) if has_neighbours else None
+        self.times = LearnedStepTime(start)
         self.prices = SpeculationPrices(self.times)
         self.places = [self._new(stagger=i) for i in range(batch)]
 
@@ -156,7 +208,11 @@ class World:
         ]
         asks = policy.ask(planned)
         rows = len(places) + sum(counts.values())
-        step_s = self._machine(rows) * self._rng.lognormvariate(0, self._spread)
+        quiet_s = self._machine(rows)
+        noise = self._rng.lognormvariate(0, self._spread)
+        if self._phases is not None:
+            noise *= self._phases.factor(quiet_s)
+        step_s = quiet_s * noise
         outcomes = [self._compute(p, counts, asks, totals) for p in places]
         drafting_s = self._drafting_s(outcomes)
         wide = [
@@ -174,6 +230,7 @@ class World:
         if known:
             policy.learn(known, drafting_s)
         totals.seconds += step_s + drafting_s
+        totals.quiet_s += quiet_s + drafting_s
         for index, place in enumerate(places):
             if place.request.num_output_tokens >= place.request.max_tokens:
                 policy.forget(place.request)
@@ -194,6 +251,9 @@ class World:
             tokens.append(1)
         request.token_ids += tokens
         totals.num_tokens += len(tokens)
+        totals.num_expected += 1 + (
+            self._proposers[place.method].expected(num_drafts) if num_drafts else 0
+        )
         totals.num_verified += num_drafts
         totals.num_accepted += len(tokens) - 1
         ask = asks.get(name)
