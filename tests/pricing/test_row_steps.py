@@ -109,3 +109,37 @@ def test_a_step_beside_a_chunk_takes_no_less_than_its_streams() -> None:
     with_drafts = model.row_times(chunk, 3)
     assert with_drafts[0] == pytest.approx(model.step_time(chunk))
     assert with_drafts == sorted(with_drafts)
+
+
+def test_a_slow_phase_is_not_taken_for_the_price_of_the_size_that_runs_in_it() -> None:
+    steps, rng = told({1: 1.0, 2: 1.2, 5: 1.6}, spread=0.05), random.Random(3)
+    for _ in range(60):
+        steps.observe(5, 0, 0, 1.5 * 1.6 * rng.lognormvariate(0, 0.05), 0.1)
+    steps.observe(3, 0, 0, 1.5 * 1.4, 0.1)  # never seen before
+    assert steps.seconds(5, 0.1) == pytest.approx(1.5 * 1.6, rel=0.1)
+    for size, seconds in {1: 1.0, 2: 1.2, 3: 1.4}.items():
+        assert steps.seconds(size, 0.1) / steps.seconds(5, 0.1) == pytest.approx(
+            seconds / 1.6, rel=0.1
+        )
+
+
+def test_steps_that_tell_nothing_new_tell_of_the_level() -> None:
+    steps = told({1: 1.0, 2: 1.2})
+    before = steps.many(1, 3, 0.1)
+    steps.observe(1, 0, 0, 1.0, 0.1)
+    for _ in range(40):
+        steps.follow(1.4)
+    assert steps.many(1, 3, 0.1) == pytest.approx([1.4 * each for each in before], rel=0.02)
+
+
+def test_there_is_no_hope_for_a_size_between_two_near_ones() -> None:
+    steps = told({20: 2.0, 22: 2.2, 40: 4.0})
+    thought, hopes = steps.many(20, 41, 0.1), steps.hopeful(20, 41, 0.1)
+    assert hopes[1] == pytest.approx(thought[1])
+    assert hopes[10] < 0.9 * thought[10]
+
+
+def test_a_full_tile_may_take_less_than_one_with_a_rest() -> None:
+    steps = told({1: 1.0, 4: 1.8})
+    hopes = steps.hopeful(1, 8, 0.1)
+    assert hopes[0] <= min(hopes) and hopes[4] < steps.seconds(4, 0.1)

@@ -2,7 +2,7 @@
 
 import pytest
 from fakes import make_request
-from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World
+from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World, server
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
@@ -10,6 +10,7 @@ from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, NoDrafts, Plan
 from duetto.scheduler.worth import DraftingPrice
 
 DRAFT_MODEL = {"call_s": 2e-4, "pass_s": 1e-3, "draft_s": 1e-4, "sent_s": 1e-4}
+SERVER_DRAFT = {"call_s": 2e-3, "pass_s": 5e-3, "draft_s": 5e-4, "sent_s": 6e-4}
 STEPS = 200
 
 
@@ -48,11 +49,47 @@ def test_it_is_near_the_best_fixed_number(
     def world() -> World:
         return World(MACHINES["memory"], {"d": Proposer(accuracy, **kind)}, batch)
 
-    best = max(world().run(FixedDrafts("d", k), STEPS).rate for k in (1, 2, 3, 4, 6, 8))
+    best = max(world().run(FixedDrafts("d", k), STEPS).quiet_rate for k in (1, 2, 3, 4, 6, 8))
     own = world()
     policy = own.adaptive()
     own.run(policy, STEPS)
-    assert own.run(policy, 2 * STEPS).rate > 0.93 * best
+    assert own.run(policy, 2 * STEPS).quiet_rate > 0.93 * best
+
+
+def noisy_server(accuracy: float, batch: int, seed: int, kind: dict[str, float]) -> World:
+    """Short answers on a machine with neighbours, with prices as measured."""
+    proposer = Proposer(accuracy, **kind)
+    return World(
+        server, {"d": proposer}, batch, max_tokens=60, spread=0.08, seed=seed, has_neighbours=True
+    )
+
+
+@pytest.mark.parametrize(("batch", "accuracy"), [(1, 0.6), (1, 0.8), (1, 0.9), (2, 0.8)])
+def test_on_a_noisy_machine_it_is_soon_near_the_best_fixed_number(
+    batch: int, accuracy: float
+) -> None:
+    def rate_of(count: int) -> float:
+        return noisy_server(accuracy, batch, 0, NGRAM).run(FixedDrafts("d", count), 100).quiet_rate
+
+    best = max(map(rate_of, (1, 2, 3, 4, 5, 6, 8)))
+    reached = []
+    for seed in range(3):
+        world = noisy_server(accuracy, batch, seed, NGRAM)
+        policy = world.adaptive()
+        world.run(policy, 20)
+        reached.append(world.run(policy, 150).quiet_rate / best)
+    assert sum(reached) / len(reached) > 0.92 and min(reached) > 0.87
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 16])
+@pytest.mark.parametrize("kind", [NGRAM, SERVER_DRAFT], ids=["ngram", "draft model"])
+def test_on_a_noisy_machine_drafts_that_are_always_wrong_cost_next_to_nothing(
+    batch: int, kind: dict[str, float]
+) -> None:
+    world = noisy_server(0.0, batch, 0, kind)
+    policy, plain = world.adaptive(), batch / server(batch)
+    world.run(policy, STEPS)
+    assert world.run(policy, 2 * STEPS).quiet_rate > 0.98 * plain
 
 
 def test_of_two_proposers_the_one_that_pays_is_asked() -> None:

@@ -50,8 +50,9 @@ def test_no_other_assignment_verifies_better(
     lines: list[list[float]], steps: list[float], plain_s: float, drafting_s: float
 ) -> None:
     extra_s, num = rising(steps), len(lines)
-    choice = best_to_verify(ranked(lines), extra_s, num, plain_s, drafting_s)
-    counts = tuple(counts_of(ranked(lines)[: choice.num_slots], num))
+    slots = ranked(lines)
+    choice = best_to_verify(slots.chances, extra_s, num, plain_s, drafting_s)
+    counts = tuple(counts_of(slots.owners[: choice.num_slots], num))
     rates = [
         (num + gain(lines, each)) / (plain_s + extra_s[sum(each)] + drafting_s)
         for each in assignments(lines)
@@ -92,14 +93,24 @@ def test_the_first_of_the_ranking_are_first_drafts_of_each_request(
     lines: list[list[float]],
 ) -> None:
     slots, seen = ranked(lines), [0] * len(lines)
-    assert len(slots) == sum(map(len, lines))
-    for survival, depth, owner in slots:
-        assert -depth == seen[owner] and lines[owner][-depth] == survival
+    assert len(slots.chances) == len(slots.owners) == sum(map(len, lines))
+    assert list(slots.chances) == sorted(slots.chances, reverse=True)
+    for chance, owner in zip(*slots, strict=True):
+        assert lines[owner][seen[owner]] == chance
         seen[owner] += 1
 
 
+@given(lines_of_requests, st.integers(1, 3))
+def test_the_first_drafts_of_a_ranking_are_the_ranking_of_the_first_drafts(
+    lines: list[list[float]], limit: int
+) -> None:
+    expected = ranked([line[:limit] for line in lines])
+    within = ranked(lines).within(limit)
+    assert list(map(list, within)) == list(map(list, expected))
+
+
 def test_a_cliff_is_crossed_where_what_follows_pays() -> None:
-    slots = ranked([[0.9, 0.8, 0.7, 0.6]])
+    chances = [0.9, 0.8, 0.7, 0.6]
     extra_s = [0.0, 1.0, 1.0, 1.0, 1.0]  # the second row doubles the step, three more are free
-    assert best_to_verify(slots, extra_s, 1, 1.0, 0.0).num_slots == 4
-    assert best_to_verify(slots[:1], extra_s, 1, 1.0, 0.0).num_slots == 0
+    assert best_to_verify(chances, extra_s, 1, 1.0, 0.0).num_slots == 4
+    assert best_to_verify(chances[:1], extra_s, 1, 1.0, 0.0).num_slots == 0

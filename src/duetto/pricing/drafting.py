@@ -17,6 +17,8 @@ NUM_AMOUNTS = 4
 MEMORY = 32  # steps after which an old one counts a third
 MAX_RATIO = 4.0  # once a few are known, a step counts as at most so many times slower than expected
 NUM_FREE = 4
+NUM_KNOWN = 24  # steps of a method, after which one in ONE_IN is learned from
+ONE_IN = 4
 SWEEPS = 8
 
 
@@ -48,13 +50,13 @@ class LearnedDraftingTime:
 
     def observe(self, work: Mapping[str, tuple[int, int, int]], seconds: float) -> None:
         """By method its passes, drafts and tokens sent, which all together took so long."""
-        if not seconds > 0 or not work:
+        if not seconds > 0 or not self._is_due(work):
             return
         amounts = {
             method: [float(num_sent), float(num_drafts), float(num_passes), 1.0]
             for method, (num_passes, num_drafts, num_sent) in work.items()
         }
-        methods = {m: self._methods.setdefault(m, _Method()) for m in work}
+        methods = {m: self._methods[m] for m in work}
         expected = {m: methods[m].expected(amounts[m]) for m in work}
         total_s = sum(expected.values())
         for name, method in methods.items():
@@ -62,10 +64,18 @@ class LearnedDraftingTime:
             share = expected[name] / total_s if known else 1.0 / len(work)
             self._learn(method, amounts[name], share * seconds, expected[name])
 
+    def _is_due(self, work: Mapping[str, tuple[int, int, int]]) -> bool:
+        """Once prices are known, most steps tell nothing new, and to learn takes time."""
+        is_due = False
+        for name in work:
+            method = self._methods.setdefault(name, _Method())
+            is_due = is_due or method.num_seen < NUM_KNOWN or method.num_seen % ONE_IN == 0
+            method.num_seen += 1
+        return is_due
+
     def _learn(self, method: _Method, amounts: Vector, seconds: float, expected_s: float) -> None:
-        if method.num_seen >= NUM_FREE and expected_s > 0:
+        if method.num_seen > NUM_FREE and expected_s > 0:
             seconds = min(seconds, MAX_RATIO * expected_s)
-        method.num_seen += 1
         method.equations.add(amounts, seconds, expected_s or seconds, 1.0 - 1.0 / MEMORY)
         solve([method.equations], method.prices, SWEEPS)
 

@@ -42,6 +42,7 @@ class LearnedStepTime:
         self._slowness = 1.0  # measured over started, geometric mean
         self._prices: Vector = [0.0] * NUM_AMOUNTS
         self._last_tokens = self._num_alike = 0  # in a row
+        self._was_rows = False  # the last step that was learned from had no chunks
         self.num_observed = 0
         self._lateness = 1.0
         if start is not None:
@@ -88,7 +89,11 @@ class LearnedStepTime:
 
     def observe(self, shape: BatchShape, seconds: float) -> None:
         """A step of this shape has taken so long."""
-        if not shape.requests or not seconds > 0 or self._is_nothing_new(shape.num_tokens):
+        if not shape.requests or not seconds > 0:
+            return
+        if self._is_nothing_new(shape.num_tokens):
+            if self._was_rows:
+                self._row_steps.follow(seconds)
             return
         amounts = _amounts(shape)
         predicted = sum(map(float.__mul__, self._prices, amounts)) or seconds
@@ -102,7 +107,8 @@ class LearnedStepTime:
         # Steps of one size fade as others of the same size come, so a thousand next tokens do not
         # make the model forget what a chunk took.
         self._at(self._measured, shape).add(amounts, seconds, predicted, 1.0 - 1.0 / MEMORY)
-        if amounts[1] == amounts[2]:
+        self._was_rows = amounts[1] == amounts[2]
+        if self._was_rows:
             self._row_steps.observe(int(amounts[1]), amounts[3], amounts[4], seconds, self._row_s)
         self.num_observed += 1
         if self.num_observed <= NUM_TO_SCALE or self.num_observed % SOLVE_EVERY == 0:
@@ -161,8 +167,14 @@ class LearnedStepTime:
 
 
 def _amounts(shape: BatchShape) -> Vector:
-    tokens = rows = pairs = read = 0
-    for request in shape.requests:
+    requests, tokens = shape.requests, 0
+    rows = pairs = read = 0
+    if requests and requests.count(requests[0]) == len(requests):  # as a policy of drafts asks
+        new, past, num_rows = requests[0]
+        read, count = new + past, float(len(requests))
+        pairs = new * past + new * (new + 1) // 2
+        return [1.0, count * new, count * num_rows, count * pairs, count * read]
+    for request in requests:
         new, past = request.num_new, request.num_past
         tokens += new
         rows += request.num_logit_rows

@@ -4,8 +4,12 @@ While weights are read, a few rows take as long as one; where a kernel's tile is
 takes as long as eight. No line through all sizes says that, and whether drafts pay depends on it.
 So each size has its own running mean, which is the time of its steps less what their context took.
 Between measured sizes the time is interpolated, beyond them it follows the line that is handed in,
-and it never falls with size (isotonic regression: Barlow et al., 1972). Rare sizes follow the
-machine: half of what a size's own steps say moves all sizes.
+and it never falls with size (isotonic regression: Barlow et al., 1972).
+
+A machine with neighbours is slow for seconds at a time, and the size that runs then must not seem
+dear for that. So how slow the machine is now, the level, is told apart from what sizes take beside
+each other: what a step took more than was expected is put down to both, as their uncertainties say
+(a Kalman filter: a size's uncertainty falls with its steps, the level's does not).
 """
 
 from bisect import bisect_left, bisect_right
@@ -16,7 +20,11 @@ MAX_ROWS = 512  # larger steps are left to the line
 MAX_RATIO = 1.5  # a step counts as at most so much slower or faster than was expected, once
 NUM_FREE = 2  # steps of its size have counted as they were
 LEAST_PART = 0.1  # of a step that is not its context
-LEAST_HOPE = 0.6  # of what a size is thought to take that was never measured
+LEAST_HOPE = 0.6  # of what a size is thought to take that was never measured, and
+LEAST_FALL = 0.9  # of what fewer rows take: a full tile may take less time than one with a rest
+FEW_ROWS = 16  # for so many: of more a tile is a small part
+LEVEL_DOUBT = 0.33  # how uncertain the level is before a step, in variances of one step's time
+NEAR = 1.15  # a size is known if sizes so near to it are, on both sides
 HOPE = 0.5  # what is hoped of a size weighs as much as so many of its steps
 DOUBT = 1.0  # what was expected of a size weighs as much as so many of its steps
 
@@ -32,6 +40,9 @@ class RowSteps:
         self._fitted: list[float] = []  # by size, without context and level; never falls
         self._hopes: list[float] = []
         self._time_of: dict[int, float] = {}  # the same as `_fitted`, to look one size up
+        self._last_s = 0.0  # what the last step should have taken, without level
+        self._last_asked = 0, 0, 0.0  # before and after a step is planned nearly the same is asked:
+        self._last_told: list[float] = []  # forgotten when anything is learned
 
     @property
     def has_any(self) -> bool:
@@ -45,7 +56,7 @@ class RowSteps:
         if num_rows > MAX_ROWS:
             return
         pair_s, read_s = self._prices
-        context_s = pair_s * pairs + read_s * read
+        level, context_s = self._level, pair_s * pairs + read_s * read
         expected = self.seconds(num_rows, row_s) + context_s if self._sizes else seconds
         size = self._measured.get(num_rows)
         if size is None:
@@ -55,11 +66,24 @@ class RowSteps:
                 seconds = (seconds + DOUBT * expected) / (1.0 + DOUBT)
         elif size.count >= NUM_FREE:
             seconds = min(max(seconds, expected / MAX_RATIO), expected * MAX_RATIO)
-        gain = 1.0 / (size.count + 1.0)
-        if size.count >= MEMORY - 1 and expected > 0:
-            self._level *= (seconds / expected) ** (gain / 2)
-        size.add(pairs, read, seconds / self._level, gain)
+        gain = 1.0
+        if size.count and expected > 0:
+            doubt = 1.0 / size.count
+            gain = doubt / (doubt + LEVEL_DOUBT + 1.0)
+            size.add(pairs, read, seconds / self._level, gain)
+            self._level *= (seconds / expected) ** (gain * LEVEL_DOUBT / doubt)
+        else:
+            size.add(pairs, read, seconds / self._level, 1.0)
+        self._last_s = expected / level
         self._fit()
+
+    def follow(self, seconds: float) -> None:
+        """Another step like the last one, which tells of the level only."""
+        expected = self._last_s * self._level
+        if expected > 0:
+            seconds = min(max(seconds, expected / MAX_RATIO), expected * MAX_RATIO)
+            self._level *= (seconds / expected) ** (LEVEL_DOUBT / (LEVEL_DOUBT + 1.0))
+            self._last_asked = 0, 0, 0.0
 
     def price_context(self, pair_s: float, read_s: float) -> None:
         """What context takes, by the line; it may change as that is learned."""
@@ -75,21 +99,29 @@ class RowSteps:
 
     def many(self, start: int, stop: int, row_s: float) -> list[float]:
         """`seconds` of start .. stop - 1 rows."""
+        last_start, last_stop, last_row_s = self._last_asked
+        if last_start != start or last_stop < stop or last_row_s != row_s:
+            self._last_asked = start, stop, row_s
+            self._last_told = self._many(start, stop, row_s)
+        return self._last_told[: stop - start]
+
+    def _many(self, start: int, stop: int, row_s: float) -> list[float]:
         sizes, times, level = self._sizes, self._fitted, self._level
         found: list[float] = []
-        first = start
+        first, index = start, bisect_right(sizes, start)
         while first < stop:  # one line between two measured sizes after the other
-            index = bisect_right(sizes, first)
             last = min(stop, sizes[index]) if index < len(sizes) else stop
             if not index:
                 found += [self.seconds(n, row_s) for n in range(first, last)]
+            elif last - first == 1 and sizes[index - 1] == first:
+                found.append(level * times[index - 1])
             else:
                 left, time = sizes[index - 1], times[index - 1]
                 slope = row_s / level
                 if index < len(sizes):
                     slope = (times[index] - time) / (sizes[index] - left)
                 found += [level * (time + slope * (n - left)) for n in range(first, last)]
-            first = last
+            first, index = last, index + 1
         return found
 
     def hopeful(self, start: int, stop: int, row_s: float) -> list[float]:
@@ -97,19 +129,29 @@ class RowSteps:
         but not less than a part of what they are thought to take."""
         sizes, hopes, level = self._sizes, self._hopes, self._level
         found = self.many(start, stop, row_s)
-        index = bisect_right(sizes, start) - 1
+        index, least = bisect_right(sizes, start) - 1, found[0]
         for i, thought in enumerate(found):
             num_rows = start + i
             if index + 1 < len(sizes) and sizes[index + 1] == num_rows:
                 index += 1
-            if index >= 0:
-                hope = level * hopes[index]
-                is_measured = sizes[index] == num_rows
-                found[i] = hope if is_measured else min(thought, max(hope, LEAST_HOPE * thought))
+            if index < 0:
+                continue
+            before, hope = sizes[index], level * hopes[index]
+            if before == num_rows:
+                found[i] = hope
+            elif (
+                num_rows > NEAR * before
+                or sizes[-1] < num_rows
+                or sizes[index + 1] > NEAR * num_rows
+            ):
+                fall = LEAST_FALL if num_rows <= FEW_ROWS else 1.0
+                hope = max(fall * hope, LEAST_HOPE * thought, least)
+                found[i] = min(thought, hope)
         return found
 
     def _fit(self) -> None:
         """Pool neighbours that fall with size, weighted by their counts."""
+        self._last_asked = 0, 0, 0.0
         pools: list[list[float]] = []  # mean, weight, how many sizes
         pair_s, read_s = self._prices
         for num_rows in self._sizes:

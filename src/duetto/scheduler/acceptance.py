@@ -2,9 +2,9 @@
 
 The estimate at a position is the probability that the draft there is right if those before it are.
 By position, because the first draft of a suffix match is right less often than those after it. What
-a request has shown counts beside what its tenant's requests have shown (the prior), that beside the
-estimate of the position before, and the first position's beside 1/2. Old observations fade. Knows
-no prices and no schedules.
+a request has shown counts beside what its tenant's requests have shown (the prior), that beside
+what they have shown at the position before and at all positions, and that beside 1/2. Old
+observations fade. Knows no prices and no schedules.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ from duetto.core.speculation import MAX_DRAFTS
 FIRST_GUESS = 0.5  # before anything is known
 KEEP = 1 - 1 / 32  # of what a request has shown at a position, when it shows more there
 POOL_KEEP = 1 - 1 / 256  # of what a tenant's requests have shown
-WEIGHT = 6.0  # of a tenant's estimate, in observations of the request
-POOL_WEIGHT = 2.0  # of the position before, in observations of the tenant
+WEIGHT = 10.0  # of a tenant's estimate, in observations of the request
+POOL_WEIGHT = 10.0  # of other positions, in observations of the tenant
+GUESS_WEIGHT = 2.0  # of the first guess
 LEAST_SURVIVAL = 0.02  # drafts that are reached and right less often are not worth a thought
 
 
@@ -29,9 +30,15 @@ class Tally:
         self.right = [0.0] * MAX_DRAFTS
         self.seen = [0.0] * MAX_DRAFTS
 
-    def add(self, position: int, is_right: bool) -> None:
-        self.right[position] = self._keep * self.right[position] + is_right
-        self.seen[position] = self._keep * self.seen[position] + 1.0
+    def add(self, num_right: int, has_wrong: bool) -> None:
+        """A chain: its first drafts were right, and the one after them was wrong, if there is."""
+        keep, right, seen = self._keep, self.right, self.seen
+        for i in range(num_right):
+            right[i] = keep * right[i] + 1.0
+            seen[i] = keep * seen[i] + 1.0
+        if has_wrong:
+            right[num_right] *= keep
+            seen[num_right] = keep * seen[num_right] + 1.0
 
 
 class Pool:
@@ -52,15 +59,18 @@ class Pool:
         """By position: that the draft there is right if those before it are."""
         if self._is_old:  # not with each of the drafts of a step
             self._is_old = False
-            before, self._estimates = FIRST_GUESS, []
-            for right, seen in zip(self._tally.right, self._tally.seen, strict=True):
-                before = (right + POOL_WEIGHT * before) / (seen + POOL_WEIGHT)
+            tally, self._estimates = self._tally, []
+            guess = GUESS_WEIGHT * FIRST_GUESS
+            before = overall = (sum(tally.right) + guess) / (sum(tally.seen) + GUESS_WEIGHT)
+            for right, seen in zip(tally.right, tally.seen, strict=True):
+                prior = (before + overall) / 2
+                before = (right + POOL_WEIGHT * prior) / (seen + POOL_WEIGHT)
                 self._estimates.append(before)
         return self._estimates
 
-    def add(self, position: int, is_right: bool) -> None:
-        self._tally.add(position, is_right)
-        self.num_seen += 1
+    def add(self, num_right: int, has_wrong: bool) -> None:
+        self._tally.add(num_right, has_wrong)
+        self.num_seen += num_right + has_wrong
         self._is_old = True
 
     def note_answer(self, has_drafts: bool) -> None:
@@ -71,22 +81,22 @@ class Pool:
 class Acceptance:
     """What is expected of one proposer's drafts for one request."""
 
-    __slots__ = ("_is_old", "_survivals", "_tally", "pool")
+    __slots__ = ("_known", "_survivals", "_tally", "pool")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._tally = Tally(KEEP)
         self._survivals: list[float] = []
-        self._is_old = True
+        self._known = 0  # positions that were looked at since the last observation
 
-    @property
-    def survivals(self) -> list[float]:
+    def survivals(self, most: int = MAX_DRAFTS) -> list[float]:
         """By position: that the draft is reached and is right. They never grow, and end where they
         are too small to matter."""
-        if self._is_old:  # not before all of a step's drafts have been seen
-            self._is_old = False
-            self._renew()
-        return self._survivals
+        if self._known < most:  # not before all of a step's drafts have been seen
+            self._known = most
+            self._renew(most)
+        survivals = self._survivals
+        return survivals if len(survivals) <= most else survivals[:most]
 
     @property
     def answers(self) -> float:
@@ -97,24 +107,20 @@ class Acceptance:
         """What was sampled where `drafts` were proposed, verified or not: as a draft is accepted if
         it is the token that is sampled, the first difference tells as much as a verification.
         Returns how many were right."""
-        num_right = 0
-        for position, (draft, token) in enumerate(zip(drafts, tokens, strict=False)):
-            if position == MAX_DRAFTS:
-                break
-            is_right = draft == token
-            self._tally.add(position, is_right)
-            self.pool.add(position, is_right)
-            num_right += is_right
-            if not is_right:
-                break
-        self._is_old = True
+        num_right, length = 0, min(len(drafts), len(tokens), MAX_DRAFTS)
+        while num_right < length and drafts[num_right] == tokens[num_right]:
+            num_right += 1
+        self._tally.add(num_right, num_right < length)
+        self.pool.add(num_right, num_right < length)
+        self._known = 0
         return num_right
 
-    def _renew(self) -> None:
-        right, seen = self._tally.right, self._tally.seen
-        survival, survivals = 1.0, []
-        for i, prior in enumerate(self.pool.estimates):
-            survival *= (right[i] + WEIGHT * prior) / (seen[i] + WEIGHT)
+    def _renew(self, most: int) -> None:
+        tally = self._tally
+        priors, right, seen = self.pool.estimates[:most], tally.right, tally.seen
+        survival, survivals = 1.0, list[float]()
+        for prior, num_right, num_seen in zip(priors, right, seen, strict=False):
+            survival *= (num_right + WEIGHT * prior) / (num_seen + WEIGHT)
             if survival < LEAST_SURVIVAL:
                 break
             survivals.append(survival)

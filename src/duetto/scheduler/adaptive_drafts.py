@@ -14,9 +14,9 @@ from duetto.core.shape import BatchShape
 from duetto.scheduler.acceptance import Pool
 from duetto.scheduler.allowance import CLOSE, Allowance
 from duetto.scheduler.asking import MOST_SLOTS, TRIAL_GAIN, Asker
-from duetto.scheduler.drafted import Drafted, DraftedRequests
+from duetto.scheduler.drafted import DraftedRequests
 from duetto.scheduler.drafts import NOTHING, Ask, Candidate, DraftOutcome, Planned
-from duetto.scheduler.worth import DraftPrices, Slot, best_to_verify, counts_of, ranked
+from duetto.scheduler.worth import DraftPrices, best_to_verify, counts_of, ranked
 
 NUM_PROVEN = 64  # drafts seen of a tenant, before which a step verifies no more than were seen
 RECALL_EVERY = 16  # looks: where drafts bring little, a step without is taken now and then, so that
@@ -47,7 +47,7 @@ class AdaptiveDrafts:
         if self._asker.is_resting:
             return NOTHING
         slots = ranked(lines)
-        most = min(len(slots), room)
+        most = min(len(slots.chances), room)
         if most <= 0:
             return NOTHING
         times = self._prices.row_times(shape, most)
@@ -55,10 +55,10 @@ class AdaptiveDrafts:
         extra_s = [t - start_s for t in times if limit_s is None or t <= limit_s]
         if len(extra_s) < 2 or start_s <= 0.0:  # a price of nothing: no step was seen yet
             return NOTHING
-        count = self._num_to_verify(slots, shape, start_s, extra_s)
+        count = self._num_to_verify(slots.chances, shape, start_s, extra_s)
         if not count:
             return NOTHING
-        counts = counts_of(slots[:count], len(lines))
+        counts = counts_of(slots.owners[:count], len(lines))
         return {c.request.request_id: n for c, n in zip(candidates, counts, strict=True) if n}
 
     def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
@@ -66,12 +66,16 @@ class AdaptiveDrafts:
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         work: dict[str, tuple[int, int, int]] = {}
+        num_compared = num_saved = 0
+        has_right = False
         for outcome in outcomes:
             drafted = self._requests.find(outcome.request)
             if drafted is None:
                 continue
             if drafted.drafts:
-                self._compare(drafted, outcome)
+                num_compared += 1
+                num_saved += len(outcome.tokens) - 1
+                has_right = bool(drafted.compare(outcome.tokens)) or has_right
             ask = outcome.ask
             if ask is None:
                 continue
@@ -80,6 +84,9 @@ class AdaptiveDrafts:
             work[ask.method] = max(passes, num_drafts), drafts + num_drafts, sent + outcome.num_sent
             if ask.num_wanted:
                 self._requests.pool(drafted.tenant, ask.method).note_answer(num_drafts > 0)
+        self._allowance.give_back(num_saved * self._asker.token_s, num_compared)
+        if has_right:
+            self._asker.wake()
         if work:
             self._prices.observe_drafting(work, drafting_s)
 
@@ -93,28 +100,33 @@ class AdaptiveDrafts:
         for request, drafts in candidates:
             drafted = self._requests.of(request)
             drafted.drafts = drafts
-            drafted.drafted_by = drafted.asked or self._asker.method_of(drafted)
-            acceptance = self._requests.acceptance(drafted, drafted.drafted_by)
+            method = drafted.asked or self._asker.method_of(drafted)
+            acceptance = self._requests.acceptance(drafted, method)
             most, pool = min(len(drafts), deepest), acceptance.pool
             if pool.num_seen < NUM_PROVEN:
                 most = min(most, quota.get(pool, 1 + pool.num_seen))
                 quota[pool] = quota.get(pool, 1 + pool.num_seen) - most
-            lines.append(acceptance.survivals[:most])
+            drafted.acceptance = acceptance
+            survivals = acceptance.survivals(deepest)  # whom to ask needs as many
+            lines.append(survivals if most >= len(survivals) else survivals[:most])
         return lines
 
     def _num_to_verify(
-        self, slots: Sequence[Slot], shape: BatchShape, start_s: float, extra_s: Sequence[float]
+        self, chances: Sequence[float], shape: BatchShape, start_s: float, extra_s: Sequence[float]
     ) -> int:
         """Of the ranked drafts, `extra_s[n]` for n of them."""
         num_streams, plain_s = self._streams(shape, start_s)
         drafting_s = self._asker.drafting_s
-        choice = best_to_verify(slots, extra_s, num_streams, plain_s, drafting_s)
+        choice = best_to_verify(chances, extra_s, num_streams, plain_s, drafting_s)
         gain = choice.rate * plain_s / num_streams
         if gain < CLOSE and self._asker.num_looks % RECALL_EVERY == 0:
             return 0
         count = choice.num_slots
-        if not count or not self._allowance.may_try(gain, plain_s):
-            count = self._num_untried(slots, shape, extra_s, num_streams, choice.rate)
+        if not self._allowance.may_try(gain, plain_s):
+            count = 0
+        if not count or self._asker.is_hopeful:
+            untried = self._num_untried(chances, shape, extra_s, num_streams, choice.rate, count)
+            count = untried or count
         self._allowance.spend(extra_s[count])  # what is accepted comes back
         return count
 
@@ -129,28 +141,23 @@ class AdaptiveDrafts:
 
     def _num_untried(
         self,
-        slots: Sequence[Slot],
+        chances: Sequence[float],
         shape: BatchShape,
         extra_s: Sequence[float],
         num_streams: int,
         rate: float,
+        count: int,
     ) -> int:
-        """Drafts that do not seem to pay, but might if their step took less than is thought."""
+        """Drafts that do not seem to pay, or less than the best `count` do, but might pay more if
+        their step took less than is thought. 0: there are none."""
+        if not self._allowance.covers(0.0):
+            return 0
         hopeful = self._prices.hopeful_row_times(shape, len(extra_s) - 1)
-        best, best_net, gain = 0, 0.0, 0.0
-        for n, slot in enumerate(slots[: len(extra_s) - 1], 1):
-            gain += slot[0]
+        best, gain = 0, 0.0
+        best_net = sum(chances[:count]) - rate * extra_s[count] + TRIAL_GAIN * num_streams
+        for n, chance in enumerate(chances[: len(extra_s) - 1], 1):
+            gain += chance
             net = gain - rate * (hopeful[n] - hopeful[0])
-            is_worth_it = net > TRIAL_GAIN * num_streams
-            if is_worth_it and net > best_net and self._allowance.covers(extra_s[n] - gain / rate):
+            if net > best_net and self._allowance.covers(extra_s[n] - gain / rate):
                 best, best_net = n, net
         return best
-
-    def _compare(self, drafted: Drafted, outcome: DraftOutcome) -> None:
-        """The request's drafts with what was sampled, whether they were verified or not."""
-        self._allowance.give_back((len(outcome.tokens) - 1) * self._asker.token_s)
-        acceptance = self._requests.acceptance(drafted, drafted.drafted_by)
-        num_right = acceptance.observe(drafted.drafts, outcome.tokens)
-        if num_right:
-            self._asker.wake()
-        drafted.note(num_right)

@@ -32,9 +32,9 @@ class Allowance:
     def spend(self, seconds: float) -> None:
         self._seconds -= seconds
 
-    def give_back(self, seconds: float) -> None:
-        """Drafts of one request were compared, and those accepted have saved so much."""
-        self._num_seen += 1
+    def give_back(self, seconds: float, num_compared: int) -> None:
+        """Drafts of some requests were compared, and those accepted have saved so much."""
+        self._num_seen += num_compared
         self._seconds += seconds
 
     def covers(self, seconds: float) -> bool:

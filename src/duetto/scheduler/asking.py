@@ -21,6 +21,8 @@ from duetto.scheduler.worth import (
     ranked,
 )
 
+EXPLORE_EVERY = 4  # looks between two at sizes that were not tried, while others pay, where there
+MOST_CURIOUS = 4  # are no more streams: many have many sizes, which differ little, to be tried
 TRIAL_GAIN = 0.05  # by which a step of an untried size must seem to pay
 MOST_SLOTS = 96  # drafts of all requests that are thought about
 REST = 7  # steps between two looks at what pays, where nothing does: a look takes time too
@@ -73,6 +75,7 @@ class Asker:
         self._rest = 0  # steps for which it is settled that nothing pays ...
         self._num_rested = 0  # ... and how many passed since the last look
         self.drafting_s = 0.0  # that the drafts which were asked for take, by the price
+        self.is_hopeful = False  # more were asked for than seem to pay, to see what they take
         self.num_looks = 0
         self._token_s = 0.0  # what a step of next tokens took at the last look, by the price
         self._num_streams = 1  # in that step
@@ -97,7 +100,7 @@ class Asker:
             self._num_rested += 1
             return NO_ASKS
         asks: dict[str, Ask] = {}
-        self.drafting_s = 0.0
+        self.drafting_s, self.is_hopeful = 0.0, False
         going_on = [each for each in planned if each.num_left > 0]
         deepest = MOST_SLOTS // len(going_on) if going_on else 0
         streams = [self._stream(each, max(1, deepest)) for each in going_on]
@@ -127,12 +130,13 @@ class Asker:
         # A proposer that was not the last one to be asked has been sent nothing.
         is_last = drafted.asked in ("", method)
         num_unsent = each.num_unsent if is_last else request.num_tokens
-        survivals = self._requests.acceptance(drafted, method).survivals[:most]
+        survivals = self._requests.acceptance(drafted, method).survivals(most)
         size = request.num_tokens
         return _Stream(request.request_id, drafted, method, size, num_unsent, survivals)
 
     def _ask_streams(self, streams: Sequence[_Stream], asks: dict[str, Ask]) -> None:
-        shape = BatchShape(tuple([RequestShape(1, stream.num_tokens) for stream in streams]))
+        mean = sum([stream.num_tokens for stream in streams]) // len(streams)
+        shape = BatchShape((RequestShape(1, mean),) * len(streams))  # its context is all the same
         times = self._prices.row_times(shape, sum([len(s.survivals) for s in streams]))
         plain_s = self._token_s = times[0]
         self._num_streams = len(streams)
@@ -144,8 +148,7 @@ class Asker:
         if len(times) > 1:
             extra_s = [time_s - plain_s for time_s in times]
             for group in groups:
-                asked = self._asked(group, extra_s) or self._asked_hopefully(group, shape)
-                asks.update(asked)
+                asks.update(self._asked(group, extra_s, shape))
         self._rest = 0 if asks else REST
         self._try(streams, {group.method: group for group in groups}, asks)
 
@@ -158,8 +161,9 @@ class Asker:
             for method, members in by_method.items()
         ]
 
-    def _asked(self, group: _Group, extra_s: Sequence[float]) -> dict[str, Ask]:
-        """Ask one proposer for the drafts that pay, all requests of the step considered."""
+    def _asked(self, group: _Group, extra_s: Sequence[float], shape: BatchShape) -> dict[str, Ask]:
+        """Ask one proposer for the drafts that pay, all requests of the step considered; now and
+        then, or if none pay, for as many as would pay if steps of untried sizes took little."""
         price, streams = group.price, group.streams
         # What a request that begins late must have sent first is spread over the drafts to come.
         sent = [n if (n := s.num_unsent) <= MAX_LATE_SENT else n / SPREAD for s in streams]
@@ -167,9 +171,29 @@ class Asker:
         slots = ranked([stream.survivals for stream in streams])
         plain_s, num_streams = group.plain_s, group.num_streams
         chosen, rate = best_to_ask(slots, extra_s, num_streams, plain_s, price, fixed_s)
-        if not chosen or not self._allowance.may_try(rate * plain_s / num_streams, plain_s):
-            return {}
-        counts, waiting = counts_of(chosen, len(streams)), _waiting(group)
+        if chosen and not self._allowance.may_try(rate * plain_s / num_streams, plain_s):
+            chosen, rate = (), num_streams / plain_s
+        is_curious = num_streams <= MOST_CURIOUS and self.num_looks % EXPLORE_EVERY == 0
+        if (not chosen or is_curious) and self._may_explore(group):
+            times = self._prices.hopeful_row_times(shape, len(extra_s) - 1)
+            hopeful_s = [(1.0 + TRIAL_GAIN) * (time_s - times[0]) for time_s in times]
+            hoped = best_to_ask(slots, hopeful_s, num_streams, plain_s, price, fixed_s)
+            if hoped[1] > (1.0 + TRIAL_GAIN) * rate and len(hoped[0]) != len(chosen):
+                return self._asked_for(group, hoped[0], fixed_s, is_hopeful=True)
+        return self._asked_for(group, chosen, fixed_s) if chosen else {}
+
+    def _asked_for(
+        self, group: _Group, owners: Sequence[int], fixed_s: float, *, is_hopeful: bool = False
+    ) -> dict[str, Ask]:
+        price, streams = group.price, group.streams
+        counts, waiting = counts_of(owners, len(streams)), _waiting(group)
+        is_cheap = price.pass_s + price.draft_s * len(streams) < CHEAP * group.plain_s
+        if is_cheap and group.num_streams <= MOST_CURIOUS:
+            # One more says what would come of one more, also if it is not verified.
+            counts = [
+                count + (0 < count < len(stream.survivals))
+                for stream, count in zip(streams, counts, strict=True)
+            ]
         wanted = [
             (stream, count)
             for stream, count in zip(streams, counts, strict=True)
@@ -177,27 +201,18 @@ class Asker:
         ]
         num_passes = max([count for _, count in wanted], default=0)
         drafting_s = price.seconds(num_passes, sum([count for _, count in wanted]), 0)
-        self._spend(drafting_s - price.call_s + fixed_s)
+        drafting_s += fixed_s - price.call_s
+        self._allowance.spend(drafting_s)
+        if is_hopeful:
+            self.is_hopeful = True
+        else:
+            self.drafting_s += drafting_s
         return {stream.request_id: _ask(group, stream, count) for stream, count in wanted}
 
-    def _spend(self, seconds: float) -> None:
-        self.drafting_s += seconds
-        self._allowance.spend(seconds)
-
-    def _asked_hopefully(self, group: _Group, shape: BatchShape) -> dict[str, Ask]:
-        """As many drafts as would pay if steps of untried sizes took little, where the allowance
-        covers their making."""
-        times = self._prices.hopeful_row_times(shape, group.num_drafts)
+    def _may_explore(self, group: _Group) -> bool:
+        """Whether the allowance covers the making of a few drafts."""
         sent = sum([stream.num_unsent for stream in group.streams])
-        if not self._allowance.covers(group.price.seconds(1, len(group.streams), sent)):
-            return {}
-        before_s = self.drafting_s
-        asked = self._asked(group, [(1.0 + TRIAL_GAIN) * (t - times[0]) for t in times])
-        if asked and not self._allowance.covers(0.0):
-            self._allowance.spend(before_s - self.drafting_s)
-            asked = {}
-        self.drafting_s = before_s
-        return asked
+        return self._allowance.covers(group.price.seconds(1, len(group.streams), sent))
 
     def _try(
         self, streams: Sequence[_Stream], groups: Mapping[str, _Group], asks: dict[str, Ask]
@@ -235,8 +250,7 @@ class Asker:
                 continue
             drafted = self._requests.of(request)
             method = self.method_of(drafted)
-            line = self._requests.acceptance(drafted, method).survivals
-            line = line[: self._most_drafts[method]]
+            line = self._requests.acceptance(drafted, method).survivals(self._most_drafts[method])
             shape = BatchShape((RequestShape(1, request.num_prompt_tokens),) * num_streams)
             times = self._prices.row_times(shape, len(line) * num_streams)
             if times[0] <= 0.0:
@@ -260,7 +274,7 @@ class Asker:
 
         def worth(method: str) -> float:
             acceptance = self._requests.acceptance(drafted, method)
-            survivals = acceptance.survivals[: self._most_drafts[method]]
+            survivals = acceptance.survivals(self._most_drafts[method])
             price, token_s = self._price_of(method), self._token_s
             best = gain = 0.0
             for count, survival in enumerate(survivals, 1):

@@ -3,6 +3,8 @@
 Knows no prices and no steps.
 """
 
+from collections.abc import Sequence
+
 from duetto.core.request import Request
 from duetto.scheduler.acceptance import Acceptance, Pool
 
@@ -14,9 +16,9 @@ class Drafted:
     """One request's drafts."""
 
     __slots__ = (
+        "acceptance",
         "acceptances",
         "asked",
-        "drafted_by",
         "drafts",
         "method",
         "num_learned",
@@ -29,18 +31,22 @@ class Drafted:
         self.tenant = tenant
         self.method = ""  # to be asked next; "" until one is chosen
         self.asked = ""  # the method that was asked last
-        self.drafted_by = ""
-        self.drafts: tuple[int, ...] = ()  # to be compared with what the step samples
+        self.drafts: tuple[int, ...] = ()  # to be compared with what the step samples,
+        self.acceptance: Acceptance | None = None  # and whose they are
         self.acceptances: dict[str, Acceptance] = {}
         self.num_learned = 0
         self.wait = self.trial_in = 1  # looks until the next trial
 
-    def note(self, num_right: int) -> None:
-        """Its drafts were compared: they are used up, and the next trial is sooner or later."""
+    def compare(self, tokens: Sequence[int]) -> int:
+        """Its drafts with what was sampled, whether they were verified or not: how many were right.
+        They are used up, and the next trial is sooner or later."""
+        assert self.acceptance is not None
+        num_right = self.acceptance.observe(self.drafts, tokens)
         self.drafts = ()
         self.num_learned += 1
         self.wait = 1 if num_right else min(2 * self.wait, MAX_WAIT)
         self.trial_in = min(self.trial_in, self.wait)
+        return num_right
 
 
 class DraftedRequests:

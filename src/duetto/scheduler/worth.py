@@ -7,15 +7,10 @@ rows in tiles), so every n is looked at.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import NamedTuple, Protocol
 
 from duetto.core.shape import BatchShape
 
-# One draft of one request: the probability that it is reached and right; how many drafts of its
-# request come before it, negated, so that of equals the shallow one is first; whose it is.
-Slot = tuple[float, int, int]
-_DEPTHS = tuple(range(0, -64, -1))
 CHEAP = 1e-3  # of a step: not worth a thought
 
 
@@ -44,25 +39,44 @@ class Choice(NamedTuple):
     rate: float  # tokens per second that this, or nothing, brings at best
 
 
-def ranked(survivals: Sequence[Sequence[float]]) -> list[Slot]:
-    """The slots of all requests, best first. Raises nothing; equal input gives equal order."""
-    slots: list[Slot] = []
+class Slots(NamedTuple):
+    """Drafts of some requests, best first; of one request the shallow ones come first."""
+
+    chances: Sequence[float]  # that the draft is reached and right
+    owners: Sequence[int]  # whose it is
+
+    def within(self, limit: int) -> "Slots":
+        """The first `limit` drafts of each request."""
+        seen, kept = [0] * (max(self.owners, default=-1) + 1), list[int]()
+        for i, owner in enumerate(self.owners):
+            seen[owner] += 1
+            if seen[owner] <= limit:
+                kept.append(i)
+        return Slots([self.chances[i] for i in kept], [self.owners[i] for i in kept])
+
+
+def ranked(survivals: Sequence[Sequence[float]]) -> Slots:
+    """The slots of all requests. Raises nothing; equal input gives equal order."""
+    if len(survivals) == 1:
+        return Slots(survivals[0], [0] * len(survivals[0]))
+    chances, owners = list[float](), list[int]()
     for owner, line in enumerate(survivals):
-        slots += zip(line, _DEPTHS, repeat(owner))
-    if len(survivals) > 1:
-        slots.sort(reverse=True)
-    return slots
+        chances += line
+        owners += [owner] * len(line)
+    # Of equals the first stays first, so the order along a request's drafts stays.
+    order = sorted(range(len(chances)), key=chances.__getitem__, reverse=True)
+    return Slots([chances[i] for i in order], [owners[i] for i in order])
 
 
-def counts_of(slots: Sequence[Slot], num_owners: int) -> list[int]:
+def counts_of(owners: Sequence[int], num_owners: int) -> list[int]:
     counts = [0] * num_owners
-    for _, _, owner in slots:
+    for owner in owners:
         counts[owner] += 1
     return counts
 
 
 def best_to_verify(
-    slots: Sequence[Slot],
+    chances: Sequence[float],
     extra_s: Sequence[float],
     num_streams: int,
     plain_s: float,
@@ -78,18 +92,18 @@ def best_to_verify(
     """
     best_rate, tokens = num_streams / plain_s, float(num_streams)
     fixed_s = plain_s + drafting_s
-    most = min(len(slots), len(extra_s) - 1)
-    for n in range(most):
-        tokens += slots[n][0]
-        rate = tokens / (fixed_s + extra_s[n + 1])
+    more_s = extra_s[1:]
+    for chance, add_s in zip(chances, more_s, strict=False):
+        tokens += chance
+        rate = tokens / (fixed_s + add_s)
         if rate > best_rate:
             best_rate = rate
     best, best_gain, gain = 0, 0.0, 0.0
-    for n in range(most):
-        gain += slots[n][0]
-        net = gain - best_rate * extra_s[n + 1]
+    for n, (chance, add_s) in enumerate(zip(chances, more_s, strict=False), 1):
+        gain += chance
+        net = gain - best_rate * add_s
         if net > best_gain:
-            best, best_gain = n + 1, net
+            best, best_gain = n, net
     return Choice(best, best_rate)
 
 
@@ -107,34 +121,34 @@ class DraftingPrice(NamedTuple):
 
 
 def best_to_ask(
-    slots: Sequence[Slot],
+    slots: Slots,
     extra_s: Sequence[float],
     num_streams: int,
     plain_s: float,
     price: DraftingPrice,
     fixed_s: float,
-) -> tuple[list[Slot], float]:
-    """The drafts to ask for, and the rate (tokens per second) of asking for so many each step.
+) -> tuple[Sequence[int], float]:
+    """Whose drafts to ask for, and the rate (tokens per second) of asking for so many each step.
 
     As `best_to_verify`, but the drafts are not made yet: `fixed_s` is what asking at all takes
     besides what the number of drafts does. Each greatest depth is looked at, as a proposer that
     drafts for all requests at once takes one pass for each. None pay: no slots, and the plain rate.
     """
-    best: list[Slot] = []
-    best_rate = num_streams / plain_s
-    most_drafts = len(extra_s) - 1
-    deepest = 1 - min([depth for _, depth, _ in slots], default=1)
+    best: Sequence[int] = ()
+    best_rate, draft_s = num_streams / plain_s, price.draft_s
+    deepest = max(counts_of(slots.owners, max(slots.owners, default=-1) + 1), default=0)
     is_dear = price.pass_s > CHEAP * plain_s
     limits = range(1, deepest + 1) if is_dear else (deepest,)
+    more_s = extra_s[1:]
     for limit in limits:
-        within = [slot for slot in slots if slot[1] > -limit] if limit < deepest else slots
+        within = slots.within(limit) if limit < deepest else slots
         tokens, base_s = float(num_streams), plain_s + fixed_s + price.pass_s * limit
-        draft_s, count = price.draft_s, 0
-        for n, (slot, more_s) in enumerate(zip(within[:most_drafts], extra_s[1:], strict=False), 1):
-            tokens += slot[0]
-            rate = tokens / (base_s + more_s + draft_s * n)
+        count = 0
+        for n, (chance, add_s) in enumerate(zip(within.chances, more_s, strict=False), 1):
+            tokens += chance
+            rate = tokens / (base_s + add_s + draft_s * n)
             if rate > best_rate:
                 best_rate, count = rate, n
         if count:
-            best = list(within[:count])
+            best = within.owners[:count]
     return best, best_rate
