@@ -72,6 +72,25 @@ def shadow_kvs(token_ids: Sequence[int]) -> list[int]:
     return kvs
 
 
+def shadow_moved(kv: int, distance: int) -> int:
+    """The KV of a text that was computed elsewhere, brought `distance` positions on."""
+    return hash((kv, 0x5EED, distance)) if distance else kv
+
+
+def shadow_prompt_kvs(request: Request) -> list[int]:
+    """The KV of a prompt of which some is reused: each text alone, and what comes after it reads
+    what was brought there."""
+    prompt, kvs = request.prompt_token_ids, list[int]()
+    moved: dict[int, int] = {}
+    for start, end in request.reuse.segments if request.reuse is not None else ():
+        alone = shadow_kvs(prompt[start:end])
+        moved |= {start + i: shadow_moved(kv, start) for i, kv in enumerate(alone)}
+    reused = {p for start, end in request.reused for p in range(start, end)}
+    for position, token_id in enumerate(prompt):
+        kvs.append(moved[position] if position in reused else shadow_kv(kvs, token_id))
+    return kvs
+
+
 def shadow_token(last_kv: int, seed: int, num_output_tokens: int, forbidden: Sequence[int]) -> int:
     """A token that depends on the whole context and on the request's own random stream."""
     token_id = hash((last_kv, seed, num_output_tokens)) % 7 + 1
@@ -82,7 +101,7 @@ def shadow_token(last_kv: int, seed: int, num_output_tokens: int, forbidden: Seq
 
 def generate_alone(request: Request) -> list[int]:
     """The answer by the dumbest route: one request, one token at a time, no cache."""
-    kvs = shadow_kvs(request.prompt_token_ids)
+    kvs = shadow_prompt_kvs(request)
     output: list[int] = []
     while len(output) < request.max_tokens:
         too_short = len(output) < request.sampling.min_tokens
@@ -123,7 +142,7 @@ class ShadowExecutor:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
         self._slots = [UNWRITTEN] * (num_blocks * block_size)
-        self.num_tokens_run = 0
+        self.num_tokens_run = self.num_moves = 0
         self.fail_next = False
         self.fail_after_writing = False
         self.fail_requests: set[str] = set()
@@ -142,6 +161,7 @@ class ShadowExecutor:
         self._last_tokens: dict[str, int] = {}  # of the steps so far: what placeholders stand for
         self._sent: dict[tuple[str, str], list[int]] = {}  # to each proposer, of each request
         self._asked_last: dict[str, str] = {}
+        self._moved: set[tuple[str, int]] = set()
         self._epochs: dict[str, int] = {}  # in which it was last asked
 
     def submit(self, batch: ScheduledBatch) -> "Done | Raising":
@@ -254,19 +274,41 @@ class ShadowExecutor:
     ) -> list[int]:
         """The KV of every position, this step's too."""
         assert item.token_ids, "scheduled with nothing to compute, so there are no logits"
-        size, start = self._block_size, item.num_computed_tokens
-        end = start + len(item.token_ids)
-        assert len(item.block_table) * size >= end, "the block table is too short"
-        history = self._read(item.block_table, start)
-        for position, token_id in enumerate(item.token_ids, start=start):
+        size, table = self._block_size, item.block_table
+        assert len(table) * size >= item.end, "the block table is too short"
+        self._move(item, owners)
+        positions = [p for run in item.runs for p in range(*run)]
+        history = self._read(table, positions[0])
+        for position, token_id in zip(positions, item.token_ids, strict=True):
             if token_id == PLACEHOLDER:
                 token_id = self._last_tokens[item.request_id]
-            block = item.block_table[position // size]
-            assert owners[block] == 1, "writes a block that another request reads or writes"
+            if position > len(history):  # what lies between is there
+                history += self._read(table, position)[len(history) :]
+            assert owners[table[position // size]] == 1, "writes a block that another one has"
             kv = shadow_kv(history, token_id)
-            self._slots[block * size + position % size] = ~kv if is_garbage else kv
+            self._slots[self._slot(table, position)] = ~kv if is_garbage else kv
             history.append(kv)
         return history
+
+    def _move(self, item: ScheduledRequest, owners: Mapping[int, int]) -> None:
+        size = self._block_size
+        if item.moves:
+            self.num_moves += len(item.moves)
+            moved = item.request_id, item.epoch
+            assert moved not in self._moved or self.has_raised, "moved twice"
+            self._moved.add(moved)
+        for blocks, start, end, position in item.moves:
+            alone = self._read(blocks, end)
+            for place, kv in enumerate(alone[start:], start=position):
+                block = item.block_table[place // size]
+                assert owners[block] == 1 and block not in blocks, "moves into another one's block"
+                self._slots[self._slot(item.block_table, place)] = shadow_moved(
+                    kv, position - start
+                )
+
+    def _slot(self, block_table: Sequence[int], position: int) -> int:
+        size = self._block_size
+        return block_table[position // size] * size + position % size
 
     def _read(self, block_table: Sequence[int], num_tokens: int) -> list[int]:
         """The KV of the first `num_tokens` positions."""

@@ -1,6 +1,7 @@
 """Faults to plant: what a hand may slip on in a scheduler, each as a change of its text."""
 
 from scheduler.mutants import Fault
+from scheduler.reuse_faults import REUSE
 
 BLOCK_POOL = [
     Fault(
@@ -58,8 +59,8 @@ PREFIX = [
     Fault(
         "uncomputed block published",
         "prefix",
-        "num_full = min(request.num_written_tokens, request.num_tokens) //",
-        "num_full = request.num_tokens //",
+        "num_full = min(request.num_written_tokens, num_exact) //",
+        "num_full = num_exact //",
     ),
     Fault(
         "scored prompt reused",
@@ -99,8 +100,8 @@ PLAN = [
     Fault(
         "samples before the last token",
         "plan",
-        "samples = end == len(known) + request.num_pending_tokens",
-        "samples = end >= len(known) + request.num_pending_tokens - 1",
+        "    samples = end == len(known) + request.num_pending_tokens\n    num_prompt",
+        "    samples = end >= len(known) + request.num_pending_tokens - 1\n    num_prompt",
     ),
     Fault(
         "stream not advanced",
@@ -121,10 +122,10 @@ ROOM = [
         "allocates before it retains",
         "room",
         "        self._pool.retain(cached)  # first, or allocation could take what is about to be "
-        "reused\n"
-        "        request.block_table = cached + self._pool.allocate(needed)\n",
-        "        request.block_table = cached + self._pool.allocate(needed)\n"
-        "        self._pool.retain(cached)\n",
+        "reused\n",
+        "        request.block_table = self._pool.allocate(needed)\n"
+        "        self._pool.retain(cached)\n"
+        "        self._pool.release(request.block_table)\n",
     ),
     Fault(
         "victim is the oldest",
@@ -234,8 +235,8 @@ ORDER = [
     Fault(
         "a prefix is not waited for",
         "admission",
-        "            if self._next_missing_hash(request) in computing:",
-        "            if False:",
+        "        if self._next_missing_hash(request) in computing:\n            return True\n",
+        "",
     ),
     Fault(
         "a prefix begun in this step is not waited for",
@@ -630,8 +631,8 @@ IN_FLIGHT = [
     Fault(
         "a result from before a preemption brings KV",
         "scheduler",
-        "        if item.epoch == request.timings.num_preemptions:\n            self._reconcile",
-        "        if True:\n            self._reconcile",
+        "        if item.epoch == request.timings.num_preemptions:\n            if item.source",
+        "        if True:\n            if item.source",
     ),
     Fault(
         "the epoch is not told",
@@ -726,7 +727,7 @@ IN_FLIGHT = [
     Fault(
         "what is in flight is published",
         "prefix",
-        "min(request.num_written_tokens, request.num_tokens) //",
+        "min(request.num_written_tokens, num_exact) //",
         "request.num_computed_tokens //",
     ),
     Fault(
@@ -925,4 +926,4 @@ FAST_FORWARD = [
 ]
 
 FAULTS = [*BLOCK_POOL, *PREFIX, *PLAN, *ROOM, *ORDER, *ENDS, *BUDGET_IN_TIME]
-FAULTS += [*FAIRNESS, *EVICTION, *MISSES, *ACCEPTED, *IN_FLIGHT, *FAST_FORWARD]
+FAULTS += [*FAIRNESS, *EVICTION, *MISSES, *ACCEPTED, *IN_FLIGHT, *FAST_FORWARD, *REUSE]

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 from fakes import make_request
 from scheduler.driver import MakeScheduler
+from scheduler.reuse_world import brings_texts_to_their_places, computes_a_text_once
 from scheduler.scripted import SMALL, Script
 
 from duetto.core.batch import RequestResult, SampledToken, ScheduledBatch, StepOutput
@@ -599,6 +600,8 @@ OF_THE_POOL: list[Callable[[MakePool], None]] = [
     reuses_empty_blocks_before_it_evicts,
 ]
 OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
+    brings_texts_to_their_places,
+    computes_a_text_once,
     computes_one_prompt_once_for_many_answers,
     computes_a_system_prompt_once_for_a_burst,
     passes_over_who_waits_for_a_prefix,

@@ -41,6 +41,16 @@ class Drafting(NamedTuple):
     num_prompt_tokens: int = 0  # positions from here on are the answer's
 
 
+class KVMove(NamedTuple):
+    """KV of a text that lies alone in some blocks, brought to a request's own slots before it
+    computes: values as they are, keys turned from the text's positions to the request's."""
+
+    blocks: tuple[int, ...]  # the text's, from its first token on
+    start: int  # tokens [start, end) of the text
+    end: int
+    position: int  # of token `start` in the request
+
+
 class ScheduledRequest(NamedTuple):
     """What one request computes in one step."""
 
@@ -57,6 +67,9 @@ class ScheduledRequest(NamedTuple):
     positions: tuple[int, ...] | None = None  # of token_ids, where they are not contiguous
     epoch: int = 0  # how often the request had been preempted when this was planned
     drafting: Drafting | None = None
+    moves: tuple[KVMove, ...] = ()  # done first
+    # Not tokens of its own, but those of its `source`th text alone, into that one's blocks.
+    source: int | None = None
 
     @property
     def end(self) -> int:

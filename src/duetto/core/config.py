@@ -16,6 +16,7 @@ from duetto.core.options import (
     itl_target,
 )
 from duetto.core.request import Request
+from duetto.core.reuse import Reuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,26 @@ class SchedulerConfig:
             raise InvalidRequest("prompt", "must hold at least one token")
         if request.most_tokens > self.context_length:
             raise self.too_long(request.num_prompt_tokens, request.max_tokens)
+        if request.reuse is not None:
+            self._check_reuse(request, request.reuse)
+
+    def _check_reuse(self, request: Request, reuse: Reuse) -> None:
+        reuse.check(request.num_prompt_tokens)
+        if not request.reused:
+            return
+        if not self.enable_prefix_caching:
+            raise InvalidRequest("reuse", "needs the prefix cache: --enable-prefix-caching")
+        if request.sampling.prompt_logprobs is not None:
+            raise InvalidRequest("reuse", "with prompt_logprobs: they need a full prefill")
+        texts = {request.prompt_token_ids[start:end] for start, end in reuse.segments}
+        own = self.num_blocks_for(request.most_tokens - 1)
+        apart = sum([self.num_blocks_for(len(text)) for text in texts])
+        if own + apart > self.num_blocks:
+            raise InvalidRequest(
+                "reuse",
+                f"the request needs {own} blocks of KV and its segments {apart} beside it; there "
+                f"are {self.num_blocks}. Mark fewer segments, or raise --kv-cache-memory-bytes",
+            )
 
 
 def scheduler_config(

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from duetto.core.reuse import Reuse, Source, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.timings import RequestTimings
 
@@ -38,6 +39,7 @@ class Request:
     priority: int = 0  # lower first
     tenant: bytes = b""  # whose it is: where several wait, they take turns
     cache_salt: bytes = b""  # requests with different salts never share a block
+    reuse: Reuse | None = None  # parts of the prompt whose KV may come from elsewhere
     num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
 
     # --- written by the Scheduler only -----------------------------------------------------
@@ -56,6 +58,9 @@ class Request:
     num_lost_tokens: int = field(init=False, default=0)  # computed once, before a preemption
     block_table: list[int] = field(init=False, default_factory=list)
     block_hashes: list[bytes] = field(init=False, default_factory=list)  # of the full blocks
+    reused: tuple[TokenRange, ...] = field(init=False, default=())  # positions never computed
+    sources: list[Source] = field(init=False, default_factory=list)  # of them; [] once moved
+    has_moved: bool = field(init=False, default=False)  # what is reused is in its place
     num_published_blocks: int = field(init=False, default=0)  # of block_table, that others may find
     arrival_index: int = field(init=False, default=0)
     finish_reason: FinishReason | None = field(init=False, default=None)
@@ -66,6 +71,8 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
+        if self.reuse is not None:
+            self.reused = self.reuse.reused(len(self.prompt_token_ids))
         self.timings = RequestTimings(self.arrival_time)
 
     @property
@@ -84,6 +91,11 @@ class Request:
     def num_uncomputed_tokens(self) -> int:
         """Progress is this one number: prompt chunk, next token and recompute look alike."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def num_exact_tokens(self) -> int:
+        """Tokens from the first on whose KV is what a full prefill gives."""
+        return self.reused[0].start if self.reused else len(self.token_ids)
 
     @property
     def num_outputs_left(self) -> int:

@@ -28,7 +28,7 @@ class LastSteps:
             return item
         token_id = self._last_token(item.request_id)
         item = item._replace(token_ids=(*item.token_ids[:-1], token_id))
-        drafting, position = item.drafting, item.num_computed_tokens + len(item.token_ids) - 1
+        drafting, position = item.drafting, item.end - 1
         if drafting is None or drafting.start + len(drafting.token_ids) != position:
             return item
         sent = (*drafting.token_ids, token_id)

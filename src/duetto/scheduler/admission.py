@@ -5,12 +5,14 @@ Nobody overtakes the first in order, but one whose prefix is being computed is p
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
+from duetto.core.reuse import Source
 from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.prefix import reusable_hashes, uncomputed_hashes
 from duetto.scheduler.queues import Queues
+from duetto.scheduler.reuse import find_sources, unwritten_hashes
 from duetto.scheduler.room import Room
 
 
@@ -46,21 +48,23 @@ class Admission:
         for request in queues.candidates():
             if budget.is_spent or len(running) == most:
                 return False
-            if self._next_missing_hash(request) in computing:
-                continue  # its prefix will soon be there to reuse
+            sources = find_sources(request, config, self._pool)
+            if self._is_being_computed(request, sources, computing):
+                continue  # its prefix, or a text of it, will soon be there to reuse
             if request.num_in_flight:
                 return False  # nobody overtakes: it is next when its tokens are known
             cached = self._pool.find(reusable_hashes(request, config))
             num_past = self._num_past(request, cached)
-            count = budget.most(request, num_past)
+            count = budget.most(request, num_past, sources)
             if not count:
                 return False  # nobody overtakes: it is next when the budget is larger
-            if not self._room.is_enough_for(request, cached):
+            if not self._room.is_enough_for(request, cached, sources):
                 return True  # nobody overtakes: it is next when room is there
-            budget.spend(request, num_past, count)
-            self._admit(request, cached, now)
+            budget.spend(request, num_past, count, sources)
+            self._admit(request, cached, sources, now)
             counts[request.request_id] = count
             computing.update(uncomputed_hashes(request, config))
+            computing.update(unwritten_hashes(request, config))
         return False
 
     def even_out(self) -> None:
@@ -96,7 +100,10 @@ class Admission:
             return False
         if self._hashes_being_computed():
             return None  # somebody may be passed over, and somebody else be the first
-        if self._room.is_enough_for(first, self._pool.find(reusable_hashes(first, config))):
+        sources = find_sources(first, config, self._pool)
+        if self._room.is_enough_for(
+            first, self._pool.find(reusable_hashes(first, config)), sources
+        ):
             return None
         if not config.enable_chunked_prefill:
             return None  # what it needs of the budget may change too; a chunk needs one token of it
@@ -104,22 +111,25 @@ class Admission:
 
     def _is_in_need(self, request: Request) -> bool:
         """Whether a place or blocks are all that a waiting request waits for."""
-        if self._next_missing_hash(request) in self._hashes_being_computed():
+        sources = find_sources(request, self._config, self._pool)
+        if self._is_being_computed(request, sources, self._hashes_being_computed()):
             return False
         if request.num_in_flight:
             return False  # it cannot be admitted yet
         most = min(self._config.max_num_seqs, self._config.max_num_batched_tokens)
         cached = self._pool.find(reusable_hashes(request, self._config))
-        has_room = self._room.is_enough_for(request, cached)
+        has_room = self._room.is_enough_for(request, cached, sources)
         return len(self._queues.running) >= most or not has_room
 
     def _num_past(self, request: Request, cached: list[int]) -> int:
         """Tokens that need not be computed: those reused, or those whose KV came with it."""
         return max(len(cached) * self._config.block_size, request.num_imported_tokens)
 
-    def _admit(self, request: Request, cached: list[int], now: float) -> None:
+    def _admit(
+        self, request: Request, cached: list[int], sources: list[Source], now: float
+    ) -> None:
         """Reuse the published prefix, and take room for the rest."""
-        self._room.fill(request, cached)
+        self._room.fill(request, cached, sources)
         request.num_computed_tokens = self._num_past(request, cached)
         request.num_written_tokens = request.num_computed_tokens
         self._queues.run(request, now)
@@ -133,6 +143,13 @@ class Admission:
         self._counts.num_queried_tokens += request.num_tokens
         self._counts.num_hit_tokens += request.num_computed_tokens
 
+    def _is_being_computed(
+        self, request: Request, sources: list[Source], computing: set[BlockHash]
+    ) -> bool:
+        if self._next_missing_hash(request) in computing:
+            return True
+        return any(h in computing for s in sources for h in s.hashes[len(s.blocks) :][:1])
+
     def _next_missing_hash(self, request: Request) -> BlockHash | None:
         hashes = reusable_hashes(request, self._config)
         num_found = len(self._pool.find(hashes))
@@ -142,4 +159,5 @@ class Admission:
         if not self._queues.waiting or not self._config.enable_prefix_caching:
             return set()
         running = self._queues.running.values()
-        return {h for r in running for h in uncomputed_hashes(r, self._config)}
+        hashes = {h for r in running for h in uncomputed_hashes(r, self._config)}
+        return hashes.union(*[unwritten_hashes(r, self._config) for r in running if r.sources])

@@ -5,10 +5,14 @@ measurements. Without a target this is the token budget of Sarathi-Serve (Agrawa
 2024), which fixes the number that keeps a step short; with one, the number follows from the price.
 """
 
+from collections.abc import Sequence
+
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
+from duetto.core.reuse import Source
 from duetto.core.shape import BatchShape, StepTime
 from duetto.scheduler.plan import shape_of
+from duetto.scheduler.reuse import num_wanted
 
 
 class StepBudget:
@@ -40,9 +44,10 @@ class StepBudget:
             return self._limit_s
         return self._limit(self._step_time(shape))
 
-    def most(self, request: Request, num_past: int) -> int:
-        """How many tokens after its first `num_past` a request may compute. Changes nothing."""
-        wanted = len(request.token_ids) + request.num_pending_tokens - num_past
+    def most(self, request: Request, num_past: int, sources: Sequence[Source] = ()) -> int:
+        """How many tokens after its first `num_past` a request may compute, which will have
+        `sources` if it is admitted. Changes nothing."""
+        wanted = num_wanted(request, num_past, sources)
         if self._is_closed or not self._num_tokens:
             return 0
         if wanted > self._num_tokens and not self._config.enable_chunked_prefill:
@@ -55,10 +60,12 @@ class StepBudget:
             return count
         return self._most_in_time(request, num_past, count, self._step_time)
 
-    def spend(self, request: Request, num_past: int, count: int) -> None:
+    def spend(
+        self, request: Request, num_past: int, count: int, sources: Sequence[Source] = ()
+    ) -> None:
         """Take what `most` has granted."""
         self._num_tokens -= count
-        wanted = len(request.token_ids) + request.num_pending_tokens - num_past
+        wanted = num_wanted(request, num_past, sources)
         self._is_closed = count < wanted
         if self._step_time is None:
             return

@@ -3,6 +3,7 @@
 from duetto.core.batch import PLACEHOLDER, SamplingInput, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.shape import RequestShape
+from duetto.scheduler.reuse import moves, next_positions, next_source, plan_source
 
 
 def plan(request: Request, count: int) -> ScheduledRequest:
@@ -14,6 +15,8 @@ def plan(request: Request, count: int) -> ScheduledRequest:
     It samples if end is the number of its tokens, those that steps in flight sample among them:
     only then are the logits of its last token known. The last one then may be a placeholder.
     """
+    if request.reused and request.num_written_tokens < len(request.prompt_token_ids):
+        return _plan_beside_reused(request, count)
     start, known = request.num_computed_tokens, request.token_ids
     end = start + count
     token_ids = tuple(known[start:end])
@@ -36,6 +39,28 @@ def plan(request: Request, count: int) -> ScheduledRequest:
     )
 
 
+def _plan_beside_reused(request: Request, count: int) -> ScheduledRequest:
+    """First the texts that are not there, each alone; then the tokens that are not reused."""
+    source = next_source(request)
+    if source is not None:
+        return plan_source(request, source, count)
+    known, positions = request.token_ids, next_positions(request, count)
+    first = request.num_computed_tokens if positions is None else positions[0]
+    end = first + count if positions is None else positions[-1] + 1
+    places = range(first, end) if positions is None else positions
+    samples = end == len(known) + request.num_pending_tokens
+    return ScheduledRequest(
+        request.request_id,
+        tuple([known[p] if p < len(known) else PLACEHOLDER for p in places]),
+        first,
+        tuple(request.block_table),
+        (sampling_input(request),) if samples else (),
+        positions=positions,
+        epoch=request.timings.num_preemptions,
+        moves=moves(request),
+    )
+
+
 def with_drafts(
     request: Request, item: ScheduledRequest, drafts: tuple[int, ...]
 ) -> ScheduledRequest:
@@ -53,8 +78,7 @@ def resolved(request: Request, item: ScheduledRequest) -> ScheduledRequest:
     """The plan with a known token for its placeholder."""
     if item.token_ids[-1] != PLACEHOLDER:
         return item
-    position = item.num_computed_tokens + len(item.token_ids) - 1
-    return item._replace(token_ids=(*item.token_ids[:-1], request.token_ids[position]))
+    return item._replace(token_ids=(*item.token_ids[:-1], request.token_ids[item.end - 1]))
 
 
 def may_go_on(request: Request) -> bool:

@@ -6,6 +6,7 @@ also see what it is about to compute. Each block is hashed once in a request's l
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
+from duetto.core.reuse import Source
 from duetto.scheduler.block_pool import BlockHash, BlockPool, next_hash, root_hash
 
 
@@ -32,14 +33,25 @@ def publish_full_blocks(request: Request, config: SchedulerConfig, pool: BlockPo
     if not config.enable_prefix_caching:
         return
     _hash_full_blocks(request, config)
-    num_full = min(request.num_written_tokens, request.num_tokens) // config.block_size
+    num_exact = request.num_exact_tokens  # what comes after is approximate, and never found
+    num_full = min(request.num_written_tokens, num_exact) // config.block_size
     for index in range(request.num_published_blocks, num_full):
         pool.publish(request.block_table[index], request.block_hashes[index])
     request.num_published_blocks = num_full
 
 
+def publish_source(source: Source, config: SchedulerConfig, pool: BlockPool, start: int) -> None:
+    """Make the blocks of a text findable that are written from token `start` on; the last one too,
+    which need not be full: nobody adds to it."""
+    size, end = config.block_size, source.num_written
+    is_whole = end == len(source.token_ids)
+    last = config.num_blocks_for(end) if is_whole else end // size
+    for index in range(start // size, last):
+        pool.publish(source.blocks[index], source.hashes[index])
+
+
 def _hash_full_blocks(request: Request, config: SchedulerConfig) -> None:
     size, hashes = config.block_size, request.block_hashes
-    for start in range(len(hashes) * size, request.num_tokens - size + 1, size):
+    for start in range(len(hashes) * size, request.num_exact_tokens - size + 1, size):
         parent = hashes[-1] if hashes else root_hash(config.cache_namespace, request.cache_salt)
         hashes.append(next_hash(parent, request.token_ids[start : start + size]))

@@ -3,8 +3,11 @@
 Knows block numbers and counts of tokens. Knows no budget, and not who is admitted.
 """
 
+from collections.abc import Sequence
+
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
+from duetto.core.reuse import Source
 from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.queues import Queues
@@ -58,6 +61,7 @@ class Room:
         num_lost = min(request.num_computed_tokens, request.num_tokens)
         request.num_lost_tokens = max(request.num_lost_tokens, num_lost)
         request.num_computed_tokens = request.num_written_tokens = 0
+        request.has_moved = False
         request.num_sent_tokens = 0
         request.drafts = ()
         request.num_imported_tokens = 0
@@ -76,16 +80,34 @@ class Room:
         num_tokens = request.num_tokens + request.num_pending_tokens
         return self._config.num_blocks_for(min(num_tokens, request.most_tokens - 1))
 
-    def is_enough_for(self, request: Request, cached: list[int]) -> bool:
-        """Whether there are blocks for all of a request beside those that it reuses."""
+    def is_enough_for(
+        self, request: Request, cached: list[int], sources: Sequence[Source] = ()
+    ) -> bool:
+        """Whether there are blocks for all of a request beside those that it reuses, and for the
+        texts whose KV is brought to it."""
         needed = self.num_to_hold(request) - len(cached)
-        return needed <= self._pool.num_free_beside(cached)
+        there = [*cached]
+        for source in sources:
+            needed += len(source.hashes) - len(source.blocks)
+            there += source.blocks
+        return needed <= self._pool.num_free_beside(list(dict.fromkeys(there)))
 
-    def fill(self, request: Request, cached: list[int]) -> None:
+    def fill(self, request: Request, cached: list[int], sources: Sequence[Source] = ()) -> None:
         """Give a request the blocks that it reuses, and free ones for the rest."""
         needed = self.num_to_hold(request) - len(cached)
         self._pool.retain(cached)  # first, or allocation could take what is about to be reused
+        for source in sources:
+            self._pool.retain(source.blocks)
         request.block_table = cached + self._pool.allocate(needed)
+        request.sources = [*sources]
+        for source in sources:
+            source.blocks += self._pool.allocate(len(source.hashes) - len(source.blocks))
+
+    def give_back_sources(self, request: Request) -> None:
+        """The texts are where they belong, or the request runs no more."""
+        for source in request.sources:
+            self._pool.release(source.blocks)
+        request.sources = []
 
     def trim(self, request: Request) -> None:
         """Take back the blocks beyond those that a request is to hold."""
@@ -96,6 +118,7 @@ class Room:
     def vacate(self, request: Request) -> None:
         """A request runs no more: its blocks are free when this returns."""
         self._queues.stop(request)
+        self.give_back_sources(request)
         self._pool.release(request.block_table)
         request.block_table = []
         request.num_published_blocks = 0

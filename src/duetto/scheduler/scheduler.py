@@ -19,6 +19,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
+from duetto.core.reuse import Source
 from duetto.core.shape import StepTime
 from duetto.core.timings import Part
 from duetto.scheduler.accept import accept, check_whole, stop_reason
@@ -31,8 +32,9 @@ from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_
 from duetto.scheduler.latency import account_run, account_step
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
-from duetto.scheduler.prefix import publish_full_blocks
+from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.queues import Queues
+from duetto.scheduler.reuse import num_wanted
 from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
 
@@ -228,13 +230,16 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert every invariant. Changes nothing."""
-        self.pool.check([r.block_table for r in self.running.values()])
+        running = self.running.values()
+        sources = [source for request in running for source in request.sources]
+        self.pool.check([r.block_table for r in running] + [s.blocks for s in sources])
+        assert all(0 <= s.num_written <= s.num_computed <= len(s.token_ids) for s in sources)
         assert len(self.running) <= self.config.max_num_seqs
         places = [self._queues.place(r) for r in self.waiting]
         assert places == sorted(places), "the queue is out of order"
         assert len(self._live) == len(self.waiting) + len(self.running)
         for request in self.waiting:
-            assert not request.block_table
+            assert not request.block_table and not request.sources and not request.has_moved
             assert not request.num_computed_tokens and not request.num_written_tokens
         for request in self.running.values():
             assert 0 <= request.num_written_tokens <= request.num_computed_tokens
@@ -272,16 +277,24 @@ class Scheduler:
 
     def _reconcile(self, request: Request, item: ScheduledRequest, result: RequestResult) -> None:
         """Progress over what was written and is right; what drafts took and did not need goes."""
-        request.num_written_tokens = item.num_computed_tokens + len(item.token_ids)
+        request.num_written_tokens = item.end
         request.drafts = result.drafts
         if item.num_drafts:
             num_wrong = item.num_drafts - (len(result.tokens) - 1)
             request.num_written_tokens -= num_wrong
             request.num_computed_tokens -= num_wrong
             self._room.trim(request)
-        num_full = min(request.num_written_tokens, len(request.token_ids)) // self._block_size
+        if item.moves:
+            self._room.give_back_sources(request)
+        num_full = min(request.num_written_tokens, request.num_exact_tokens) // self._block_size
         if num_full > request.num_published_blocks and self.config.enable_prefix_caching:
             self._publish(request)
+
+    def _note_source(self, source: Source, count: int) -> None:
+        """So many more tokens of a text are written."""
+        start = source.num_written
+        source.num_written += count
+        publish_source(source, self.config, self.pool, start)
 
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
@@ -292,7 +305,10 @@ class Scheduler:
             request.token_ids.append(sampled.token_id)
             request.timings.token_times.append(now)
         if item.epoch == request.timings.num_preemptions:
-            self._reconcile(request, item, result)
+            if item.source is None:
+                self._reconcile(request, item, result)
+            else:
+                self._note_source(request.sources[item.source], len(item.token_ids))
         scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
@@ -333,14 +349,18 @@ class Scheduler:
 
 
 def _num_uncomputed(request: Request) -> int:
-    """`Request.num_uncomputed_tokens` in one call less: each step asks for each request."""
-    return len(request.token_ids) + request.num_pending_tokens - request.num_computed_tokens
+    return num_wanted(request, request.num_computed_tokens)
 
 
 def _departing(request: Request, item: ScheduledRequest) -> ScheduledRequest:
     """The step is about to be in flight: the progress of the request moves."""
-    request.num_computed_tokens += len(item.token_ids)
     request.num_in_flight += 1
+    if item.source is not None:
+        request.sources[item.source].num_computed += len(item.token_ids)
+        return item
+    request.num_computed_tokens = item.end
+    if item.moves:
+        request.has_moved = True
     if item.rows:
         request.num_pending_tokens += 1
     drafting = item.drafting

@@ -168,7 +168,7 @@ def _verified(item: ScheduledRequest) -> tuple[SampledToken, ...]:
 
 def _num_known(item: ScheduledRequest, num_tokens: int) -> int:
     """Tokens of the request once the step has sampled so many."""
-    return item.num_computed_tokens + len(item.token_ids) - item.num_drafts + num_tokens
+    return item.end - item.num_drafts + num_tokens
 
 
 class SimulatedPrices:

@@ -76,7 +76,7 @@ def _draft_request(request: ScheduledRequest, result: RequestResult) -> DraftReq
     drafting = request.drafting
     assert drafting is not None
     num_wanted, token_ids, sampling = drafting.num_wanted, drafting.token_ids, None
-    known = request.num_computed_tokens + len(request.token_ids) - request.num_drafts
+    known = request.end - request.num_drafts
     if result.tokens and drafting.start + len(token_ids) == known:
         sampled = tuple([token.token_id for token in result.tokens])
         token_ids += sampled
