@@ -26,7 +26,7 @@ from duetto.runner.placeholders import LastSteps
 from duetto.runner.proposers.drafters import Drafters
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.sampler import token_logprob
-from duetto.runner.step_arrays import build_step_arrays
+from duetto.runner.step_arrays import build_moves, build_step_arrays
 from duetto.runner.verify import verify
 
 
@@ -65,10 +65,13 @@ class ModelRunner:
         The result of a request whose own logits or masks leave no token is an error; the others are
         not touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
-        is_drafting = has_placeholders = False
+        is_drafting = has_placeholders = has_moves = False
         for request in batch.requests:
             is_drafting = is_drafting or request.drafting is not None
             has_placeholders = has_placeholders or request.token_ids[-1] == PLACEHOLDER
+            has_moves = has_moves or bool(request.moves)
+        if has_moves:
+            self._backend.move_kv(build_moves(batch, self._block_size), self._kv)
         if has_placeholders:
             batch = self._last_steps.resolved(batch)
         step, logit_starts = build_step_arrays(batch, self._block_size)

@@ -11,7 +11,7 @@ from operator import lt
 
 import numpy as np
 
-from duetto.backends.backend import IntArray, StepArrays
+from duetto.backends.backend import IntArray, KVMoves, StepArrays
 from duetto.core.batch import ScheduledBatch, ScheduledRequest
 
 
@@ -41,9 +41,7 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
         first_row = query_starts[-1]
         for start, end in request.runs:
             positions += range(start, end)
-            slots += [
-                table[p // block_size] * block_size + p % block_size for p in range(start, end)
-            ]
+            slots += _slots(table, range(start, end), block_size)
             context_lens.append(end)
             query_starts.append(query_starts[-1] + end - start)
             tables.append(table)
@@ -54,6 +52,23 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
     a = _arrays((token_ids, positions, slots, query_starts, context_lens, logit_rows))
     step = StepArrays(a[0], a[1], a[2], a[3], a[4], _block_tables(tables), a[5])
     return step, tuple(logit_starts)
+
+
+def build_moves(batch: ScheduledBatch, block_size: int) -> KVMoves:
+    """All that the step brings elsewhere before it computes."""
+    columns: tuple[list[int], ...] = [], [], [], []
+    for request in batch.requests:
+        for blocks, start, end, position in request.moves:
+            there = range(position, position + end - start)
+            columns[0].extend(_slots(blocks, range(start, end), block_size))
+            columns[1].extend(_slots(request.block_table, there, block_size))
+            columns[2].extend(range(start, end))
+            columns[3].extend(there)
+    return KVMoves(*_arrays(columns))
+
+
+def _slots(table: Sequence[int], positions: range, block_size: int) -> list[int]:
+    return [table[p // block_size] * block_size + p % block_size for p in positions]
 
 
 def _arrays(lists: Sequence[list[int]]) -> list[IntArray]:
