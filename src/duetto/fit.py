@@ -4,6 +4,7 @@ Joins the parts as build.py does: this machine is asked what `duetto serve` woul
 hardware elsewhere is priced (planner/fit.py). Allocates nothing.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from duetto.checkpoints.config import ModelConfig
 from duetto.core.config import scheduler_config
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
-from duetto.models.find import find_config
+from duetto.core.speculation import SpeculativeConfig
+from duetto.models.find import find_config, find_draft_program
 from duetto.models.programs import build_program
 from duetto.planner.fit import Capacity, Change, device_changes, fewest_devices, fit_devices
 from duetto.planner.layout import Layout
@@ -66,11 +68,12 @@ def examine(
     else:
         spec = find_hardware(hardware)
         layout = _layout(config, args, 1 if tp is None else tp, pp, utilization)
+        draft = _draft(args, program)
         if tp is None:
-            layout = fewest_devices(program, spec, layout)
+            layout = fewest_devices(program, spec, layout, draft)
         check_devices(spec, layout.deployment(program))
-        tp, fit = layout.tp, fit_devices(program, spec, layout)
-        changes = device_changes(program, spec, layout, length)
+        tp, fit = layout.tp, fit_devices(program, spec, layout, draft)
+        changes = device_changes(program, spec, layout, length, draft)
     about = {"model": model, "hardware": hardware, "devices": tp * pp, "tp": tp}
     about |= {"parameters": program.num_parameters, "max_num_seqs": args.max_num_seqs}
     return about | _sizes(fit, length) | {"knobs": [_knob(change) for change in changes]}
@@ -182,7 +185,20 @@ def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization
         max_model_len=args.asked_len,
         block_size=args.block_size,
         gpu_memory_utilization=utilization,
+        speculative_config=_as_text(args.speculative_config),
+        speculative_model=args.speculative_model,
     )
+
+
+def _as_text(config: str | dict[str, Any] | list[Any] | None) -> str | None:
+    return config if config is None or isinstance(config, str) else json.dumps(config)
+
+
+def _draft(args: EngineArgs, target: Program) -> Program | None:
+    """The draft model beside the target, elsewhere."""
+    config = SpeculativeConfig.parse(args.speculative_config, args.speculative_model)
+    options = None if config is None else config.draft_model
+    return None if options is None else find_draft_program(options, target)
 
 
 def _host_changes(

@@ -43,6 +43,24 @@ def test_without_tp_the_fewest_devices_that_do() -> None:
     assert done.returncode == 0 and "fits with --tp 2" in done.stdout
 
 
+def test_a_draft_model_has_its_part_of_a_device() -> None:
+    alone = examine("llama-3.1-8b", EngineArgs(), "h100")
+    drafted = EngineArgs(speculative_config={"model": "llama-3.2-1b"})
+    both = examine("llama-3.1-8b", drafted, "h100")
+    draft = examine("llama-3.2-1b", EngineArgs(), "h100")
+    assert both["weight_bytes"] == alone["weight_bytes"] + draft["weight_bytes"]
+    assert both["block_bytes"] == alone["block_bytes"] + draft["block_bytes"]
+    assert both["num_tokens"] < alone["num_tokens"]
+    assert "weights and KV are those of the model and of its draft" in both["notes"]
+    assert not any("--pp" in knob["change"] for knob in both["knobs"])  # not priced with drafts
+    # Other proposers take nothing of it.
+    ngram = EngineArgs(speculative_config='{"method": "ngram"}')
+    assert examine("llama-3.1-8b", ngram, "h100") == alone
+    large = EngineArgs(speculative_model="llama-3.1-70b")
+    assert examine("llama-3.1-8b", large, "h100:8")["tp"] == 4
+    assert not examine("llama-3.1-8b", large, "h100:1")["fits"]
+
+
 def test_requests_are_counted_alike_in_both_tables() -> None:
     done = duetto("fit", "tiny", "--hardware", "h100", "--max-num-seqs", "3")
     rows = done.stdout.splitlines()
@@ -62,6 +80,26 @@ def test_requests_are_counted_alike_in_both_tables() -> None:
         (("tiny", "--length", "0"), "--length: must be from 1 to 2048"),
         (("tiny", "--max-model-len", "4096"), "--max-model-len: must be from 1 to 2048"),
         (("tiny", "--hardware", "h100", "--gpu-memory-utilization", "0"), "above 0 and at most 1"),
+        (
+            ("llama-3-8b", "--hardware", "h100", "--speculative-model", "nowhere"),
+            "--speculative-config: the draft model: nowhere",
+        ),
+        (
+            ("llama-3-8b", "--hardware", "h100", "--speculative-model", "llama-2-7b"),
+            "the draft model llama-2-7b has 32000 tokens and the model 128256",
+        ),
+        (
+            (
+                "llama-3-8b",
+                "--hardware",
+                "h100:2",
+                "--pp",
+                "2",
+                "--speculative-model",
+                "llama-3-8b",
+            ),
+            "--speculative-config with --pp 2: not priced",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(words: tuple[str, ...], expected: str) -> None:

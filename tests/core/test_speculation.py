@@ -1,9 +1,11 @@
 """What --speculative-config accepts, and what it says to what it does not."""
 
 import json
+from typing import get_args
 
 import pytest
 
+from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
 from duetto.core.speculation import (
     DraftModelOptions,
@@ -143,6 +145,7 @@ NGRAM = {"method": "ngram"}
         ({"method": "draft_model"}, ["model is missing", "--speculative-model"]),
         ({"method": "draft_model", "model": ""}, ["model must be a text"]),
         ({"method": "draft_model", "model": 3}, ["model must be a text", "not 3"]),
+        ({"model": "x", "quantization": "int7"}, ["'int7' is not one of int8, int4, none"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, words):
@@ -177,6 +180,11 @@ def test_what_cannot_be_written_is_refused_in_one_line(config, words):
         parse(config)
     line = str(caught.value)
     assert words in line and "\n" not in line and len(line) < 300
+
+
+@pytest.mark.parametrize("name", get_args(QuantizationName))
+def test_a_draft_takes_the_engine_s_quantizations(name):
+    assert only({"model": "small", "quantization": name}).quantization == name
 
 
 def test_bounds_are_written_whole():

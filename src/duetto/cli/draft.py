@@ -1,14 +1,13 @@
 """The draft model that flags name, where no weights are needed."""
 
-from duetto.core.errors import ConfigError
-from duetto.core.speculation import FLAG, DraftModelOptions
-from duetto.models.find import find_program
+from duetto.core.speculation import DraftModelOptions
+from duetto.models.find import find_draft_program
 from duetto.planner.layout import Layout
 from duetto.planner.speculation import proposer, read_acceptance
 from duetto.program.program import Program
 
 
-def find_draft(layout: Layout) -> Program | None:
+def find_draft(layout: Layout, target: Program) -> Program | None:
     """None if nothing proposes, or what does is no model. Raises ConfigError, naming the flag, also
     for other flags of speculation that are wrong."""
     found = proposer(layout)
@@ -18,7 +17,4 @@ def find_draft(layout: Layout) -> Program | None:
     options = found[1]
     if not isinstance(options, DraftModelOptions):
         return None
-    try:
-        return find_program(options.model, options.max_model_len)
-    except ConfigError as error:
-        raise ConfigError(f"{FLAG}: the draft model: {error}") from None
+    return find_draft_program(options, target)

@@ -100,13 +100,14 @@ def plan(
     workload = load.load(seed)
     if load.num_prompts is None and len(workload.arrivals) > SLICE:
         workload = workload.first(SLICE)
+    program = build_program(config, base.max_model_len)
     problem = Problem(
-        program=build_program(config, base.max_model_len),
+        program=program,
         hardware=spec,
         workload=workload,
         objective=Objective(parse_slo(slo), percentile),
         price_per_hour=price,
-        draft=find_draft(base),
+        draft=find_draft(base, program),
     )
     if only_rate:
         rate = _rate(problem, base)

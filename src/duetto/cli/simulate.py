@@ -81,7 +81,7 @@ def simulate(
     config, spec = find_config(model), find_hardware(hardware)
     program = build_program(config, layout.max_model_len)
     layout = with_weights(layout, config.dtype, quantization)
-    fleet = make_fleet(program, spec, layout, find_draft(layout))
+    fleet = make_fleet(program, spec, layout, find_draft(layout, program))
     workload = load.load(seed)
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
         simulation = run(workload, fleet, on_arrival=bar.advance)

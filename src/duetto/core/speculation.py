@@ -43,6 +43,7 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "rejection_sample_method": (None, "standard"),
     "draft_sample_method": (None, "greedy", "probabilistic"),
 }
+_QUANTIZATIONS = ("int8", "int4", "none")
 _EVERY = ("method", "num_speculative_tokens")
 _OWN: Mapping[Method, tuple[str, ...]] = {
     "ngram": ("prompt_lookup_min", "prompt_lookup_max"),
@@ -261,7 +262,7 @@ def _draft_model(reader: "_Reader") -> DraftModelOptions:
         model=model,
         num_speculative_tokens=reader.num_drafts(8),
         revision=reader.text("revision"),
-        quantization=reader.text("quantization"),
+        quantization=reader.choice("quantization", _QUANTIZATIONS),
         kv_cache_dtype=reader.text("kv_cache_dtype"),
         max_model_len=reader.whole("max_model_len", None, 1, 2**31),
     )
@@ -291,6 +292,13 @@ class _Reader(NamedTuple):
         value = self.given.get(name)
         if value is not None and (not isinstance(value, str) or not value):
             _refuse(name, f"must be a text that is not empty, not {_shown(value)}")
+        return value
+
+    def choice(self, name: str, accepted: tuple[str, ...]) -> str | None:
+        value = self.text(name)
+        if value is not None and value not in accepted:
+            near = near_misses(value, accepted)
+            _refuse(name, f"{_shown(value)} is not one of {', '.join(accepted)}{near}")
         return value
 
     def _bounded(

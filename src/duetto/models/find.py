@@ -14,9 +14,12 @@ from duetto.checkpoints.other_formats import directory_of_others, other_format
 from duetto.checkpoints.shapes import SHAPES
 from duetto.core.errors import ConfigError
 from duetto.core.near import near_misses
+from duetto.core.speculation import FLAG, DraftModelOptions
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.models.programs import build_program
 from duetto.program.program import Program
+
+PADDING = 1024  # rows by which models with one tokenizer may differ
 
 
 def _llama(
@@ -122,3 +125,20 @@ def find_config(model: str) -> ModelConfig:
 def find_program(model: str, max_model_len: int | None = None) -> Program:
     """The program that `find_config` describes; raises as it does, and as build_program."""
     return build_program(find_config(model), max_model_len)
+
+
+def find_draft_program(options: DraftModelOptions, target: Program) -> Program:
+    """The program of a draft model for `target`. Raises ConfigError, naming the flag, for what no
+    engine would take."""
+    if options.revision is not None:
+        raise ConfigError(f"{FLAG}: revision: is for models on the hub, and here only shapes count")
+    try:
+        draft = find_program(options.model, options.max_model_len)
+    except ConfigError as error:
+        raise ConfigError(f"{FLAG}: the draft model: {error}") from None
+    if abs(draft.vocab_size - target.vocab_size) > PADDING:
+        raise ConfigError(
+            f"{FLAG}: the draft model {options.model} has {draft.vocab_size} tokens and the model "
+            f"{target.vocab_size}; a draft must have the tokenizer of its model"
+        )
+    return draft

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from duetto.core.errors import ConfigError
+from duetto.core.speculation import FLAG
 from duetto.planner.fleet import fit_layout
 from duetto.planner.layout import Layout
 from duetto.pricing.cost_model import check_devices
@@ -38,11 +39,17 @@ class Change(NamedTuple):
         return self.memory.num_requests(self.length) if self.length and self.memory.fits else 0
 
 
-def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Capacity:
-    """On the device with the least room. Raises ConfigError for degrees that do not divide the
-    model."""
-    fit = fit_layout(program, hardware, layout)
+def fit_devices(
+    program: Program, hardware: HardwareSpec, layout: Layout, draft: Program | None = None
+) -> Capacity:
+    """On the device with the least room, where a draft model has its part. Raises ConfigError for
+    degrees that do not divide the model."""
+    if draft is not None and layout.pp > 1:
+        raise ConfigError(f"{FLAG} with --pp {layout.pp}: not priced; leave one of them out")
+    fit = fit_layout(program, hardware, layout, draft)
     notes = [f"{layout.weights} weights; {layout.devices_per_replica} x {hardware.name}"]
+    if draft is not None:
+        notes.append("weights and KV are those of the model and of its draft")
     longest = min(program.max_model_len, fit.num_tokens)
     if not fit.num_blocks:
         notes.append(
@@ -56,12 +63,14 @@ def fit_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Cap
     return Capacity(fit, longest, notes)
 
 
-def fewest_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> Layout:
+def fewest_devices(
+    program: Program, hardware: HardwareSpec, layout: Layout, draft: Program | None = None
+) -> Layout:
     """The layout on the fewest devices that have room for the longest request, or else for any
     request. If no number of them has room, the layout on all of them."""
     most = (hardware.num_devices or 1) // layout.pp if hardware.link_bandwidth else 1
     tried = [replace(layout, tp=n) for n in possible_degrees(program) if n <= most] or [layout]
-    fits = [fit_devices(program, hardware, each) for each in tried]
+    fits = [fit_devices(program, hardware, each, draft) for each in tried]
     for least in (program.max_model_len, 1):
         for each, (fit, longest, _) in zip(tried, fits, strict=True):
             if fit.fits and longest >= least:
@@ -70,19 +79,23 @@ def fewest_devices(program: Program, hardware: HardwareSpec, layout: Layout) -> 
 
 
 def device_changes(
-    program: Program, hardware: HardwareSpec, layout: Layout, length: int | None
+    program: Program,
+    hardware: HardwareSpec,
+    layout: Layout,
+    length: int | None,
+    draft: Program | None = None,
 ) -> Iterator[Change]:
     changes: list[tuple[str, Layout]] = [
         ("--quantization int8", replace(layout, dtype="int8")),
         ("--quantization int4", replace(layout, dtype="int4")),
         ("--kv-cache-dtype int8", replace(layout, kv_cache_dtype="int8")),
-        *_next_degree(program, hardware, layout),
+        *_next_degree(program, hardware, layout, draft),
         (f"--pp {2 * layout.pp}", replace(layout, pp=2 * layout.pp)),
     ]
-    fit, longest, _ = fit_devices(program, hardware, layout)
+    fit, longest, _ = fit_devices(program, hardware, layout, draft)
     for words, changed in changes:
         try:
-            other, its_longest, _ = fit_devices(program, hardware, changed)
+            other, its_longest, _ = fit_devices(program, hardware, changed, draft)
             check_devices(replace(hardware, num_devices=None), changed.deployment(program))
         except ConfigError:  # degrees that this model does not have, or devices without a link
             continue
@@ -98,11 +111,11 @@ def device_changes(
 
 
 def _next_degree(
-    program: Program, hardware: HardwareSpec, layout: Layout
+    program: Program, hardware: HardwareSpec, layout: Layout, draft: Program | None
 ) -> list[tuple[str, Layout]]:
     """The next degree of tensor parallelism that leaves room for KV."""
     for degree in possible_degrees(program):
         wider = replace(layout, tp=degree)
-        if degree > layout.tp and fit_devices(program, hardware, wider).memory.fits:
+        if degree > layout.tp and fit_devices(program, hardware, wider, draft).memory.fits:
             return [(f"--tp {degree}", wider)]
     return []
