@@ -1,5 +1,7 @@
 """`duetto complete`: which word is the model and which is the prompt."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,17 @@ def test_llm_stops_between_two_steps() -> None:
         llm.is_stopped = lambda: True
         (output,) = llm.generate("Hello")
         assert (output.outputs[0].finish_reason, output.outputs[0].token_ids) == ("abort", [])
+
+
+@pytest.mark.parametrize(
+    "words", [("complete", "--prompt", "hi"), ("chat", "-q", "hi"), ("serve",)]
+)
+def test_what_is_wrong_with_a_draft_is_the_first_line(words):
+    run = subprocess.run(
+        [sys.executable, "-m", "duetto", *words, "--speculative-model", "nonsense"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert run.returncode and run.stderr.startswith("duetto: --speculative-config: the draft model")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from cyclopts import App
 
-from duetto.cli.default_model import model_or_demo
+from duetto.cli.default_model import open_llm
 from duetto.cli.interrupt import INTERRUPTED, first_interrupt
 from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say
 from duetto.cli.report import print_parts, print_report
@@ -19,7 +19,6 @@ from duetto.cli.server_url import server_url
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
-from duetto.llm import LLM
 from duetto.measure.arrivals import ArrivalOptions
 from duetto.measure.client import Target
 from duetto.measure.dataset import DatasetOptions
@@ -80,7 +79,7 @@ def latency(
     )
     num_batches = num_iters_warmup + num_iters
     with (
-        LLM(model_or_demo(model), args=args) as llm,
+        open_llm(model, args) as llm,
         show_progress("batches", total=num_batches) as bar,
         first_interrupt() as llm.is_stopped,
     ):
@@ -122,7 +121,7 @@ def throughput(
     """
     limits = parse_slo(slo) if slo else None
     args = args or EngineArgs()
-    with LLM(model_or_demo(model), args=args) as llm:
+    with open_llm(model, args) as llm:
         tokenizer = llm.get_tokenizer()
         chosen = dataset or DatasetOptions()
         workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed or 0)

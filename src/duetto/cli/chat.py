@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from duetto.cli.default_model import model_or_demo
+from duetto.cli.default_model import open_llm
 from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.output import JsonFlag
 from duetto.cli.stdin import read_line
@@ -64,7 +64,7 @@ def chat(
         raise ConfigError("--json: needs --quick; a conversation is not one document")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     start = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    with LLM(model_or_demo(model), args=args) as llm:
+    with open_llm(model, args) as llm:
         if quick is not None:
             quick_turn = [*start, {"role": "user", "content": quick}]
             if was_interrupted(_answer(llm, quick_turn, params, stats, as_json)):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from duetto.cli.default_model import model_or_demo
+from duetto.cli.default_model import open_llm
 from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.output import JsonFlag
 from duetto.cli.stdin import read_stdin
@@ -14,7 +14,6 @@ from duetto.cli.stream import print_answer, stats_line, was_interrupted
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.sampling_params import SamplingParams
-from duetto.llm import LLM
 
 
 def complete(
@@ -72,7 +71,7 @@ def complete(
         stop=stop,
         ignore_eos=ignore_eos,
     )
-    with LLM(model_or_demo(model), args=args) as llm:
+    with open_llm(model, args) as llm:
         output = print_answer(llm, lambda: {"prompt": text}, params, as_json=as_json)
     if stats and not as_json:
         print(stats_line(output), file=sys.stderr)

@@ -11,11 +11,12 @@ from cyclopts import Parameter
 
 from duetto import __version__
 from duetto.build import Built, build
-from duetto.cli.default_model import model_or_demo
+from duetto.cli.default_model import model_or_demo, say_that_none_was_named
 from duetto.cli.fit import show_fit
 from duetto.cli.output import JsonFlag
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
+from duetto.demo import demo_model_dir
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
 from duetto.server.http.serve import listen
@@ -81,10 +82,11 @@ def serve(
         How much is logged, on stderr. info: a line for each request, and one of throughput every
         ten seconds while busy. debug: also uvicorn's own, and replies beside answers.
     """
-    model, args = model_or_demo(model), args or EngineArgs()
+    is_named, args = model is not None, args or EngineArgs()
     if dry_run:
-        show_fit(model, args, as_json=as_json)
+        show_fit(model_or_demo(model), args, as_json=as_json)
         return
+    model = str(demo_model_dir()) if model is None else model
     if as_json:
         raise ConfigError("--json: needs --dry-run; a server prints nothing else on stdout")
     keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
@@ -120,6 +122,8 @@ def serve(
         settings=settings,
         roof_time=built.prices.roof_time,
     )
+    if not is_named:
+        say_that_none_was_named()
     _announce(built, settings.served_model_name, listener.getsockname())
     gc.freeze()  # what is there now stays: no collection looks at it between two tokens
     run(app, settings, listener, log_level=log_level)
