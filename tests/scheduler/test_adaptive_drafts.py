@@ -178,6 +178,25 @@ def test_a_proposer_reads_a_prompt_beside_the_model_where_drafts_should_pay() ->
     assert not policy.ask([Planned(prompt, 0, 20)])
 
 
+def test_what_is_hoped_for_costs_no_more_than_is_allowed() -> None:
+    """Nothing pays as far as is known, and all would if steps of untried sizes took no longer."""
+
+    class Hopes(Prices):
+        draft_s = 0.0
+
+        def hopeful_row_times(self, shape: BatchShape, num_more: int) -> list[float]:
+            return [1.0] * (num_more + 1)
+
+        def drafting_prices(self, method: str) -> tuple[float, float, float, float]:
+            return 1e-6, 0.0, self.draft_s, 0.0
+
+    prices = Hopes()
+    policy, candidates = proven(prices)  # eight steps' time is allowed now, and that is the most
+    prices.row_s, prices.draft_s = 10.0, 0.6
+    asks = [policy.ask([Planned(candidates[0].request, 8, 1)]) for _ in range(3)]
+    assert asks == [{"r0": Ask("d", 8)}, {"r0": Ask("d", 1)}, {}]  # 4.8 s, not twice; then a trial
+
+
 def test_before_any_price_is_known_nothing_is_tried() -> None:
     class Unknown(Prices):
         def row_times(self, shape: BatchShape, num_more: int) -> list[float]:
