@@ -78,6 +78,33 @@ def test_an_unlikely_token_ends_the_drafts():
     assert ask(it, [2], [10, 11], request_id="x") == (12, 13)
 
 
+def test_the_number_of_tenants_is_bounded_however_little_each_has_said(monkeypatch):
+    monkeypatch.setattr(suffix, "_MAX_TENANTS", 5)
+    it = proposer()
+    for number in range(20):
+        ask(
+            it,
+            [1, 2, 3],
+            [] if number % 3 else [4, 5],
+            tenant=b"%d" % number,
+            request_id=str(number),
+        )
+        assert len(it._tenants) <= 5
+    assert b"19" in it._tenants and b"15" in it._tenants and b"14" not in it._tenants
+
+
+def test_what_is_cached_is_counted_as_it_changes(monkeypatch):
+    """And not by looking at all tenants with each call: there may be thousands."""
+    monkeypatch.setattr(suffix, "_MAX_TENANT_TOKENS", 40)
+    monkeypatch.setattr(suffix, "_MAX_TENANTS", 4)
+    it = proposer(max_cached_requests=3)
+    for number in range(60):
+        answer = list(range(1 + number % 23))
+        ask(it, [1, 2, 3], answer, tenant=b"%d" % (number % 6), request_id=str(number))
+        kept = sum(each.index.num_kept for each in it._tenants.values())
+        assert it.num_cached_tokens == kept
+
+
 def test_tenants_are_forgotten_where_there_are_too_many(monkeypatch):
     monkeypatch.setattr(suffix, "_MAX_TOKENS", 50)
     it = proposer()

@@ -21,6 +21,7 @@ MIN_MATCH = 2
 LEAD = 8  # last tokens of the prompt, that stand before the answer in the tenant's index
 _MAX_TOKENS = 2**20  # of all tenants, and of all requests' own tokens: about 70 bytes each
 _MAX_TENANT_TOKENS = 2**19
+_MAX_TENANTS = 1024  # an index takes some kilobytes, however little is in it
 _MAX_INDEXED = 2048  # in one call, as for ngram
 
 
@@ -64,6 +65,7 @@ class SuffixProposer:
         self._histories = Histories(lambda: _Text(max_match), max_requests, _MAX_TOKENS)
         self._tenants: OrderedDict[bytes, _Answers] = OrderedDict()
         self._serials = count(1)
+        self.num_cached_tokens = 0  # of earlier answers, of all tenants
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...]]:
         left = _MAX_INDEXED
@@ -98,12 +100,14 @@ class SuffixProposer:
         text, token_ids = history.state, history.token_ids
         if len(token_ids) <= num_prompt_tokens:
             return 0
+        num_before = answers.index.num_kept
         if text.written_in != answers.serial:
             text.writer, text.written_in = answers.begin(), answers.serial
             text.num_written = max(0, num_prompt_tokens - LEAD)
         new = token_ids[text.num_written : text.num_written + most]
         answers.index.append(text.writer, new)
         text.num_written += len(new)
+        self.num_cached_tokens += answers.index.num_kept - num_before
         return len(new)
 
     def _drafts(
@@ -129,10 +133,9 @@ class SuffixProposer:
 
     def _evict(self) -> None:
         """Forget the tenants that asked least recently, but never the last one."""
-        while len(self._tenants) > 1 and self.num_cached_tokens > _MAX_TOKENS:
-            self._tenants.popitem(last=False)
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Of earlier answers, of all tenants."""
-        return sum(a.index.num_kept for a in self._tenants.values())
+        tenants = self._tenants
+        while len(tenants) > _MAX_TENANTS or (
+            len(tenants) > 1 and self.num_cached_tokens > _MAX_TOKENS
+        ):
+            _, forgotten = tenants.popitem(last=False)
+            self.num_cached_tokens -= forgotten.index.num_kept
