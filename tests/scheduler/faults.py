@@ -70,9 +70,9 @@ PREFIX = [
     ),
     Fault(
         "cache cannot be turned off",
-        "prefix",
-        "    if not config.enable_prefix_caching:\n        return\n",
-        "",
+        "scheduler",
+        "num_published_blocks and self.config.enable_prefix_caching:",
+        "num_published_blocks:",
     ),
     Fault(
         "blocks hashed from wrong places",

@@ -29,9 +29,7 @@ def uncomputed_hashes(request: Request, config: SchedulerConfig) -> list[BlockHa
 
 def publish_full_blocks(request: Request, config: SchedulerConfig, pool: BlockPool) -> None:
     """Make every block findable that is full of known tokens and written: what was rejected, or is
-    a placeholder, is not."""
-    if not config.enable_prefix_caching:
-        return
+    a placeholder, is not. For who has prefix caching."""
     _hash_full_blocks(request, config)
     num_exact = request.num_exact_tokens  # what comes after is approximate, and never found
     num_full = min(request.num_written_tokens, num_exact) // config.block_size
