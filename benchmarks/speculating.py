@@ -23,6 +23,7 @@ from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.core.batch import SampledToken
 from duetto.core.draft_counts import NO_CHAINS, Chains
 from duetto.core.engine_args import EngineArgs
+from duetto.core.files import Progress
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import BatchShape
@@ -185,12 +186,13 @@ def load(path: Path, args: EngineArgs) -> Bench:
     codec = load_tokenizer(path, eos_token_ids=config.eos_token_ids, vocab_size=config.vocab_size)
     asked = companion_of(args, config.context_length, codec)
 
-    def proposers(plan: ModelPlan) -> dict[str, Proposer]:
-        others = {} if asked is None else asked.load(plan)
+    def proposers(plan: ModelPlan, on_progress: Progress | None) -> dict[str, Proposer]:
+        others = {} if asked is None else asked.load(plan, on_progress)
         return {**others, "recorded": recorded}
 
     companion = Companion(
         name="the proposers of this benchmark",
+        weight_bytes=0 if asked is None else asked.weight_bytes,
         fixed_bytes=0 if asked is None else asked.fixed_bytes,
         block_bytes=0 if asked is None else asked.block_bytes,
         max_drafts={},
