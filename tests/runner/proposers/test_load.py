@@ -204,7 +204,7 @@ def test_an_arena_that_the_system_refuses():
     plan = plan_model(config, program, EngineArgs(backend="reference", block_size=16))
     plan = replace(plan, kv=replace(plan.kv, num_blocks=2**40))
     with pytest.raises(
-        ConfigError, match=r"the system refuses \d+ bytes .* of the draft model duetto-demo-d"
+        ConfigError, match=r"\d+ bytes .* of the draft model duetto-demo-draft are more than"
     ):
         companion.load(plan, None)
 

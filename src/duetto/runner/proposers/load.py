@@ -22,6 +22,7 @@ from duetto.core.speculation import (
 )
 from duetto.models.programs import load_program
 from duetto.program.dtype import KVDtype
+from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
 from duetto.runner.load import Companion, ModelPlan, hold
 from duetto.runner.loaders import Loader
@@ -132,6 +133,8 @@ def _make(
     if isinstance(options, SuffixOptions):
         return SuffixProposer(options, max_requests)
     assert draft is not None
+    if (plan.kv.num_blocks + draft.num_scratch_blocks) * plan.block_size > MAX_SLOTS:
+        _refuse_arena(draft, plan)
     backend = _load_weights(draft, plan, on_progress)
     try:
         return DraftModelProposer(
@@ -164,8 +167,8 @@ def _load_weights(draft: DraftPlan, plan: ModelPlan, on_progress: Progress | Non
 def _refuse_arena(draft: DraftPlan, plan: ModelPlan) -> NoReturn:
     num_bytes = (plan.kv.num_blocks + draft.num_scratch_blocks) * draft.block_bytes
     raise ConfigError(
-        f"{FLAG}: the system refuses {num_bytes} bytes for the KV cache of the draft model "
-        f"{draft.name}; lower --kv-cache-memory-bytes"
+        f"{FLAG}: {num_bytes} bytes for the KV cache of the draft model {draft.name} are more than "
+        f"the system gives; lower --kv-cache-memory-bytes"
     ) from None
 
 
