@@ -600,8 +600,6 @@ OF_THE_POOL: list[Callable[[MakePool], None]] = [
     reuses_empty_blocks_before_it_evicts,
 ]
 OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
-    brings_texts_to_their_places,
-    computes_a_text_once,
     computes_one_prompt_once_for_many_answers,
     computes_a_system_prompt_once_for_a_burst,
     passes_over_who_waits_for_a_prefix,
@@ -632,4 +630,6 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     preempts_nobody_for_a_guess,
     fails_where_it_would_have_failed_without_drafts,
     advances_as_step_by_step,
+    computes_a_text_once,
+    brings_texts_to_their_places,  # takes longest
 ]

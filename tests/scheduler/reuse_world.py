@@ -157,7 +157,7 @@ def swarm(seed: int, depth: int, make_scheduler: MakeScheduler = Scheduler) -> W
 
 
 def brings_texts_to_their_places(make_scheduler: MakeScheduler = Scheduler) -> None:
-    for seed in range(16):
+    for seed in range(8):
         swarm(seed, seed % 3, make_scheduler)
 
 
