@@ -178,7 +178,10 @@ class Asker:
             times = self._prices.hopeful_row_times(shape, len(extra_s) - 1)
             hopeful_s = [(1.0 + TRIAL_GAIN) * (time_s - times[0]) for time_s in times]
             hoped = best_to_ask(slots, hopeful_s, num_streams, plain_s, price, fixed_s)
-            if hoped[1] > (1.0 + TRIAL_GAIN) * rate and len(hoped[0]) != len(chosen):
+            counts = counts_of(hoped[0], len(streams))
+            cost_s = fixed_s + price.pass_s * max(counts) + price.draft_s * sum(counts)
+            seems_better = hoped[1] > (1.0 + TRIAL_GAIN) * rate and len(hoped[0]) != len(chosen)
+            if seems_better and self._allowance.covers(cost_s):
                 return self._asked_for(group, hoped[0], fixed_s, is_hopeful=True)
         return self._asked_for(group, chosen, fixed_s) if chosen else {}
 
