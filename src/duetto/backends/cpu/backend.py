@@ -57,10 +57,10 @@ class CpuBackend:
         self._program = program
         self._isa = isa
         self._pool = pool
-        self._rotations = key_rotations(program)
         self._plan = native.Plan(pool, isa)
         compiler = Compiler(program, self._plan, weights.matrices, weights.vectors)
         self.steps, self._logits = in_words("--backend cpu", compiler.compile)
+        self._rotations = key_rotations(program)
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> "KvArena":
         """An arena for num_blocks blocks. Raises MemoryError if the system has no room for it."""
