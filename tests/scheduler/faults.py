@@ -122,10 +122,14 @@ ROOM = [
         "allocates before it retains",
         "room",
         "        self._pool.retain(cached)  # first, or allocation could take what is about to be "
-        "reused\n",
-        "        request.block_table = self._pool.allocate(needed)\n"
+        "reused\n"
+        "        for source in sources:\n"
+        "            self._pool.retain(source.blocks)\n"
+        "        request.block_table = cached + self._pool.allocate(needed)\n",
+        "        request.block_table = cached + self._pool.allocate(needed)\n"
         "        self._pool.retain(cached)\n"
-        "        self._pool.release(request.block_table)\n",
+        "        for source in sources:\n"
+        "            self._pool.retain(source.blocks)\n",
     ),
     Fault(
         "victim is the oldest",
