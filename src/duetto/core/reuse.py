@@ -21,10 +21,6 @@ class TokenRange(NamedTuple):
     start: int
     end: int
 
-    @property
-    def size(self) -> int:
-        return self.end - self.start
-
 
 @dataclass(frozen=True, slots=True)
 class Reuse:

@@ -1,6 +1,7 @@
 """Who of those that wait is admitted to a step, and who gives way to them.
 
-Nobody overtakes the first in order, but one whose prefix is being computed is passed over.
+Nobody overtakes the first in order, but one whose prefix, or a text that it reuses, is being
+computed is passed over.
 """
 
 from duetto.core.config import SchedulerConfig

@@ -41,7 +41,7 @@ def plan(request: Request, count: int) -> ScheduledRequest:
 
 def _plan_beside_reused(request: Request, count: int) -> ScheduledRequest:
     """First the texts that are not there, each alone; then the tokens that are not reused."""
-    source = next_source(request)
+    source = next_source(request.sources)
     if source is not None:
         return plan_source(request, source, count)
     known, positions = request.token_ids, next_positions(request, count)

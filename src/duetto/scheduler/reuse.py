@@ -22,15 +22,15 @@ def num_wanted(request: Request, num_past: int, sources: Sequence[Source] = ()) 
     num_left = len(request.token_ids) + request.num_pending_tokens - num_past
     if not request.reused:
         return num_left
-    source = next((s for s in sources or request.sources if s.num_left), None)
+    source = next_source(sources or request.sources)
     if source is not None:
         return source.num_left
     return num_left - sum([max(0, end - max(start, num_past)) for start, end in request.reused])
 
 
-def next_source(request: Request) -> Source | None:
+def next_source(sources: Sequence[Source]) -> Source | None:
     """The first text that is still to be computed."""
-    return next((source for source in request.sources if source.num_left), None)
+    return next((source for source in sources if source.num_left), None)
 
 
 def find_sources(request: Request, config: SchedulerConfig, pool: BlockPool) -> list[Source]:
