@@ -3,6 +3,7 @@
 // two sets both instantiate could be linked from the wrong one.
 #include "kernels/attention.h"
 #include "kernels/linear.h"
+#include "kernels/move_kv.h"
 #include "kernels/rows.h"
 #include "kernels/sampling.h"
 

@@ -10,7 +10,6 @@
 #pragma once
 
 #include "kernels.h"
-#include "kernels/rows.h"
 #include "kernels/simd.h"
 
 namespace duetto {
@@ -209,56 +208,6 @@ static void write_kv(const KvLayer* kv, const int32_t* slots, const float* k, co
             return write_rows<KvBf16>(*kv, slots, k, v, ld, row_begin, row_end);
         case KvFormat::int8:
             return write_rows<KvInt8>(*kv, slots, k, v, ld, row_begin, row_end);
-    }
-}
-
-// -- moving ---------------------------------------------------------------------------------------
-
-template <typename Format>
-static void move_rows(const KvLayer& kv, const int32_t* from, const int32_t* to, int64_t half,
-                      const float* cos, const float* sin, int64_t begin, int64_t end, float* row) {
-    typedef typename Format::Element Element;
-    const HeadLayout layout = head_layout(kv.format, kv.block_size, kv.head_dim);
-    const int64_t size = kv.block_size, dim = kv.head_dim;
-    for (int64_t i = begin; i < end; ++i)
-        for (int64_t head = 0; head < kv.num_kv_heads; ++head) {
-            const int64_t from_slot = from[i] % size, to_slot = to[i] % size;
-            uint8_t* head_of_block = kv.data + head * layout.bytes;
-            const uint8_t* source = head_of_block + from[i] / size * kv.block_bytes;
-            uint8_t* target = head_of_block + to[i] / size * kv.block_bytes;
-            const auto* source_scales = (const float*)(source + layout.scales);
-            auto* target_scales = (float*)(target + layout.scales);
-
-            std::memcpy((Element*)(target + layout.values) + to_slot * dim,
-                        (const Element*)(source + layout.values) + from_slot * dim,
-                        (size_t)dim * sizeof(Element));
-            if (Format::kQuantized) target_scales[size + to_slot] = source_scales[size + from_slot];
-
-            const Element* key = (const Element*)source + from_slot;
-            Element* moved = (Element*)target + to_slot;
-            float scale = Format::kQuantized ? source_scales[from_slot] : 1;
-            if (half == 0) {
-                for (int64_t d = 0; d < dim; ++d) moved[d * size] = key[d * size];
-            } else {
-                for (int64_t d = 0; d < dim; ++d) row[d] = Format::widen_one(key[d * size]) * scale;
-                rope(row, dim, 1, 1, dim, 2 * half, cos + i * half, sin + i * half);
-                scale = write_row<Format>(row, dim, moved, size);
-            }
-            if (Format::kQuantized) target_scales[to_slot] = scale;
-        }
-}
-
-static void move_kv(const KvLayer* kv, const int32_t* from, const int32_t* to, int64_t half,
-                    const float* cos, const float* sin, int64_t begin, int64_t end, float* row) {
-    switch (kv->format) {
-        case KvFormat::f32:
-            return move_rows<KvF32>(*kv, from, to, half, cos, sin, begin, end, row);
-        case KvFormat::f16:
-            return move_rows<KvF16>(*kv, from, to, half, cos, sin, begin, end, row);
-        case KvFormat::bf16:
-            return move_rows<KvBf16>(*kv, from, to, half, cos, sin, begin, end, row);
-        case KvFormat::int8:
-            return move_rows<KvInt8>(*kv, from, to, half, cos, sin, begin, end, row);
     }
 }
 
