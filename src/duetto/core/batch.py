@@ -6,14 +6,16 @@ anew for each request is a named tuple, which takes a third of the time of a fro
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason
+from duetto.core.reuse import TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import EMPTY, BatchShape, RequestShape, shape_at
 from duetto.core.timings import RequestTimings
 
+ATTENTION_UNIT = 2.0**-20
 PLACEHOLDER = -1  # a token that this request samples in a step in flight: the executor knows it
 
 
@@ -51,6 +53,19 @@ class KVMove(NamedTuple):
     position: int  # of token `start` in the request
 
 
+class Look(NamedTuple):
+    """What a step is to tell of tokens, so that it can be chosen which ones are computed anew.
+
+    `attention`: the tokens are computed as ever, and for each position in `ranges` it is told how
+    much attention they gave to it: the sum over layers, heads and tokens, in whole units of
+    ATTENTION_UNIT, so that chunks of any size add up to the same. `deviation`: the tokens go
+    through the first two layers only, and for each of them it is told how far its key and value
+    there are from what lay in their place (squared differences in fp32, of all heads)."""
+
+    method: Literal["attention", "deviation"]
+    ranges: tuple[TokenRange, ...] = ()  # ascending, before the last of the step's tokens
+
+
 class ScheduledRequest(NamedTuple):
     """What one request computes in one step."""
 
@@ -70,6 +85,7 @@ class ScheduledRequest(NamedTuple):
     moves: tuple[KVMove, ...] = ()  # done first
     # Not tokens of its own, but those of its `source`th text alone, into that one's blocks.
     source: int | None = None
+    look: Look | None = None  # what else it is to tell
 
     @property
     def end(self) -> int:
@@ -147,6 +163,7 @@ class RequestResult(NamedTuple):
     drafts: tuple[int, ...] = ()  # proposed for the next step
     scores: tuple[TokenLogprob, ...] = ()  # of prompt tokens
     error: str | None = None  # what may be shown; the others are empty then
+    looked: tuple[float, ...] = ()  # what a Look asked for, in the order of the positions
 
 
 class StepOutput(NamedTuple):
