@@ -28,6 +28,7 @@ KEEP_ALIVE_S = 5
 GRACE_S = 5  # from the last update to the end of its reply
 HURRIED_GRACE_S = 1.0  # the same, once a second signal has come
 BACKLOG = 2048
+MAX_PORT = 65535
 # Of a reply, in the kernel beside what is on its way; by default it grows to 4 MB for a client that
 # reads nothing. The number is Linux's own (linux/tcp.h), which Python 3.11 has no name for.
 UNSENT_BYTES = 64 * 1024
@@ -92,6 +93,8 @@ def check_exposure(host: str, api_keys: Sequence[str], *, insecure_no_auth: bool
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises ConfigError."""
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"--port {port}: must be from 0 (any that is free) to {MAX_PORT}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -100,9 +103,9 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
-        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        in_use = error.errno == errno.EADDRINUSE
         cause = "another program is using it; choose another --port" if in_use else str(error)
         raise ConfigError(f"--host {host} --port {port}: {cause}") from None
     return listener
