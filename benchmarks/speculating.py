@@ -163,7 +163,9 @@ class Bench:
     def shipped(self, *methods: str, runner: ModelRunner | None = None) -> Engine:
         """With the policy that ships."""
         most = dict.fromkeys(methods, MOST_DRAFTS)
-        return self.engine(lambda times: AdaptiveDrafts(most, SpeculationPrices(times)), runner)
+        return self.engine(
+            lambda times: AdaptiveDrafts(most, SpeculationPrices(times), perf_counter), runner
+        )
 
     def always(self, method: str, most: int, runner: ModelRunner | None = None) -> Engine:
         return self.engine(lambda _: Always(method, most), runner)

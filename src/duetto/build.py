@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from duetto.checkpoints.config import read_config, read_generation_config
@@ -171,7 +172,7 @@ def _draft_policy(loaded: LoadedModel, times: LearnedStepTime) -> DraftPolicy:
     """Who is asked for how many drafts, and which are verified: as many as pay."""
     if not loaded.max_drafts:
         return NoDrafts()
-    return GuardedDrafts(AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times)))
+    return GuardedDrafts(AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times), perf_counter))
 
 
 def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:

@@ -1,5 +1,7 @@
 """As many drafts as pay, in virtual time: never much below none, near the best fixed number."""
 
+from collections.abc import Callable
+
 import pytest
 from fakes import make_request
 from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World, server
@@ -7,6 +9,7 @@ from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World,
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, NoDrafts, Planned
+from duetto.scheduler.thinking import no_time
 from duetto.scheduler.worth import DraftingPrice
 
 DRAFT_MODEL = {"call_s": 2e-4, "pass_s": 1e-3, "draft_s": 1e-4, "sent_s": 1e-4}
@@ -120,9 +123,11 @@ class Prices:
         pass
 
 
-def proven(prices: Prices, num_requests: int = 1) -> tuple[AdaptiveDrafts, list[Candidate]]:
+def proven(
+    prices: Prices, num_requests: int = 1, clock: Callable[[], float] = no_time
+) -> tuple[AdaptiveDrafts, list[Candidate]]:
     """A policy that has seen good drafts, and requests that have eight each."""
-    policy = AdaptiveDrafts({"d": 8}, prices)
+    policy = AdaptiveDrafts({"d": 8}, prices, clock)
     made = [make_request(f"r{i}", max_tokens=1000) for i in range(num_requests)]
     candidates = [Candidate(request, (1,) * 8) for request in made]
     shape = BatchShape((RequestShape(1, 10),) * num_requests)
@@ -220,3 +225,56 @@ def test_what_has_ended_is_forgotten() -> None:
 
 def test_a_price_is_the_sum_of_its_parts() -> None:
     assert DraftingPrice(1.0, 2.0, 3.0, 4.0).seconds(5, 6, 7) == 1 + 10 + 18 + 28
+
+
+class Clock:
+    """Each time that it is read, `tick_s` have passed."""
+
+    def __init__(self, tick_s: float) -> None:
+        self.tick_s, self.now = tick_s, 0.0
+
+    def __call__(self) -> float:
+        self.now += self.tick_s
+        return self.now
+
+
+def looks(tick_s: float, num_steps: int = 2000) -> int:
+    """How often the policy looks at what pays, where nothing does; a step takes a second."""
+    policy = AdaptiveDrafts({"d": 8}, Prices(2.0), Clock(tick_s))
+    request = make_request("r", max_tokens=10_000)
+    num_looks = 0
+    for _ in range(num_steps):
+        seen: list[Planned] = []
+        asks = policy.ask(seen.append(p) or p for p in [Planned(request, 8, 1)])  # type: ignore[func-returns-value]
+        num_looks += len(seen)
+        if asks:
+            policy.choose([Candidate(request, (1,))], BatchShape((RequestShape(1, 9),)), 8)
+            policy.learn([DraftOutcome(request, 0, (2,), asks["r"], 1, 1)], 1e-6)
+    return num_looks
+
+
+def test_looking_at_what_pays_takes_a_small_part_of_the_time() -> None:
+    """However short a step is beside it: a look costs the same for a small model."""
+    assert looks(0.0) == 250  # every eighth
+    for tick_s in (1e-3, 0.02, 0.1):
+        assert looks(tick_s) * tick_s < 0.01 * 2000 or looks(tick_s) < 12, tick_s
+    assert looks(1.0) >= 7  # and yet it goes on looking
+
+
+def test_drafts_must_bring_what_deciding_about_them_takes() -> None:
+    def asked(tick_s: float) -> int:
+        policy, candidates = proven(Prices(0.5), clock=Clock(tick_s))
+        request, shape = candidates[0].request, BatchShape((RequestShape(1, 10),))
+        count, asks = 0, policy.ask([Planned(candidates[0].request, 8, 1)])
+        for _ in range(200):
+            ask = asks.get("r0")
+            if ask is not None:
+                count += ask.num_wanted > 1
+                drafts = (1,) * ask.num_wanted
+                chosen = policy.choose([Candidate(request, drafts)], shape, 8).get("r0", 0)
+                policy.learn([DraftOutcome(request, chosen, (1,) * (chosen + 1), ask, 1, 8)], 1e-6)
+            asks = policy.ask([Planned(request, 8, 1)])
+        return count
+
+    assert asked(0.0) > 190  # nine tokens in five steps' time
+    assert asked(2.0) < 10  # and six for thinking

@@ -7,7 +7,7 @@ learned what came of them; who is asked for more is in asking.py, and what may b
 that in allowance.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape
@@ -16,6 +16,7 @@ from duetto.scheduler.allowance import CLOSE, Allowance
 from duetto.scheduler.asking import MOST_SLOTS, TRIAL_GAIN, Asker
 from duetto.scheduler.drafted import DraftedRequests
 from duetto.scheduler.drafts import NOTHING, Ask, Candidate, DraftOutcome, Planned
+from duetto.scheduler.thinking import Clock, Thinking, no_time
 from duetto.scheduler.worth import DraftPrices, best_to_verify, counts_of, ranked
 
 NUM_PROVEN = 64  # drafts seen of a tenant, before which a step verifies no more than were seen
@@ -28,13 +29,19 @@ class AdaptiveDrafts:
 
     is_on = True
 
-    def __init__(self, most_drafts: Mapping[str, int], prices: DraftPrices) -> None:
-        """`most_drafts`: by method, in the order of preference, the most drafts of a request."""
+    def __init__(
+        self, most_drafts: Mapping[str, int], prices: DraftPrices, clock: Clock = no_time
+    ) -> None:
+        """`most_drafts`: by method, in the order of preference, the most drafts of a request.
+        `clock` tells what the policy takes itself."""
         assert most_drafts, "at least one proposer"
         self._prices = prices
         self._requests = DraftedRequests()
         self._allowance = Allowance()
-        self._asker = Asker(dict(most_drafts), prices, self._requests, self._allowance)
+        self._thinking = Thinking(clock)
+        self._asker = Asker(
+            dict(most_drafts), prices, self._requests, self._allowance, self._thinking
+        )
 
     def choose(
         self,
@@ -42,6 +49,29 @@ class AdaptiveDrafts:
         shape: BatchShape,
         room: int,
         limit_s: float | None = None,
+    ) -> Mapping[str, int]:
+        begun = self._thinking.clock()
+        counts = self._choose(candidates, shape, room, limit_s)
+        self._thinking.add(begun)
+        return counts
+
+    def ask(self, planned: Iterable[Planned]) -> Mapping[str, Ask]:
+        return self._asker.ask(planned)
+
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
+        begun = self._thinking.clock()
+        self._learn(outcomes, drafting_s)
+        self._thinking.add(begun)
+
+    def forget(self, request: Request) -> None:
+        self._requests.forget(request)
+
+    def _choose(
+        self,
+        candidates: Sequence[Candidate],
+        shape: BatchShape,
+        room: int,
+        limit_s: float | None,
     ) -> Mapping[str, int]:
         lines = self._lines(candidates)
         if self._asker.is_resting:
@@ -61,10 +91,7 @@ class AdaptiveDrafts:
         counts = counts_of(slots.owners[:count], len(lines))
         return {c.request.request_id: n for c, n in zip(candidates, counts, strict=True) if n}
 
-    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
-        return self._asker.ask(planned)
-
-    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
+    def _learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         work: dict[str, tuple[int, int, int]] = {}
         num_compared = num_saved = 0
         has_right = False
@@ -89,9 +116,6 @@ class AdaptiveDrafts:
             self._asker.wake()
         if work:
             self._prices.observe_drafting(work, drafting_s)
-
-    def forget(self, request: Request) -> None:
-        self._requests.forget(request)
 
     def _lines(self, candidates: Sequence[Candidate]) -> list[Sequence[float]]:
         """For each request the probabilities that its drafts are reached and right."""

@@ -5,13 +5,14 @@ draft of a request now and then, from the allowance: it is compared with the tok
 anyway, which costs no verification. Knows nothing of the drafts at hand.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.allowance import Allowance
 from duetto.scheduler.drafted import Drafted, DraftedRequests
 from duetto.scheduler.drafts import NO_ASKS, Ask, Planned
+from duetto.scheduler.thinking import Thinking
 from duetto.scheduler.worth import (
     CHEAP,
     DraftingPrice,
@@ -25,7 +26,6 @@ EXPLORE_EVERY = 4  # looks between two at sizes that were not tried, while other
 MOST_CURIOUS = 4  # are no more streams: many have many sizes, which differ little, to be tried
 TRIAL_GAIN = 0.05  # by which a step of an untried size must seem to pay
 MOST_SLOTS = 96  # drafts of all requests that are thought about
-REST = 7  # steps between two looks at what pays, where nothing does: a look takes time too
 REVIEW_EVERY = 16  # drafts of a request between two choices of its proposer
 MAX_LATE_SENT = 16  # tokens: with more to send, a draft's cost is spread over the drafts to come
 SPREAD = 64  # steps over which what must be sent first is earned back
@@ -65,6 +65,7 @@ class Asker:
         prices: DraftPrices,
         requests: DraftedRequests,
         allowance: Allowance,
+        thinking: Thinking,
     ) -> None:
         """`most_drafts`: by method, in the order of preference, the most drafts of a request."""
         self._most_drafts = most_drafts
@@ -72,6 +73,7 @@ class Asker:
         self._prices = prices
         self._requests = requests
         self._allowance = allowance
+        self._thinking = thinking
         self._rest = 0  # steps for which it is settled that nothing pays ...
         self._num_rested = 0  # ... and how many passed since the last look
         self.drafting_s = 0.0  # that the drafts which were asked for take, by the price
@@ -94,11 +96,27 @@ class Asker:
         """A draft was right: look again."""
         self._rest = 0
 
-    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+    def ask(self, planned: Iterable[Planned]) -> Mapping[str, Ask]:
         if self._rest:
             self._rest -= 1
             self._num_rested += 1
             return NO_ASKS
+        begun = self._thinking.clock()
+        asks = self._look([*planned])
+        self._thinking.end_look(begun)
+        return asks
+
+    def method_of(self, drafted: Drafted) -> str:
+        """The proposer that the request asks: chosen when it is new, and again now and then."""
+        is_due = len(self._methods) > 1 and drafted.num_learned >= REVIEW_EVERY
+        if is_due or not drafted.method:
+            drafted.method = self._best_method(drafted)
+            drafted.num_learned = 0
+        return drafted.method
+
+    # --- streams ---------------------------------------------------------------------------
+
+    def _look(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
         asks: dict[str, Ask] = {}
         self.drafting_s, self.is_hopeful = 0.0, False
         going_on = [each for each in planned if each.num_left > 0]
@@ -112,16 +130,6 @@ class Asker:
             if stream.request_id in asks:
                 stream.drafted.asked = stream.method
         return asks or NO_ASKS
-
-    def method_of(self, drafted: Drafted) -> str:
-        """The proposer that the request asks: chosen when it is new, and again now and then."""
-        is_due = len(self._methods) > 1 and drafted.num_learned >= REVIEW_EVERY
-        if is_due or not drafted.method:
-            drafted.method = self._best_method(drafted)
-            drafted.num_learned = 0
-        return drafted.method
-
-    # --- streams ---------------------------------------------------------------------------
 
     def _stream(self, each: Planned, deepest: int) -> _Stream:
         request, drafted = each.request, self._requests.of(each.request)
@@ -149,7 +157,7 @@ class Asker:
             extra_s = [time_s - plain_s for time_s in times]
             for group in groups:
                 asks.update(self._asked(group, extra_s, shape))
-        self._rest = 0 if asks else REST
+        self._rest = 0 if asks else self._thinking.rest(plain_s)
         self._try(streams, {group.method: group for group in groups}, asks)
 
     def _groups(self, streams: Sequence[_Stream], plain_s: float) -> list[_Group]:
@@ -289,7 +297,11 @@ class Asker:
         return max(self._methods, key=worth)
 
     def _price_of(self, method: str) -> DraftingPrice:
-        return DraftingPrice(*self._prices.drafting_prices(method))
+        """What it takes to decide about drafts is part of what a call takes."""
+        call_s, *others = self._prices.drafting_prices(method)
+        if not call_s and not any(others):  # nothing is known of it
+            return DraftingPrice()
+        return DraftingPrice(call_s + self._thinking.look_s, *others)
 
 
 def _waiting(group: _Group) -> set[str]:

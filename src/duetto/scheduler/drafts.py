@@ -8,7 +8,7 @@ The order within a step: `choose` once, when next tokens and chunks have their p
 `ask` once, for the requests of the plan; `learn` once, when the step's results are in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -81,9 +81,11 @@ class DraftPolicy(Protocol):
         """False: `ask` never asks for anything, so that nothing need be gathered to call it."""
         ...
 
-    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+    def ask(self, planned: Iterable[Planned]) -> Mapping[str, Ask]:
         """Whom to ask for drafts after this step. Requests that are missing are not asked for, and
-        nothing is spent on them. `planned` is the whole step, requests within prompts too."""
+        nothing is spent on them. `planned` is the whole step, requests within prompts too; it is
+        made while it is read, once, so that a policy which has nothing to ask need not pay for it.
+        """
         ...
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
@@ -110,7 +112,7 @@ class NoDrafts:
     ) -> Mapping[str, int]:
         return NOTHING
 
-    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:  # noqa: ARG002
+    def ask(self, planned: Iterable[Planned]) -> Mapping[str, Ask]:  # noqa: ARG002
         return NO_ASKS
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:

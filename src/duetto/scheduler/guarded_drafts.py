@@ -5,7 +5,7 @@ that only saves time. Knows what a policy is, and none in particular.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from duetto.core.request import Request
@@ -44,7 +44,7 @@ class GuardedDrafts:
     ) -> Mapping[str, int]:
         return self._guard(lambda it: it.choose(candidates, shape, room, limit_s), NOTHING)
 
-    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+    def ask(self, planned: Iterable[Planned]) -> Mapping[str, Ask]:
         return self._guard(lambda it: it.ask(planned), NO_ASKS)
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:

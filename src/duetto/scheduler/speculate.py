@@ -38,7 +38,9 @@ def speculated(
     if not policy.is_on:
         return plans
     plans = _verifying(policy, plans, budget, pool, config)
-    asks = policy.ask([_planned(*each) for each in plans])
+    asks = policy.ask(_planned(*each) for each in plans)
+    if not asks:
+        return plans
     return [(r, _asking(r, item, asks.get(r.request_id))) for r, item in plans]
 
 
