@@ -39,6 +39,7 @@ from duetto.runner.proposers.proposer import DraftRequest, Proposer
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, DraftPolicy, Planned
 from duetto.scheduler.scheduler import Scheduler
+from duetto.scheduler.thinking import Thinking
 
 MOST_DRAFTS = 16  # of a request in a step, for methods that are asked
 NUM_PROMPT = 8  # tokens of a random prompt
@@ -150,25 +151,25 @@ class Bench:
 
     def engine(
         self,
-        policy: Callable[[LearnedStepTime], DraftPolicy] | None = None,
+        policy: Callable[[LearnedStepTime, Thinking], DraftPolicy] | None = None,
         runner: ModelRunner | None = None,
     ) -> Engine:
         """A fresh scheduler, with an empty cache and nothing learned."""
-        times = LearnedStepTime(self._step_time)
-        drafts = None if policy is None else policy(times)
+        times, thinking = LearnedStepTime(self._step_time), Thinking(perf_counter)
+        drafts = None if policy is None else policy(times, thinking)
         scheduler = Scheduler(self.config, times.late_time, drafts)
         own = self._plain if drafts is None else self.loaded.runner
-        return Engine(scheduler, runner or own, step_times=times)
+        return Engine(scheduler, runner or own, step_times=times, thinking=thinking)
 
     def shipped(self, *methods: str, runner: ModelRunner | None = None) -> Engine:
         """With the policy that ships."""
         most = dict.fromkeys(methods, MOST_DRAFTS)
         return self.engine(
-            lambda times: AdaptiveDrafts(most, SpeculationPrices(times), perf_counter), runner
+            lambda times, thinking: AdaptiveDrafts(most, SpeculationPrices(times), thinking), runner
         )
 
     def always(self, method: str, most: int, runner: ModelRunner | None = None) -> Engine:
-        return self.engine(lambda _: Always(method, most), runner)
+        return self.engine(lambda _, __: Always(method, most), runner)
 
     def saying(self, text: Sequence[int], proposers: Mapping[str, Proposer]) -> ModelRunner:
         """A runner whose one request says a given text."""

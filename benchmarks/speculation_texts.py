@@ -248,11 +248,12 @@ def proposing(
     sampling = {"temperature": temperature, "top_p": 0.95 if temperature else 1.0}
     requests = asked(bench, prompts, **sampling)
     always, shipped, plain = bench.always(method, 4), bench.shipped(method), bench.engine()
-    drafted, ours, theirs = [], [], []
+    drafted, ours, theirs = list[Ran](), list[Ran](), list[Ran]()
+    turns = [(always, drafted), (shipped, ours), (plain, theirs)]
     for request in requests:
-        drafted.append(run(always, [replace(request)]))
-        ours.append(run(shipped, [replace(request)]))
-        theirs.append(run(plain, [replace(request)]))
+        for engine, ran in turns:
+            ran.append(run(engine, [replace(request)]))
+        turns.append(turns.pop(0))  # what ran before leaves its own in the processor's caches
         if not drafted[-1].answers == ours[-1].answers == theirs[-1].answers:
             raise RuntimeError("answers with drafts and without differ")
     chains = NO_CHAINS

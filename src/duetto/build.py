@@ -35,6 +35,7 @@ from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.guarded_drafts import GuardedDrafts
 from duetto.scheduler.scheduler import Scheduler
+from duetto.scheduler.thinking import Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +164,16 @@ def make_engine(
 ) -> Engine:
     """An engine with an empty cache, which learns from its own steps what a step takes; it begins
     with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
-    times = LearnedStepTime(step_time)
-    scheduler = Scheduler(config, times.late_time, _draft_policy(loaded, times))
-    return Engine(scheduler, loaded.runner, decode=decode, step_times=times)
+    times, thinking = LearnedStepTime(step_time), Thinking(perf_counter)
+    scheduler = Scheduler(config, times.late_time, _draft_policy(loaded, times, thinking))
+    return Engine(scheduler, loaded.runner, decode=decode, step_times=times, thinking=thinking)
 
 
-def _draft_policy(loaded: LoadedModel, times: LearnedStepTime) -> DraftPolicy:
+def _draft_policy(loaded: LoadedModel, times: LearnedStepTime, thinking: Thinking) -> DraftPolicy:
     """Who is asked for how many drafts, and which are verified: as many as pay."""
     if not loaded.max_drafts:
         return NoDrafts()
-    return GuardedDrafts(AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times), perf_counter))
+    return GuardedDrafts(AdaptiveDrafts(loaded.max_drafts, SpeculationPrices(times), thinking))
 
 
 def find_checkpoint(model: str | Path, revision: str | None = None) -> Path:

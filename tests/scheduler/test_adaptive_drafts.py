@@ -9,7 +9,7 @@ from scheduler.draft_world import MACHINES, NGRAM, FixedDrafts, Proposer, World,
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import Ask, Candidate, DraftOutcome, NoDrafts, Planned
-from duetto.scheduler.thinking import no_time
+from duetto.scheduler.thinking import Thinking, no_time
 from duetto.scheduler.worth import DraftingPrice
 
 DRAFT_MODEL = {"call_s": 2e-4, "pass_s": 1e-3, "draft_s": 1e-4, "sent_s": 1e-4}
@@ -127,7 +127,7 @@ def proven(
     prices: Prices, num_requests: int = 1, clock: Callable[[], float] = no_time
 ) -> tuple[AdaptiveDrafts, list[Candidate]]:
     """A policy that has seen good drafts, and requests that have eight each."""
-    policy = AdaptiveDrafts({"d": 8}, prices, clock)
+    policy = AdaptiveDrafts({"d": 8}, prices, Thinking(clock))
     made = [make_request(f"r{i}", max_tokens=1000) for i in range(num_requests)]
     candidates = [Candidate(request, (1,) * 8) for request in made]
     shape = BatchShape((RequestShape(1, 10),) * num_requests)
@@ -240,7 +240,7 @@ class Clock:
 
 def looks(tick_s: float, num_steps: int = 2000) -> int:
     """How often the policy looks at what pays, where nothing does; a step takes a second."""
-    policy = AdaptiveDrafts({"d": 8}, Prices(2.0), Clock(tick_s))
+    policy = AdaptiveDrafts({"d": 8}, Prices(2.0), Thinking(Clock(tick_s)))
     request = make_request("r", max_tokens=10_000)
     num_looks = 0
     for _ in range(num_steps):

@@ -142,7 +142,7 @@ def _objects(config: object) -> list[Mapping[str, Any]]:
     listed = config if isinstance(config, list | tuple) else [config]
     if not listed or not all(isinstance(each, Mapping) for each in listed):
         raise ConfigError(
-            f"{FLAG}: must be an object, or a list of one or more, not {_shown(config)}; {_example()}"
+            f"{FLAG}: must be an object or a list of some, not {_shown(config)}; {_example()}"
         )
     return listed if isinstance(listed, list) else list(listed)
 

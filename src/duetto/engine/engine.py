@@ -18,6 +18,7 @@ from duetto.engine.compute import Computer, Computing, Step, StepTimes
 from duetto.engine.detokenizer import Detokenizer
 from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.scheduler import Scheduler
+from duetto.scheduler.thinking import Thinking
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,14 @@ class Engine:
         clock: Callable[[], float] = monotonic,
         step_times: StepTimes | None = None,
         depth: int = 0,
+        thinking: Thinking | None = None,
     ) -> None:
         """`decode(token_ids, skip_special_tokens)` gives text; without it every text is empty.
 
         With `step_times`, the predicted time of each step stands beside the measured one. `depth`
         is how many steps may be in flight while the next one is planned and submitted: 0 for an
-        executor whose results are there at once.
+        executor whose results are there at once. What `thinking` counts is no part of a step's
+        time: a plain step would not have it.
         """
         self.scheduler = scheduler
         self._computer = Computer(executor, step_times)
@@ -64,6 +67,7 @@ class Engine:
         self._clock = clock
         self._step_times = step_times
         self._price = None if step_times is None else step_times.step_time
+        self._thinking, self._thought_s = thinking, 0.0
         self._depth = depth
         self._in_flight: deque[Step] = deque()  # oldest first
         self._last_end = 0.0  # of a step
@@ -114,8 +118,8 @@ class Engine:
         texts = tuple([self._with_text(update) for update in updates])
         record = self._record(step)
         if self._step_times is not None and not step.has_failed:
-            computed_s = record.end_time - record.start_time - output.drafting_s
-            self._step_times.observe(step.batch.shape, computed_s)
+            took_s = record.end_time - record.start_time - output.drafting_s - self._thought()
+            self._step_times.observe(step.batch.shape, took_s)
         return StepReport(texts, record)
 
     def _submit_next(self) -> bool:
@@ -128,6 +132,13 @@ class Engine:
         self._in_flight.append(step)  # first: if the process is told to end, it is still to be done
         self._computer.submit(step)
         return True
+
+    def _thought(self) -> float:
+        """What deciding about drafts has taken since this was asked last."""
+        if self._thinking is None:
+            return 0.0
+        before, self._thought_s = self._thought_s, self._thinking.total_s
+        return self._thought_s - before
 
     def _counted(self) -> SchedulerCounts:
         """What the scheduler has counted since this was asked last."""

@@ -16,7 +16,7 @@ from duetto.scheduler.allowance import CLOSE, Allowance
 from duetto.scheduler.asking import MOST_SLOTS, TRIAL_GAIN, Asker
 from duetto.scheduler.drafted import DraftedRequests
 from duetto.scheduler.drafts import NOTHING, Ask, Candidate, DraftOutcome, Planned
-from duetto.scheduler.thinking import Clock, Thinking, no_time
+from duetto.scheduler.thinking import Thinking
 from duetto.scheduler.worth import DraftPrices, best_to_verify, counts_of, ranked
 
 NUM_PROVEN = 64  # drafts seen of a tenant, before which a step verifies no more than were seen
@@ -30,15 +30,18 @@ class AdaptiveDrafts:
     is_on = True
 
     def __init__(
-        self, most_drafts: Mapping[str, int], prices: DraftPrices, clock: Clock = no_time
+        self,
+        most_drafts: Mapping[str, int],
+        prices: DraftPrices,
+        thinking: Thinking | None = None,
     ) -> None:
         """`most_drafts`: by method, in the order of preference, the most drafts of a request.
-        `clock` tells what the policy takes itself."""
+        `thinking` learns what the policy takes itself. None: nothing."""
         assert most_drafts, "at least one proposer"
         self._prices = prices
         self._requests = DraftedRequests()
         self._allowance = Allowance()
-        self._thinking = Thinking(clock)
+        self._thinking = thinking or Thinking()
         self._asker = Asker(
             dict(most_drafts), prices, self._requests, self._allowance, self._thinking
         )

@@ -13,25 +13,29 @@ MOST_REST = 255
 WEIGHT = 1 / 8  # of a look in the running mean
 MAX_RATIO = 2.0  # a look counts as at most so many times the mean: something else ran meanwhile
 
-Clock = Callable[[], float]
+
+def no_time() -> float:
+    """The clock where deciding takes no time: in a simulation, whose steps are priced."""
+    return 0.0
 
 
 class Thinking:
     """Seconds for a step's decisions, as a running mean over the steps in which there were any."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Callable[[], float] = no_time) -> None:
         self.clock = clock
         self.look_s = 0.0
-        self._since_s = 0.0  # since the last look ended
+        self.total_s = 0.0
+        self._last_s = 0.0  # of `total_s`, when the last look ended
 
     def add(self, begun: float) -> None:
         """From `begun` until now something was decided, or learned."""
-        self._since_s += self.clock() - begun
+        self.total_s += self.clock() - begun
 
     def end_look(self, begun: float) -> None:
         """All is decided for a step: since `begun`, and what was added before."""
         self.add(begun)
-        seconds, self._since_s = self._since_s, 0.0
+        seconds, self._last_s = self.total_s - self._last_s, self.total_s
         if not self.look_s:
             self.look_s = seconds
         self.look_s += WEIGHT * (min(seconds, MAX_RATIO * self.look_s) - self.look_s)
@@ -40,8 +44,3 @@ class Thinking:
         """Steps that take `plain_s` each, between two looks at what pays, where nothing does."""
         num_steps = math.ceil(self.look_s / (SHARE * plain_s)) if plain_s else 0
         return min(max(num_steps, LEAST_REST), MOST_REST)
-
-
-def no_time() -> float:
-    """The clock where deciding takes no time: in a simulation, whose steps are priced."""
-    return 0.0
