@@ -71,7 +71,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), help="of loss")
     parser.add_argument("--seconds", type=float, default=300.0, help="for each part, about")
     parser.add_argument("--pairs", type=int, default=5, help="at least")
-    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--smoke", action="store_true", help="a tiny model, and little of each")
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args()

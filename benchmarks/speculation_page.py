@@ -182,8 +182,8 @@ def _proposing(result: Found) -> str:
 
 _ASKED = """one question at a time ({} questions). First four drafts in every
 step, whether they pay or not, then as the shipped policy has it; speed is that of plain decoding
-times so much, over the second half of the questions. `by place` is how often the first, second, ...
-draft was accepted of those that were verified."""
+times so much, the median of the second half of the questions. `by place` is how often the first,
+second, ... draft was accepted of those that were verified."""
 
 
 def _reader(result: Found) -> str:
