@@ -40,6 +40,7 @@ class Request:
     tenant: bytes = b""  # whose it is: where several wait, they take turns
     cache_salt: bytes = b""  # requests with different salts never share a block
     reuse: Reuse | None = None  # parts of the prompt whose KV may come from elsewhere
+    why_not_reused: str | None = None  # nothing of it, though it was asked for: `reuse` is empty
     num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
 
     # --- written by the Scheduler only -----------------------------------------------------
@@ -55,6 +56,7 @@ class Request:
     sent_to: str | None = field(init=False, default=None)  # ... the one that was asked last
     num_scored_tokens: int = field(init=False, default=0)  # whose scores have been told
     num_cached_tokens: int = field(init=False, default=0)  # of those, found at first admission
+    num_missing_tokens: int = field(init=False, default=0)  # of texts to reuse, not found then
     num_lost_tokens: int = field(init=False, default=0)  # computed once, before a preemption
     block_table: list[int] = field(init=False, default_factory=list)
     block_hashes: list[bytes] = field(init=False, default_factory=list)  # of the full blocks

@@ -9,6 +9,7 @@ from operator import sub
 
 from duetto.core.cache_miss import CacheMiss
 from duetto.core.draft_counts import Speculation
+from duetto.core.reuse_count import ReuseCount
 
 
 class Part(enum.Enum):
@@ -37,6 +38,7 @@ class RequestTimings:
     cache_miss: CacheMiss | None = None  # at first admission; None: all was found that could be
     predicted_s: float | None = None  # for `computed_s`, by the steps' prices; None: no prices
     speculation: Speculation | None = None  # None: no drafts were asked for
+    reuse: ReuseCount | None = None  # at its end; None: no reuse was asked for
     parts: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(Part, 0.0))
     accounted_until: float = field(init=False)
 

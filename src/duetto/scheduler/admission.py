@@ -136,6 +136,7 @@ class Admission:
         self._queues.run(request, now)
         if request.timings.first_scheduled_time is None:
             self._note_first_admission(request, len(cached), now)
+            request.num_missing_tokens = sum([source.num_left for source in sources])
 
     def _note_first_admission(self, request: Request, num_found: int, now: float) -> None:
         request.timings.first_scheduled_time = now
