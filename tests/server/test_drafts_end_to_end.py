@@ -28,7 +28,7 @@ class Always:
 
     is_on = True
 
-    def __init__(self, max_drafts, _prices):
+    def __init__(self, max_drafts, *_):
         self.max_drafts = max_drafts["ngram"]
 
     def choose(self, candidates, _shape, _room, _limit_s=None):
