@@ -8,7 +8,9 @@ into a block that no one else can see.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from itertools import chain
+from math import ceil, nan
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
@@ -77,18 +79,64 @@ def shadow_moved(kv: int, distance: int) -> int:
     return hash((kv, 0x5EED, distance)) if distance else kv
 
 
+def shadow_attention(query: int, key: int) -> int:
+    """How much a token attends to one before it, in whole units: few, so that many are equal."""
+    return hash((query, key)) % 3
+
+
+def shadow_deviation(old: int, token_ids: Sequence[int]) -> int:
+    """How far the first layers of the last of these tokens are from what lies in its place."""
+    return hash((old, *token_ids)) % 5
+
+
+def shadow_looked(old: int, token_ids: Sequence[int]) -> int:
+    """What lies there then: the first layers are new, the others are not."""
+    return hash((old, 0x10C, *token_ids))
+
+
 def shadow_prompt_kvs(request: Request) -> list[int]:
     """The KV of a prompt of which some is reused: each text alone, and what comes after it reads
-    what was brought there."""
-    prompt, kvs = request.prompt_token_ids, list[int]()
+    what was brought there. What looks choose is chosen by the dumbest route."""
+    prompt, reuse = request.prompt_token_ids, request.reuse
+    if reuse is None:
+        return shadow_kvs(prompt)
     moved: dict[int, int] = {}
-    for start, end in request.reuse.segments if request.reuse is not None else ():
+    for start, end in reuse.segments:
         alone = shadow_kvs(prompt[start:end])
         moved |= {start + i: shadow_moved(kv, start) for i, kv in enumerate(alone)}
-    reused = {p for start, end in request.reused for p in range(start, end)}
+    places = [p for start, end in reuse.reused(len(prompt)) for p in range(start, end)]
+    moved = {p: moved[p] for p in places}
+    if reuse.method == "hkvd" and reuse.ratio:
+        scores = {p: shadow_deviation(kv, prompt[: p + 1]) for p, kv in moved.items()}
+        chosen = _largest(scores, ceil(Fraction(str(reuse.ratio)) * len(places)))
+        moved = {p: shadow_looked(kv, prompt[: p + 1]) for p, kv in moved.items()}
+        moved = {p: kv for p, kv in moved.items() if p not in chosen}
+    if reuse.method == "query" and places:
+        chosen, question = set[int](), places[-1] + 1
+        for number in range(1, reuse.num_rounds + 1):
+            kvs = _beside(prompt, moved)
+            looking = [*chosen, *range(question, len(prompt))]
+            scores = {
+                p: sum(shadow_attention(kvs[at], kv) for at in looking if at > p)
+                for p, kv in moved.items()
+            }
+            share = Fraction(str(reuse.ratio)) * len(places) * number / reuse.num_rounds
+            chosen |= _largest(scores, ceil(share) - len(chosen))
+            moved = {p: kv for p, kv in moved.items() if p not in chosen}
+    return _beside(prompt, moved)
+
+
+def _beside(prompt: Sequence[int], reused: Mapping[int, int]) -> list[int]:
+    """The KV of a prompt, of which some is there."""
+    kvs: list[int] = []
     for position, token_id in enumerate(prompt):
-        kvs.append(moved[position] if position in reused else shadow_kv(kvs, token_id))
+        kvs.append(reused[position] if position in reused else shadow_kv(kvs, token_id))
     return kvs
+
+
+def _largest(scores: Mapping[int, int], count: int) -> set[int]:
+    """Positions; of equal scores the smaller ones."""
+    return set(sorted(sorted(scores), key=lambda p: scores[p], reverse=True)[:count])
 
 
 def shadow_token(last_kv: int, seed: int, num_output_tokens: int, forbidden: Sequence[int]) -> int:
@@ -142,7 +190,8 @@ class ShadowExecutor:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
         self._slots = [UNWRITTEN] * (num_blocks * block_size)
-        self.num_tokens_run = self.num_moves = 0
+        self._tokens = [UNWRITTEN] * (num_blocks * block_size)
+        self.num_tokens_run = self.num_moves = self.num_looks = 0
         self.fail_next = False
         self.fail_after_writing = False
         self.fail_requests: set[str] = set()
@@ -161,7 +210,7 @@ class ShadowExecutor:
         self._last_tokens: dict[str, int] = {}  # of the steps so far: what placeholders stand for
         self._sent: dict[tuple[str, str], list[int]] = {}  # to each proposer, of each request
         self._asked_last: dict[str, str] = {}
-        self._moved: set[tuple[str, int]] = set()
+        self._moved: set[tuple[str, int, int]] = set()
         self._epochs: dict[str, int] = {}  # in which it was last asked
 
     def submit(self, batch: ScheduledBatch) -> "Done | Raising":
@@ -177,7 +226,7 @@ class ShadowExecutor:
                 raise
             return Raising(error)
         for item, result in zip(batch.requests, output.results, strict=True):
-            is_asked = bool(item.rows or item.prompt_logprob_targets)
+            is_asked = bool(item.rows or item.prompt_logprob_targets or item.look)
             is_short = len(batch.requests) == 1 and is_asked
             self.is_tainted = self.is_tainted or result.error is not None
             if result.error or (is_short and item.request_id in self.short):
@@ -195,7 +244,12 @@ class ShadowExecutor:
         for item in batch.requests:
             is_failing = item.request_id in self.fail_requests
             is_garbage = is_failing or self.fail_after_writing or panics
-            kvs = self._write(item, owners, is_garbage=is_garbage)
+            self.num_looks += item.look is not None
+            if item.look is not None and item.look.method == "deviation":
+                kvs, looked = self._deviate(item, owners, is_garbage=is_garbage)
+            else:
+                kvs = self._write(item, owners, is_garbage=is_garbage)
+                looked = _attend(item, kvs)
             scores = tuple(TokenLogprob(t, -1.0, 1) for t in item.prompt_logprob_targets)
             if is_failing:
                 results.append(RequestResult(error="planted failure of one request"))
@@ -208,7 +262,8 @@ class ShadowExecutor:
             if item.request_id in self.short:
                 self.has_raised = True  # the step is refused, and computed again
                 tokens, scores = (tokens, ()) if scores else ((), ())
-            results.append(RequestResult(tokens, drafts, scores))
+                looked = looked[:-1]
+            results.append(RequestResult(tokens, drafts, scores, looked=looked))
         self.num_tokens_run += batch.num_tokens
         if self.fail_after_writing:
             self.fail_after_writing = False
@@ -255,8 +310,9 @@ class ShadowExecutor:
             del sent[drafting.start :]  # it begins anew; or a step is computed again
         assert drafting.start == len(sent), "a token is not sent, or twice"
         sent += drafting.token_ids
-        for token_id, kv in zip(shadow_kvs(sent), kvs, strict=False):
-            assert token_id == kv or self.is_tainted, "sent what the request has not"
+        known = [self._tokens[self._slot(item.block_table, p)] for p in range(len(kvs))]
+        for sent_id, token_id in zip(sent, known, strict=False):
+            assert sent_id == token_id or self.is_tainted, "sent what the request has not"
         if not drafting.num_wanted or not tokens:
             return ()
         assert len(kvs) - item.num_drafts - len(sent) <= 1, "drafts asked for without all tokens"
@@ -274,8 +330,8 @@ class ShadowExecutor:
     ) -> list[int]:
         """The KV of every position, this step's too."""
         assert item.token_ids, "scheduled with nothing to compute, so there are no logits"
-        size, table = self._block_size, item.block_table
-        assert len(table) * size >= item.end, "the block table is too short"
+        table = item.block_table
+        assert len(table) * self._block_size >= item.end, "the block table is too short"
         self._move(item, owners)
         positions = [p for run in item.runs for p in range(*run)]
         history = self._read(table, positions[0])
@@ -284,27 +340,55 @@ class ShadowExecutor:
                 token_id = self._last_tokens[item.request_id]
             if position > len(history):  # what lies between is there
                 history += self._read(table, position)[len(history) :]
-            assert owners[table[position // size]] == 1, "writes a block that another one has"
             kv = shadow_kv(history, token_id)
-            self._slots[self._slot(table, position)] = ~kv if is_garbage else kv
+            self._put(item, position, owners, token_id, ~kv if is_garbage else kv)
             history.append(kv)
         return history
 
+    def _deviate(
+        self, item: ScheduledRequest, owners: Mapping[int, int], *, is_garbage: bool
+    ) -> tuple[list[int], tuple[float, ...]]:
+        """Only the first layers, which read the same layers of all tokens before; nothing is said
+        of what lies where nothing was brought."""
+        assert item.positions is None and not item.rows, "it looks at what has no deviation"
+        self._move(item, owners)
+        table, looked = item.block_table, list[float]()
+        for position, token_id in enumerate(item.token_ids, start=item.num_computed_tokens):
+            slots = [self._slot(table, p) for p in range(position)]
+            assert all(self._slots[s] != UNWRITTEN for s in slots), "looks past what is not there"
+            token_ids = [*(self._tokens[s] for s in slots), token_id]
+            old = self._slots[self._slot(table, position)]
+            looked.append(nan if old == UNWRITTEN else shadow_deviation(old, token_ids))
+            kv = shadow_looked(old, token_ids)
+            self._put(item, position, owners, token_id, ~kv if is_garbage else kv)
+        return self._read(table, item.end), tuple(looked)
+
+    def _put(
+        self,
+        item: ScheduledRequest,
+        position: int,
+        owners: Mapping[int, int],
+        token_id: int,
+        kv: int,
+    ) -> None:
+        block = item.block_table[position // self._block_size]
+        assert owners[block] == 1, "writes a block that another one has"
+        slot = self._slot(item.block_table, position)
+        self._slots[slot], self._tokens[slot] = kv, token_id
+
     def _move(self, item: ScheduledRequest, owners: Mapping[int, int]) -> None:
         size = self._block_size
-        if item.moves:
-            self.num_moves += len(item.moves)
-            moved = item.request_id, item.epoch
+        self.num_moves += len(item.moves)
+        for blocks, start, end, position in item.moves:
+            moved = item.request_id, item.epoch, position
             assert moved not in self._moved or self.has_raised, "moved twice"
             self._moved.add(moved)
-        for blocks, start, end, position in item.moves:
             alone = self._read(blocks, end)
             for place, kv in enumerate(alone[start:], start=position):
-                block = item.block_table[place // size]
-                assert owners[block] == 1 and block not in blocks, "moves into another one's block"
-                self._slots[self._slot(item.block_table, place)] = shadow_moved(
-                    kv, position - start
-                )
+                source = self._slot(blocks, place - position + start)
+                assert item.block_table[place // size] not in blocks, "moves within a block"
+                kv = shadow_moved(kv, position - start)
+                self._put(item, place, owners, self._tokens[source], kv)
 
     def _slot(self, block_table: Sequence[int], position: int) -> int:
         size = self._block_size
@@ -318,6 +402,21 @@ class ShadowExecutor:
         del kvs[num_tokens:]
         assert UNWRITTEN not in kvs, "reads a slot that was never written"
         return kvs
+
+
+def _attend(item: ScheduledRequest, kvs: Sequence[int]) -> tuple[float, ...]:
+    """What a look at attention is told: of tokens before each of those that the step computes."""
+    if item.look is None:
+        return ()
+    assert not item.rows, "it looks and samples"
+    positions = [p for start, end in item.look.ranges for p in range(start, end)]
+    assert positions and positions == sorted({*positions}), "looks at a token twice"
+    assert positions[-1] < item.end - 1, "looks at what nobody attends to"
+    queries = [p for run in item.runs for p in range(*run)]
+    assert not {*queries} & {*positions}, "looks at what it computes"
+    return tuple(
+        [sum(shadow_attention(kvs[q], kvs[p]) for q in queries if q > p) for p in positions]
+    )
 
 
 class ByteCodec:

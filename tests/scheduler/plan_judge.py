@@ -15,6 +15,7 @@ from duetto.core.batch import PLACEHOLDER, ScheduledBatch, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, RequestShape
+from duetto.scheduler.admission import MAX_PASSED_OVER
 from duetto.scheduler.scheduler import Scheduler
 
 
@@ -264,6 +265,8 @@ def check_admission(
     def could(request: Request) -> bool:
         has_room = c.num_blocks_for(request.most_tokens - 1) <= num_free
         is_known = request.request_id not in in_flight
+        if request.num_passed_over == MAX_PASSED_OVER:
+            return False  # and so nobody overtakes it
         return has_room and is_known and (c.enable_chunked_prefill or request.num_tokens <= left)
 
     first = [*takewhile(could, waiting)]

@@ -11,7 +11,12 @@ from random import Random
 import pytest
 from fakes import make_request
 from scheduler.driver import MakeScheduler
-from scheduler.reuse_world import brings_texts_to_their_places, computes_a_text_once
+from scheduler.reuse_world import (
+    brings_texts_to_their_places,
+    chooses_the_same_whatever_happens,
+    computes_a_text_once,
+    is_passed_over_no_more_than_some_times,
+)
 from scheduler.scripted import SMALL, Script
 
 from duetto.core.batch import RequestResult, SampledToken, ScheduledBatch, StepOutput
@@ -631,5 +636,7 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     fails_where_it_would_have_failed_without_drafts,
     advances_as_step_by_step,
     computes_a_text_once,
+    is_passed_over_no_more_than_some_times,
+    chooses_the_same_whatever_happens,
     brings_texts_to_their_places,  # takes longest
 ]

@@ -4,6 +4,7 @@ nothing approximate is ever found."""
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -12,11 +13,12 @@ from fakes import ShadowExecutor, generate_alone, make_request, shadow_kvs
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
-from duetto.core.reuse import Reuse, TokenRange
+from duetto.core.reuse import Reuse, ReuseMethod, TokenRange
 from duetto.engine.engine import Engine
 from duetto.scheduler.scheduler import Scheduler
 
 MakeScheduler = Callable[[SchedulerConfig], Scheduler]
+MAX_STEPS = 4000
 TEXTS = [tuple(Random(i).choices(range(1, 8), k=size)) for i, size in enumerate((5, 8, 11, 16, 3))]
 
 
@@ -27,17 +29,26 @@ def reusing(
     before: tuple[int, ...] = (1, 1),
     after: tuple[int, ...] = (6, 2, 6),
     num_first: int = 0,
+    ratio: float | None = None,
+    num_rounds: int = 0,
+    between: tuple[int, ...] = (),
     **options: Any,
 ) -> Request:
-    """Own tokens, then texts, then own tokens."""
+    """Own tokens, then texts, own tokens `between` them, then own tokens. With a ratio, what is
+    computed is chosen by deviation, or in so many rounds by what the question attends to."""
     prompt, segments = list(before), list[TokenRange]()
     for text in texts:
         segments.append(TokenRange(len(prompt), len(prompt) + len(text)))
         prompt += text
+        prompt += between
     prompt += after
-    request = make_request(name, prompt, **options)
-    method = "first" if num_first else "none"
-    return with_reuse(request, Reuse(tuple(segments), method, num_first))
+    request, ranges = make_request(name, prompt, **options), tuple(segments)
+    if ratio is None:
+        method: ReuseMethod = "first" if num_first else "none"
+        return with_reuse(request, Reuse(ranges, method, num_first))
+    if not num_rounds:
+        return with_reuse(request, Reuse(ranges, "hkvd", ratio=ratio))
+    return with_reuse(request, Reuse(ranges, "query", ratio=ratio, num_rounds=num_rounds))
 
 
 def with_reuse(request: Request, reuse: Reuse) -> Request:
@@ -48,14 +59,18 @@ def with_reuse(request: Request, reuse: Reuse) -> Request:
         max_tokens=request.max_tokens,
         seed=request.seed,
         cache_salt=request.cache_salt,
+        priority=request.priority,
         reuse=reuse,
     )
 
 
-def config(**options: int) -> SchedulerConfig:
-    return SchedulerConfig(
-        **{"num_blocks": 64, "max_model_len": 200, "block_size": 4, **options}  # type: ignore[arg-type]
-    )
+def config(**options: Any) -> SchedulerConfig:
+    return SchedulerConfig(**{"num_blocks": 64, "max_model_len": 200, "block_size": 4, **options})
+
+
+@lru_cache(4096)
+def _kvs_of(token_ids: tuple[int, ...]) -> list[int]:
+    return shadow_kvs(token_ids)
 
 
 class World:
@@ -71,7 +86,7 @@ class World:
         self.executor = ShadowExecutor(config.num_blocks, config.block_size)
         self.engine = Engine(self.scheduler, self.executor, clock=lambda: 0.0, depth=depth)
         self.tokens: dict[str, list[int]] = {}
-        self.num_moves = 0
+        self.num_steps = self.num_moves = self.num_looks = 0
         self.seen: list[Request] = []  # whose texts may be found
 
     def add(self, request: Request) -> None:
@@ -79,10 +94,12 @@ class World:
         self.engine.add(request)
 
     def step(self) -> None:
+        self.num_steps += 1
+        assert self.num_steps < MAX_STEPS, "no end of it in sight"
         for update in self.engine.step().updates:
             assert update.error is None, update.error
             self.tokens[update.request_id] += [token.token_id for token in update.tokens]
-        self.num_moves = self.executor.num_moves
+        self.num_moves, self.num_looks = self.executor.num_moves, self.executor.num_looks
         assert self.executor.complaint is None, self.executor.complaint
         self.scheduler.check()
         self.check_found()
@@ -97,7 +114,7 @@ class World:
 
     def check_found(self) -> None:
         """All that can be found by hash is exact: a text from its own first token on."""
-        exact = {kv for text in self.known_texts for kv in shadow_kvs(text)}
+        exact = {kv for text in self.known_texts for kv in _kvs_of(text)}
         for block in self.scheduler.pool._hash_of:
             held = [kv for kv in self.executor.read_block(block) if kv != -1]
             assert held, "an empty block is published"
@@ -132,9 +149,10 @@ def swarm(seed: int, depth: int, make_scheduler: MakeScheduler = Scheduler) -> W
             f"r{len(requests)}",
             random.choices(TEXTS, k=random.randrange(4)),
             before=tuple(random.choices(range(1, 8), k=random.randrange(4))),
-            num_first=random.choice((0, 0, 2)),
+            between=tuple(random.choices(range(1, 8), k=random.choice((0, 0, 1, 2)))),
             max_tokens=random.randrange(1, 40),
             seed=len(requests),
+            **_choice(random),
         )
         with suppress(InvalidRequest):  # it cannot fit
             world.scheduler.config.check_fits(request)
@@ -154,6 +172,14 @@ def swarm(seed: int, depth: int, make_scheduler: MakeScheduler = Scheduler) -> W
     for request in requests:
         assert world.tokens[request.request_id] == generate_alone(request)
     return world
+
+
+def _choice(random: Random) -> dict[str, Any]:
+    ratio = random.choice((0.0, 0.07, 0.15, 0.3, 0.5, 0.9, 1.0))
+    kind = random.randrange(4)
+    if kind < 2:
+        return {"num_first": 2 * kind}
+    return {"ratio": ratio, "num_rounds": 0 if kind == 2 else random.choice((1, 1, 2, 3))}
 
 
 def brings_texts_to_their_places(make_scheduler: MakeScheduler = Scheduler) -> None:
@@ -178,3 +204,78 @@ def computes_a_text_once(make_scheduler: MakeScheduler = Scheduler) -> None:
     before = world.executor.num_tokens_run
     world.run(salted)
     assert world.executor.num_tokens_run - before == 2 + 3 + 3 + len(TEXTS[1])
+
+
+CHOICES: tuple[dict[str, Any], ...] = (  # none of which chooses what another one does
+    {"ratio": 0.3},
+    {"ratio": 0.3, "num_rounds": 1},
+    {"ratio": 0.3, "num_rounds": 3},
+)
+
+
+def choosing(name: str, choice: dict[str, Any], **options: Any) -> Request:
+    return reusing(name, [TEXTS[3], TEXTS[2]], between=(7,), **choice, **options)
+
+
+def meddle_at_any_stage(
+    choice: dict[str, Any],
+    depth: int,
+    meddle: Callable[[World, Request], None],
+    make_scheduler: MakeScheduler = Scheduler,
+) -> int:
+    """Let something happen after a number of steps, for each such number; returns how many."""
+    for number in range(1, 100):
+        world = World(config(max_num_batched_tokens=8), depth, make_scheduler)
+        request = choosing("a", choice)
+        others = [make_request(name, [5, 6], 60, seed=1) for name in "bc"]  # no step is one's alone
+        world.seen = [request, *others]
+        for each in (*others, request):
+            world.add(each)
+        for _ in range(number):
+            world.step()
+        if "a" not in world.scheduler.running:
+            return number
+        meddle(world, request)
+        world.scheduler.check()
+        while request.finish_reason is None:
+            world.step()
+        assert world.tokens["a"] == generate_alone(request)
+    raise AssertionError("it never ends")
+
+
+def preempt(world: World, request: Request) -> None:
+    world.scheduler._room.preempt(request)
+
+
+def fail(world: World, _: Request) -> None:
+    """The next step raises when it has written: deviations are not those from what it wrote."""
+    world.executor.fail_after_writing = True
+
+
+def chooses_the_same_whatever_happens(make_scheduler: MakeScheduler = Scheduler) -> None:
+    for depth, choice in enumerate(CHOICES):
+        for meddle in (preempt, fail):
+            meddle_at_any_stage(choice, depth, meddle, make_scheduler)
+
+
+def is_passed_over_no_more_than_some_times(make_scheduler: MakeScheduler = Scheduler) -> None:
+    """While others, who come before it, compute its text anew in each step, since it is evicted."""
+    scheduler = make_scheduler(
+        config(scheduling_policy="priority", num_blocks=200, max_num_seqs=100)
+    )
+    executor = ShadowExecutor(scheduler.config.num_blocks, scheduler.config.block_size)
+    waiting = reusing("waiting", [TEXTS[0]], priority=1, max_tokens=1)
+    scheduler.add(waiting)
+    num_overtaken = 0
+    for number in range(40):
+        scheduler.add(reusing(f"first{number}", [TEXTS[0]], before=(number,), max_tokens=1))
+        scheduler.add(make_request(f"late{number}", [number], 1, priority=2))
+        batch = scheduler.schedule(0.0)
+        num_overtaken += f"late{number}" in {item.request_id for item in batch.requests}
+        scheduler.update(batch, executor.execute(batch), 0.0)
+        assert waiting in scheduler.waiting
+        scheduler.pool.forget_all()
+    assert num_overtaken == 16, "passed over too often, or too seldom"
+    while scheduler.has_work:
+        batch = scheduler.schedule(0.0)
+        scheduler.update(batch, executor.execute(batch), 0.0)

@@ -6,11 +6,11 @@ anew for each request is a named tuple, which takes a third of the time of a fro
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason
-from duetto.core.reuse import TokenRange
+from duetto.core.reuse import LookMethod, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import EMPTY, BatchShape, RequestShape, shape_at
 from duetto.core.timings import RequestTimings
@@ -62,7 +62,7 @@ class Look(NamedTuple):
     through the first two layers only, and for each of them it is told how far its key and value
     there are from what lay in their place (squared differences in fp32, of all heads)."""
 
-    method: Literal["attention", "deviation"]
+    method: LookMethod
     ranges: tuple[TokenRange, ...] = ()  # ascending, before the last of the step's tokens
 
 

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from duetto.core.reuse import Reuse, Source, TokenRange
+from duetto.core.reuse import Choosing, Reuse, Source, Text, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.timings import RequestTimings
 
@@ -60,7 +60,11 @@ class Request:
     num_lost_tokens: int = field(init=False, default=0)  # computed once, before a preemption
     block_table: list[int] = field(init=False, default_factory=list)
     block_hashes: list[bytes] = field(init=False, default_factory=list)  # of the full blocks
-    reused: tuple[TokenRange, ...] = field(init=False, default=())  # positions never computed
+    candidates: tuple[TokenRange, ...] = field(init=False, default=())  # positions of reused texts
+    reused: tuple[TokenRange, ...] = field(init=False, default=())  # those of them not computed
+    choosing: Choosing | None = field(init=False, default=None)  # some of them must be chosen yet
+    texts: tuple[Text, ...] | None = field(init=False, default=None)  # None: not asked for so far
+    num_passed_over: int = field(init=False, default=0)  # steps: others computed its prefix or text
     sources: list[Source] = field(init=False, default_factory=list)  # of them; [] once moved
     has_moved: bool = field(init=False, default=False)  # what is reused is in its place
     num_published_blocks: int = field(init=False, default=0)  # of block_table, that others may find
@@ -74,7 +78,7 @@ class Request:
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
         if self.reuse is not None:
-            self.reused = self.reuse.reused(len(self.prompt_token_ids))
+            self.candidates = self.reused = self.reuse.reused(len(self.prompt_token_ids))
         self.timings = RequestTimings(self.arrival_time)
 
     @property
@@ -97,7 +101,7 @@ class Request:
     @property
     def num_exact_tokens(self) -> int:
         """Tokens from the first on whose KV is what a full prefill gives."""
-        return self.reused[0].start if self.reused else len(self.token_ids)
+        return self.candidates[0].start if self.candidates else len(self.token_ids)
 
     @property
     def num_outputs_left(self) -> int:

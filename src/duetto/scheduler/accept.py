@@ -23,6 +23,8 @@ def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
         for item, result in zip(items, results, strict=True):
             is_next_token = len(result.tokens) == 1 and len(item.rows) == 1
             is_whole = is_next_token or _is_run(item, result.tokens)
+            if item.look is not None or result.looked:
+                is_whole = is_whole and _has_looked(item, result.looked)
             if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
                 continue
             if result.error is None:
@@ -41,12 +43,28 @@ def _is_run(item: ScheduledRequest, tokens: tuple[SampledToken, ...]) -> bool:
     return all(t.token_id == draft for t, draft in zip(tokens[:-1], drafts, strict=False))
 
 
+def _has_looked(item: ScheduledRequest, looked: tuple[float, ...]) -> bool:
+    """A number for each position; whole ones of attention, so that they add up in any order."""
+    look = item.look
+    if look is None:
+        return not looked
+    if look.method == "deviation":
+        return len(looked) == len(item.token_ids)
+    num_positions = sum([end - start for start, end in look.ranges])
+    return len(looked) == num_positions and all(float(x).is_integer() for x in looked)
+
+
 def _what_is_wrong(item: ScheduledRequest, result: RequestResult) -> str:
     asked, given = len(item.prompt_logprob_targets), len(result.scores)
     if given != asked:
         return (
             f"the executor returned {given} prompt log-probabilities for request "
             f"{item.request_id}, not {asked}"
+        )
+    if not _has_looked(item, result.looked):
+        return (
+            f"the executor returned {len(result.looked)} numbers for what request "
+            f"{item.request_id} looks at ({item.look}), not a number for each position"
         )
     if item.rows and not result.tokens:
         return f"the executor returned no token for request {item.request_id}"

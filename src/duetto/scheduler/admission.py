@@ -1,7 +1,7 @@
 """Who of those that wait is admitted to a step, and who gives way to them.
 
 Nobody overtakes the first in order, but one whose prefix, or a text that it reuses, is being
-computed is passed over.
+computed is passed over; a number of times, since what it waits for may be evicted again and again.
 """
 
 from duetto.core.config import SchedulerConfig
@@ -15,6 +15,8 @@ from duetto.scheduler.prefix import reusable_hashes, uncomputed_hashes
 from duetto.scheduler.queues import Queues
 from duetto.scheduler.reuse import find_sources, unwritten_hashes
 from duetto.scheduler.room import Room
+
+MAX_PASSED_OVER = 16  # steps; more than those in which one request computes a prefix and texts
 
 
 class Admission:
@@ -51,6 +53,9 @@ class Admission:
                 return False
             sources = find_sources(request, config, self._pool)
             if self._is_being_computed(request, sources, computing):
+                if request.num_passed_over == MAX_PASSED_OVER:
+                    return False  # nobody overtakes any more: it is next when it is there
+                request.num_passed_over += 1
                 continue  # its prefix, or a text of it, will soon be there to reuse
             if request.num_in_flight:
                 return False  # nobody overtakes: it is next when its tokens are known

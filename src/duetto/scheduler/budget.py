@@ -48,7 +48,7 @@ class StepBudget:
         """How many tokens after its first `num_past` a request may compute, which will have
         `sources` if it is admitted. Changes nothing."""
         wanted = num_wanted(request, num_past, sources)
-        if self._is_closed or not self._num_tokens:
+        if self._is_closed or not self._num_tokens or not wanted:
             return 0
         if wanted > self._num_tokens and not self._config.enable_chunked_prefill:
             return 0

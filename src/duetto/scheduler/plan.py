@@ -3,6 +3,7 @@
 from duetto.core.batch import PLACEHOLDER, SamplingInput, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.shape import RequestShape
+from duetto.scheduler.choice import look_at
 from duetto.scheduler.reuse import moves, next_positions, next_source, plan_source
 
 
@@ -15,7 +16,7 @@ def plan(request: Request, count: int) -> ScheduledRequest:
     It samples if end is the number of its tokens, those that steps in flight sample among them:
     only then are the logits of its last token known. The last one then may be a placeholder.
     """
-    if request.reused and request.num_written_tokens < len(request.prompt_token_ids):
+    if request.candidates and request.num_written_tokens < len(request.prompt_token_ids):
         return _plan_beside_reused(request, count)
     start, known = request.num_computed_tokens, request.token_ids
     end = start + count
@@ -45,19 +46,19 @@ def _plan_beside_reused(request: Request, count: int) -> ScheduledRequest:
     if source is not None:
         return plan_source(request, source, count)
     known, positions = request.token_ids, next_positions(request, count)
-    first = request.num_computed_tokens if positions is None else positions[0]
-    end = first + count if positions is None else positions[-1] + 1
-    places = range(first, end) if positions is None else positions
-    samples = end == len(known) + request.num_pending_tokens
+    first, end = positions[0], positions[-1] + 1
+    is_chosen = request.choosing is None  # else it cannot sample yet
+    samples = is_chosen and end == len(known) + request.num_pending_tokens
     return ScheduledRequest(
         request.request_id,
-        tuple([known[p] if p < len(known) else PLACEHOLDER for p in places]),
+        tuple([known[p] if p < len(known) else PLACEHOLDER for p in positions]),
         first,
         tuple(request.block_table),
         (sampling_input(request),) if samples else (),
-        positions=positions,
+        positions=tuple(positions) if end - first > count else None,
         epoch=request.timings.num_preemptions,
-        moves=moves(request),
+        moves=moves(request, positions),
+        look=look_at(request, positions),
     )
 
 

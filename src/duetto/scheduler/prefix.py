@@ -38,10 +38,11 @@ def publish_full_blocks(request: Request, config: SchedulerConfig, pool: BlockPo
     request.num_published_blocks = num_full
 
 
-def publish_source(source: Source, config: SchedulerConfig, pool: BlockPool, start: int) -> None:
-    """Make the blocks of a text findable that are written from token `start` on; the last one too,
-    which need not be full: nobody adds to it."""
-    size, end = config.block_size, source.num_written
+def publish_source(source: Source, count: int, config: SchedulerConfig, pool: BlockPool) -> None:
+    """So many more tokens of a text are written: make its blocks findable; the last one too, which
+    need not be full: nobody adds to it."""
+    size, start = config.block_size, source.num_written
+    source.num_written = end = start + count
     is_whole = end == len(source.token_ids)
     last = config.num_blocks_for(end) if is_whole else end // size
     for index in range(start // size, last):

@@ -12,19 +12,25 @@ from collections.abc import Sequence
 from duetto.core.batch import KVMove, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
-from duetto.core.reuse import Source
+from duetto.core.reuse import Source, Text, TokenRange
 from duetto.scheduler.block_pool import BlockHash, BlockPool, next_hash, root_hash
+from duetto.scheduler.choice import next_in_stage, num_in_stage
 
 
 def num_wanted(request: Request, num_past: int, sources: Sequence[Source] = ()) -> int:
     """Tokens that a request lacks after its first `num_past`: those of its own that are to be
-    computed, or first those of a text that is not there (of `sources`, if it is not admitted)."""
+    computed, or up to its next stage; or first those of a text that is not there (of `sources`, if
+    it is not admitted)."""
     num_left = len(request.token_ids) + request.num_pending_tokens - num_past
-    if not request.reused:
+    if not request.candidates:
         return num_left
     source = next_source(sources or request.sources)
     if source is not None:
         return source.num_left
+    if request.choosing is not None:
+        return num_in_stage(request.choosing, num_past)
+    if num_past >= request.candidates[-1].end:
+        return num_left
     return num_left - sum([max(0, end - max(start, num_past)) for start, end in request.reused])
 
 
@@ -35,21 +41,27 @@ def next_source(sources: Sequence[Source]) -> Source | None:
 
 def find_sources(request: Request, config: SchedulerConfig, pool: BlockPool) -> list[Source]:
     """The texts that a request reuses, each once, with the blocks that are there."""
+    if not request.candidates:
+        return []
+    if request.texts is None:
+        request.texts = _texts(request, config)
+    return [_found(text, config, pool) for text in request.texts]
+
+
+def _texts(request: Request, config: SchedulerConfig) -> tuple[Text, ...]:
+    """Hashed once in a request's life."""
     places: dict[tuple[int, ...], list[int]] = {}
     for start, end in request.reuse.segments if request.reuse is not None else ():
-        if any(start <= reused.start < end for reused in request.reused):
+        if any(start <= reused.start < end for reused in request.candidates):
             places.setdefault(request.prompt_token_ids[start:end], []).append(start)
-    return [_found(request, ids, tuple(at), config, pool) for ids, at in places.items()]
+    salt = request.cache_salt
+    return tuple(
+        [Text(ids, tuple(at), text_hashes(ids, config, salt)) for ids, at in places.items()]
+    )
 
 
-def _found(
-    request: Request,
-    token_ids: tuple[int, ...],
-    places: tuple[int, ...],
-    config: SchedulerConfig,
-    pool: BlockPool,
-) -> Source:
-    hashes = text_hashes(token_ids, config, request.cache_salt)
+def _found(text: Text, config: SchedulerConfig, pool: BlockPool) -> Source:
+    token_ids, places, hashes = text
     blocks = pool.find(hashes)
     num_there = min(len(blocks) * config.block_size, len(token_ids))
     return Source(token_ids, places, hashes, blocks, num_there, num_there)
@@ -85,22 +97,36 @@ def plan_source(request: Request, source: Source, count: int) -> ScheduledReques
     )
 
 
-def moves(request: Request) -> tuple[KVMove, ...]:
-    """What brings the texts to their places; () once that has been done."""
+def moves(request: Request, positions: Sequence[int]) -> tuple[KVMove, ...]:
+    """What a step, which computes these positions, is to bring to its places first: all texts, once
+    and at once. But a look at deviations writes where they are, so that each of its steps brings
+    what it looks at itself: then it may be computed again."""
     if request.has_moved:
         return ()
+    wanted = request.candidates
+    if request.choosing is not None and request.choosing.stages[-1].method == "deviation":
+        first, end = positions[0], positions[-1] + 1
+        wanted = tuple([TokenRange(max(r.start, first), min(r.end, end)) for r in wanted])
     found = []
     for source in request.sources:
         for place in source.places:
-            for start, end in request.reused:
-                if place <= start < place + len(source.token_ids):
+            for start, end in wanted:
+                if place <= start < min(end, place + len(source.token_ids)):
                     found.append(KVMove(tuple(source.blocks), start - place, end - place, start))
     return tuple(found)
 
 
-def next_positions(request: Request, count: int) -> tuple[int, ...] | None:
-    """The positions of the next `count` tokens that are to be computed; None if no gap is there."""
+def brings_the_last(request: Request, item: ScheduledRequest) -> bool:
+    """Whether everything that a request reuses is in its place behind this step."""
+    last = request.candidates[-1].end
+    return any(move.position + move.end - move.start == last for move in item.moves)
+
+
+def next_positions(request: Request, count: int) -> Sequence[int]:
+    """The positions of the next `count` tokens that are to be computed."""
     start, left = request.num_computed_tokens, count
+    if request.choosing is not None:
+        return next_in_stage(request.choosing, start, count)
     positions: list[int] = []
     for reused in request.reused:
         if reused.end <= start:
@@ -112,5 +138,4 @@ def next_positions(request: Request, count: int) -> tuple[int, ...] | None:
             break
         start = reused.end
     positions += range(start, start + left)
-    has_gap = positions[-1] - positions[0] >= count
-    return tuple(positions) if has_gap or positions[0] != request.num_computed_tokens else None
+    return positions

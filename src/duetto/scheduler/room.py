@@ -9,6 +9,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.reuse import Source
 from duetto.scheduler.block_pool import BlockPool
+from duetto.scheduler.choice import begin
 from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.queues import Queues
 
@@ -62,6 +63,7 @@ class Room:
         request.num_lost_tokens = max(request.num_lost_tokens, num_lost)
         request.num_computed_tokens = request.num_written_tokens = 0
         request.has_moved = False
+        begin(request)  # the choice, which comes out the same
         request.num_sent_tokens = 0
         request.drafts = ()
         request.num_imported_tokens = 0

@@ -19,7 +19,6 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
-from duetto.core.reuse import Source
 from duetto.core.reuse_count import ReuseCount, count_reuse
 from duetto.core.shape import StepTime
 from duetto.core.timings import Part
@@ -27,6 +26,7 @@ from duetto.scheduler.accept import accept, check_whole, stop_reason
 from duetto.scheduler.admission import Admission
 from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.budget import StepBudget
+from duetto.scheduler.choice import begin, take_look
 from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
@@ -35,7 +35,7 @@ from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.queues import Queues
-from duetto.scheduler.reuse import num_wanted
+from duetto.scheduler.reuse import brings_the_last, num_wanted
 from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
 
@@ -90,6 +90,7 @@ class Scheduler:
         self._live[request.request_id] = request
         request.arrival_index = self._num_added
         self._num_added += 1
+        begin(request)
         self._queues.enqueue(request)
 
     def end(
@@ -242,6 +243,7 @@ class Scheduler:
         for request in self.waiting:
             assert not request.block_table and not request.sources and not request.has_moved
             assert not request.num_computed_tokens and not request.num_written_tokens
+            assert request.reused == request.candidates, "it has chosen already"
         for request in self.running.values():
             assert 0 <= request.num_written_tokens <= request.num_computed_tokens
             assert request.num_written_tokens < request.num_tokens
@@ -285,17 +287,13 @@ class Scheduler:
             request.num_written_tokens -= num_wrong
             request.num_computed_tokens -= num_wrong
             self._room.trim(request)
-        if item.moves:
+        if item.moves and brings_the_last(request, item):
             self._room.give_back_sources(request)
+        if item.look is not None:
+            take_look(request, item, result.looked)
         num_full = min(request.num_written_tokens, request.num_exact_tokens) // self._block_size
         if num_full > request.num_published_blocks and self.config.enable_prefix_caching:
             self._publish(request)
-
-    def _note_source(self, source: Source, count: int) -> None:
-        """So many more tokens of a text are written."""
-        start = source.num_written
-        source.num_written += count
-        publish_source(source, self.config, self.pool, start)
 
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
@@ -309,7 +307,8 @@ class Scheduler:
             if item.source is None:
                 self._reconcile(request, item, result)
             else:
-                self._note_source(request.sources[item.source], len(item.token_ids))
+                source = request.sources[item.source]
+                publish_source(source, len(item.token_ids), self.config, self.pool)
         scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
@@ -361,7 +360,7 @@ def _departing(request: Request, item: ScheduledRequest) -> ScheduledRequest:
         request.sources[item.source].num_computed += len(item.token_ids)
         return item
     request.num_computed_tokens = item.end
-    if item.moves:
+    if item.moves and brings_the_last(request, item):
         request.has_moved = True
     if item.rows:
         request.num_pending_tokens += 1

@@ -1,0 +1,136 @@
+"""Which tokens of reused texts are computed after all, where that is chosen by looks.
+
+A request that chooses goes through stages (core/reuse.Stage); then its round ends: it chooses, and
+its progress goes back to what it computes anew.
+
+    hkvd   own tokens before the texts | a look at all up to the last text's end, layers 0 and 1
+    query  own tokens                  | the question, which looks at the texts
+           then, in each further round, from the first chosen token on: own tokens, chosen ones and
+           the question, of which the latter two look
+
+What is chosen depends on the request alone, neither on how its stages are cut into steps nor on
+preemptions, after which it begins anew. Knows no blocks, no budget and no other request.
+"""
+
+from collections.abc import Iterable
+from heapq import nsmallest
+from itertools import groupby
+
+from duetto.core.batch import Look, ScheduledRequest
+from duetto.core.request import Request
+from duetto.core.reuse import Choosing, LookMethod, Stage, TokenRange
+
+
+def begin(request: Request) -> None:
+    """Nothing is chosen (any more)."""
+    request.reused, request.choosing = request.candidates, None
+    if request.reuse is None or not request.candidates:
+        return
+    rounds = request.reuse.rounds(sum([end - start for start, end in request.candidates]))
+    if rounds:
+        is_query = request.reuse.method == "query"
+        stages = _query_stages(request, ()) if is_query else _hkvd_stages(request)
+        request.choosing = Choosing(rounds, stages)
+
+
+def num_in_stage(choosing: Choosing, num_past: int) -> int:
+    """Tokens after the first `num_past` up to the end of their stage; 0 at the end of a round,
+    whose results are on their way."""
+    stage = _stage_at(choosing, num_past)
+    if stage is None:
+        return 0
+    return sum([max(0, end - max(start, num_past)) for start, end in stage.runs])
+
+
+def next_in_stage(choosing: Choosing, num_past: int, count: int) -> list[int]:
+    """The positions of the next `count` of them."""
+    stage, found = _stage_at(choosing, num_past), list[int]()
+    for start, end in stage.runs if stage is not None else ():
+        first = max(start, num_past)
+        found += range(first, min(end, first + count - len(found)))
+    return found
+
+
+def look_at(request: Request, positions: Iterable[int]) -> Look | None:
+    """What a step tells that computes these positions, which are of one stage."""
+    *_, last = positions
+    stage = None if request.choosing is None else _stage_at(request.choosing, last)
+    if stage is None or stage.method is None:
+        return None
+    if stage.method == "deviation":
+        return Look("deviation")
+    before = [TokenRange(start, min(end, last)) for start, end in request.reused if start < last]
+    return Look("attention", tuple(before)) if before else None
+
+
+def take_look(request: Request, item: ScheduledRequest, looked: tuple[float, ...]) -> None:
+    """Add what a step told. If it was the last one of the round: choose, and go back."""
+    choosing, look = request.choosing, item.look
+    assert choosing is not None and look is not None, "a look of another stage"
+    ranges = item.runs if look.method == "deviation" else look.ranges
+    positions = [p for start, end in ranges for p in range(start, end)]
+    scores = choosing.scores
+    for position, score in zip(positions, looked, strict=True):
+        scores[position] = scores.get(position, 0) + score
+    if request.num_written_tokens == choosing.stages[-1].end:
+        _choose(request, choosing)
+
+
+def _choose(request: Request, choosing: Choosing) -> None:
+    """The largest scores; of equal ones those at smaller positions."""
+    left = [p for start, end in request.reused for p in range(start, end)]
+    number = choosing.rounds[choosing.num_done] - len(choosing.chosen)
+
+    def order(position: int) -> tuple[float, int]:
+        score = choosing.scores[position]
+        return -score if score == score else float("-inf"), position  # no number: better computed
+
+    best = {*nsmallest(number, left, key=order)}
+    choosing.chosen = tuple(sorted(best.union(choosing.chosen)))
+    choosing.scores = {}
+    choosing.num_done += 1
+    request.reused = _ranges([p for p in left if p not in best])
+    is_over = choosing.num_done == len(choosing.rounds)
+    # What comes before is as it was, but for what a look at deviations wrote.
+    has_all_layers = choosing.stages[-1].method == "attention"
+    start = choosing.chosen[0] if has_all_layers else request.candidates[0].start
+    request.num_computed_tokens = request.num_written_tokens = start
+    if is_over:
+        request.choosing = None
+    else:
+        choosing.stages = _query_stages(request, choosing.chosen)
+
+
+def _hkvd_stages(request: Request) -> tuple[Stage, ...]:
+    start, end = request.candidates[0].start, request.candidates[-1].end
+    before = Stage((TokenRange(0, start),), None)
+    return before, Stage((TokenRange(start, end),), "deviation")
+
+
+def _query_stages(request: Request, chosen: tuple[int, ...]) -> tuple[Stage, ...]:
+    """From the first chosen token on, or from the beginning, to the end of the prompt."""
+    question, looking = request.candidates[-1].end, frozenset(chosen)
+    reused = {p for start, end in request.reused for p in range(start, end)}
+
+    def method(position: int) -> LookMethod | None:
+        return "attention" if position >= question or position in looking else None
+
+    first = chosen[0] if chosen else 0
+    computed = [p for p in range(first, request.num_prompt_tokens) if p not in reused]
+    return tuple([Stage(_ranges(places), kind) for kind, places in groupby(computed, method)])
+
+
+def _stage_at(choosing: Choosing, position: int) -> Stage | None:
+    """The stage of the next token at or after a position."""
+    return next((stage for stage in choosing.stages if stage.end > position), None)
+
+
+def _ranges(positions: Iterable[int]) -> tuple[TokenRange, ...]:
+    """Ascending positions as ranges without gaps."""
+    found: list[TokenRange] = []
+    for position in positions:
+        if found and found[-1].end == position:
+            found[-1] = TokenRange(found[-1].start, position + 1)
+        else:
+            found.append(TokenRange(position, position + 1))
+    return tuple(found)
