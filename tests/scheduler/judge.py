@@ -6,7 +6,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fakes import ShadowExecutor, generate_alone, shadow_kvs
+from fakes import ShadowExecutor, generate_alone
+from shadow import shadow_kvs
 
 from duetto.core.batch import RequestUpdate
 from duetto.core.config import SchedulerConfig

@@ -19,6 +19,7 @@ ORDER = (  # importers last
         "block_pool",
         "prefix",
         "latency",
+        "choice",
         "reuse",
         "plan",
         "budget",

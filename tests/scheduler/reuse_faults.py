@@ -82,8 +82,9 @@ REUSE = [
     Fault(
         "texts are given back too early",
         "scheduler",
-        "    if item.moves:\n        request.has_moved = True\n",
-        "    if item.moves:\n        request.has_moved = True\n        request.sources = []\n",
+        "brings_the_last(request, item):\n        request.has_moved = True\n",
+        "brings_the_last(request, item):\n        request.has_moved = True\n"
+        "        request.sources = []\n",
     ),
     Fault(
         "room for texts is not asked for",
@@ -108,5 +109,133 @@ REUSE = [
         "scheduler",
         "        request.sources[item.source].num_computed += len(item.token_ids)\n        return",
         "        request.num_computed_tokens += len(item.token_ids)\n        return",
+    ),
+    Fault(
+        "a look takes the place of those before it",
+        "choice",
+        "scores[position] = scores.get(position, 0) + score",
+        "scores[position] = score",
+    ),
+    Fault(
+        "the first look of a token is summed twice",
+        "choice",
+        "scores[position] = scores.get(position, 0) + score",
+        "scores[position] = scores.get(position, score) + score",
+    ),
+    Fault(
+        "of equal scores the larger position is chosen",
+        "choice",
+        'float("-inf"), position  #',
+        'float("-inf"), -position  #',
+    ),
+    Fault(
+        "a choice outlives a preemption",
+        "room",
+        "        begin(request)  # the choice, which comes out the same\n",
+        "",
+    ),
+    Fault(
+        "half of the sums outlive a preemption",
+        "room",
+        "        begin(request)  # the choice, which comes out the same\n",
+        "        scores = request.choosing.scores if request.choosing else {}\n"
+        "        begin(request)\n"
+        "        if request.choosing:\n            request.choosing.scores = scores\n",
+    ),
+    Fault(
+        "sums of one round outlive it",
+        "choice",
+        "    choosing.scores = {}\n",
+        "",
+    ),
+    Fault(
+        "a look of another stage",
+        "choice",
+        "next((stage for stage in choosing.stages if stage.end > position), None)",
+        "next((stage for stage in choosing.stages if stage.end >= position), None)",
+    ),
+    Fault(
+        "a round ends before all its looks are in",
+        "choice",
+        "    if request.num_written_tokens == choosing.stages[-1].end:\n",
+        "    if request.num_computed_tokens == choosing.stages[-1].end:\n",
+    ),
+    Fault(
+        "progress does not go back",
+        "choice",
+        "    request.num_computed_tokens = request.num_written_tokens = start\n",
+        "",
+    ),
+    Fault(
+        "progress goes back to what was chosen, though nothing has all layers",
+        "choice",
+        'has_all_layers = choosing.stages[-1].method == "attention"',
+        "has_all_layers = True",
+    ),
+    Fault(
+        "progress goes back to the last of the chosen",
+        "choice",
+        "start = choosing.chosen[0] if has_all_layers",
+        "start = choosing.chosen[-1] if has_all_layers",
+    ),
+    Fault(
+        "what is chosen is not computed",
+        "choice",
+        "    request.reused = _ranges([p for p in left if p not in best])\n",
+        "",
+    ),
+    Fault(
+        "each round chooses as many as all before it",
+        "choice",
+        "number = choosing.rounds[choosing.num_done] - len(choosing.chosen)",
+        "number = choosing.rounds[choosing.num_done]",
+    ),
+    Fault(
+        "what was chosen in an earlier round does not look",
+        "choice",
+        "position >= question or position in looking else None",
+        "position >= question else None",
+    ),
+    Fault(
+        "all that is computed again looks",
+        "choice",
+        "position >= question or position in looking else None",
+        "position >= question or looking else None",
+    ),
+    Fault(
+        "a look at what comes after it",
+        "choice",
+        "for reused in request.reused if reused.start < last]",
+        "for reused in request.reused]",
+    ),
+    Fault(
+        "it samples before it has chosen",
+        "plan",
+        "samples = is_chosen and end ==",
+        "samples = end ==",
+    ),
+    Fault(
+        "what a look overwrites is brought once",
+        "reuse",
+        'request.choosing is not None and request.choosing.stages[-1].method == "deviation"',
+        "False",
+    ),
+    Fault(
+        "texts are given back before the last look has run",
+        "scheduler",
+        "        if item.moves and brings_the_last(request, item):\n            self._room",
+        "        if item.moves:\n            self._room",
+    ),
+    Fault(
+        "texts count as brought with the first look",
+        "scheduler",
+        "    if item.moves and brings_the_last(request, item):\n        request.has_moved",
+        "    if item.moves:\n        request.has_moved",
+    ),
+    Fault(
+        "somebody is passed over for ever",
+        "admission",
+        "                    return False  # nobody overtakes any more: it is next when it is there\n",
+        "                    continue\n",
     ),
 ]

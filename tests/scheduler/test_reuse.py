@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import generate_alone, make_request, shadow_kvs, shadow_prompt_kvs
+from fakes import generate_alone, make_request
 from scheduler.reuse_world import (
     CHOICES,
     TEXTS,
@@ -19,6 +19,7 @@ from scheduler.reuse_world import (
     reusing,
     swarm,
 )
+from shadow import shadow_kvs, shadow_prompt_kvs
 
 from duetto.core.batch import (
     Look,
@@ -136,7 +137,7 @@ def test_a_choice_is_not_what_another_one_is() -> None:
     """Or the tests here would show nothing."""
     kvs = [shadow_prompt_kvs(choosing("a", choice))[-1] for choice in CHOICES]
     kvs += [shadow_prompt_kvs(choosing("a", {}))[-1]]
-    assert len({*kvs}) == 4
+    assert len({*kvs}) == 5
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -59,8 +59,8 @@ def look_at(request: Request, positions: Iterable[int]) -> Look | None:
         return None
     if stage.method == "deviation":
         return Look("deviation")
-    before = [TokenRange(start, min(end, last)) for start, end in request.reused if start < last]
-    return Look("attention", tuple(before)) if before else None
+    before = tuple([reused for reused in request.reused if reused.start < last])
+    return Look("attention", before) if before else None
 
 
 def take_look(request: Request, item: ScheduledRequest, looked: tuple[float, ...]) -> None:
