@@ -393,7 +393,7 @@ BUDGET_IN_TIME = [
     Fault(
         "what is spent is not priced",
         "budget",
-        "        self._spent.append((request, num_past, count))\n",
+        "        self._spent.append((request, num_past, count, sources))\n",
         "",
     ),
 ]

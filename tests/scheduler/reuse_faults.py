@@ -235,7 +235,7 @@ REUSE = [
     Fault(
         "somebody is passed over for ever",
         "admission",
-        "                    return False  # nobody overtakes any more: it is next when it is there\n",
-        "                    continue\n",
+        "return False  # nobody overtakes any more",
+        "continue  # nobody overtakes any more",
     ),
 ]

@@ -14,6 +14,8 @@ from duetto.core.shape import BatchShape, StepTime
 from duetto.scheduler.plan import shape_of
 from duetto.scheduler.reuse import num_wanted
 
+_Spent = tuple[Request, int, int, Sequence[Source]]  # what it computes, and of what
+
 
 class StepBudget:
     """The budget of one step. Next tokens come first, then chunks; the first chunk cut short is
@@ -23,7 +25,7 @@ class StepBudget:
         self._config = config
         self._step_time = None if config.target_itl_s is None else step_time
         self._num_tokens = config.max_num_batched_tokens  # that are left
-        self._spent: list[tuple[Request, int, int]] = []  # priced once a chunk is asked for
+        self._spent: list[_Spent] = []  # priced once a chunk is asked for
         self._has_streams = False  # someone waits for a next token of an answer
         self._has_chunk = False
         self._limit_s: float | None = None  # for the whole step
@@ -58,7 +60,7 @@ class StepBudget:
             return count
         if wanted == 1 and not self._has_chunk:  # a next token always goes
             return count
-        return self._most_in_time(request, num_past, count, self._step_time)
+        return self._most_in_time((request, num_past, count, sources), self._step_time)
 
     def spend(
         self, request: Request, num_past: int, count: int, sources: Sequence[Source] = ()
@@ -72,22 +74,21 @@ class StepBudget:
         self._has_chunk = self._has_chunk or wanted > 1
         if request.num_output_tokens + request.num_pending_tokens > 0 and not self._has_chunk:
             self._has_streams = True
-        self._spent.append((request, num_past, count))
+        self._spent.append((request, num_past, count, sources))
 
-    def _most_in_time(
-        self, request: Request, num_past: int, count: int, step_time: StepTime
-    ) -> int:
+    def _most_in_time(self, wanted: _Spent, step_time: StepTime) -> int:
         """The largest chunk with which the step ends in time, by bisection; at most `count`.
 
         At least one token if it is the step's first chunk: a prompt that has begun goes on.
         """
+        request, num_past, count, sources = wanted
         spent = [shape_of(*each) for each in self._spent]
         if self._limit_s is None:
             self._limit_s = self._limit(step_time(BatchShape(tuple(spent))))
         limit_s = self._limit_s
 
         def fits(size: int) -> bool:
-            shape = BatchShape((*spent, shape_of(request, num_past, size)))
+            shape = BatchShape((*spent, shape_of(request, num_past, size, sources)))
             return step_time(shape) <= limit_s
 
         if fits(count):

@@ -1,8 +1,11 @@
 """From a Request to the frozen plan of what it computes in one step. Changes nothing."""
 
+from collections.abc import Sequence
+
 from duetto.core.batch import PLACEHOLDER, SamplingInput, ScheduledRequest
 from duetto.core.request import Request
-from duetto.core.shape import RequestShape
+from duetto.core.reuse import Source
+from duetto.core.shape import RequestShape, shape_at
 from duetto.scheduler.choice import look_at
 from duetto.scheduler.reuse import moves, next_positions, next_source, plan_source
 
@@ -45,7 +48,8 @@ def _plan_beside_reused(request: Request, count: int) -> ScheduledRequest:
     source = next_source(request.sources)
     if source is not None:
         return plan_source(request, source, count)
-    known, positions = request.token_ids, next_positions(request, count)
+    known = request.token_ids
+    positions = next_positions(request, request.num_computed_tokens, count)
     first, end = positions[0], positions[-1] + 1
     is_chosen = request.choosing is None  # else it cannot sample yet
     samples = is_chosen and end == len(known) + request.num_pending_tokens
@@ -90,13 +94,34 @@ def may_go_on(request: Request) -> bool:
     return not (depends and request.num_pending_tokens)
 
 
-def shape_of(request: Request, num_past: int, count: int) -> RequestShape:
-    """The shape of what `plan` would give, for a request with `num_past` tokens computed."""
+def shape_of(
+    request: Request, num_past: int, count: int, sources: Sequence[Source] = ()
+) -> RequestShape:
+    """The shape of what `plan` would give, for a request with `num_past` tokens computed, which
+    will have `sources` if it is admitted."""
+    if request.candidates and num_past < len(request.prompt_token_ids):
+        return _shape_beside_reused(request, num_past, count, sources)
     end = num_past + count
     num_rows = int(end == request.num_tokens + request.num_pending_tokens)
     if request.sampling.prompt_logprobs is not None:
         num_rows += max(0, min(end, request.num_prompt_tokens - 1) - num_past)
     return RequestShape(count, num_past, num_rows)
+
+
+def _shape_beside_reused(
+    request: Request, num_past: int, count: int, sources: Sequence[Source]
+) -> RequestShape:
+    source = next_source(sources or request.sources)
+    if source is not None:
+        return RequestShape(count, source.num_computed, 0)
+    positions = next_positions(request, num_past, count)
+    end = positions[-1] + 1
+    num_rows = int(
+        request.choosing is None and end == request.num_tokens + request.num_pending_tokens
+    )
+    if end - positions[0] > count:
+        return shape_at(positions, num_rows)
+    return RequestShape(count, positions[0], num_rows)
 
 
 def sampling_input(request: Request, drafts: tuple[int, ...] = ()) -> SamplingInput:

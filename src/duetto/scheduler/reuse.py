@@ -13,6 +13,7 @@ from duetto.core.batch import KVMove, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.reuse import Source, Text, TokenRange
+from duetto.core.reuse_count import ReuseCount, count_reuse
 from duetto.scheduler.block_pool import BlockHash, BlockPool, next_hash, root_hash
 from duetto.scheduler.choice import next_in_stage, num_in_stage
 
@@ -122,9 +123,10 @@ def brings_the_last(request: Request, item: ScheduledRequest) -> bool:
     return any(move.position + move.end - move.start == last for move in item.moves)
 
 
-def next_positions(request: Request, count: int) -> Sequence[int]:
-    """The positions of the next `count` tokens that are to be computed."""
-    start, left = request.num_computed_tokens, count
+def next_positions(request: Request, num_past: int, count: int) -> Sequence[int]:
+    """The positions of the next `count` tokens that are to be computed after the first
+    `num_past`."""
+    start, left = num_past, count
     if request.choosing is not None:
         return next_in_stage(request.choosing, start, count)
     positions: list[int] = []
@@ -139,3 +141,17 @@ def next_positions(request: Request, count: int) -> Sequence[int]:
         start = reused.end
     positions += range(start, start + left)
     return positions
+
+
+def counted_reuse(request: Request) -> ReuseCount | None:
+    """For who asked for reuse: what came of it."""
+    if request.reuse is None:
+        return None
+    return count_reuse(
+        request.reuse,
+        request.reused,
+        request.num_prompt_tokens,
+        num_exact=request.num_cached_tokens,
+        num_missing=request.num_missing_tokens,
+        why_not=request.why_not_reused,
+    )

@@ -19,7 +19,6 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
-from duetto.core.reuse_count import ReuseCount, count_reuse
 from duetto.core.shape import StepTime
 from duetto.core.timings import Part
 from duetto.scheduler.accept import accept, check_whole, stop_reason
@@ -35,7 +34,7 @@ from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.queues import Queues
-from duetto.scheduler.reuse import brings_the_last, num_wanted
+from duetto.scheduler.reuse import brings_the_last, counted_reuse, num_wanted
 from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
 
@@ -336,7 +335,7 @@ class Scheduler:
         self._drafts.forget(request)
         request.finish_reason = reason
         request.timings.finish_time = now
-        request.timings.reuse = _counted_reuse(request)
+        request.timings.reuse = counted_reuse(request)
         return RequestUpdate(
             request.request_id,
             tokens=tokens,
@@ -381,19 +380,6 @@ def _arrive(request: Request, item: ScheduledRequest) -> None:
         request.num_pending_tokens -= 1
     if item.num_drafts or (item.drafting is not None and item.drafting.num_wanted):
         request.has_drafts_in_flight = False  # and no later step has any: it waited
-
-
-def _counted_reuse(request: Request) -> ReuseCount | None:
-    if request.reuse is None:
-        return None
-    return count_reuse(
-        request.reuse,
-        request.reused,
-        request.num_prompt_tokens,
-        num_exact=request.num_cached_tokens,
-        num_missing=request.num_missing_tokens,
-        why_not=request.why_not_reused,
-    )
 
 
 def _let_have(request: Request, num_computed: int, token_id: int) -> None:
