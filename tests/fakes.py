@@ -35,6 +35,7 @@ from duetto.core.batch import (
 from duetto.core.errors import InvalidRequest
 from duetto.core.executor import Done
 from duetto.core.request import Request
+from duetto.core.reuse import Reuse
 from duetto.core.sampling_params import SamplingParams
 
 UNWRITTEN = -1  # no KV: hash() never returns it
@@ -52,6 +53,7 @@ def make_request(
     priority: int = 0,
     cache_salt: bytes = b"",
     tenant: bytes = b"",
+    reuse: Reuse | None = None,
     **sampling: Any,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, stop_token_ids=tuple(stop_token_ids), **sampling)
@@ -67,6 +69,7 @@ def make_request(
         priority=priority,
         cache_salt=cache_salt,
         tenant=tenant,
+        reuse=reuse,
     )
 
 

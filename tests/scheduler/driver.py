@@ -173,10 +173,11 @@ class Driver:
         """Without faults and arrivals everything ends, in a number of steps known beforehand.
 
         A step computes at least one token, and a request computes each of its tokens at most once
-        for each time that it is admitted.
+        for each time that it is admitted; but where it reuses texts, also those, and once a round.
         """
         admissions = self.config.max_preemptions + 1
-        bound = sum(a.request.most_tokens * admissions for a in self.live.values())
+        bound = sum(_num_passes(a.request) * a.request.most_tokens for a in self.live.values())
+        bound *= admissions
         bound = (bound + 2) * (self.depth + 1)  # some steps only wait for results
         first = self.num_steps
         while self.live:
@@ -273,7 +274,16 @@ def _errors(updates: Sequence[RequestUpdate]) -> set[str]:
 
 def _givers(batch: ScheduledBatch) -> set[str]:
     """Those of whom a step must return something: a token or scores."""
-    return {item.request_id for item in batch.requests if item.rows or item.prompt_logprob_targets}
+    return {
+        item.request_id
+        for item in batch.requests
+        if item.rows or item.prompt_logprob_targets or item.look
+    }
+
+
+def _num_passes(request: Request) -> int:
+    """How often a token may be computed, at most."""
+    return 3 + request.reuse.num_rounds if request.candidates and request.reuse else 1
 
 
 def _state(request: Request) -> tuple[object, ...]:
@@ -286,5 +296,7 @@ def _state(request: Request) -> tuple[object, ...]:
         request.num_published_blocks,
         timings.accounted_until,
         len(timings.token_times),
+        request.reused,
+        request.choosing and tuple(request.choosing.scores.items()),
         tuple(timings.parts.values()),
     )

@@ -3,8 +3,9 @@
 `Account` is what a judge remembers of one request; plan_judge.py judges the plans.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from fakes import ShadowExecutor, generate_alone
 from shadow import shadow_kvs
@@ -76,7 +77,15 @@ def fits(request: Request, config: SchedulerConfig) -> bool:
     """Whether a request could run if it were alone, by the arithmetic of one engine."""
     last_needed = request.num_prompt_tokens + request.max_tokens - 1
     room = config.num_blocks * config.block_size
-    return last_needed <= room and last_needed < config.max_model_len
+    if last_needed > room or last_needed >= config.max_model_len:
+        return False
+    if not request.candidates or request.reuse is None:
+        return True
+    texts = {request.prompt_token_ids[start:end] for start, end in request.reuse.segments}
+    apart = sum(config.num_blocks_for(len(text)) for text in texts)
+    has_room = config.num_blocks_for(last_needed) + apart <= config.num_blocks
+    scores = request.sampling.prompt_logprobs is not None
+    return config.enable_prefix_caching and not scores and has_room
 
 
 # --- one state -----------------------------------------------------------------------------
@@ -94,7 +103,8 @@ def check_state(scheduler: Scheduler, accounts: Mapping[str, Account]) -> None:
     assert accounts.keys() == {*queued, *scheduler.running}
     salts: dict[int, bytes] = {}
     for request in scheduler.running.values():
-        for block in request.block_table:
+        tables = [request.block_table, *(source.blocks for source in request.sources)]
+        for block in chain.from_iterable(tables):
             assert salts.setdefault(block, request.cache_salt) == request.cache_salt
     assert len(salts) + scheduler.pool.num_free == scheduler.config.num_blocks
     for account in accounts.values():
@@ -119,13 +129,28 @@ class CacheJudge:
     def learn(self, account: Account, block_size: int) -> None:
         """Remember what the hashes of a request stand for."""
         request = account.request
-        for index, block_hash in enumerate(request.block_hashes):
+        self._learn(request.block_hashes, request, request.token_ids, account.kvs, block_size)
+        for text in request.texts or ():
+            kvs = shadow_kvs(text.token_ids)
+            self._learn(text.hashes, request, text.token_ids, kvs, block_size)
+
+    def _learn(
+        self,
+        hashes: Sequence[bytes],
+        request: Request,
+        token_ids: Sequence[int],
+        kvs: list[int],
+        block_size: int,
+    ) -> None:
+        for index, block_hash in enumerate(hashes):
             start, end = index * block_size, (index + 1) * block_size
-            meaning = (request.cache_salt, tuple(request.token_ids[:end]))
+            meaning = (request.cache_salt, tuple(token_ids[:end]))
             assert self._meaning.setdefault(block_hash, meaning) == meaning, "one hash for two"
             assert self._hash.setdefault(meaning, block_hash) == block_hash, "two hashes for one"
-            self._kvs[block_hash] = account.kvs[start:end]
+            self._kvs[block_hash] = kvs[start:end]
 
     def check(self, scheduler: Scheduler, executor: ShadowExecutor) -> None:
         for block_hash, block in scheduler.pool._block_of.items():
-            assert executor.read_block(block) == self._kvs[block_hash], "stale or uncomputed KV"
+            expected = self._kvs[block_hash]  # a text's last block need not be full
+            held = executor.read_block(block)[: len(expected)]
+            assert held == expected, "stale or uncomputed KV"

@@ -14,7 +14,9 @@ from scheduler.judge import Account
 from duetto.core.batch import PLACEHOLDER, ScheduledBatch, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
+from duetto.core.reuse import TokenRange
 from duetto.core.shape import BatchShape, RequestShape
+from duetto.scheduler import reuse
 from duetto.scheduler.admission import MAX_PASSED_OVER
 from duetto.scheduler.scheduler import Scheduler
 
@@ -58,8 +60,11 @@ def judge_plan(case: PlanCase) -> None:
     assert running.keys() >= stayed, "gone without a trace"
     depends = {i for i, items in case.in_flight.items() if depends_on(running.get(i), items)}
     check_budget(batch, running, stayed, running.keys() - depends, c)
-    # Without steps in flight, who is admitted computes at once: so all that run get a part.
-    assert case.depth or len(batch.requests) == len(running), "a running request gets nothing"
+    # Without steps in flight, who is admitted computes at once: so all that run get a part, but
+    # where others were admitted while one is between two stages.
+    has_stages = any(request.candidates for request in running.values())
+    is_whole = len(batch.requests) == len(running)
+    assert case.depth or has_stages or is_whole, "a running request gets nothing"
     newcomers = [i for i in running if i not in stayed]  # as they were admitted
     if preempted and not _is_claim(case, preempted, newcomers):
         assert case.was_short, "preempted although nobody lacks blocks"
@@ -111,20 +116,26 @@ def check_items(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedu
     assert batch.num_tokens <= c.max_num_batched_tokens
     for item in batch.requests:
         request, start = running[item.request_id], item.num_computed_tokens
-        end = start + num_needed(item)
+        if item.source is not None:
+            _check_text(item, request, c)
+            continue
+        end = item.end - item.num_drafts
         num_pending = request.num_pending_tokens - bool(item.rows)  # before this step
         num_tokens = request.num_tokens + num_pending
         assert start < end <= num_tokens
         assert request.num_computed_tokens == end + item.num_drafts, "progress has not moved"
-        known = tuple(request.token_ids[start:end])
-        placeholder = (PLACEHOLDER,) * (end - start - len(known))
+        places = [p for run in item.runs for p in range(*run)][: num_needed(item)]
+        known = tuple([request.token_ids[p] for p in places if p < request.num_tokens])
+        placeholder = (PLACEHOLDER,) * (len(places) - len(known))
         assert len(placeholder) <= 1, "two tokens are unknown"
-        assert item.token_ids[: end - start] == known + placeholder
+        assert item.token_ids[: len(places)] == known + placeholder
         assert item.block_table == tuple(request.block_table)
         needed = max(request.num_tokens, end + item.num_drafts)
         assert len(item.block_table) * c.block_size >= needed, "no room for a token"
-        assert len(item.rows) == (1 + item.num_drafts if end == num_tokens else 0)
-        assert c.enable_chunked_prefill or end == num_tokens, "a chunk, but they are off"
+        samples = end == num_tokens and request.choosing is None
+        assert len(item.rows) == (1 + item.num_drafts if samples else 0)
+        is_whole = num_needed(item) == num_wanted(item, request)
+        assert c.enable_chunked_prefill or is_whole, "a chunk, but they are off"
         num_output = request.num_output_tokens + num_pending
         places = [row.num_output_tokens for row in item.rows]
         assert places == [*range(num_output, num_output + len(places))]
@@ -134,15 +145,38 @@ def check_items(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedu
         assert not (item.rows and num_pending and depends), "sampled without its history"
 
 
+def _check_text(item: ScheduledRequest, request: Request, c: SchedulerConfig) -> None:
+    """A step that computes a text apart."""
+    assert item.source is not None and item.positions is None
+    source, end = request.sources[item.source], item.end
+    assert item.token_ids == source.token_ids[item.num_computed_tokens : end]
+    assert item.block_table == tuple(source.blocks)
+    assert source.num_computed == end, "progress has not moved"
+    assert c.enable_chunked_prefill or not source.num_left, "a chunk, but they are off"
+    assert not item.rows and not item.moves and item.look is None and item.drafting is None
+
+
 def num_needed(item: ScheduledRequest) -> int:
     """Tokens that are computed, drafts aside."""
     return len(item.token_ids) - item.num_drafts
 
 
 def num_wanted(item: ScheduledRequest, request: Request) -> int:
-    """What it lacked when the step was planned."""
-    num_pending = request.num_pending_tokens - bool(item.rows)
-    return request.num_tokens + num_pending - item.num_computed_tokens
+    """What it lacked when the step was planned: of a text, or up to its next stage, if it is
+    before one."""
+    if item.source is not None:
+        return len(item.token_ids) + request.sources[item.source].num_left
+    num_pending, end = request.num_pending_tokens - bool(item.rows), item.end - item.num_drafts
+    if request.choosing is not None and item.epoch == request.timings.num_preemptions:
+        stage = next(stage for stage in request.choosing.stages if stage.end >= end)
+        return len(item.token_ids) + sum(_after(end, stage.runs))
+    num_left = request.num_tokens + num_pending - end - sum(_after(end, request.reused))
+    return num_needed(item) + num_left
+
+
+def _after(start: int, ranges: Sequence[TokenRange]) -> list[int]:
+    """How many positions of each range come after the first `start`."""
+    return [max(0, range_end - max(range_start, start)) for range_start, range_end in ranges]
 
 
 def depends_on(request: Request | None, in_flight: Sequence[ScheduledRequest]) -> bool:
@@ -156,6 +190,10 @@ def depends_on(request: Request | None, in_flight: Sequence[ScheduledRequest]) -
             return True
     if request.num_output_tokens + num_pending == request.max_tokens:
         return True
+    choosing = request.choosing
+    for item in in_flight:
+        if item.look is not None and choosing and item.end == choosing.stages[-1].end:
+            return True  # what it chooses is computed next
     depends = bool(request.bad_word_ids) or request.sampling.needs_history
     return depends and num_pending > 0
 
@@ -175,7 +213,11 @@ def check_budget(
     served = {item.request_id: num_needed(item) for item in batch.requests}
     wanted = {r.request_id: num_wanted(r, running[r.request_id]) for r in batch.requests}
     assert served.keys() <= set(ready), "goes on before the results that it depends on"
-    unserved = [running[i].num_uncomputed_tokens for i in ready if i not in served]
+    unserved = [
+        reuse.num_wanted(running[i], running[i].num_computed_tokens)
+        for i in ready
+        if i not in served
+    ]
     short = [
         wanted[request_id]
         for request_id, count in served.items()
@@ -218,11 +260,17 @@ def check_time(batch: ScheduledBatch, running: Mapping[str, Request], c: Schedul
         only_one_token = len(chunks) == 1 and len(chunks[0].token_ids) == 1
         in_time = price(BatchShape(tuple(shapes))) <= limit
         assert in_time or only_one_token, "the step takes longer than the target allows"
-    cut = [item for item in chunks if not item.rows]
+    cut = [
+        item
+        for item, count in zip(chunks, wanted[first_chunk:], strict=True)
+        if num_needed(item) < count
+    ]
     assert len(cut) <= 1, "two prompts are cut in one step"
     for item in cut:
         assert item is batch.requests[-1], "a prompt was begun behind one that was cut"
         request, end = running[item.request_id], item.num_computed_tokens + len(item.token_ids)
+        if request.candidates and item.num_computed_tokens < request.num_prompt_tokens:
+            continue  # what one token more costs depends on where it is
         is_scored = request.sampling.prompt_logprobs is not None
         scores = is_scored and end + 1 < request.num_prompt_tokens
         more = RequestShape(
@@ -263,7 +311,9 @@ def check_admission(
         return
 
     def could(request: Request) -> bool:
-        has_room = c.num_blocks_for(request.most_tokens - 1) <= num_free
+        num_blocks = c.num_blocks_for(request.most_tokens - 1)
+        num_blocks += sum(len(s.hashes) for s in reuse.find_sources(request, c, scheduler.pool))
+        has_room = num_blocks <= num_free
         is_known = request.request_id not in in_flight
         if request.num_passed_over == MAX_PASSED_OVER:
             return False  # and so nobody overtakes it
@@ -351,6 +401,8 @@ def is_claim(
 def _waits_for_prefix(request: Request, scheduler: Scheduler) -> bool:
     """Whether some running request is about to compute a full block of this one's prefix."""
     c, tokens = scheduler.config, request.token_ids
+    if request.candidates or any(r.candidates for r in scheduler.running.values()):
+        return _waits_for_text(request, scheduler)
     if not c.enable_prefix_caching or request.sampling.prompt_logprobs is not None:
         return False
     for other in scheduler.running.values():
@@ -361,6 +413,35 @@ def _waits_for_prefix(request: Request, scheduler: Scheduler) -> bool:
             if tokens[:end] == other.token_ids[:end]:
                 return True
     return False
+
+
+def _waits_for_text(request: Request, scheduler: Scheduler) -> bool:
+    """Whether some running request is about to compute a block that this one looks for: of its
+    prefix, or of a text."""
+    size = scheduler.config.block_size
+    if request.sampling.prompt_logprobs is not None:
+        return False
+    wanted = {*_beginnings(request.token_ids[: request.num_exact_tokens], 0, size)}
+    for start, end in request.reuse.segments if request.reuse is not None else ():
+        wanted |= {*_beginnings(request.prompt_token_ids[start:end], 0, size, is_text=True)}
+    computing = set[tuple[int, ...]]()
+    for other in scheduler.running.values():
+        if other.cache_salt == request.cache_salt:
+            own = other.token_ids[: other.num_exact_tokens]
+            computing |= {*_beginnings(own, other.num_written_tokens, size)}
+            for source in other.sources:
+                text, num_written = source.token_ids, source.num_written
+                computing |= {*_beginnings(text, num_written, size, is_text=True)}
+    return bool(wanted & computing)
+
+
+def _beginnings(
+    token_ids: Sequence[int], num_written: int, size: int, *, is_text: bool = False
+) -> list[tuple[int, ...]]:
+    """What the hashes of the blocks stand for that are not written whole; a text's last one need
+    not be full."""
+    first, end = num_written // size, len(token_ids) + (size - 1) * is_text
+    return [tuple(token_ids[: (i + 1) * size]) for i in range(first, end // size)]
 
 
 def check_preempted(

@@ -13,6 +13,7 @@ from scheduler.guesses import Guesses
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request, fan_out
+from duetto.core.reuse import Reuse, TokenRange
 from duetto.scheduler.scheduler import Scheduler
 
 STEPS_PER_EPISODE = 200
@@ -33,6 +34,7 @@ class Habits:
     prefixes: tuple[tuple[int, ...], ...]
     salts: tuple[bytes, ...]
     tenants: tuple[bytes, ...]
+    texts: tuple[tuple[int, ...], ...]  # parts of prompts that may be reused
     rare: float  # how many requests ask for something special
     max_live: int
 
@@ -95,13 +97,17 @@ def random_habits(rng: Random) -> Habits:
         prefixes=tuple(_tokens(rng, rng.randint(0, 7)) for _ in range(rng.randint(1, 3))),
         salts=(b"",) if rng.random() < 0.7 else (b"", b"a"),
         tenants=(b"",) if rng.random() < 0.5 else (b"", b"", b"", b"x", b"y"),
+        texts=tuple(_tokens(rng, rng.randint(1, 5)) for _ in range(rng.choice((0, 0, 1, 3)))),
         rare=sometimes(0.3),
         max_live=rng.randint(2, 8),
     )
 
 
 def random_request(rng: Random, habits: Habits, request_id: str) -> Request:
-    prompt = rng.choice(habits.prefixes) + _tokens(rng, rng.randint(1, 4))
+    prompt, reuse = rng.choice(habits.prefixes), None
+    if habits.texts and rng.random() < 0.7:
+        prompt, reuse = _with_texts(rng, habits, prompt)
+    prompt += _tokens(rng, rng.randint(1, 4))
     max_tokens = rng.randint(1, 16 if rng.random() < 0.95 else 30)  # beyond what can ever fit
     special = rng.random() < habits.rare
     return make_request(
@@ -114,10 +120,32 @@ def random_request(rng: Random, habits: Habits, request_id: str) -> Request:
         priority=rng.randrange(4),
         cache_salt=rng.choice(habits.salts),
         tenant=rng.choice(habits.tenants),
+        reuse=reuse,
         min_tokens=rng.randint(0, max_tokens) if special else 0,
         prompt_logprobs=2 if special and rng.random() < 0.7 else None,
         n=rng.randint(2, 4) if special and rng.random() < 0.5 else 1,
     )
+
+
+def _with_texts(
+    rng: Random, habits: Habits, prompt: tuple[int, ...]
+) -> tuple[tuple[int, ...], Reuse]:
+    """Some texts after a prefix, perhaps with own tokens between them."""
+    segments: list[TokenRange] = []
+    for _ in range(rng.randint(1, 3)):
+        text = rng.choice(habits.texts)
+        segments.append(TokenRange(len(prompt), len(prompt) + len(text)))
+        prompt += text + _tokens(rng, rng.choice((0, 0, 1)))
+    ranges, ratio = tuple(segments), rng.choice((0.0, 0.1, 0.3, 0.6, 0.9, 1.0))
+    match rng.randrange(4):
+        case 0:
+            return prompt, Reuse(ranges)
+        case 1:
+            return prompt, Reuse(ranges, "first", rng.randint(0, 2))
+        case 2:
+            return prompt, Reuse(ranges, "hkvd", ratio=ratio)
+        case _:
+            return prompt, Reuse(ranges, "query", ratio=ratio, num_rounds=rng.choice((1, 1, 2, 3)))
 
 
 def _tokens(rng: Random, count: int) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def speculated(
     if not policy.is_on:
         return plans
     plans = _verifying(policy, plans, budget, pool, config)
-    asks = policy.ask(_planned(*each) for each in plans)
+    # Who computes a text apart has no tokens of its own in this step.
+    asks = policy.ask(_planned(r, item) for r, item in plans if item.source is None)
     if not asks:
         return plans
     return [(r, _asking(r, item, asks.get(r.request_id))) for r, item in plans]
