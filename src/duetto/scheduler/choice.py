@@ -51,9 +51,8 @@ def next_in_stage(choosing: Choosing, num_past: int, count: int) -> list[int]:
     return found
 
 
-def look_at(request: Request, positions: Iterable[int]) -> Look | None:
-    """What a step tells that computes these positions, which are of one stage."""
-    *_, last = positions
+def look_at(request: Request, last: int) -> Look | None:
+    """What a step tells whose last token is at this position."""
     stage = None if request.choosing is None else _stage_at(request.choosing, last)
     if stage is None or stage.method is None:
         return None

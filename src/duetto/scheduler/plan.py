@@ -62,7 +62,7 @@ def _plan_beside_reused(request: Request, count: int) -> ScheduledRequest:
         positions=tuple(positions) if end - first > count else None,
         epoch=request.timings.num_preemptions,
         moves=moves(request, positions),
-        look=look_at(request, positions),
+        look=look_at(request, positions[-1]),
     )
 
 
