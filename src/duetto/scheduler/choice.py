@@ -108,10 +108,13 @@ def _hkvd_stages(request: Request) -> tuple[Stage, ...]:
 
 def _query_stages(request: Request, chosen: tuple[int, ...]) -> tuple[Stage, ...]:
     """From the first chosen token on, or from the beginning, to the end of the prompt."""
-    question, looking = request.candidates[-1].end, frozenset(chosen)
+    texts, question = request.candidates[0].start, request.candidates[-1].end
+    looking = frozenset(chosen)
     reused = {p for start, end in request.reused for p in range(start, end)}
 
     def method(position: int) -> LookMethod | None:
+        if position < texts:
+            return "attention"  # to nothing: so it may share a step with the question
         return "attention" if position >= question or position in looking else None
 
     first = chosen[0] if chosen else 0
