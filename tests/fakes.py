@@ -9,7 +9,6 @@ into a block that no one else can see.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from math import nan
 from random import Random
 from typing import Any, NamedTuple, NoReturn
 
@@ -284,7 +283,7 @@ class ShadowExecutor:
             assert all(self._slots[s] != UNWRITTEN for s in slots), "looks past what is not there"
             token_ids = [*(self._tokens[s] for s in slots), token_id]
             old = self._slots[self._slot(table, position)]
-            looked.append(nan if old == UNWRITTEN else shadow_deviation(old, token_ids))
+            looked.append(1e30 if old == UNWRITTEN else shadow_deviation(old, token_ids))
             kv = shadow_looked(old, token_ids)
             self._put(item, position, owners, token_id, ~kv if is_garbage else kv)
         return self._read(table, item.end), tuple(looked)

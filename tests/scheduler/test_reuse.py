@@ -32,6 +32,7 @@ from duetto.core.errors import InvalidRequest, RefusedOutput
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse, TokenRange
 from duetto.scheduler.accept import check_whole
+from duetto.scheduler.choice import begin, take_look
 
 
 def test_what_is_reused_is_not_what_a_full_prefill_gives() -> None:
@@ -197,6 +198,21 @@ def test_a_look_that_fails_ends_the_request(choice: dict[str, Any]) -> None:
             world.step()
         assert list(other.output_token_ids) == generate_alone(other)
     assert num_failed > 0
+
+
+def test_what_deviates_by_no_number_is_computed() -> None:
+    request = choosing("a", {"ratio": 0.1})
+    begin(request)
+    start, end = request.candidates[0].start, request.candidates[-1].end
+    looked = [float(p % 7) for p in range(start, end)]
+    looked[20] = looked[9] = math.nan
+    request.num_written_tokens = end
+    token_ids = request.prompt_token_ids[start:end]
+    item = ScheduledRequest("a", token_ids, start, (), look=Look("deviation"))
+    take_look(request, item, tuple(looked))
+    reused = {p for run in request.reused for p in range(*run)}
+    assert {*range(start, end)} - reused == {start + 9, start + 20, 18, 6}  # 18 is between texts
+    assert request.num_written_tokens == start and request.choosing is None
 
 
 @pytest.mark.parametrize(
