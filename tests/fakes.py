@@ -345,6 +345,9 @@ class ByteCodec:
         ids = self.encode(text, add_special_tokens=add_special_tokens)
         return ids, [i for i, character in enumerate(text) for _ in character.encode()]
 
+    def encode_apart(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        return [], self.encode(text), []
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         end = "" if skip_special_tokens else "<end>"
         parts = bytes(t for t in token_ids if t < 256).decode(errors="replace")
@@ -362,7 +365,10 @@ class ByteCodec:
         *,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
     ) -> str:
+        if documents:
+            raise InvalidRequest("documents", "this template reads none")
         if any(m["role"] == "forbidden" for m in messages):
             raise InvalidRequest("messages", "the template refuses this role")
         lines = [f"{m['role']}: {m['content']}\n" for m in messages]

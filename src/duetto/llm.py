@@ -18,19 +18,20 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
 from duetto.core.request import Request, fan_out
+from duetto.core.reuse_choice import ReuseChoice, ReuseRules, insisted
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec, bytes_shown
 from duetto.demo import NO_MODEL_NAMED, READER
 from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
+from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
+from duetto.program.rotation import move_limits
 from duetto.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
-Prompt = str | Mapping[str, Any]
 ChatMessage = Mapping[str, Any]
-PROMPT_KEYS = {"prompt", "prompt_token_ids", "cache_salt"}
-_A_PROMPT = f"a text or a mapping of {', '.join(sorted(PROMPT_KEYS))}"
+ReuseGiven = str | Mapping[str, Any] | bool | None
 T = TypeVar("T")
 
 
@@ -64,6 +65,7 @@ class LLM:
         self._open: Built | None = build(READER if model is None else model, args)
         for note in self._open.notes:
             logger.warning("note: %s", note)
+        self._reuse = ReuseRules(why_not=insisted, limits=move_limits(self._open.model.program))
         self._seed = 0 if args.seed is None else args.seed
         self._num_prompts = 0
         self.is_stopped: Callable[[], bool] = lambda: False
@@ -115,16 +117,20 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: Sequence[int] | None = None,
+        reuse: ReuseGiven = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answer prompts, in their order. A prompt is a text or {"prompt_token_ids": [...]}.
+        """Answer prompts, in their order. A prompt is a text, {"prompt_token_ids": [...]} or
+        {"segments": [...]}: texts or ids, of which some are {"text": ..., "reusable": True}.
 
-        `priority` has one number per prompt, lower first (scheduling_policy="priority").
+        `reuse` chooses how the reusable ones are used wherever they stand (docs/api.md), as
+        "first:16" or {"method": "first", "num_first": 16}. This changes answers; without it all is
+        computed. `priority` has one number per prompt, lower first (scheduling_policy="priority").
         `use_tqdm` shows a progress bar if stderr is a terminal. Raises InvalidRequest, before
         anything is computed, if any prompt or parameter is refused. An answer that the engine
         failed on has finish_reason "error"; the others are whole.
         """
-        answers = self._make_answers(prompts, sampling_params, priority)
+        answers = self._make_answers(prompts, sampling_params, priority, reuse)
         with show_progress("answering", total=len(answers), visible=use_tqdm) as bar:
             for answer in self._run(answers):
                 bar.advance(answer.output.finished)
@@ -134,13 +140,15 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        reuse: ReuseGiven = None,
     ) -> Iterator[RequestOutput]:
         """Answer prompts, yielding an answer each time that it has grown; outputs are cumulative.
 
         Refuses at once, as `generate` does; computes as the iterator is advanced. Leaving the loop
         early aborts what is still running.
         """
-        answers = self._make_answers(prompts, sampling_params, None)
+        answers = self._make_answers(prompts, sampling_params, None, reuse)
         return (answer.snapshot() for answer in self._run(answers))
 
     def chat(
@@ -150,18 +158,25 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
+        reuse: ReuseGiven = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several through the checkpoint's chat template."""
+        """Answer one conversation or several through the checkpoint's chat template.
+
+        Reusable are text parts with "cache": "reusable", and the "text" of each of `documents`,
+        which all conversations are given, where the template reads them.
+        """
         prompts = [
             self.chat_prompt(
                 conversation,
                 add_generation_prompt=add_generation_prompt,
                 chat_template_kwargs=chat_template_kwargs,
+                documents=documents,
             )
             for conversation in _as_conversations(messages)
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, reuse=reuse, use_tqdm=use_tqdm)
 
     def chat_prompt(
         self,
@@ -169,16 +184,16 @@ class LLM:
         *,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """The prompt that a conversation becomes, as `generate` and `stream` take it."""
-        text = self._built.codec.render_chat(
+        return prompt_of_chat(
+            self._built.codec,
             messages,
             add_generation_prompt=add_generation_prompt,
             template_kwargs=chat_template_kwargs,
+            documents=documents,
         )
-        # The template has written the special tokens; the tokenizer must not add them again.
-        token_ids = self._built.codec.encode(text, add_special_tokens=False)
-        return {"prompt": text, "prompt_token_ids": token_ids}
 
     def reset_prefix_cache(self) -> None:
         """Forget every reusable prefix."""
@@ -191,11 +206,12 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
+        reuse: ReuseGiven,
     ) -> list["_Answer"]:
         """All or nothing: a call that is refused changes no later one's seeds."""
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
-        each = _listed("prompt", prompts, f"{_A_PROMPT}, or several")
+        each = _listed("prompt", prompts, f"{A_PROMPT}, or several")
         params = self._params_for(each, sampling_params)
         if priority is None:
             priorities = [0] * len(each)
@@ -203,20 +219,27 @@ class LLM:
             priorities = _listed("priority", priority, "whole numbers, one for each prompt")
         if len(priorities) != len(each):
             raise InvalidRequest("priority", f"{len(priorities)} numbers for {len(each)} prompts")
+        choice = self._reuse.chosen(reuse)
         answers = [
-            self._make_answer(self._num_prompts + index, *one)
+            self._make_answer(self._num_prompts + index, *one, choice)
             for index, one in enumerate(zip(each, params, priorities, strict=True))
         ]
         self._num_prompts += len(answers)
         return answers
 
     def _make_answer(
-        self, number: int, prompt: Prompt, params: SamplingParams, priority: int
+        self,
+        number: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        choice: ReuseChoice | None,
     ) -> "_Answer":
         self.config.check_priority(priority)
-        text, token_ids, cache_salt = self._read(prompt)
+        read = read_prompt(prompt, self._built.codec)
+        asked = None if choice is None else self._reuse.asked(choice, read.reusable, read.refusal)
         request = make_request(
-            token_ids,
+            read.token_ids,
             params,
             codec=self._built.codec,
             config=self.config,
@@ -224,25 +247,10 @@ class LLM:
             arrival_time=monotonic(),
             default_seed=self._seed + number,
             priority=priority,
-            cache_salt=cache_salt.encode(),
+            cache_salt=read.cache_salt,
+            reuse=asked,
         )
-        return _Answer.of(text, fan_out(request), self._built.codec)
-
-    def _read(self, prompt: Prompt) -> tuple[str | None, list[int], str]:
-        """A prompt as text (if there is one), token ids and cache salt."""
-        if isinstance(prompt, str):
-            return prompt, self._built.codec.encode(prompt), ""
-        if not isinstance(prompt, Mapping) or not prompt.keys() <= PROMPT_KEYS:
-            raise InvalidRequest("prompt", f"must be {_A_PROMPT}, not {prompt!r:.80}")
-        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        if token_ids is None and isinstance(text, str):
-            token_ids = self._built.codec.encode(text)
-        if not isinstance(token_ids, Sequence) or any(type(i) is not int for i in token_ids):
-            raise InvalidRequest("prompt", "needs a text, or whole numbers as prompt_token_ids")
-        salt = prompt.get("cache_salt", "")
-        if not isinstance(salt, str):
-            raise InvalidRequest("cache_salt", f"must be a text, not {salt!r:.80}")
-        return text, list(token_ids), salt
+        return _Answer.of(read.text, fan_out(request), self._built.codec)
 
     def _params_for(
         self,

@@ -173,6 +173,25 @@ def test_a_chat_may_give_what_a_template_lacks(source: str, lacks: str, given: A
     template.render([USER], template_kwargs={lacks: given})
 
 
+def test_documents_are_for_templates_that_read_them() -> None:
+    source = "{% for d in documents or [] %}[{{ d.text }}]{% endfor %}{{ messages|length }}"
+    template = ChatTemplate(source, FILE)
+    assert template.render([USER], documents=[{"text": "a"}, {"text": "b"}]) == "[a][b]1"
+    assert template.render([USER], documents=()) == "1"
+    for wrong, field in (
+        ([5], "documents[0]"),
+        ([{"text": "a"}, "b"], "documents[1]"),
+        ("ab", "documents"),
+        ({"text": "a"}, "documents"),
+        ([{"text": object()}], "documents"),
+    ):
+        assert refused(template, [USER], documents=wrong).field == field
+    twice = {"documents": [{"text": "a"}]}
+    assert refused(template, [USER], template_kwargs=twice, **twice).field == "documents"
+    other = ChatTemplate("{{ messages|length }}", FILE)
+    assert "reads none" in refused(other, [USER], **twice).message
+
+
 def test_tools_are_no_argument_since_the_api_has_a_field_for_them() -> None:
     template = ChatTemplate("{% for t in tools %}{% endfor %}", FILE)
     assert "no tools are given" in refused(template, [USER]).message

@@ -42,7 +42,7 @@ class Reciting(SpeakingExecutor):
 
 
 class Chatty(Tokenizer):
-    def render_chat(self, messages, *, add_generation_prompt=True, template_kwargs=None):
+    def render_chat(self, messages, *, add_generation_prompt=True, **_):
         return "".join(m["content"] for m in messages)
 
 

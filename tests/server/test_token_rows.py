@@ -13,7 +13,7 @@ PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 class Chatty(Tokenizer):
-    def render_chat(self, messages, *, add_generation_prompt=True, template_kwargs=None):
+    def render_chat(self, messages, *, add_generation_prompt=True, **_):
         return "".join(m["content"] for m in messages)
 
 

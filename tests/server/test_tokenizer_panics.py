@@ -17,7 +17,7 @@ LONG_RUN = "o" * 3000 + "g"
 
 
 class Chatty(Tokenizer):
-    def render_chat(self, messages, *, add_generation_prompt=True, template_kwargs=None):
+    def render_chat(self, messages, *, add_generation_prompt=True, **_):
         return "".join(m["content"] for m in messages)
 
 

@@ -84,6 +84,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The prompt. A message's content is a string or a list of text parts, and becomes what
         the template takes: parts are joined by lines where it takes strings.
@@ -92,12 +93,14 @@ class ChatTemplate:
         Waits for another process: never to be called on an event loop.
 
         Raises InvalidRequest: "messages" if they are malformed, the template refuses them or
-        breaks its budget, "chat_template_kwargs" for an argument that the template does not read.
+        breaks its budget, "chat_template_kwargs" for an argument that the template does not read,
+        "documents" if it reads none, or both name them.
         """
         arguments = {
             **self._arguments(add_generation_prompt),
             "messages": [self._as_taken(each) for each in _plain_messages(messages)],
             **self._checked(template_kwargs or {}),
+            **self._given_documents(documents, template_kwargs or {}),
         }
         if self._broken is not None:
             raise InvalidRequest("messages", self._broken)
@@ -163,6 +166,27 @@ class ChatTemplate:
                     f"accepted: {', '.join(accepted) or 'none'}",
                 )
         return _Copy(field).of(arguments)
+
+    def _given_documents(
+        self, documents: Sequence[Mapping[str, Any]], others: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        field = "documents"
+        if not documents:
+            return {}
+        if field not in self._reads:
+            raise InvalidRequest(
+                field, "this model's chat template reads none; put them into messages, as parts"
+            )
+        if field in others:
+            raise InvalidRequest(field, "are in chat_template_kwargs too; give them once")
+        if isinstance(documents, str | Mapping) or not isinstance(documents, Sequence):
+            raise InvalidRequest(field, f"must be a list of objects, not {documents!r:.60}")
+        for index, document in enumerate(documents):
+            if not isinstance(document, Mapping):
+                raise InvalidRequest(
+                    f"{field}[{index}]", f"must be an object, not {document!r:.60}"
+                )
+        return _Copy(field).of({field: documents})
 
     def _accepted(self) -> list[str]:
         """The arguments that a client may give, in order."""

@@ -114,6 +114,15 @@ class Tokenizer:
         encoding = self._encode(self._tokenizer.encode_batch, text, add_special_tokens)
         return encoding.ids, token_starts(encoding.offsets, text)
 
+    def encode_apart(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """The ids of the text alone, and what `encode` puts before and after them (BOS, EOS)."""
+        encoding = self._encode(self._tokenizer.encode_batch_fast, text, True)
+        # The mask is of what the library has added, not of special tokens that the text spells.
+        ids, added = encoding.ids, encoding.special_tokens_mask
+        start = next((i for i, is_added in enumerate(added) if not is_added), len(ids))
+        end = next((i for i in range(len(ids), start, -1) if not added[i - 1]), start)
+        return ids[:start], ids[start:end], ids[end:]
+
     def _encode(
         self, encode_batch: Callable[..., list[Any]], text: str, add_special_tokens: bool
     ) -> Any:
@@ -206,6 +215,7 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Apply the chat template; see ChatTemplate.render. Raises InvalidRequest if it refuses."""
         if self._chat_template is None:
@@ -215,7 +225,10 @@ class Tokenizer:
                 "tokenizer_config.json); send a prompt to /v1/completions instead",
             )
         return self._chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+            documents=documents,
         )
 
 

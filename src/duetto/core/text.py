@@ -36,6 +36,10 @@ class TextCodec(Protocol):
         """As `encode`, and where in `text` each token begins."""
         ...
 
+    def encode_apart(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """The ids of the text alone, and what `encode` puts before and after them."""
+        ...
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Raises InvalidRequest("prompt", ...) if the ids have no text."""
         ...
@@ -54,8 +58,10 @@ class TextCodec(Protocol):
         *,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        documents: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """Apply the chat template. Raises InvalidRequest("messages", ...) if it refuses.
+        """Apply the chat template. Raises InvalidRequest("messages", ...) if it refuses, and
+        "documents" if it reads none.
 
         May wait for another process: not to be called on an event loop.
         """

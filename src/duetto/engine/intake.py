@@ -6,10 +6,12 @@ no HTTP, no chat and no engine: it asks the codec and the configuration, and cha
 
 import secrets
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
+from duetto.core.reuse_choice import ReuseAsked
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 
@@ -28,13 +30,15 @@ def make_request(
     cache_salt: bytes = b"",
     tenant: bytes = b"",
     bad_word_ids: tuple[tuple[int, ...], ...] | None = None,
+    reuse: ReuseAsked | None = None,
 ) -> Request:
     """The request that answers one prompt, before `fan_out` makes `sampling.n` of it.
 
     `max_tokens` None becomes `default_max_tokens`, or all the room there is if that is less; what
     a caller asked for is never cut short but refused if it does not fit. A seed comes from
     `sampling`, else from `default_seed`, else from the operating system. Who makes many requests
-    of one `sampling` brings its `encode_bad_words` as `bad_word_ids`.
+    of one `sampling` brings its `encode_bad_words` as `bad_word_ids`. What of `reuse` cannot be
+    done is refused, or all is computed, as its choice says.
 
     Raises InvalidRequest, naming the field ("prompt" for the ids), if a token id is outside the
     vocabulary, the prompt is empty, or no token may ever be sampled; RequestTooLong if it could
@@ -61,6 +65,20 @@ def make_request(
     )
     _check_choice(request, codec.vocab_size)
     config.check_fits(request)
+    return request if reuse is None else _reusing(request, reuse, config)
+
+
+def _reusing(request: Request, asked: ReuseAsked, config: SchedulerConfig) -> Request:
+    """The request with the reuse that is asked for, or with the reason why there is none."""
+    try:
+        if asked.refusal is not None:
+            raise asked.refusal
+        request = replace(request, reuse=asked.choice.over(asked.segments))
+        config.check_fits(request)
+    except InvalidRequest as error:
+        if asked.choice.on_unsupported == "refuse":
+            raise
+        return replace(request, reuse=asked.choice.over(()), why_not_reused=str(error))
     return request
 
 

@@ -1,0 +1,89 @@
+"""A prompt as callers in this process write it: a text, ids or segments, and a conversation.
+
+Knows no requests and no engine: it asks the codec, and changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from duetto.core.errors import InvalidRequest
+from duetto.core.reuse import TokenRange
+from duetto.core.text import TextCodec
+from duetto.engine.marked_chat import Conversation, render_marked
+from duetto.engine.segments import PromptSegment, encode_segments, read_segments
+
+Prompt = str | Mapping[str, Any]
+PROMPT_KEYS = {"prompt", "prompt_token_ids", "segments", "why_not_reusable", "cache_salt"}
+A_PROMPT = f"a text or a mapping of {', '.join(sorted(PROMPT_KEYS))}"
+
+
+class ReadPrompt(NamedTuple):
+    text: str | None
+    token_ids: Sequence[int]
+    cache_salt: bytes = b""
+    reusable: tuple[TokenRange, ...] = ()
+    refusal: InvalidRequest | None = None  # why what was marked has no place of its own
+
+
+def read_prompt(prompt: Prompt, codec: TextCodec) -> ReadPrompt:
+    """Raises InvalidRequest for what is no prompt, or cannot be read by the model."""
+    if isinstance(prompt, str):
+        return ReadPrompt(prompt, codec.encode(prompt))
+    if not isinstance(prompt, Mapping) or not prompt.keys() <= PROMPT_KEYS:
+        raise InvalidRequest("prompt", f"must be {A_PROMPT}, not {prompt!r:.80}")
+    salt = prompt.get("cache_salt", "")
+    if not isinstance(salt, str):
+        raise InvalidRequest("cache_salt", f"must be a text, not {salt!r:.80}")
+    text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if (segments := prompt.get("segments")) is not None:
+        if token_ids is not None:
+            raise InvalidRequest("segments", "with prompt_token_ids: give one of them")
+        ids, reusable = encode_segments(codec, read_segments(segments))
+        return ReadPrompt(text, ids, salt.encode(), reusable)
+    if token_ids is None and isinstance(text, str):
+        token_ids = codec.encode(text)
+    if not isinstance(token_ids, Sequence) or any(type(i) is not int for i in token_ids):
+        raise InvalidRequest("prompt", "needs a text, or whole numbers as prompt_token_ids")
+    return ReadPrompt(text, [*token_ids], salt.encode(), (), _refusal(prompt))
+
+
+def prompt_of_chat(
+    codec: TextCodec,
+    messages: Conversation,
+    *,
+    add_generation_prompt: bool,
+    template_kwargs: Mapping[str, Any] | None,
+    documents: Conversation = (),
+) -> dict[str, Any]:
+    """The prompt that a conversation becomes, as `read_prompt` takes it. Where texts are marked,
+    its segments; where the template leaves them no place of their own, why."""
+
+    def render(shown: Conversation, shown_documents: Conversation) -> str:
+        return codec.render_chat(
+            shown,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+            documents=shown_documents,
+        )
+
+    chat = render_marked(render, messages, documents)
+    # The template has written the special tokens; the tokenizer must not add them again.
+    if chat.segments:
+        segments = [_encoded(codec, segment) for segment in chat.segments]
+        return {"prompt": chat.text, "segments": segments}
+    token_ids = codec.encode(chat.text, add_special_tokens=False)
+    why = {} if chat.refusal is None else {"why_not_reusable": str(chat.refusal)}
+    return {"prompt": chat.text, "prompt_token_ids": token_ids, **why}
+
+
+def _encoded(codec: TextCodec, segment: PromptSegment) -> dict[str, Any]:
+    ids, _ = encode_segments(codec, [segment], add_special_tokens=False)
+    return {"token_ids": ids, "reusable": segment.is_reusable}
+
+
+def _refusal(prompt: Mapping[str, Any]) -> InvalidRequest | None:
+    why = prompt.get("why_not_reusable")
+    if why is None:
+        return None
+    field, _, message = str(why).partition(": ")
+    return InvalidRequest(field, message)
