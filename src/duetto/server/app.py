@@ -23,6 +23,7 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec, bytes_in_place
 from duetto.engine.thread import SteppedEngine
+from duetto.server.apis.prompts import GivenPrompt, split_prompts
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -35,7 +36,7 @@ from duetto.server.apis.reading import decode
 from duetto.server.apis.replies import Envelope
 from duetto.server.apis.sampling import chat_params, check_step_entries, completion_params
 from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
-from duetto.server.door import Door, Job, RequestHead, split_prompts
+from duetto.server.door import Door, Job, RequestHead
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
 from duetto.server.http.body import body_of
 from duetto.server.http.byte_budget import ByteBudget, Held
@@ -251,7 +252,7 @@ class Api:
 
     def _read_completion(
         self, body: bytes
-    ) -> tuple[CompletionRequest, SamplingParams, list[str | list[int]]]:
+    ) -> tuple[CompletionRequest, SamplingParams, list[GivenPrompt]]:
         """Runs on any thread."""
         wire = decode(body, CompletionRequest)
         self._check_model(wire.model)

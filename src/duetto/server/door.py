@@ -12,10 +12,15 @@ from typing import Any
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request, fan_out
+from duetto.core.reuse import TokenRange
+from duetto.core.reuse_choice import ReuseAsked, ReuseChoice
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.intake import encode_bad_words, make_request
+from duetto.engine.marked_chat import Conversation, RenderedChat, render_marked
+from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
 from duetto.server.apis.echo import Echo, echo_of_ids, echo_of_text
+from duetto.server.apis.prompts import GivenPrompt
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -23,7 +28,7 @@ from duetto.server.apis.protocol import (
     TokenizeRequest,
 )
 from duetto.server.apis.reply_size import ReplySize, too_large
-from duetto.server.apis.sampling import caller_names, default_max_tokens
+from duetto.server.apis.sampling import caller_names, default_max_tokens, scores_the_prompt
 from duetto.server.http.errors import invalid, refused
 from duetto.server.http.text_work import TextWork
 from duetto.server.settings import ServerSettings
@@ -35,7 +40,8 @@ _THINKING = ("enable_thinking", "thinking")  # what templates call the switch
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     token_ids: tuple[int, ...]
-    text: str | None  # as it was sent; None if ids were sent
+    text: str | None  # as it was sent; None if ids or segments were sent
+    reuse: ReuseAsked | None = None
     echo: Echo | None = None  # only if asked for
 
 
@@ -75,6 +81,7 @@ class Door:
         self._codec = codec
         self._config = config
         self._defaults = settings.default_sampling
+        self._reuse = settings.reuse
         self._max_reply_bytes = settings.max_reply_bytes
         self._seed = settings.seed
         self._clock = clock
@@ -90,15 +97,19 @@ class Door:
     async def completion(
         self,
         request: CompletionRequest,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[GivenPrompt],
         sampling: SamplingParams,
         arrival: RequestHead,
     ) -> Job:
         """Raises ApiError 400, naming the field."""
         add_special = request.add_special_tokens is not False
+        choice = self._choice(request)
 
         def build() -> Job:
-            encoded = [self._encode(request, prompt, sampling, add_special) for prompt in prompts]
+            encoded = [
+                self._encode(request, prompt, sampling, choice, add_special=add_special)
+                for prompt in prompts
+            ]
             job = self._draft(request, encoded, sampling, arrival)
             return self._with_echoes(request, job, add_special) if request.echo else job
 
@@ -109,11 +120,18 @@ class Door:
         self, request: ChatRequest, sampling: SamplingParams, arrival: RequestHead
     ) -> Job:
         """Raises ApiError 400, naming the field."""
+        choice = self._choice(request)
 
         def build() -> Job:
-            text = self._render(request)
-            add_special = request.add_special_tokens is True
-            prompt = self._encode(request, text, sampling, add_special)
+            chat = self._render(request)
+            prompt = self._encode(
+                request,
+                chat.segments or chat.text,
+                sampling,
+                choice,
+                add_special=request.add_special_tokens is True,
+                refusal=chat.refusal,
+            )
             return self._draft(request, [prompt], sampling, arrival)
 
         return self._accept(await self._work.chat(build, arrival.num_bytes))
@@ -127,6 +145,7 @@ class Door:
             "chat_template_kwargs": bool(request.chat_template_kwargs),
             "add_generation_prompt": request.add_generation_prompt is False,
             "reasoning_effort": request.reasoning_effort not in (None, "none"),
+            "documents": bool(request.documents),
         }
         for name, is_asked in templated.items():
             if request.prompt is not None and is_asked:
@@ -138,7 +157,8 @@ class Door:
                 return self._codec.encode(request.prompt, add_special_tokens=add_special)
             add_special = request.add_special_tokens is True
             with _naming({"prompt": "messages"}):
-                return self._codec.encode(self._render(request), add_special_tokens=add_special)
+                chat = self._render(request)
+                return [*self._ids(chat.segments or chat.text, add_special=add_special).token_ids]
 
         if request.messages is not None:
             return await self._work.chat(build, num_bytes)
@@ -171,24 +191,55 @@ class Door:
 
     # --- these run on any thread ---------------------------------------------------------------
 
+    def _choice(self, request: SamplingRequest) -> ReuseChoice | None:
+        with _naming({}):
+            return self._reuse.chosen(request.reuse)
+
+    def _asked(
+        self,
+        request: SamplingRequest,
+        choice: ReuseChoice | None,
+        segments: tuple[TokenRange, ...],
+        refusal: InvalidRequest | None,
+    ) -> ReuseAsked | None:
+        """What is asked for a prompt; None where nobody asks for anything."""
+        has_marks = bool(segments) or refusal is not None
+        if choice is None or not (has_marks or request.reuse is not None):
+            return None
+        if segments and (field := scores_the_prompt(request)) is not None:
+            refusal = InvalidRequest(field, "with reuse: it needs the prompt's own, exact KV")
+        return self._reuse.asked(choice, segments, refusal)
+
     def _encode(
         self,
         request: SamplingRequest,
-        prompt: str | list[int],
+        prompt: GivenPrompt,
         sampling: SamplingParams,
+        choice: ReuseChoice | None,
+        *,
         add_special: bool,
+        refusal: InvalidRequest | None = None,
     ) -> EncodedPrompt:
+        """`refusal`: why what is marked in the prompt has no place of its own."""
         num_tokens = self._fewest_tokens(prompt)
         if num_tokens > self._config.context_length:
             error = self._config.too_long(
-                num_tokens, sampling.max_tokens or 1, is_lower_bound=isinstance(prompt, str)
+                num_tokens, sampling.max_tokens or 1, is_lower_bound=not isinstance(prompt, list)
             )
             raise refused(error, caller_names(request))
-        if isinstance(prompt, str):
+        if isinstance(prompt, list):
+            ids, ranges = tuple(prompt), tuple[TokenRange, ...]()
+        else:
             with _naming(caller_names(request)):
-                ids = self._codec.encode(prompt, add_special_tokens=add_special)
-            return EncodedPrompt(tuple(ids), prompt)
-        return EncodedPrompt(tuple(prompt), None)
+                ids, ranges = self._ids(prompt, add_special=add_special)
+        asked = self._asked(request, choice, ranges, refusal)
+        return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None, asked)
+
+    def _ids(self, prompt: str | tuple[PromptSegment, ...], *, add_special: bool) -> SegmentedIds:
+        if isinstance(prompt, str):
+            ids = self._codec.encode(prompt, add_special_tokens=add_special)
+            return SegmentedIds(tuple(ids), ())
+        return encode_segments(self._codec, prompt, add_special_tokens=add_special)
 
     def _with_echoes(self, request: CompletionRequest, job: Job, add_special: bool) -> Job:
         prompts = []
@@ -205,15 +256,18 @@ class Door:
             self._codec, prompt.text, add_special_tokens=add_special, with_tokens=with_tokens
         )
 
-    def _fewest_tokens(self, prompt: str | list[int]) -> int:
+    def _fewest_tokens(self, prompt: GivenPrompt) -> int:
         """How many tokens a prompt is at least, told without tokenizing."""
-        if not isinstance(prompt, str):
+        if isinstance(prompt, list):
             return len(prompt)
+        if isinstance(prompt, tuple):
+            contents = (segment.content for segment in prompt)
+            return sum([self._fewest_tokens(c if isinstance(c, str) else [*c]) for c in contents])
         longest = self._codec.max_token_bytes
         # What is not text (half a surrogate pair) is for the tokenizer to refuse.
         return 0 if longest is None else -(-len(prompt.encode(errors="ignore")) // longest)
 
-    def _render(self, request: ChatRequest | TokenizeRequest) -> str:
+    def _render(self, request: ChatRequest | TokenizeRequest) -> RenderedChat:
         first_error: InvalidRequest | None = None
         for given in _without_idle(request.chat_template_kwargs or {}):
             try:
@@ -225,16 +279,22 @@ class Door:
         assert first_error is not None
         raise first_error
 
-    def _render_with(self, given: Mapping[str, Any], request: ChatRequest | TokenizeRequest) -> str:
+    def _render_with(
+        self, given: Mapping[str, Any], request: ChatRequest | TokenizeRequest
+    ) -> RenderedChat:
         messages = [message.shown() for message in request.messages or ()]
         effort = request.reasoning_effort
 
-        def render(more: dict[str, Any]) -> str:
-            return self._codec.render_chat(
-                messages,
-                add_generation_prompt=request.add_generation_prompt is not False,
-                template_kwargs={**more, **given},
-            )
+        def render(more: dict[str, Any]) -> RenderedChat:
+            def render_chat(conversation: Conversation, documents: Conversation) -> str:
+                return self._codec.render_chat(
+                    conversation,
+                    add_generation_prompt=request.add_generation_prompt is not False,
+                    template_kwargs={**more, **given},
+                    documents=documents,
+                )
+
+            return render_marked(render_chat, messages, request.documents or ())
 
         for more in _template_words(effort):
             try:
@@ -280,6 +340,7 @@ class Door:
                     priority=priority,
                     cache_salt=salt,
                     tenant=arrival.client,
+                    reuse=prompt.reuse,
                 )
                 for index, prompt in enumerate(prompts)
             ]
@@ -315,32 +376,6 @@ def _without_idle(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for count in range(len(idle) + 1):
         for left_out in combinations(idle, count):
             yield {name: value for name, value in given.items() if name not in left_out}
-
-
-def split_prompts(
-    prompt: str | list[str | int | list[int]], config: SchedulerConfig, max_answers: int
-) -> list[str | list[int]]:
-    """A prompt field's four shapes as a list of prompts. Raises ApiError 400 for a mixture, or for
-    more entries than a context or a reply holds, before each is looked at."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise invalid("prompt", "must hold at least one prompt or token id")
-    if isinstance(prompt[0], int):
-        if len(prompt) > config.context_length:
-            raise refused(config.too_long(len(prompt), 1), {})
-    elif len(prompt) > max_answers:
-        raise invalid("prompt", f"{len(prompt)} prompts; at most {max_answers} answers per request")
-    texts = [p for p in prompt if isinstance(p, str)]
-    token_ids = [p for p in prompt if isinstance(p, int)]
-    id_lists = [p for p in prompt if isinstance(p, list)]
-    if token_ids and len(token_ids) == len(prompt):
-        return [token_ids]
-    if len(texts) == len(prompt):
-        return [*texts]
-    if len(id_lists) == len(prompt):
-        return [*id_lists]
-    raise invalid("prompt", "must be a text, texts, token ids or lists of token ids, not a mixture")
 
 
 def _checked_salt(salt: str | None) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from duetto.core.errors import ConfigError, InvalidRequest
+from duetto.core.reuse_choice import ReuseRules
 from duetto.core.sampling_params import SEED_RANGE, SamplingParams
 from duetto.engine.watchdog import StepTimeout
 from duetto.server.http.origins import Origins
@@ -26,6 +27,7 @@ class ServerSettings:
     kv_cache_dtype: str = "unknown"
     backend: str = "unknown"
     max_drafts: Mapping[str, int] = field(default_factory=dict)  # of a request's step, by method
+    reuse: ReuseRules = field(default_factory=ReuseRules)
     seed: int | None = None  # of requests that bring none; None: drawn for each
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of web pages; none: those of this machine

@@ -158,6 +158,18 @@ class OtherServers(OtherSamplers, kw_only=True):
     random_seed: Annotated[Raw, Only()] = ABSENT
 
 
+class WireSegment(Struct, forbid_unknown_fields=True):
+    """A text or token ids, and whether its KV may be reused wherever it stands."""
+
+    text: str | None = None
+    token_ids: list[int] | None = None
+    reusable: bool | None = None
+
+
+class SegmentedPrompt(Struct, forbid_unknown_fields=True):
+    segments: Annotated[list[str | list[int] | WireSegment], Meta(max_length=MAX_MESSAGES)]
+
+
 class SamplingRequest(OtherServers, kw_only=True):
     """What both endpoints that sample have in common; the names are OpenAI's, then vLLM's."""
 
@@ -187,6 +199,7 @@ class SamplingRequest(OtherServers, kw_only=True):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     cache_salt: str | None = None
+    reuse: bool | str | dict[str, Any] | None = None  # core/reuse_choice.py reads it
     priority: int | None = None
     response_format: ResponseFormat | None = None
     service_tier: ServiceTier | None = None
@@ -205,7 +218,7 @@ class SamplingRequest(OtherServers, kw_only=True):
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
-    prompt: str | list[str | int | list[int]]
+    prompt: str | SegmentedPrompt | list[str | int | list[int] | SegmentedPrompt]
     echo: bool | None = None
     logprobs: int | bool | None = None
     best_of: int | None = None
@@ -224,6 +237,7 @@ class CompletionRequest(SamplingRequest, kw_only=True):
 class TextPart(Struct, forbid_unknown_fields=True):
     type: Literal["text"]
     text: str
+    cache: Literal["reusable"] | None = None
     cache_control: Raw = ABSENT
     prompt_cache_breakpoint: Raw = ABSENT
     id: Raw = ABSENT
@@ -237,6 +251,10 @@ class TextPart(Struct, forbid_unknown_fields=True):
     video_url: Annotated[Raw, Only()] = ABSENT
     file: Annotated[Raw, Only()] = ABSENT
     refusal: Annotated[Raw, Only("")] = ABSENT
+
+    def shown(self) -> dict[str, str]:
+        marked = {} if self.cache is None else {"cache": self.cache}
+        return {"type": self.type, "text": self.text, **marked}
 
 
 class Message(Struct, forbid_unknown_fields=True):
@@ -270,21 +288,23 @@ class Message(Struct, forbid_unknown_fields=True):
     provider_specific_fields: Raw = ABSENT
 
     def shown(self) -> dict[str, Any]:
-        """What a chat template is given: what changes nothing is not there."""
+        """What a chat template is given, and marks: what changes nothing is not there."""
         content: str | list[dict[str, str]] = (
             self.content
             if isinstance(self.content, str)
-            else [{"type": part.type, "text": part.text} for part in self.content]
+            else [part.shown() for part in self.content]
         )
         named = {} if self.name is None else {"name": self.name}
         return {"role": self.role, "content": content, **named}
 
 
 Messages = Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
+Documents = Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
 
 
 class ChatRequest(SamplingRequest, kw_only=True):
     messages: Messages
+    documents: Documents | None = None  # type: ignore[assignment]  # which completions refuse
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -300,6 +320,7 @@ class TokenizeRequest(Features, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    documents: Documents | None = None  # type: ignore[assignment]  # which completions refuse
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None

@@ -18,9 +18,11 @@ from duetto.server.apis.protocol import (
     ResponseFormat,
     Role,
     SamplingRequest,
+    SegmentedPrompt,
     ServiceTier,
     StreamOptions,
     TextPart,
+    WireSegment,
 )
 from duetto.server.http.body import check_structure
 from duetto.server.http.errors import MAX_ECHO, ApiError, cut, invalid
@@ -35,11 +37,20 @@ _NOT_A_NUMBER = re.compile(rb'"(\w+)"\s*:\s*-?(?:nan|infinity)', re.IGNORECASE)
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$|$)", re.DOTALL)
 _TOKEN_ID = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 # What is accepted where only some values are, by the name of the field.
-_CHOICES = {"role": get_args(Role), "service_tier": get_args(ServiceTier), "type": ("text",)}
+_CHOICES = {
+    "role": get_args(Role),
+    "service_tier": get_args(ServiceTier),
+    "type": ("text",),
+    "cache": ("reusable",),
+}
 # The structs within bodies, by their path without indexes.
 _INNER: dict[str, type[msgspec.Struct]] = {
     "messages[]": Message,
     "messages[].content[]": TextPart,
+    "prompt": SegmentedPrompt,
+    "prompt[]": SegmentedPrompt,
+    "prompt.segments[]": WireSegment,
+    "prompt[].segments[]": WireSegment,
     "stream_options": StreamOptions,
     "response_format": ResponseFormat,
 }

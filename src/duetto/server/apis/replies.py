@@ -13,7 +13,7 @@ from duetto.core.draft_counts import NO_DRAFTS, DraftCount
 from duetto.core.text import TextCodec
 from duetto.core.timings import RequestTimings
 from duetto.server.http.json_parts import Json
-from duetto.server.observe.explain import cache_miss, parts_ms, speculation
+from duetto.server.observe.explain import cache_miss, parts_ms, reuse, speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,12 @@ def timings(
     were expected to take (`steps_expected_ms`) stands beside what they took. `reader_s` is how long
     the end of a stream has waited for its client to take what was before it. Where drafts ran,
     `draft_n` and `draft_n_accepted` are llama.cpp's; `speculation` is ours, where they were asked
-    for.
+    for, as is `reuse`.
     """
     if times is None or not times.token_times or times.first_scheduled_time is None:
         return None
-    num_computed, num_output = num_prompt - num_cached, len(times.token_times)
+    num_reused = 0 if times.reuse is None else times.reuse.num_reused
+    num_computed, num_output = num_prompt - num_cached - num_reused, len(times.token_times)
     prompt_s = times.token_times[0] - times.first_scheduled_time
     predicted_s = times.token_times[-1] - times.token_times[0]
     return {
@@ -94,6 +95,7 @@ def timings(
         "steps_expected_ms": _ms(times.predicted_s),
         "cache_miss": cache_miss(times.cache_miss, tells_other_salts=tells_other_salts),
         **_drafts(times),
+        **({} if times.reuse is None else {"reuse": reuse(times.reuse)}),
     }
 
 

@@ -98,6 +98,15 @@ def default_max_tokens(request: SamplingRequest, defaults: Mapping[str, Any]) ->
     return most
 
 
+def scores_the_prompt(request: SamplingRequest) -> str | None:
+    """The field that asks for log-probabilities of the prompt; None if none does."""
+    if request.prompt_logprobs is not None:
+        return "prompt_logprobs"
+    if not isinstance(request, CompletionRequest) or not request.echo:
+        return None
+    return None if request.logprobs is None else "echo"
+
+
 def caller_names(request: SamplingRequest) -> dict[str, str]:
     """Our field names to those that the caller used, where they differ."""
     if not isinstance(request, ChatRequest):

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.draft_counts import Speculation, tokens_per_step
+from duetto.core.reuse_count import ReuseCount
 from duetto.core.timings import Part
 from duetto.server.http.json_parts import Json
 from duetto.server.observe.history import Ended, Running
@@ -80,6 +81,19 @@ def speculation(told: Speculation, num_tokens: int) -> Json:
         "drafting_ms": ms(told.drafting_s),
         "verifying_ms": ms(told.verifying_s),
         "saved_ms": ms(told.saved_s),
+    }
+
+
+def reuse(count: ReuseCount) -> Json:
+    """Where the KV of a prompt with segments came from, as replies show it."""
+    return {
+        "choice": count.choice,
+        "exact": count.num_exact,
+        "reused": count.num_reused,
+        "recomputed": count.num_recomputed,
+        "computed": count.num_computed,
+        "missing": count.num_missing,
+        "why_not": count.why_not,
     }
 
 

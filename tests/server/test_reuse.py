@@ -1,0 +1,260 @@
+"""Segments and reuse through the API, over a real (random) model.
+
+The oracle is the offline door on the same checkpoint: another engine, alone, without HTTP.
+"""
+
+import shutil
+
+import pytest
+from server.fakes_server import chunks, post
+from starlette.testclient import TestClient
+
+from duetto import LLM, SamplingParams
+from duetto.build import build
+from duetto.core.engine_args import EngineArgs
+from duetto.core.reuse_choice import MoveLimits, ReuseRules, insisted, parse_reuse
+from duetto.server.app import create_app
+from duetto.server.settings import ServerSettings
+
+NAME = "tiny"
+TEXTS = ["def add(a, b):\n    return a + b\n", "class Engine:\n    pass\n" * 3, "import os\n" * 5]
+QUESTION = "what does it import?"
+TEMPLATE = (
+    "{%- for d in documents or [] %}<doc>{{ d.text }}</doc>{% endfor %}"
+    "{%- for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}"
+)
+MARKED = [{"text": text, "reusable": True} for text in TEXTS]
+SEGMENTS = {"segments": ["Read:\n", *MARKED, QUESTION]}
+ASKED = {"model": NAME, "max_tokens": 8, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+COMPLETION = {**ASKED, "prompt": SEGMENTS, "return_token_ids": True}
+PARTS = [{"type": "text", "text": text, "cache": "reusable"} for text in TEXTS]
+MESSAGES = [{"role": "user", "content": [*PARTS, {"type": "text", "text": QUESTION}]}]
+CHAT = {**ASKED, "messages": MESSAGES, "return_token_ids": True}
+PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / NAME
+    shutil.copytree(tiny_model, path)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def serve(checkpoint):
+    """Makes a client of a server with such rules; they share one engine, one after the other."""
+    built = build(checkpoint, EngineArgs(max_num_seqs=8, max_model_len=512, block_size=8))
+
+    def client(**rules):
+        app = create_app(
+            engine=built.engine,
+            codec=built.codec,
+            config=built.scheduler_config,
+            settings=ServerSettings(served_model_name=NAME, reuse=ReuseRules(**rules)),
+        )
+        return TestClient(app)
+
+    return client
+
+
+@pytest.fixture(scope="module")
+def client(serve):
+    with serve(why_not=insisted) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint):
+    with LLM(checkpoint, max_num_seqs=8, max_model_len=512, block_size=8) as made:
+        yield made
+
+
+def offline(llm, given, **more):
+    params = SamplingParams(max_tokens=8, temperature=1.0, seed=5, ignore_eos=True)
+    (output,) = llm.generate(given, params, **more)
+    return output.outputs[0]
+
+
+def error_of(reply):
+    assert reply.status_code == 400, reply.text
+    return reply.json()["error"]
+
+
+@pytest.mark.parametrize("reuse", [None, False, "off", "none", "first:4"])
+def test_a_completion_of_segments(client, llm, reuse):
+    body = post(client, "/v1/completions", {**COMPLETION, "reuse": reuse})
+    expected = offline(llm, SEGMENTS, reuse=reuse)
+    (choice,) = body["choices"]
+    assert choice["token_ids"] == expected.token_ids
+    assert ("reuse" in body["timings"]) == (reuse in ("none", "first:4"))
+    streamed = chunks(client, "/v1/completions", {**COMPLETION, "reuse": reuse})
+    assert [i for c in streamed[1:] for i in c["choices"][0]["token_ids"]] == expected.token_ids
+    assert ("reuse" in streamed[-1]["timings"]) == ("reuse" in body["timings"])
+
+
+@pytest.mark.parametrize("reuse", [None, "none", {"method": "first", "num_first": 4}])
+def test_a_chat_with_marked_parts(client, llm, reuse):
+    body = post(client, "/v1/chat/completions", {**CHAT, "reuse": reuse})
+    prompt = llm.chat_prompt(MESSAGES)
+    assert body["choices"][0]["token_ids"] == offline(llm, prompt, reuse=reuse).token_ids
+    ids = [i for s in prompt["segments"] for i in s["token_ids"]]
+    assert body["prompt_token_ids"] == ids
+    assert post(client, "/tokenize", {"messages": MESSAGES})["tokens"] == ids
+
+
+def test_documents_of_a_chat(client, llm):
+    documents = [{"title": "t", "text": text} for text in TEXTS]
+    asked = [{"role": "user", "content": QUESTION}]
+    body = {**CHAT, "messages": asked, "documents": documents, "reuse": "none"}
+    found = post(client, "/v1/chat/completions", body)
+    prompt = llm.chat_prompt(asked, documents=documents)
+    assert found["choices"][0]["token_ids"] == offline(llm, prompt, reuse="none").token_ids
+    assert found["timings"]["reuse"]["reused"] > 0
+    tokens = post(client, "/tokenize", {"messages": asked, "documents": documents})["tokens"]
+    assert tokens == found["prompt_token_ids"]
+
+
+def test_timings_say_what_was_reused(client):
+    """And only what is exact counts as cached."""
+    body = {**COMPLETION, "reuse": "first:4", "cache_salt": "new"}
+    for missing in (True, False):
+        found = post(client, "/v1/completions", body)
+        told, usage = found["timings"]["reuse"], found["usage"]
+        assert told["choice"] == "first:4" and told["why_not"] is None
+        assert told["reused"] > 40
+        assert told["missing"] == (told["reused"] + 12 if missing else 0)
+        # What is computed before the first token that is reused is exact, and published.
+        assert told["exact"] == (0 if missing else 8)
+        assert told["recomputed"] == (12 if missing else 8)
+        parts = [told[name] for name in ("exact", "reused", "recomputed", "computed")]
+        assert sum(parts) == usage["prompt_tokens"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": told["exact"]}
+        timings = found["timings"]
+        assert timings["cache_n"] == told["exact"]
+        assert timings["prompt_n"] == usage["prompt_tokens"] - told["exact"] - told["reused"]
+
+
+def test_several_prompts_and_answers(client):
+    body = {**COMPLETION, "prompt": [SEGMENTS, {"segments": ["a", MARKED[0], "b"]}], "n": 2}
+    found = post(client, "/v1/completions", {**body, "reuse": "none"})
+    assert len(found["choices"]) == 4
+    counts = [choice["timings"]["reuse"]["reused"] for choice in found["choices"]]
+    assert counts[0] == counts[1] > counts[2] == counts[3] > 0
+    alone = post(client, "/v1/completions", {**COMPLETION, "reuse": "none"})
+    assert found["choices"][0]["token_ids"] == alone["choices"][0]["token_ids"]
+
+
+def test_the_servers_choice_is_for_what_is_marked(serve):
+    with serve(default=parse_reuse("first:4"), why_not=insisted) as client:
+        found = post(client, "/v1/completions", COMPLETION)
+        assert found["timings"]["reuse"]["choice"] == "first:4"
+        plain = post(client, "/v1/completions", {**COMPLETION, "prompt": "x"})
+        assert "reuse" not in plain["timings"]
+        off = post(client, "/v1/completions", {**COMPLETION, "reuse": False})
+        assert "reuse" not in off["timings"]
+        own = post(client, "/v1/completions", {**COMPLETION, "reuse": "none"})
+        assert own["timings"]["reuse"]["choice"] == "none"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_nobody_vouches_for_is_refused(serve, path):
+    with serve() as client:
+        error = error_of(client.post(path, json={**PATHS[path], "reuse": "first:4"}))
+        assert error["param"] == "reuse" and "--allow-unmeasured-reuse" in error["message"]
+        choice = {"method": "none", "on_unsupported": "compute"}
+        found = post(client, path, {**PATHS[path], "reuse": choice})
+        plain = post(client, path, PATHS[path])
+        assert found["choices"][0]["token_ids"] == plain["choices"][0]["token_ids"]
+        told = found["timings"]["reuse"]
+        assert told["reused"] == 0 and "changes answers" in told["why_not"]
+
+
+def test_what_cannot_be_moved_is_refused(serve):
+    with serve(why_not=insisted, limits=MoveLimits(window=8)) as client:
+        error = error_of(client.post("/v1/completions", json={**COMPLETION, "reuse": "none"}))
+        assert error["param"] == "reuse" and "not moved: " in error["message"]
+
+
+LONG = {"segments": [{"text": "abcd " * 400, "reusable": True}]}
+TWICE = [{"role": "user", "content": [{"type": "text", "text": " a ", "cache": "reusable"}]}]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "field"),
+    [
+        *(
+            (path, change, field)
+            for path in PATHS
+            for change, field in (
+                ({"reuse": 5}, "reuse"),
+                ({"reuse": True}, "reuse"),
+                ({"reuse": "best"}, "reuse.method"),
+                ({"reuse": {"method": "first"}}, "reuse.num_first"),
+                ({"reuse": {"method": "none", "x": 1}}, "reuse.x"),
+                ({"reuse": "none", "prompt_logprobs": 0}, "prompt_logprobs"),
+            )
+        ),
+        ("/v1/completions", {"reuse": "none", "echo": True, "logprobs": 1}, "echo"),
+        ("/v1/completions", {"prompt": LONG}, "prompt"),
+        ("/v1/completions", {"prompt": LONG, "reuse": "none"}, "prompt"),
+        ("/v1/completions", {"prompt": {"segments": []}}, "prompt.segments"),
+        ("/v1/completions", {"prompt": {"segments": ["a", {}]}}, "prompt.segments[1]"),
+        ("/v1/completions", {"prompt": {"segments": [5]}}, "prompt.segments[0]"),
+        ("/v1/completions", {"prompt": {"segment": ["a"]}}, "prompt.segment"),
+        (
+            "/v1/completions",
+            {"prompt": {"segments": [{"text": "a", "reusabel": True}]}},
+            "prompt.segments[0].reusabel",
+        ),
+        ("/v1/completions", {"prompt": [SEGMENTS, "a"]}, "prompt"),
+        (
+            "/v1/completions",
+            {"prompt": [SEGMENTS, {"segments": [{"text": "a", "token_ids": [1]}]}]},
+            "prompt[1].segments[0]",
+        ),
+        ("/v1/completions", {"prompt": {"segments": [[10**6]]}}, "prompt"),
+        ("/v1/completions", {"documents": [{"text": "a"}]}, "documents"),
+        ("/v1/chat/completions", {"documents": ["a"]}, "documents[0]"),
+        ("/v1/chat/completions", {"messages": TWICE, "reuse": "none"}, "messages[0].content[0]"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{**PARTS[0], "cache": "for ever"}]}]},
+            "messages[0].content[0].cache",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(client, path, change, field):
+    error = error_of(client.post(path, json={**PATHS[path], **change}))
+    assert error["param"] == field and error["message"]
+
+
+def test_documents_are_for_chats(client):
+    error = error_of(client.post("/tokenize", json={"prompt": "a", "documents": [{"text": "a"}]}))
+    assert error["param"] == "documents"
+
+
+def test_a_prompt_that_is_scored_is_computed_in_full_if_that_is_asked(client):
+    choice = {"method": "none", "on_unsupported": "compute"}
+    body = {**COMPLETION, "prompt_logprobs": 0, "reuse": choice}
+    found = post(client, "/v1/completions", body)
+    assert "exact KV" in found["timings"]["reuse"]["why_not"]
+    assert len(found["choices"][0]["prompt_logprobs"]) == found["usage"]["prompt_tokens"]
+
+
+def test_segments_may_be_echoed(client, llm):
+    for reuse in (None, "none"):
+        found = post(client, "/v1/completions", {**COMPLETION, "echo": True, "reuse": reuse})
+        text = "".join(["Read:\n", *TEXTS, QUESTION])
+        assert found["choices"][0]["text"].startswith(text)
+    body = {**COMPLETION, "echo": True, "logprobs": 0}
+    scored = post(client, "/v1/completions", body)["choices"][0]["logprobs"]
+    assert "".join(scored["tokens"]).startswith(text)
+
+
+def test_what_a_template_changes_is_an_ordinary_prompt_without_reuse(client):
+    plain = [{"role": "user", "content": " a "}]
+    found = post(client, "/v1/chat/completions", {**CHAT, "messages": TWICE})
+    expected = post(client, "/v1/chat/completions", {**CHAT, "messages": plain})
+    assert found["prompt_token_ids"] == expected["prompt_token_ids"]
