@@ -8,12 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from duetto.build import build
 from duetto.cli.app import app
+from duetto.core.engine_args import EngineArgs
+from duetto.core.reuse_choice import ReuseRules, insisted
 from duetto.demo import demo_model_dir
+from duetto.server.app import create_app
+from duetto.server.settings import ServerSettings
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+API = ROOT / "docs" / "api.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -72,6 +79,36 @@ def test_the_readme_python_runs(tiny_model):
     for code in blocks(README, "python"):
         runnable = code.replace("path/to/checkpoint", str(tiny_model))
         subprocess.run([sys.executable, "-W", "error", "-c", runnable], check=True)
+
+
+def test_the_api_pages_python_runs():
+    (code,) = blocks(API, "python")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(
+        r"[1-9]\d* tokens were reused, 8 of the segments computed", run.stdout.strip()
+    )
+
+
+def test_the_api_pages_bodies_are_answered():
+    built = build(demo_model_dir(), EngineArgs())
+    served = create_app(
+        engine=built.engine,
+        codec=built.codec,
+        config=built.scheduler_config,
+        settings=ServerSettings(
+            served_model_name=demo_model_dir().name, reuse=ReuseRules(why_not=insisted)
+        ),
+    )
+    completion, chat = map(json.loads, blocks(API, "json"))
+    with TestClient(served) as client:
+        for path, body in (("/v1/completions", completion), ("/v1/chat/completions", chat)):
+            reply = client.post(path, json=body)
+            assert reply.status_code == 200, reply.text
+            told = reply.json()["timings"]["reuse"]
+            assert told["reused"] > 0
+            assert all(f"| `{key}` |" in API.read_text() for key in told)
 
 
 def test_the_demo_runs(tiny_model):

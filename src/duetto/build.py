@@ -4,7 +4,7 @@ Whatever was chosen on a user's behalf is in `Built.notes`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,14 @@ from duetto.checkpoints.same_tokenizer import difference
 from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.core.config import SchedulerConfig, scheduler_config
 from duetto.core.engine_args import EngineArgs
-from duetto.core.errors import CheckpointError, ConfigError
+from duetto.core.errors import CheckpointError, ConfigError, InvalidRequest
+from duetto.core.reuse_choice import (
+    ReuseChoice,
+    ReuseRules,
+    insisted,
+    not_measured,
+    parse_reuse,
+)
 from duetto.core.shape import StepTime
 from duetto.core.speculation import FLAG, DraftModelOptions, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
@@ -28,6 +35,7 @@ from duetto.engine.engine import Engine
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, host_prices
 from duetto.pricing.learned import LearnedStepTime
+from duetto.program.rotation import move_limits
 from duetto.progress import show_progress
 from duetto.runner.load import Companion, LoadedModel, load_model
 from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
@@ -107,6 +115,32 @@ def served_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
         max_model_len=loaded.max_model_len,
         cache_namespace=loaded.numerics.encode(),
     )
+
+
+def reuse_choice(word: str) -> ReuseChoice | None:
+    """What `--reuse` means. Raises ConfigError for what is no choice."""
+    try:
+        return parse_reuse(word)
+    except InvalidRequest as error:
+        raise ConfigError(f"--reuse {word:.60}: {error.message}") from None
+
+
+def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: bool) -> ReuseRules:
+    """Who may choose what of a server, where `default` is for who does not choose.
+
+    Raises ConfigError for a default that cannot be, or that nobody vouches for.
+    """
+    limits = move_limits(built.model.program)
+    why_not = insisted if allow_unmeasured else not_measured
+    if default is None:
+        return ReuseRules(why_not=why_not, limits=limits)
+    if not built.scheduler_config.enable_prefix_caching:
+        raise ConfigError("--reuse with --no-enable-prefix-caching: what is reused is kept there")
+    if (reason := why_not(default) or limits.refusal) is not None:
+        raise ConfigError(f"--reuse {default}: {reason}")
+    # What nobody asked for must not be the reason to refuse.
+    default = replace(default, on_unsupported="compute")
+    return ReuseRules(default=default, why_not=why_not, limits=limits)
 
 
 def companion_of(

@@ -250,3 +250,10 @@ def test_a_public_address_without_a_key(tiny_model):
 def test_a_flag_of_the_engine_that_cannot_be(tiny_model):
     both = serve(tiny_model, "--backend", "reference", "--quantization", "int8")
     check_fails_in_one_line(both, "--quantization int8", "reference", "--backend cpu")
+
+
+def test_reuse_that_nobody_vouches_for_is_no_default(tiny_model):
+    check_fails_in_one_line(serve(tiny_model, "--reuse", "best"), "--reuse best", "first")
+    check_fails_in_one_line(serve(tiny_model, "--reuse", "first"), "--reuse first", "needs it")
+    run = serve(tiny_model, "--reuse", "first:4")
+    assert run.returncode == 1 and "--allow-unmeasured-reuse" in run.stderr.splitlines()[-1]

@@ -4,14 +4,16 @@ The oracle is the offline door on the same checkpoint: another engine, alone, wi
 """
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from server.fakes_server import chunks, post
 from starlette.testclient import TestClient
 
 from duetto import LLM, SamplingParams
-from duetto.build import build
+from duetto.build import build, reuse_choice, reuse_rules
 from duetto.core.engine_args import EngineArgs
+from duetto.core.errors import ConfigError
 from duetto.core.reuse_choice import MoveLimits, ReuseRules, insisted, parse_reuse
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
@@ -42,9 +44,13 @@ def checkpoint(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def serve(checkpoint):
+def built(checkpoint):
+    return build(checkpoint, EngineArgs(max_num_seqs=8, max_model_len=512, block_size=8))
+
+
+@pytest.fixture(scope="module")
+def serve(built):
     """Makes a client of a server with such rules; they share one engine, one after the other."""
-    built = build(checkpoint, EngineArgs(max_num_seqs=8, max_model_len=512, block_size=8))
 
     def client(**rules):
         app = create_app(
@@ -258,3 +264,29 @@ def test_what_a_template_changes_is_an_ordinary_prompt_without_reuse(client):
     found = post(client, "/v1/chat/completions", {**CHAT, "messages": TWICE})
     expected = post(client, "/v1/chat/completions", {**CHAT, "messages": plain})
     assert found["prompt_token_ids"] == expected["prompt_token_ids"]
+
+
+def test_the_timeline_says_it_too(client):
+    found = post(client, "/v1/completions", {**COMPLETION, "reuse": "first:4"})
+    shown = client.get(f"/v1/requests/{found['id']}/timeline").json()["choices"][0]
+    assert shown["reuse"] == found["timings"]["reuse"]
+    plain = post(client, "/v1/completions", COMPLETION)
+    shown = client.get(f"/v1/requests/{plain['id']}/timeline").json()["choices"][0]
+    assert shown["reuse"] is None
+
+
+def test_the_rules_that_flags_make(built):
+    choice = reuse_choice("first:4")
+    with pytest.raises(ConfigError, match=r"--reuse first:4: .* --allow-unmeasured-reuse"):
+        reuse_rules(built, choice, allow_unmeasured=False)
+    rules = reuse_rules(built, choice, allow_unmeasured=True)
+    assert rules.default == replace(choice, on_unsupported="compute")
+    assert rules.why_not(choice) is None and rules.limits == MoveLimits()
+    strict = reuse_rules(built, None, allow_unmeasured=False)
+    assert strict.default is None and strict.why_not(choice) is not None
+    assert reuse_choice("off") is None
+    with pytest.raises(ConfigError, match="--reuse best: 'best' is not one of none, first"):
+        reuse_choice("best")
+    uncached = replace(built.scheduler_config, enable_prefix_caching=False)
+    with pytest.raises(ConfigError, match="--no-enable-prefix-caching"):
+        reuse_rules(replace(built, scheduler_config=uncached), choice, allow_unmeasured=True)

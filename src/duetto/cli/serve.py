@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from duetto import __version__
-from duetto.build import Built, build
+from duetto.build import Built, build, reuse_choice, reuse_rules
 from duetto.cli.default_model import model_or_demo, say_that_none_was_named
 from duetto.cli.fit import show_fit
 from duetto.cli.output import JsonFlag
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
+from duetto.core.reuse_choice import OFF, ReuseRules
 from duetto.demo import demo_model_dir
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
@@ -41,6 +42,8 @@ def serve(
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
     step_timeout_s: float | Literal["auto", "off"] = "auto",
+    reuse: str = OFF,
+    allow_unmeasured_reuse: Annotated[bool, Parameter(negative="")] = False,
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info",
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
@@ -78,6 +81,11 @@ def serve(
     step_timeout_s
         Seconds that a step may take, after which the server ends with exit code 70, for a
         supervisor to start it again; auto is ten times what was predicted, and at least 10.
+    reuse
+        How texts are reused that callers mark as reusable (docs/api.md), where they do not choose
+        themselves: off, or a method with its numbers, as first:16. This changes answers.
+    allow_unmeasured_reuse
+        Let --reuse and callers choose what was not measured to be good enough on this model.
     log_level
         How much is logged, on stderr. info: a line for each request, and one of throughput every
         ten seconds while busy. debug: also uvicorn's own, and replies beside answers.
@@ -89,6 +97,7 @@ def serve(
     model = str(demo_model_dir()) if model is None else model
     if as_json:
         raise ConfigError("--json: needs --dry-run; a server prints nothing else on stdout")
+    default_reuse = reuse_choice(reuse)
     keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
     settings = ServerSettings(
         served_model_name=served_model_name or model,
@@ -114,6 +123,7 @@ def serve(
         kv_cache_dtype=built.model.kv_dtype,
         backend=built.model.computed_by,
         max_drafts=built.model.max_drafts,
+        reuse=reuse_rules(built, default_reuse, allow_unmeasured=allow_unmeasured_reuse),
     )
     app = create_app(
         engine=built.engine,
@@ -124,14 +134,14 @@ def serve(
     )
     if not is_named:
         say_that_none_was_named()
-    _announce(built, settings.served_model_name, listener.getsockname())
+    _announce(built, settings, listener.getsockname())
     gc.freeze()  # what is there now stays: no collection looks at it between two tokens
     run(app, settings, listener, log_level=log_level)
 
 
-def _announce(built: Built, name: str, address: tuple[str, int]) -> None:
+def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) -> None:
     """What a person wants to know before the first request, on stderr."""
-    model, config = built.model, built.scheduler_config
+    model, config, name = built.model, built.scheduler_config, settings.served_model_name
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     lines = [
         f"Duetto {__version__} serves {name} at http://{host}:{address[1]}/v1",
@@ -142,6 +152,7 @@ def _announce(built: Built, name: str, address: tuple[str, int]) -> None:
         f"({model.kv_memory_bytes / 2**20:.0f} MiB, {model.kv_dtype}); "
         f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
         *_drafts(model.max_drafts),
+        *_reuse(settings.reuse),
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)
@@ -152,6 +163,12 @@ def _drafts(max_drafts: Mapping[str, int]) -> list[str]:
         return []
     methods = ", ".join(f"{method} (at most {count})" for method, count in max_drafts.items())
     return [f"  drafts: {methods}; as many as pay"]
+
+
+def _reuse(rules: ReuseRules) -> list[str]:
+    if rules.default is None:
+        return []
+    return [f"  reuse: {rules.default} of what callers mark as reusable; this changes answers"]
 
 
 def _kept_as(model: LoadedModel) -> str:

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.fakes_server import CONFIG, MODEL, SpeakingExecutor, make_app, wait_until
 from starlette.testclient import TestClient
 
+from duetto.core.reuse_choice import ReuseRules, insisted
 from duetto.server.observe.metrics import TOKEN_GAP_BUCKETS, _observe_all
 
 
@@ -74,6 +75,27 @@ def test_known_traffic_gives_known_numbers(client):
     assert dict(info[0][1:])["cache_dtype"] == "bfloat16"
     http = ("http_requests_total", ("handler", "/v1/completions"), ("method", "POST"))
     assert got[(*http, ("status", "2xx"))] == 2
+
+
+def test_what_is_reused_is_neither_computed_nor_cached(executor):
+    rules = ReuseRules(why_not=insisted)
+    with TestClient(make_app(executor, reuse=rules)[0]) as client:
+        text = {"text": "twelve bytes", "reusable": True}
+        ask(client, prompt={"segments": ["ab", text, "?"]}, reuse="first:2")
+        ask(client, prompt={"segments": ["abcd", text, "?"]}, reuse="first:2")
+        ask(client, prompt={"segments": ["efgh"]}, reuse="first:2")
+        ask(client, prompt={"segments": ["ab", text, "?"]})
+        got = samples(client)
+    sources = ("local_compute", "local_cache_hit", "local_reuse")
+    by_source = [got["vllm:prompt_tokens_by_source_total", ("source", s)] for s in sources]
+    assert by_source == [5 + 7 + 4 + 11, 4, 10 + 10]
+    tokens = [
+        got["duetto:reuse_tokens_total", ("kind", kind)]
+        for kind in ("reused", "recomputed", "missing")
+    ]
+    assert tokens == [20, 4, 12]
+    assert got["duetto:reuse_requests_total", ("outcome", "reused")] == 2
+    assert got["duetto:reuse_requests_total", ("outcome", "computed")] == 1
 
 
 def test_gauges_follow_a_request_and_return_to_zero(client, executor):

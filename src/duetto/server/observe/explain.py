@@ -130,6 +130,7 @@ def timeline(
         "cache": cache_words(miss, ended),
         "speculation": None if told is None else speculation(told, ended.num_output_tokens),
         "drafts": draft_words(ended, methods),
+        "reuse": None if ended.reuse is None else reuse(ended.reuse),
         "parts_ms": parts_ms(ended.parts, ended.reader_s),
         "steps_ms": ms(ended.computed_s),
         "steps_expected_ms": ms(ended.predicted_s),
@@ -183,7 +184,7 @@ def why(ended: Ended, miss: Json | None) -> str:
     share = parts[name] / whole if whole > 0 else 0.0
     text = f"{_seconds(parts[name])} of its {_seconds(whole)} ({share:.0%}) went to {_CAUSES[name]}"
     if name == "prompt":
-        num = ended.num_prompt_tokens - ended.num_cached_tokens
+        num = ended.num_computed_tokens
         text += f" of {num} tokens that the prefix cache did not have"
         text += f" ({cache_words(miss, ended)})" if miss is not None else ""
     elif name == "decode" and ended.num_output_tokens > 1:

@@ -13,6 +13,7 @@ from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.cache_miss import CacheMiss
 from duetto.core.draft_counts import Speculation
 from duetto.core.request import Request
+from duetto.core.reuse_count import ReuseCount
 from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import Part
 
@@ -70,12 +71,19 @@ class Ended:
     computed_s: float
     predicted_s: float | None
     speculation: Speculation | None = None  # not written any more
+    reuse: ReuseCount | None = None
     reader_s: float = 0.0  # from its end until its client had taken all of a stream
 
     @property
     def total_s(self) -> float:
         """The E2E latency, and the client's time to take the end of it."""
         return self.finish_time - self.arrival_time + self.reader_s
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Of the prompt."""
+        num_reused = 0 if self.reuse is None else self.reuse.num_reused
+        return self.num_prompt_tokens - self.num_cached_tokens - num_reused
 
     @property
     def is_first_answer(self) -> bool:
@@ -176,6 +184,7 @@ class History:
             computed_s=times.computed_s,
             predicted_s=times.predicted_s,
             speculation=times.speculation,
+            reuse=times.reuse,
         )
         self._ended[request.request_id] = ended
         while len(self._ended) > self._max_requests:

@@ -23,6 +23,7 @@ from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.config import SchedulerConfig
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason, Request
+from duetto.core.reuse_count import ReuseCount
 from duetto.core.timings import Part, RequestTimings
 from duetto.server.settings import ServerSettings
 
@@ -110,9 +111,14 @@ class Metrics:
         started = timings.first_scheduled_time
         self._prompt_tokens.inc(request.num_prompt_tokens)
         self._cached_tokens.inc(update.num_cached_tokens)
-        num_computed = request.num_prompt_tokens - update.num_cached_tokens
+        reuse = timings.reuse
+        num_reused = 0 if reuse is None else reuse.num_reused
+        if reuse is not None:
+            self._record_reuse(reuse)
+        num_computed = request.num_prompt_tokens - update.num_cached_tokens - num_reused
         self._tokens_by_source["local_compute"].inc(num_computed)
         self._tokens_by_source["local_cache_hit"].inc(update.num_cached_tokens)
+        self._tokens_by_source["local_reuse"].inc(num_reused)
         self._request_computed_tokens.observe(num_computed)
         self._request_prompt_tokens.observe(request.num_prompt_tokens)
         self._request_generation_tokens.observe(len(timings.token_times))
@@ -171,8 +177,9 @@ class Metrics:
         )
         self._tokens_by_source = {
             source: by_source.labels(**self._labels, source=source)
-            for source in ("local_compute", "local_cache_hit")
+            for source in ("local_compute", "local_cache_hit", "local_reuse")
         }
+        self._make_reuse_metrics()
         self._ttft = self._histogram("time_to_first_token_seconds", "TTFT.", TTFT_BUCKETS)
         self._itl = self._histogram("inter_token_latency_seconds", "ITL.", TOKEN_GAP_BUCKETS)
         self._tpot = self._histogram(
@@ -194,6 +201,34 @@ class Metrics:
         )
         self._params_max_tokens = self._histogram("request_params_max_tokens", "As asked.", tokens)
         self._params_n = self._histogram("request_params_n", "As asked.", N_BUCKETS)
+
+    def _make_reuse_metrics(self) -> None:
+        requests = Counter(
+            "duetto:reuse_requests",
+            "Requests that asked for reuse, by whether anything was reused.",
+            (*self._labels, "outcome"),
+            registry=self._registry,
+        )
+        tokens = Counter(
+            "duetto:reuse_tokens",
+            "Of their prompts: reused, recomputed in segments, or missing and computed apart.",
+            (*self._labels, "kind"),
+            registry=self._registry,
+        )
+        self._reuse_requests = {
+            outcome: requests.labels(**self._labels, outcome=outcome)
+            for outcome in ("reused", "computed")
+        }
+        self._reuse_tokens = {
+            kind: tokens.labels(**self._labels, kind=kind)
+            for kind in ("reused", "recomputed", "missing")
+        }
+
+    def _record_reuse(self, count: ReuseCount) -> None:
+        self._reuse_requests["reused" if count.num_reused else "computed"].inc()
+        self._reuse_tokens["reused"].inc(count.num_reused)
+        self._reuse_tokens["recomputed"].inc(count.num_recomputed)
+        self._reuse_tokens["missing"].inc(count.num_missing)
 
     def _make_draft_metrics(self, max_drafts: int) -> "_DraftMetrics | None":
         """vLLM has them only where speculation is on, and so have we."""
