@@ -5,10 +5,12 @@ import urllib.request
 
 import pytest
 from rich.console import Console
-from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
+from server.fakes_server import MODEL, SpeakingExecutor, make_app, post, running, wait_until
+from starlette.testclient import TestClient
 
 from duetto.cli.explain import explain, show
 from duetto.core.errors import ConfigError
+from duetto.core.reuse_choice import ReuseRules, insisted
 
 KEY = "sk-mine"
 
@@ -65,6 +67,26 @@ def test_a_request_that_runs_is_shown(capsys):
     )
     shown = capsys.readouterr().out
     assert "r: 8 prompt tokens" in shown and "still running" in shown and "waited" in shown
+
+
+def test_reuse_has_a_line_where_it_was_asked_for(capsys):
+    text = {"text": "twelve bytes", "reusable": True}
+    app, _ = make_app(SpeakingExecutor("Hi!"), reuse=ReuseRules(why_not=insisted))
+
+    def shown(client, *segments):
+        body = {"model": MODEL, "prompt": {"segments": [*segments]}, "reuse": "first:2"}
+        reply = post(client, "/v1/completions", body)
+        wait_until(lambda: client.get(f"/v1/requests/{reply['id']}/timeline").is_success)
+        timeline = client.get(f"/v1/requests/{reply['id']}/timeline").json()
+        show(timeline["choices"][0], Console(highlight=False, width=200))
+        return capsys.readouterr().out
+
+    with TestClient(app) as client:
+        found = shown(client, "ab", text, "?")
+        assert (
+            "reuse: first:2: 10 tokens of segments reused, 2 computed in their place; 12 " in found
+        )
+        assert "reuse: first:2: none, as nothing is marked" in shown(client, "ab")
 
 
 @pytest.mark.parametrize("num_drafts", [0, 37])

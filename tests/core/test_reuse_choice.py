@@ -5,6 +5,7 @@ import pytest
 from duetto.core.errors import InvalidRequest
 from duetto.core.reuse import METHODS, Reuse, TokenRange
 from duetto.core.reuse_choice import (
+    MAX_SEGMENTS,
     NUMBERS,
     MoveLimits,
     ReuseChoice,
@@ -116,6 +117,13 @@ def test_a_lossy_choice_is_refused_unless_somebody_vouches_for_it() -> None:
     assert ReuseRules(why_not=insisted).asked(FIRST, SEGMENTS).refusal is None
     known = InvalidRequest("messages[0]", "has no place")
     assert ReuseRules(why_not=insisted).asked(FIRST, SEGMENTS, known).refusal is known
+
+
+def test_there_may_be_so_many_segments() -> None:
+    rules = ReuseRules(why_not=insisted)
+    many = tuple(TokenRange(2 * i, 2 * i + 1) for i in range(MAX_SEGMENTS + 1))
+    assert rules.asked(FIRST, many[1:]).refusal is None
+    assert "at most 256" in str(rules.asked(FIRST, many).refusal)
 
 
 def test_what_cannot_be_moved_is_refused() -> None:

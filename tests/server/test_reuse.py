@@ -6,8 +6,9 @@ The oracle is the offline door on the same checkpoint: another engine, alone, wi
 import shutil
 from dataclasses import replace
 
+import openai
 import pytest
-from server.fakes_server import chunks, post
+from server.fakes_server import chunks, post, running
 from starlette.testclient import TestClient
 
 from duetto import LLM, SamplingParams
@@ -264,6 +265,28 @@ def test_what_a_template_changes_is_an_ordinary_prompt_without_reuse(client):
     found = post(client, "/v1/chat/completions", {**CHAT, "messages": TWICE})
     expected = post(client, "/v1/chat/completions", {**CHAT, "messages": plain})
     assert found["prompt_token_ids"] == expected["prompt_token_ids"]
+
+
+def test_openais_own_client_can_ask(built):
+    app = create_app(
+        engine=built.engine,
+        codec=built.codec,
+        config=built.scheduler_config,
+        settings=ServerSettings(served_model_name=NAME, reuse=ReuseRules(why_not=insisted)),
+    )
+    extra = {"ignore_eos": True, "reuse": {"method": "first", "num_first": 4}}
+    with (
+        running(app) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        chat = client.chat.completions.create(
+            model=NAME, messages=MESSAGES, max_tokens=4, extra_body=extra
+        )
+        completion = client.completions.create(
+            model=NAME, prompt=SEGMENTS, max_tokens=4, extra_body=extra
+        )
+    for reply in (chat, completion):
+        assert reply.timings["reuse"]["reused"] > 40
 
 
 def test_the_timeline_says_it_too(client):

@@ -100,6 +100,16 @@ def _message(reply: httpx.Response) -> str:
         return f"HTTP status {reply.status_code}, from what is no Duetto"
 
 
+def _reuse_words(reuse: dict[str, Any]) -> str:
+    if reuse["why_not"] is not None:
+        return f"{reuse['choice']}: none, as {reuse['why_not']}"
+    missing = f"; {reuse['missing']} were not there before" if reuse["missing"] else ""
+    return (
+        f"{reuse['choice']}: {reuse['reused']} tokens of segments reused, {reuse['recomputed']} "
+        f"computed in their place{missing}"
+    )
+
+
 def show(choice: dict[str, Any], console: Console) -> None:
     """One request's timeline, for people. In the last table `others'` are prompt tokens of other
     requests in the same steps, `expected` what the steps should have taken together, and `longest`
@@ -119,6 +129,8 @@ def show(choice: dict[str, Any], console: Console) -> None:
     say(console, f"  prefix cache: {choice['cache']}")
     if "drafts" in choice:  # servers before 0.3 say nothing of it
         say(console, f"  speculation: {choice['drafts']}")
+    if (reuse := choice.get("reuse")) is not None:
+        say(console, f"  reuse: {_reuse_words(reuse)}")
     parts = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("part", "ms", "share"):
         parts.add_column(title, justify="left" if title == "part" else "right")

@@ -21,6 +21,7 @@ NUMBERS: Mapping[str, tuple[str, ...]] = {
     "hkvd": ("ratio",),
     "query": ("ratio", "num_rounds"),
 }
+MAX_SEGMENTS = 256  # of a prompt, that are reusable: what a step plans grows with their square
 _MAX_NUMBER = 2**31
 
 
@@ -121,6 +122,8 @@ class ReuseRules:
         """What is asked for a prompt with these segments; `refusal` is of who knows one already."""
         if refusal is None and segments:
             reason = self.why_not(choice) or self.limits.why_not(segments)
+            if len(segments) > MAX_SEGMENTS:
+                reason = f"{len(segments)} segments are reusable; at most {MAX_SEGMENTS} can be"
             refusal = None if reason is None else InvalidRequest("reuse", reason)
         return ReuseAsked(choice, segments, refusal)
 

@@ -10,6 +10,7 @@ from duetto.core.errors import InvalidRequest, RequestTooLong
 
 RETRY_AFTER_S = 1
 MAX_ECHO = 64  # characters of what a caller sent; a field's name is shown twice
+MAX_VERDICT = 1000
 MAX_REASON = 200  # characters of words that are not ours, or may hold the caller's
 
 
@@ -58,7 +59,9 @@ def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
         if error.field == "max_tokens":
             message += f" The length of the completion is {param}."
         return ApiError(400, message, param=param, code="context_length_exceeded")
-    return ApiError(400, f"{param}: {cut(error.message, MAX_REASON)}", param=param)
+    # A verdict on a choice has its numbers, and next to nothing of the caller's.
+    most = MAX_VERDICT if error.field == "reuse" else MAX_REASON
+    return ApiError(400, f"{param}: {cut(error.message, most)}", param=param)
 
 
 def unknown_model(name: str, served: str) -> ApiError:
