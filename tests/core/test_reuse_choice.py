@@ -34,7 +34,7 @@ def test_a_word_and_an_object_are_the_same() -> None:
 
 
 def test_a_word_is_read_again() -> None:
-    for word in ("none", "first:16", "first:0"):
+    for word in ("none", "first:16", "first:0", "first:12345678"):
         choice = parse_reuse(word)
         assert choice is not None and str(choice) == word == word_of(choice.over(SEGMENTS))
 
@@ -93,7 +93,8 @@ def test_a_ratio_is_from_0_to_1(monkeypatch, ratio) -> None:
 def test_ratio_and_rounds(monkeypatch) -> None:
     monkeypatch.setattr("duetto.core.reuse_choice.METHODS", ("none", "query"))
     assert parse_reuse("query:0.15:2") == ReuseChoice("query", (("ratio", 0.15), ("num_rounds", 2)))
-    assert str(parse_reuse("query:0.15")) == "query:0.15"
+    for word in ("query:0.15", "query:1", "query:0.123456789:2"):
+        assert str(parse_reuse(word)) == word
     for word in ("query", "query:x", "query:2", "query:0.1:0", "query:0.1:1.5", "query:0.1:1:1"):
         with pytest.raises(InvalidRequest):
             parse_reuse(word)

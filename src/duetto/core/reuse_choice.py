@@ -57,7 +57,7 @@ def word_of(reuse: Reuse) -> str:
 
 
 def _word(method: str, numbers: Mapping[str, float]) -> str:
-    return ":".join([method, *[f"{number:g}" for number in numbers.values()]])
+    return ":".join([method, *[str(number) for number in numbers.values()]])
 
 
 class MoveLimits(NamedTuple):

@@ -7,7 +7,9 @@ true prompt, letter by letter, these are the segments. Else no place is claimed,
 Knows no tokens and no Jinja.
 """
 
+import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from duetto.engine.segments import PromptSegment
 
 MARK = "cache"  # the key of a text part ...
 REUSABLE = "reusable"  # ... and the one value that it takes
+_ADVICE = "so it has no place of its own. Leave its mark out"
 Conversation = Sequence[Mapping[str, Any]]
 Render = Callable[[Conversation, Conversation], str]  # messages and documents to a prompt
 
@@ -34,6 +37,37 @@ class _Mark(NamedTuple):
     word: str  # stands for the text
 
 
+class _Marks:
+    """What is marked, with a word for each that nobody can know beforehand: letters and digits,
+    which templates escape in no way."""
+
+    def __init__(self) -> None:
+        self._stem = f"Kq7{secrets.token_hex(12)}n"
+        self._marks: list[_Mark] = []
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def add(self, field: str, text: object) -> str | None:
+        """The word for a text; None if there is nothing to reuse."""
+        if not isinstance(text, str) or not text:
+            return None
+        word = f"{self._stem}{len(self._marks)}zWv"
+        self._marks.append(_Mark(field, text, word))
+        return word
+
+    def found_in(self, pieces: str) -> list[tuple[_Mark, int]] | InvalidRequest:
+        """In their order, where each word begins; or the first that is not there once."""
+        found = list(re.finditer(rf"{self._stem}(\d+)zWv", pieces))
+        numbers = [int(match.group(1)) for match in found]
+        counts = Counter(numbers)
+        for number, mark in enumerate(self._marks):
+            if counts[number] != 1:
+                times = f"{counts[number]} times" if counts[number] else "not at all, or changed"
+                return InvalidRequest(mark.field, f"the chat template shows it {times}; {_ADVICE}")
+        return [(self._marks[n], match.start()) for n, match in zip(numbers, found, strict=True)]
+
+
 def render_marked(
     render: Render, messages: Conversation, documents: Conversation = ()
 ) -> RenderedChat:
@@ -44,9 +78,9 @@ def render_marked(
     """
     if not _is_list(messages) or not _is_list(documents):
         return RenderedChat(render(messages, documents))  # which refuses them, in its words
-    plain, with_words, marks = _read_messages(messages)
-    document_words, document_marks = _read_documents(documents)
-    marks += document_marks
+    marks = _Marks()
+    plain, with_words = _read_messages(messages, marks)
+    document_words = _read_documents(documents, marks)
     text = render(plain, documents)
     if not marks:
         return RenderedChat(text)
@@ -60,21 +94,14 @@ def render_marked(
     return RenderedChat("".join([str(segment.content) for segment in found]), tuple(found))
 
 
-_ADVICE = "so it has no place of its own. Leave its mark out"
-
-
-def _place(pieces: str, text: str, marks: Sequence[_Mark]) -> list[PromptSegment] | InvalidRequest:
+def _place(pieces: str, text: str, marks: _Marks) -> list[PromptSegment] | InvalidRequest:
     """The segments of `text`, told by `pieces`, the same with words for what is marked."""
-    for mark in marks:
-        count = pieces.count(mark.word)
-        if count != 1:
-            times = "not at all, or changed" if not count else f"{count} times"
-            return InvalidRequest(mark.field, f"the chat template shows it {times}; {_ADVICE}")
-    ordered = sorted(marks, key=lambda mark: pieces.index(mark.word))
-    field, start = ordered[0].field, 0
+    places = marks.found_in(pieces)
+    if isinstance(places, InvalidRequest):
+        return places
+    field, start = places[0][0].field, 0
     found: list[tuple[str, PromptSegment]] = []  # and the mark that it follows, or is
-    for mark in ordered:
-        at = pieces.index(mark.word)
+    for mark, at in places:
         found.append((field, PromptSegment(pieces[start:at])))
         field, start = mark.field, at + len(mark.word)
         found.append((field, PromptSegment(mark.text, is_reusable=True)))
@@ -101,10 +128,10 @@ def _is_list(given: object) -> bool:
 
 
 def _read_messages(
-    messages: Conversation,
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], list[_Mark]]:
-    """The messages without their marks, the same with words for texts, and what is marked."""
-    plain, with_words, marks = list[Mapping[str, Any]](), list[Mapping[str, Any]](), list[_Mark]()
+    messages: Conversation, marks: _Marks
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The messages without their marks, and the same with words for what is marked."""
+    plain, with_words = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
     for index, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, str) or not isinstance(content, Sequence):
@@ -113,41 +140,33 @@ def _read_messages(
             continue
         parts, worded = [], []
         for at, part in enumerate(content):
-            mark = _read_part(f"messages[{index}].content[{at}]", part)
-            own = part if not isinstance(part, Mapping) else _without_mark(part)
+            own = _without_mark(part)
+            word = _read_part(f"messages[{index}].content[{at}]", part, marks)
             parts.append(own)
-            worded.append(own if mark is None else {**own, "text": mark.word})
-            marks += [] if mark is None else [mark]
+            worded.append(own if word is None else {**own, "text": word})
         plain.append({**message, "content": parts})
         with_words.append({**message, "content": worded})
-    return plain, with_words, marks
+    return plain, with_words
 
 
-def _without_mark(part: Mapping[str, Any]) -> dict[str, Any]:
+def _without_mark(part: Any) -> Any:
+    if not isinstance(part, Mapping) or MARK not in part:
+        return part
     return {key: value for key, value in part.items() if key != MARK}
 
 
-def _read_part(field: str, part: object) -> _Mark | None:
+def _read_part(field: str, part: object, marks: _Marks) -> str | None:
     if not isinstance(part, Mapping) or part.get(MARK) is None:
         return None
     if part[MARK] != REUSABLE:
         raise InvalidRequest(f"{field}.{MARK}", f"must be {REUSABLE!r}, not {part[MARK]!r:.60}")
-    return _mark(field, part.get("text"))
+    return marks.add(field, part.get("text"))
 
 
-def _read_documents(documents: Conversation) -> tuple[list[Mapping[str, Any]], list[_Mark]]:
-    with_words, marks = list[Mapping[str, Any]](), list[_Mark]()
+def _read_documents(documents: Conversation, marks: _Marks) -> list[Mapping[str, Any]]:
+    with_words = list[Mapping[str, Any]]()
     for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, Mapping) else None
-        mark = _mark(f"documents[{index}]", text)
-        with_words.append(document if mark is None else {**document, "text": mark.word})
-        marks += [] if mark is None else [mark]
-    return with_words, marks
-
-
-def _mark(field: str, text: object) -> _Mark | None:
-    """Nothing to reuse is in an empty text."""
-    if not isinstance(text, str) or not text:
-        return None
-    # Letters and digits, which templates escape in no way; nobody can know it beforehand.
-    return _Mark(field, text, f"Kq7{secrets.token_hex(12)}zWv")
+        word = marks.add(f"documents[{index}]", text)
+        with_words.append(document if word is None else {**document, "text": word})
+    return with_words
