@@ -135,7 +135,7 @@ COMPLETIONS = [
     ("prompt", {"prompt": [10**100]}),
     ("prompt[0]", {"prompt": [1.5]}),
     ("prompt", {"prompt": None}),
-    ("prompt", {"prompt": {"a": 1}}),
+    ("prompt.a", {"prompt": {"a": 1}}),
     ("prompt", {"prompt": "x" * 512}),
     ("prompt", {"prompt": ["x"] * 300}),
     ("n", {"prompt": ["x"] * 3, "n": 100}),
