@@ -5,11 +5,13 @@ Whatever was chosen on a user's behalf is in `Built.notes`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import read_config, read_generation_config
 from duetto.checkpoints.other_formats import (
     directory_of_others,
@@ -105,6 +107,14 @@ def build(
         notes=(*loaded.notes, *notes, *prices.notes),
         prices=prices,
     )
+
+
+def model_key(built: Built) -> str:
+    """Under which it is kept what was measured of a model's answers: other weights have another,
+    and so have the same weights held in other numbers."""
+    with Checkpoint(built.root, built.model.program) as checkpoint:
+        fingerprint = checkpoint.fingerprint()
+    return sha256(f"{fingerprint}/{built.model.numerics}".encode()).hexdigest()[:32]
 
 
 def served_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:

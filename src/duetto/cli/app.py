@@ -28,6 +28,11 @@ app.command("duetto.cli.make_model:make_model", name="make-model", help="Write a
 app.command("duetto.cli.bench:app", name="bench", help="Measure latency, throughput, serving.")
 app.command("duetto.cli.roofline:roofline", name="roofline", help="What a step takes, and why.")
 app.command("duetto.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
+app.command(
+    "duetto.cli.calibrate_reuse:calibrate_reuse",
+    name="calibrate-reuse",
+    help="What reused KV does to answers.",
+)
 app.command("duetto.cli.fit:fit", name="fit", help="What fits, before it is loaded.")
 app.command("duetto.cli.explain:explain", name="explain", help="Why a request was slow.")
 app.command("duetto.cli.eval:evaluate", name="eval", help="Exact match on held-out worlds.")
