@@ -100,13 +100,13 @@ def make_prompts(
 
     Raises ConfigError for a chat template that changes what the user says.
     """
+    note: str | None = None
     try:
         text = codec.render_chat([{"role": "user", "content": _CONTENT}])
     except InvalidRequest as error:
         note = f"prompts are plain text, without a chat: {error.message}"
         before, after = codec.encode(""), "\nAnswer:"
     else:
-        note = None
         if text.count(_CONTENT) != 1:
             raise ConfigError(
                 "the chat template does not write what the user says once and as it is, so "
