@@ -27,13 +27,13 @@ from duetto.core.reuse_choice import (
     ReuseChoice,
     ReuseRules,
     insisted,
-    not_measured,
     parse_reuse,
 )
 from duetto.core.shape import StepTime
 from duetto.core.speculation import FLAG, DraftModelOptions, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
+from duetto.evals.reuse_verdicts import ReuseGate
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, host_prices
 from duetto.pricing.learned import LearnedStepTime
@@ -141,7 +141,7 @@ def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: 
     Raises ConfigError for a default that cannot be, or that nobody vouches for.
     """
     limits = move_limits(built.model.program)
-    why_not = insisted if allow_unmeasured else not_measured
+    why_not = insisted if allow_unmeasured else _gate(built)
     if default is None:
         return ReuseRules(why_not=why_not, limits=limits)
     if not built.scheduler_config.enable_prefix_caching:
@@ -151,6 +151,17 @@ def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: 
     # What nobody asked for must not be the reason to refuse.
     default = replace(default, on_unsupported="compute")
     return ReuseRules(default=default, why_not=why_not, limits=limits)
+
+
+def _gate(built: Built) -> Callable[[ReuseChoice], str | None]:
+    """Lets through what `duetto calibrate-reuse` found to be good enough on this model."""
+    gate = ReuseGate(model_key(built))
+
+    def why_not(choice: ReuseChoice) -> str | None:
+        reason = gate.why_not(choice)
+        return reason and f"{reason}; --allow-unmeasured-reuse lets the server take it"
+
+    return why_not
 
 
 def companion_of(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from duetto.build import build, model_key
+from duetto.build import build, model_key, reuse_rules
 from duetto.cli.calibrate_reuse import calibrate_reuse
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.core.reuse import TokenRange
+from duetto.core.reuse_choice import ReuseChoice
 from duetto.demo import READER
 from duetto.evals.reuse_verdicts import refusal, verdict_file
 
@@ -41,9 +43,16 @@ def test_it_measures_and_a_server_can_ask(capsys: pytest.CaptureFixture[str], ca
     assert none["scores"]["two_hop"]["reused"] < none["scores"]["two_hop"]["full"]
     assert not none["is_good_enough"]
     assert none["faults"]
-    key = model_key(build(READER, ONE_THREAD))
+    built = build(READER, ONE_THREAD)
+    key = model_key(built)
     assert Path(shown["file"]) == verdict_file(key) == cache / f"{key}.json"
     assert "none changes too many answers of this model" in (refusal(key, "none") or "")
+    strict = reuse_rules(built, None, allow_unmeasured=False)
+    asked = strict.asked(ReuseChoice("none"), (TokenRange(1, 9),)).refusal
+    assert "none changes too many answers" in str(asked)
+    assert str(asked).endswith("; --allow-unmeasured-reuse lets the server take it")
+    anyway = reuse_rules(built, ReuseChoice("none"), allow_unmeasured=True)
+    assert anyway.asked(ReuseChoice("none"), (TokenRange(1, 9),)).refusal is None
 
 
 def test_other_numbers_are_another_model(capsys: pytest.CaptureFixture[str]) -> None:
