@@ -57,5 +57,14 @@ def test_what_the_prefix_cache_has_is_counted_once() -> None:
 
 
 def test_a_choice_that_wants_all_tokens() -> None:
-    found = count_reuse(Reuse((TokenRange(4, 14),)), (), 20, num_exact=0, num_missing=3)
-    assert found.why_not == ALL_CHOSEN and found.num_recomputed == 10 and found.num_missing == 3
+    reuse = Reuse((TokenRange(4, 14),), "query", ratio=1)
+    assert count(reuse, 20) == ReuseCount("query:1", 0, 0, 10, 10, 0, ALL_CHOSEN)
+    # Then it is exact, so the prefix cache may have it.
+    assert count(reuse, 20, 16) == ReuseCount("query:1", 16, 0, 0, 4, 0, ALL_CHOSEN)
+
+
+def test_tokens_that_are_chosen_are_recomputed() -> None:
+    reuse = Reuse((TokenRange(4, 14),), "query", ratio=0.2, num_rounds=2)
+    reused = (TokenRange(5, 9), TokenRange(10, 14))
+    found = count_reuse(reuse, reused, 20, num_exact=4, num_missing=10)
+    assert found == ReuseCount("query:0.2:2", 4, 8, 2, 6, 10, None)

@@ -52,8 +52,10 @@ class ReuseChoice:
 
 
 def word_of(reuse: Reuse) -> str:
-    """A choice in a word, as it is read again: "query:0.15:2"."""
-    return _word(reuse.method, {name: getattr(reuse, name) for name in NUMBERS[reuse.method]})
+    """A choice in a word, as it is read again: "query:0.15", which is chosen in one round."""
+    usual, numbers = Reuse(()), NUMBERS[reuse.method]
+    told = [n for n in numbers[1:] if getattr(reuse, n) != getattr(usual, n)]
+    return _word(reuse.method, {name: getattr(reuse, name) for name in (*numbers[:1], *told)})
 
 
 def _word(method: str, numbers: Mapping[str, float]) -> str:
@@ -139,7 +141,7 @@ def parse_reuse(given: object, field: str = "reuse") -> ReuseChoice | None:
         given = _object_of(given, field)
     if not isinstance(given, Mapping):
         raise InvalidRequest(
-            field, f"must be a word like {_example()}, an object with a method, or false"
+            field, "must be a word like query:0.15, an object with a method, or false"
         )
     method = given.get("method")
     if method not in METHODS:
@@ -188,7 +190,3 @@ def _check(field: str, name: str, value: object) -> None:
     least = 0 if name == "num_first" else 1
     if type(value) is not int or not least <= value < _MAX_NUMBER:
         raise InvalidRequest(field, f"must be {least} or more (a whole number), not {value!r:.60}")
-
-
-def _example() -> str:
-    return "query:0.15" if "query" in METHODS else "first:16"

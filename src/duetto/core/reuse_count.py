@@ -40,7 +40,7 @@ def count_reuse(
     movable = [(start, min(end, num_prompt - 1)) for start, end in reuse.segments if start > 0]
     num_movable = sum([max(0, end - max(start, num_exact)) for start, end in movable])
     if not num_reused and why_not is None:
-        why_not = _why_not(reuse, num_movable)
+        why_not = _why_not(reuse, is_movable=any(start < end for start, end in movable))
     return ReuseCount(
         word_of(reuse),
         num_exact,
@@ -52,10 +52,9 @@ def count_reuse(
     )
 
 
-def _why_not(reuse: Reuse, num_movable: int) -> str:
+def _why_not(reuse: Reuse, *, is_movable: bool) -> str:
     if not reuse.segments:
         return UNMARKED
     if all(start == 0 for start, _ in reuse.segments):
         return AT_THE_START
-    is_chosen = num_movable and reuse.method != "first"
-    return ALL_CHOSEN if is_chosen else TOO_SHORT
+    return ALL_CHOSEN if is_movable and reuse.method != "first" else TOO_SHORT
