@@ -43,8 +43,10 @@ template <class T>
 using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Places = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ReadOnlyBytes = Vector<uint8_t>;
+using LookTuple = std::tuple<int32_t, int32_t, int32_t, int32_t>;  // as Look
 using NormTuple =
     std::tuple<Vector<float>, double, double>;  // (no fp32: most eps are none exactly)
 
@@ -221,9 +223,37 @@ void move_kv(const KvArena& kv, Pool& pool, Vector<int32_t> from, Vector<int32_t
     kv.move(pool, from.data(), to.data(), static_cast<int64_t>(from.size()), each);
 }
 
+auto read_kv(const KvArena& kv, Pool& pool, int64_t layer, Vector<int32_t> slots) {
+    const KvLayer& l = kv.layer(layer);
+    const size_t count = slots.size(), heads = l.num_kv_heads, dim = l.head_dim;
+    const auto empty = [&](float*& data) {
+        data = new float[count * heads * dim];
+        nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+        return nb::ndarray<nb::numpy, float>(data, {count, heads, dim}, owner);
+    };
+    float *keys, *values;
+    auto arrays = std::pair(empty(keys), empty(values));
+    const Release release;
+    kv.read(pool, layer, slots.data(), static_cast<int64_t>(count), keys, values);
+    return arrays;
+}
+
 // -- plan -----------------------------------------------------------------------------------------------
 
 Ref as_ref(const RefTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+
+std::vector<Look> as_looks(const std::vector<LookTuple>& looks,
+                           const std::optional<Places>& looked) {
+    std::vector<Look> all;
+    int64_t places = 0;
+    for (const auto& [first, last, begin, end] : looks) {
+        all.push_back({first, last, begin, end});
+        places += int64_t{end} - begin + 1;
+    }
+    if (const size_t size = looked ? looked->size() : 0; static_cast<int64_t>(size) != places)
+        refuse("looked has " + to_string(size) + " places: must have " + to_string(places));
+    return all;
+}
 
 const float* weights_of(const char* what, const Vector<float>& array, int64_t wanted) {
     if (static_cast<int64_t>(array.size()) != wanted)
@@ -281,21 +311,27 @@ struct PyPlan {
 
     auto run(Vector<int32_t> token_ids, Vector<int32_t> positions, Vector<int32_t> slots,
              Vector<int32_t> query_starts, Vector<int32_t> context_lens,
-             Matrix<int32_t> block_tables, Vector<int32_t> logit_rows, KvArena* kv,
-             RefTuple logits) {
+             Matrix<int32_t> block_tables, Vector<int32_t> logit_rows, KvArena* kv, RefTuple logits,
+             std::optional<int64_t> num_ops, const std::vector<LookTuple>& looks,
+             std::optional<Places> looked) {
         const size_t tokens = token_ids.size(), requests = context_lens.size();
         if (positions.size() != tokens || slots.size() != tokens)
             refuse("token_ids, positions and slots must be equally long");
         if (query_starts.size() != requests + 1 || block_tables.shape(0) != requests)
             refuse(
                 "query_starts must have one entry more than context_lens, and block_tables as many");
+        const std::vector<Look> told = as_looks(looks, looked);
         const StepInput input{
             {static_cast<int64_t>(tokens), static_cast<int64_t>(requests),
              static_cast<int64_t>(block_tables.shape(1)), positions.data(), slots.data(),
              query_starts.data(), context_lens.data(), block_tables.data()},
             token_ids.data(),
             logit_rows.data(),
-            static_cast<int64_t>(logit_rows.size())};
+            static_cast<int64_t>(logit_rows.size()),
+            num_ops.value_or(INT64_MAX),
+            told.data(),
+            static_cast<int64_t>(told.size()),
+            looked ? looked->data() : nullptr};
         Result result;
         {
             const Release release;
@@ -505,12 +541,11 @@ void bind_weights(nb::module_& m) {
         .def_prop_ro("num_bytes", &KvArena::num_bytes)
         .def("move", &move_kv, "pool"_a, arg("from_slots").noconvert(), arg("to_slots").noconvert(),
              "turns"_a)
+        .def("read", &read_kv, "pool"_a, "layer"_a, arg("slots").noconvert())
         .def(
             "blocks",
-            [](const KvArena& kv, size_t layer) {
-                if (layer >= kv.layers().size())
-                    refuse("the KV arena has no layer " + to_string(layer));
-                const KvLayer& l = kv.layers()[layer];
+            [](const KvArena& kv, int64_t layer) {
+                const KvLayer& l = kv.layer(layer);
                 const size_t rows = kv.num_blocks(), bytes = l.block_bytes;
                 return nb::ndarray<nb::numpy, uint8_t>(l.data, {rows, bytes}, nb::handle());
             },
@@ -599,7 +634,8 @@ void bind_plan(nb::module_& m) {
         .def("run", &PyPlan::run, arg("token_ids").noconvert(), arg("positions").noconvert(),
              arg("slots").noconvert(), arg("query_starts").noconvert(),
              arg("context_lens").noconvert(), arg("block_tables").noconvert(),
-             arg("logit_rows").noconvert(), arg("kv").none(), "logits"_a)
+             arg("logit_rows").noconvert(), arg("kv").none(), "logits"_a, "num_ops"_a = nb::none(),
+             "looks"_a = std::vector<LookTuple>(), arg("looked").noconvert() = nb::none())
         .def("times", [](const PyPlan& p) { return p.plan.times(); })
         .def("write", &PyPlan::write, "ref"_a, arg("values").noconvert())
         .def("read", &PyPlan::read, "ref"_a);

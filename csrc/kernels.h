@@ -123,6 +123,14 @@ struct AttentionItem {
     int32_t cost;  // roughly, in multiply-adds / 1024
 };
 
+// A part of what a step tells of its attention: the weights that some consecutive queries of one
+// request give, with the query heads that read one KV head, to positions begin ... end.
+struct LookItem {
+    int32_t request, kv_head;
+    int32_t row_begin, row_end;  // of the T rows
+    int32_t begin, end;
+};
+
 inline constexpr int32_t kSplit = 512;  // positions: attention restarts its running maximum there
 
 struct Kernels {
@@ -181,6 +189,9 @@ struct Kernels {
     // for head_dim floats.
     void (*move_kv)(const KvLayer* kv, const int32_t* from, const int32_t* to, int64_t half,
                     const float* cos, const float* sin, int64_t begin, int64_t end, float* row);
+    // Tokens begin ... end: the KV in slot slots[i] as fp32, to keys and values, [tokens, heads, dim].
+    void (*read_kv)(const KvLayer* kv, const int32_t* slots, int64_t begin, int64_t end,
+                    float* keys, float* values);
     size_t (*attention_scratch_bytes)(const AttentionArgs* args);  // per thread
     // floats of one place, a query's partial result; place i begins at partials + i * that
     int64_t (*attention_partial_floats)(const AttentionArgs* args);
@@ -190,6 +201,11 @@ struct Kernels {
     // num_items items from `first` on, which plan_attention put side by side
     void (*attention_merge)(const AttentionArgs* args, const StepView* step,
                             const AttentionItem* first, int32_t num_items, const float* partials);
+    // Adds each weight, rounded to a whole number of 2^-20, to its position's place in `sums`; to
+    // sums[end - begin], how many (row, head) pairs have weights that are no numbers and count
+    // nowhere else. `scratch` as for attention.
+    void (*look)(const AttentionArgs* args, const StepView* step, const LookItem* item,
+                 int64_t* sums, uint8_t* scratch);
 };
 
 // Cuts a step's attention into items (kernels do not depend on it for their result). Items that share

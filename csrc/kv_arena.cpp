@@ -74,6 +74,27 @@ void KvArena::move(Pool& pool, const int32_t* from, const int32_t* to, int64_t c
     });
 }
 
+void KvArena::read(Pool& pool, int64_t layer, const int32_t* slots, int64_t count, float* keys,
+                   float* values) const {
+    const KvLayer& kv = this->layer(layer);
+    const int64_t num_slots = num_blocks_ * block_size_;
+    for (int64_t i = 0; i < count; ++i)
+        if (slots[i] < 0 || slots[i] >= num_slots)
+            refuse("KV slot " + std::to_string(slots[i]) + " is not there: must be 0 to " +
+                   std::to_string(num_slots - 1));
+    const int num_threads = pool.num_threads();
+    pool.run([&](int thread) {
+        kernels_.read_kv(&kv, slots, count * thread / num_threads,
+                         count * (thread + 1) / num_threads, keys, values);
+    });
+}
+
+const KvLayer& KvArena::layer(int64_t number) const {
+    if (number < 0 || number >= static_cast<int64_t>(layers_.size()))
+        refuse("the KV arena has no layer " + std::to_string(number));
+    return layers_[number];
+}
+
 void KvArena::check_move(const int32_t* from, const int32_t* to, int64_t count,
                          const std::vector<KvTurn>& turns) const {
     using std::to_string;

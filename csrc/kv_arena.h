@@ -41,6 +41,14 @@ public:
     void move(Pool& pool, const int32_t* from, const int32_t* to, int64_t count,
               const std::vector<KvTurn>& turns) const;
 
+    // The KV in `count` slots of a layer as fp32, to keys and values: [count, heads, dim] each. Throws
+    // std::invalid_argument for a layer or a slot that is not there.
+    void read(Pool& pool, int64_t layer, const int32_t* slots, int64_t count, float* keys,
+              float* values) const;
+
+    // Throws std::invalid_argument if there is no such layer.
+    const KvLayer& layer(int64_t number) const;
+
 private:
     void check_move(const int32_t* from, const int32_t* to, int64_t count,
                     const std::vector<KvTurn>& turns) const;

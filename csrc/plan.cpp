@@ -236,6 +236,31 @@ void Plan::cut_attention(const StepInput& input, const KvArena* kv) {
     if (bytes > partials_.num_bytes()) partials_ = Arena(bytes);
 }
 
+void Plan::cut_looks(const StepInput& input) {
+    constexpr int32_t kRows = 16;  // queries that share each widened tile of keys
+    look_tiles_.clear();
+    int64_t place = 0;
+    for (const Look* look = input.looks; look < input.looks + input.num_looks; ++look) {
+        for (int32_t request = look->first; request < look->last; ++request)
+            for (int32_t row = input.view.query_starts[request],
+                         last = input.view.query_starts[request + 1];
+                 row < last; row += kRows)
+                look_tiles_.push_back(
+                    {{request, 0, row, std::min(row + kRows, last), look->begin, look->end},
+                     place});
+        place += look->end - look->begin + 1;
+    }
+    look_sums_.assign(place * pool_.num_threads(), 0);
+}
+
+void Plan::sum_looks(const StepInput& input) {
+    if (input.num_looks == 0) return;
+    const size_t places = look_sums_.size() / pool_.num_threads();
+    std::fill_n(input.looked, places, 0);
+    for (size_t i = 0; i < look_sums_.size(); ++i) input.looked[i % places] += look_sums_[i];
+    look_sums_ = {};
+}
+
 float* Plan::at(const Ref& ref) const {
     return reinterpret_cast<float*>(buffers_[ref.buffer].memory->data()) + ref.start;
 }
@@ -259,7 +284,9 @@ Result Plan::run(const StepInput& input, const KvArena* kv, Ref result) {
     let_go(out);
     make_room(input, kv);
     cut_attention(input, kv);
+    cut_looks(input);
     pool_.run([&](int thread) { Walk(*this, input, kv, thread).all(); });
+    sum_looks(input);
     const double inside = std::accumulate(times_.begin(), times_.end(), 0.0);
     times_.back() = std::chrono::duration<double>(Walk::Clock::now() - start).count() - inside;
     const int64_t rows = out.all_rows ? rows_ : selected_rows_;

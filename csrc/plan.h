@@ -107,12 +107,23 @@ struct alignas(64) Counter {
     std::atomic<int64_t> next{0};
 };
 
+// Whose attention a step tells: that of requests first ... last (which may be runs of one, over the
+// same blocks), to positions begin ... end. It has end - begin + 1 places in `looked`: the sums, then
+// how many rows and heads had weights that are no numbers (Kernels::look).
+struct Look {
+    int32_t first, last, begin, end;
+};
+
 // One step's arrays, as they came.
 struct StepInput {
     StepView view;
     const int32_t* token_ids;  // [T]
     const int32_t* logit_rows;
     int64_t num_logit_rows;
+    int64_t num_ops = INT64_MAX;  // operations behind that many are left out
+    const Look* looks = nullptr;
+    int64_t num_looks = 0;
+    int64_t* looked = nullptr;  // of all looks, one after the other
 };
 
 struct Result {
@@ -160,10 +171,13 @@ private:
     void use(const char* name, const Ref& ref);
     void check_step(const StepInput& input, const KvArena* kv) const;
     void check_kv(const StepInput& input, const KvArena* kv) const;
+    void check_looks(const StepInput& input) const;
     void hold_rows(Buffer& buffer, int64_t rows);
     void let_go(Buffer& buffer);
     void make_room(const StepInput& input, const KvArena* kv);
     void cut_attention(const StepInput& input, const KvArena* kv);
+    void cut_looks(const StepInput& input);
+    void sum_looks(const StepInput& input);
     AttentionArgs attention_args(const Attention& op, const KvArena& kv) const;
     float* at(const Ref& ref) const;
     int64_t leading(const Ref& ref) const { return buffers_[ref.buffer].leading; }
@@ -186,6 +200,12 @@ private:
     Arena partials_;  // of attention
     Arena scratch_;  // [thread][scratch_bytes_]
     size_t scratch_bytes_ = 0;
+    struct LookTile {  // a part of a look, for each KV head
+        LookItem item;
+        int64_t place;  // of its look in `looked`
+    };
+    std::vector<LookTile> look_tiles_;  // none in most steps
+    std::vector<int64_t> look_sums_;  // [thread][all looks' places]
     std::vector<double> times_;
 };
 

@@ -12,6 +12,7 @@ using std::to_string;
 void Plan::check_step(const StepInput& input, const KvArena* kv) const {
     const StepView& view = input.view;
     require(view.num_tokens >= 1, "an empty step");
+    require(input.num_ops >= 0, "num_ops must be at least 0");
     require(view.query_starts[0] == 0 && view.query_starts[view.num_requests] == view.num_tokens,
             "query_starts must begin with 0 and end with the number of tokens");
     for (int64_t r = 0; r < view.num_requests; ++r)
@@ -26,27 +27,40 @@ void Plan::check_step(const StepInput& input, const KvArena* kv) const {
                    ": rows must rise, and be below " + to_string(view.num_tokens));
     for (int64_t t = 0; t < view.num_tokens; ++t)
         if (view.positions[t] < 0) refuse("positions[" + to_string(t) + "] is negative");
+    check_looks(input);
     if (!uses_kv_) return;
     require(kv != nullptr, "this plan needs a KV arena");
     check_kv(input, kv);
+}
+
+void Plan::check_looks(const StepInput& input) const {
+    if (input.num_looks == 0) return;
+    for (int64_t i = 0; i < input.num_looks; ++i) {
+        const auto& [first, last, begin, end] = input.looks[i];
+        if (first < 0 || first > last || last > input.view.num_requests)
+            refuse("looks[" + to_string(i) + "] is of requests " + to_string(first) + " to " +
+                   to_string(last) + ": there are " + to_string(input.view.num_requests));
+        if (begin < 0 || begin > end)
+            refuse("looks[" + to_string(i) + "] is at positions " + to_string(begin) + " to " +
+                   to_string(end) + ": must be at least 0, and not fall");
+    }
+    for (const Op& op : ops_)  // who looks reads queries while others write what attention gives
+        if (const auto* attention = std::get_if<Attention>(&op.what))
+            require(attention->q.buffer != attention->out.buffer,
+                    "looks: attention's q and out must be different buffers");
 }
 
 void Plan::check_kv(const StepInput& input, const KvArena* kv) const {
     if (&kv->kernels() != &kernels_)
         refuse(std::string("the KV arena was made for ") + kv->kernels().name +
                ", this plan is for " + kernels_.name);
-    const auto layer_of = [&](int64_t layer) -> const KvLayer& {
-        if (layer >= static_cast<int64_t>(kv->layers().size()))
-            refuse("the KV arena has no layer " + to_string(layer));
-        return kv->layers()[layer];
-    };
     for (const Op& op : ops_) {
         if (const auto* write = std::get_if<WriteKv>(&op.what)) {
-            const KvLayer& layer = layer_of(write->layer);
+            const KvLayer& layer = kv->layer(write->layer);
             same_width("write_kv", "k", write->k.width,
                        int64_t{layer.num_kv_heads} * layer.head_dim);
         } else if (const auto* attention = std::get_if<Attention>(&op.what)) {
-            const KvLayer& layer = layer_of(attention->layer);
+            const KvLayer& layer = kv->layer(attention->layer);
             if (layer.num_kv_heads != attention->num_kv_heads ||
                 layer.head_dim != attention->head_dim)
                 refuse("attention: layer " + to_string(attention->layer) + " of the KV arena has " +

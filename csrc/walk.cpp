@@ -43,11 +43,12 @@ void Walk::all() {
     make_rope_tables();
     auto last = Clock::now();
     const std::vector<Op>& ops = plan_.ops_;
-    for (size_t place = 0; place < ops.size(); ++place) {
+    const size_t end = std::min<size_t>(ops.size(), input_.num_ops);
+    for (size_t place = 0; place < end; ++place) {
         const Op& op = ops[place];
         const int64_t rows = op.after_select ? plan_.selected_rows_ : plan_.rows_;
         if (rows > 0) std::visit([&](const auto& what) { run(what, place, rows); }, op.what);
-        if (place + 1 == ops.size() || waits_between(op, ops[place + 1])) plan_.pool_.barrier();
+        if (place + 1 == end || waits_between(op, ops[place + 1])) plan_.pool_.barrier();
         if (thread_ == 0) {
             const auto now = Clock::now();
             plan_.times_[place] = std::chrono::duration<double>(now - last).count();
@@ -225,8 +226,14 @@ void Walk::run(const Attention& op, size_t place, int64_t) {
     const AttentionArgs args = plan_.attention_args(op, *kv_);
     auto* partials = reinterpret_cast<float*>(plan_.partials_.data());
     const auto count = static_cast<int64_t>(order.items.size());
+    const auto looks = static_cast<int64_t>(plan_.look_tiles_.size()) * op.num_kv_heads;
     Counter& counter = plan_.counters_[place];
-    for (int64_t item; (item = counter.next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+    for (int64_t item;
+         (item = counter.next.fetch_add(1, std::memory_order_relaxed)) < count + looks;) {
+        if (item >= count) {
+            look(op, args, item - count);
+            continue;
+        }
         kernels_.attention(&args, &input_.view, &order.items[item], partials, scratch_);
         if (order.group_of[item] < 0) continue;
         const AttentionOrder::Group group = order.groups[order.group_of[item]];
@@ -236,6 +243,16 @@ void Walk::run(const Attention& op, size_t place, int64_t) {
             kernels_.attention_merge(&args, &input_.view, &order.items[group.first], group.size,
                                      partials);
     }
+}
+
+// Sums are whole numbers, and each thread's own: nobody waits, and no order changes them.
+void Walk::look(const Attention& op, const AttentionArgs& args, int64_t item) {
+    const Plan::LookTile& tile = plan_.look_tiles_[item / op.num_kv_heads];
+    LookItem part = tile.item;
+    part.kv_head = static_cast<int32_t>(item % op.num_kv_heads);
+    const size_t places = plan_.look_sums_.size() / num_threads_;
+    kernels_.look(&args, &input_.view, &part,
+                  plan_.look_sums_.data() + thread_ * places + tile.place, scratch_);
 }
 
 }  // namespace duetto

@@ -47,6 +47,7 @@ private:
     void run(const SelectRows& op, size_t place, int64_t rows);
     void run(const SoftCap& op, size_t place, int64_t rows);
 
+    void look(const Attention& op, const AttentionArgs& args, int64_t item);
     void prepare(const Linear& op, Rows rows, uint8_t* prepared);
     void multiply(const Linear& op, const uint8_t* prepared, Rows rows, int64_t tile_begin,
                   int64_t tile_end);

@@ -52,7 +52,7 @@ tests() {  # those that take longest come first
     sets=${sets/avx512_vnni avx512_bf16/}
     echo "no      avx512: its twin is built on x86-64" >&2
   fi
-  for set in $sets; do printf '%s\n' "attention $set" "linear $set" "rows $set" "sampler $set"; done
+  for set in $sets; do printf '%s\n' "attention $set" "look $set" "linear $set" "rows $set" "sampler $set"; done
 }
 
 mkdir -p "$OUT"

@@ -87,7 +87,7 @@ tests() {  # those that take longest come first
   echo "plan threads baseline"
   for set in $sets; do
     if can_run "$set"; then
-      printf '%s memory %s\n' linear "$set" attention "$set" rows "$set" sampler "$set"
+      printf '%s memory %s\n' linear "$set" attention "$set" look "$set" rows "$set" sampler "$set"
     else
       echo "no      $set: not on this machine" >&2
     fi

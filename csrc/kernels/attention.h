@@ -41,10 +41,10 @@ DUETTO_INLINE vi lane_numbers() {
 }
 
 // Scores of one row, at columns from ... to (whole vectors) of the tile, of which the row sees
-// columns first ... end: scaled, capped, -inf where the row sees nothing. The row's maximum takes
-// them in.
+// columns first ... end: scaled, capped, -inf where the row sees nothing. Returns the largest; NaN is
+// passed over, and found again in the weights.
 template <typename Format>
-DUETTO_INLINE void finish_scores(const AttentionArgs& args, const Workspace& w, int64_t row,
+DUETTO_INLINE float shape_scores(const AttentionArgs& args, const Workspace& w, int64_t row,
                                  int64_t from, int64_t to, int64_t first, int64_t end) {
     float* scores = w.scores + row * kTileTokens;
     if (Format::kQuantized)
@@ -59,9 +59,16 @@ DUETTO_INLINE void finish_scores(const AttentionArgs& args, const Workspace& w, 
             const vi seen = (column >= (int32_t)first) & (column < (int32_t)end);
             store(scores + c, seen ? load(scores + c) : set1(kMasked));
         }
-    vf highest = set1(kMasked);  // NaN is passed over, and found again in the weights
+    vf highest = set1(kMasked);
     for (int64_t c = from; c < to; c += kLanes) highest = vmax(load(scores + c), highest);
-    const float top = max_of_lanes(highest);
+    return max_of_lanes(highest);
+}
+
+// The row's maximum takes them in.
+template <typename Format>
+DUETTO_INLINE void finish_scores(const AttentionArgs& args, const Workspace& w, int64_t row,
+                                 int64_t from, int64_t to, int64_t first, int64_t end) {
+    const float top = shape_scores<Format>(args, w, row, from, to, first, end);
     if (!(top > w.top[row])) return;
     const vf shrink = exp2_nonpositive(set1(w.top[row] - top));
     w.top[row] = top;
@@ -278,17 +285,26 @@ static void load_chunk(const AttentionArgs& args, const StepView& step, int64_t 
     }
 }
 
+// The positions that any of these rows sees
+struct Seen {
+    int64_t begin, end;
+};
+DUETTO_INLINE Seen seen_by(const Workspace& w, int64_t rows) {
+    Seen seen = {w.first[0], w.end[0]};
+    for (int64_t r = 1; r < rows; ++r) {
+        seen.begin = min64(seen.begin, w.first[r]);
+        seen.end = max64(seen.end, w.end[r]);
+    }
+    return seen;
+}
+
 template <typename Format>
 static void attend_chunk(const AttentionArgs& args, const StepView& step, const AttentionItem& item,
                          int64_t pair_begin, int64_t rows, const Workspace& w, float* partials) {
     load_chunk(args, step, item.row_begin, item.kv_head, pair_begin, rows, w);
     const int32_t* blocks = step.block_tables + item.request * step.max_blocks;
     const int64_t group = group_size(args), head_dim = w.head_dim;
-    int64_t begin = w.first[0], end = w.end[0];
-    for (int64_t r = 1; r < rows; ++r) {
-        begin = min64(begin, w.first[r]);
-        end = max64(end, w.end[r]);
-    }
+    const auto [begin, end] = seen_by(w, rows);
     const int64_t last_end = min64(end, item.split_end * (int64_t)kSplit);
     for (int64_t r = 0; r < rows; ++r) w.joined_top[r] = kLowest, w.joined_sum[r] = 0;
     std::memset(w.joined, 0, (size_t)(rows * w.padded) * sizeof(float));

@@ -108,8 +108,8 @@ static void widen_values(const typename Format::Element* values,
 }
 
 // Positions begin ... end of the tile that starts at `start` into the workspace. No block without a
-// wanted position is touched.
-template <typename Format>
+// wanted position is touched. Without kValues: keys alone.
+template <typename Format, bool kValues = true>
 static void widen_tile(const KvLayer& kv, const int32_t* blocks, int64_t kv_head, int64_t start,
                        int64_t begin, int64_t end, int64_t last_end, const Workspace& w) {
     typedef typename Format::Element Element;
@@ -124,9 +124,10 @@ static void widen_tile(const KvLayer& kv, const int32_t* blocks, int64_t kv_head
             next += (blocks[block + 1] - (int64_t)blocks[block]) * kv.block_bytes;
         widen_keys<Format>((const Element*)base, (const Element*)next, kv.block_size, kv.head_dim,
                            first, first + count, column, w.keys);
-        widen_values<Format>((const Element*)(base + layout.values),
-                             (const Element*)(next + layout.values), kv.head_dim, first,
-                             first + count, column, w.values);
+        if (kValues)
+            widen_values<Format>((const Element*)(base + layout.values),
+                                 (const Element*)(next + layout.values), kv.head_dim, first,
+                                 first + count, column, w.values);
         if (kv.format == KvFormat::int8) {
             const float* scales = (const float*)(base + layout.scales) + first;
             std::memcpy(w.key_scales + column, scales, (size_t)count * sizeof(float));

@@ -3,6 +3,7 @@
 // two sets both instantiate could be linked from the wrong one.
 #include "kernels/attention.h"
 #include "kernels/linear.h"
+#include "kernels/look.h"
 #include "kernels/move_kv.h"
 #include "kernels/rows.h"
 #include "kernels/sampling.h"
@@ -36,10 +37,12 @@ const Kernels* DUETTO_PASTE(DUETTO_ISA, _kernels)() {
         isa::kv_block_bytes,
         isa::write_kv,
         isa::move_kv,
+        isa::read_kv,
         isa::attention_scratch_bytes,
         isa::attention_partial_floats,
         isa::attention,
         isa::attention_merge,
+        isa::look,
     };
     return &table;
 }

@@ -79,15 +79,24 @@ Ref build(Plan& plan, const Weights& w, bool fused) {
 
 using Logits = std::map<int32_t, std::vector<float>>;  // by position
 
+struct Walked {
+    Logits logits;
+    std::vector<int64_t> looked;  // what positions kFirstLooked ... get of all tokens
+};
+constexpr int32_t kFirstLooked = 3, kEndLooked = 575;
+
 // One request's tokens in chunks; the logits of the last `share` of each chunk's rows.
-Logits walk(Pool& pool, const Kernels& kernels, const Weights& weights, bool fused,
+Walked walk(Pool& pool, const Kernels& kernels, const Weights& weights, bool fused,
             const std::vector<int32_t>& chunks, double share) {
     Plan plan(pool, kernels);
     const Ref logits = build(plan, weights, fused);
     const KvArena kv(kernels, KvFormat::bf16, kNumBlocks, kBlockSize, {{2, 32}, {2, 32}});
     std::vector<int32_t> table(kNumBlocks);
     for (int32_t i = 0; i < kNumBlocks; ++i) table[i] = kNumBlocks - 1 - i;
-    Logits all;
+    Walked all;
+    std::vector<int64_t> looked(kEndLooked - kFirstLooked + 1);
+    all.looked = looked;
+    const Look look{0, 1, kFirstLooked, kEndLooked};
     int32_t position = 0;
     for (const int32_t count : chunks) {
         std::vector<int32_t> ids, positions, slots, rows;
@@ -102,12 +111,17 @@ Logits walk(Pool& pool, const Kernels& kernels, const Weights& weights, bool fus
             {count, 1, kNumBlocks, positions.data(), slots.data(), starts, &position, table.data()},
             ids.data(),
             rows.data(),
-            static_cast<int64_t>(rows.size())};
+            static_cast<int64_t>(rows.size()),
+            INT64_MAX,
+            &look,
+            1,
+            looked.data()};
         const Result result = plan.run(input, &kv, logits);
+        for (size_t i = 0; i < looked.size(); ++i) all.looked[i] += looked[i];
         CHECK(result.rows == input.num_logit_rows && result.width == kVocabulary);
         for (int64_t row = 0; row < result.rows; ++row) {
             const float* first = result.data + row * result.leading;
-            all[positions[rows[row]]].assign(first, first + result.width);
+            all.logits[positions[rows[row]]].assign(first, first + result.width);
         }
     }
     return all;
@@ -117,7 +131,9 @@ void same_bits(const Kernels& kernels, WeightFormat format, int32_t group) {
     const Weights weights(format, group);
     const std::vector<int32_t> chunks = {5, 1, 1, 2, 60, 500, 1, 8, 3};
     Pool alone(1), three(3);
-    const Logits expected = walk(alone, kernels, weights, true, {581}, 1.0);
+    const auto [expected, looked] = walk(alone, kernels, weights, true, {581}, 1.0);
+    CHECK(looked.back() == 0);
+    CHECK(std::all_of(looked.begin(), looked.end() - 1, [](int64_t sum) { return sum > 1000; }));
     CHECK(expected.size() == 581);
     for (const auto& [position, logits] : expected) {
         CHECK(std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); }));
@@ -126,7 +142,8 @@ void same_bits(const Kernels& kernels, WeightFormat format, int32_t group) {
     for (Pool* pool : {&alone, &three}) {
         for (const bool fused : {true, false}) {
             if (kSlow && !fused && pool == &alone) continue;
-            const Logits found = walk(*pool, kernels, weights, fused, chunks, 0.5);
+            const auto [found, sums] = walk(*pool, kernels, weights, fused, chunks, 0.5);
+            CHECK(sums == looked, "%d threads", pool->num_threads());
             CHECK(found.size() > 250);
             for (const auto& [position, logits] : found)
                 CHECK(logits == expected.at(position), "format %d, %d threads, position %d",

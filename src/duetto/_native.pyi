@@ -145,6 +145,10 @@ class KvArena:
     ) -> None:
         """The KV of N tokens into other slots too. Values as they are stored; keys turned by the
         layer's (cos, sin), [N, pairs] each, and stored again. None: keys as they are."""
+    def read(
+        self, pool: Pool, layer: int, slots: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values of N tokens in one layer, as fp32: [N, num_kv_heads, head_dim] each."""
     def blocks(self, layer: int) -> NDArray[np.uint8]:
         """[num_blocks, block_bytes], the memory itself: to copy blocks, not to look inside."""
 
@@ -228,8 +232,17 @@ class Plan:
         logit_rows: NDArray[np.int32],
         kv: KvArena | None,
         logits: Ref,
+        num_ops: int | None = None,
+        looks: Sequence[tuple[int, int, int, int]] = (),
+        looked: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """Run a step; arrays as in backends/backend.py StepArrays.
+        """Run a step, or the first `num_ops` operations of it; arrays as in backends/backend.py
+        StepArrays.
+
+        `looks`: (first, last, begin, end), whose attention is told: that of requests first ...
+        last, to positions begin ... end. Each has end - begin + 1 places in `looked`, one look
+        after the other: sums of weights, each rounded to a whole number of 2^-20, over all
+        attention operations; then how many (row, head) pairs had weights that are no numbers.
 
         Returns [rows, logits.width], of the selected rows if any were selected: the buffer itself,
         which later runs leave alone for as long as the array is held.

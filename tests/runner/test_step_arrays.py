@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.batch import Look, SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.reuse import TokenRange
 from duetto.core.sampling_params import SamplingParams
-from duetto.runner.step_arrays import build_step_arrays
+from duetto.runner.step_arrays import build_looks, build_step_arrays
 
 BLOCK_SIZE = 4
 SAMPLED = (SamplingInput(SamplingParams(), seed=0, num_output_tokens=0),)
@@ -15,6 +16,10 @@ MIDDLE_CHUNK = ScheduledRequest("chunk", (10, 11, 12, 13, 14), 3, (2, 6), (), (1
 LAST_CHUNK = ScheduledRequest("last", (20, 21, 22), 0, (1,), SAMPLED, (21, 22))
 UNSCORED = ScheduledRequest("unscored", (30, 31), 4, (9, 7, 4))
 MIXED = ScheduledBatch((DECODE, MIDDLE_CHUNK, LAST_CHUNK, UNSCORED))
+
+
+def looking(*ranges, method="attention"):
+    return DECODE._replace(look=Look(method, tuple(TokenRange(*each) for each in ranges)))
 
 
 def test_every_token_of_a_mixed_batch_is_placed_as_a_loop_would_place_it():
@@ -68,6 +73,19 @@ def test_a_request_with_gaps_is_a_run_for_each_of_its_intervals():
     assert step.logit_rows.tolist() == [0, 4, 5, 6, 7] and logit_starts == (0, 1, 2, 5)
 
 
+def test_looks_name_their_runs_and_positions():
+    gaps = looking((0, 2), (5, 9))._replace(
+        token_ids=(1, 2, 3), num_computed_tokens=2, positions=(2, 3, 9)
+    )
+    requests = (LAST_CHUNK, gaps, UNSCORED._replace(look=Look("attention", (TokenRange(1, 5),))))
+    build_step_arrays(ScheduledBatch(requests), BLOCK_SIZE)  # all of it may be asked for
+    first, second = build_looks(requests)
+    assert (first.first, first.last, first.positions.tolist()) == (1, 3, [0, 1, 5, 6, 7, 8])
+    assert (second.first, second.last, second.positions.tolist()) == (3, 4, [1, 2, 3, 4])
+    assert first.positions.dtype == np.int32
+    assert build_looks((DECODE, LAST_CHUNK)) == []
+
+
 def test_a_batch_that_wants_no_logits_has_no_rows():
     step, logit_starts = build_step_arrays(ScheduledBatch((UNSCORED,)), BLOCK_SIZE)
     assert step.logit_rows.tolist() == []
@@ -90,6 +108,14 @@ def test_a_batch_that_wants_no_logits_has_no_rows():
         ((UNSCORED._replace(positions=(4, 12)),), "too short"),
         ((LAST_CHUNK._replace(prompt_logprob_targets=(21, 22, 23)),), "more logit rows"),
         ((LAST_CHUNK, DECODE._replace(num_computed_tokens=1, block_table=(1,))), "one slot"),
+        ((looking((0, 3), (2, 5)),), "do not ascend"),
+        ((looking((3, 3)),), "do not ascend"),
+        ((looking((-1, 3)),), "do not ascend"),
+        ((looking((0, 3), (7, 13)),), "beyond its blocks"),
+        ((looking(),), "a look at nothing"),
+        ((looking((0, 3), method="none"),), "unknown kind"),
+        ((looking(method="deviation"),), "has no logits"),
+        ((looking((0, 3), method="deviation")._replace(rows=()),), "own tokens"),
     ],
 )
 def test_a_broken_promise_of_the_scheduler_never_becomes_an_array(requests, message):

@@ -4,6 +4,7 @@ A backend knows tokens, positions, slots and blocks. It knows no request, no sch
 sampling. It is constructed with a Program and its weights.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from duetto.program.dtype import KVDtype
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+ScoreArray = NDArray[np.float64]
 
 
 class StepArrays(NamedTuple):
@@ -42,6 +44,15 @@ class KVMoves(NamedTuple):
     to_positions: IntArray  # [N]
 
 
+class AttentionLook(NamedTuple):
+    """Whose attention is told beside a step: that of all tokens of runs first ... last, which are
+    one request's, to some of its positions."""
+
+    first: int
+    last: int  # not included
+    positions: IntArray  # ascending, at least one
+
+
 class Backend(Protocol):
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> Any:
         """A KV arena in this backend's own layout. Only this backend looks inside."""
@@ -55,4 +66,25 @@ class Backend(Protocol):
     def move_kv(self, moves: KVMoves, kv: Any) -> None:
         """Bring tokens' KV to other slots: values as they are stored, keys turned in fp32 for
         other positions and stored again. The twin is backends/reference."""
+        ...
+
+    def read_kv(self, layer: int, slots: IntArray, kv: Any) -> tuple[FloatArray, FloatArray]:
+        """The keys and values in some slots, [N, kv_heads, head_dim] each, in fp32."""
+        ...
+
+    def look_attention(
+        self, step: StepArrays, kv: Any, looks: Sequence[AttentionLook]
+    ) -> tuple[FloatArray, list[ScoreArray]]:
+        """As `run`, to the bit; and of each look, for each of its positions, how much attention
+        its tokens give to it: the sum over layers, query heads and tokens of weights that are each
+        rounded to whole units of core/batch.ATTENTION_UNIT. Sums are whole, so they do not depend
+        on how tokens are shared out among steps. NaN, all of a look's, if one of its tokens has
+        weights that are no numbers."""
+        ...
+
+    def look_deviation(self, step: StepArrays, kv: Any) -> ScoreArray:
+        """Compute the step's tokens up to their KV in layer 1, write both layers' KV, and return,
+        for each token, how far its key and value in layer 1 are from what lay in its slot: the
+        squared differences of all heads' numbers, as they are stored. No logits: the step has no
+        logit_rows. Raises EngineError, having done nothing, if the model has one layer only."""
         ...

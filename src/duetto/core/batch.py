@@ -63,7 +63,9 @@ class Look(NamedTuple):
     there are from what lay in their place (squared differences in fp32, of all heads)."""
 
     method: LookMethod
-    ranges: tuple[TokenRange, ...] = ()  # ascending, before the last of the step's tokens
+    # Ascending, within the request's blocks: all chunks may ask for the same ones, as what lies
+    # behind a token gets nothing from it.
+    ranges: tuple[TokenRange, ...] = ()
 
 
 class ScheduledRequest(NamedTuple):

@@ -300,7 +300,7 @@ class KernelBench:
     def _best(
         self,
         plan: "Plan",
-        step: Mapping[str, NDArray[np.int32]],
+        step: Mapping[str, Any],
         result: tuple[int, int, int],
         kv: Any = None,
     ) -> float:

@@ -4,6 +4,7 @@ A probe runs steps of any shape on a program and times each operation where it i
 peaks, no prices and no schedule; what KV holds does not matter to a time, so it is zeros.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -11,7 +12,15 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from duetto.backends.backend import Backend, FloatArray, KVMoves, StepArrays
+from duetto.backends.backend import (
+    AttentionLook,
+    Backend,
+    FloatArray,
+    IntArray,
+    KVMoves,
+    ScoreArray,
+    StepArrays,
+)
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import Run, compute
@@ -121,6 +130,26 @@ class TimedBackend:
         start = perf_counter()
         self._backend.move_kv(moves, kv)
         self.seconds += perf_counter() - start
+
+    def read_kv(self, layer: int, slots: IntArray, kv: Any) -> tuple[FloatArray, FloatArray]:
+        start = perf_counter()
+        found = self._backend.read_kv(layer, slots, kv)
+        self.seconds += perf_counter() - start
+        return found
+
+    def look_attention(
+        self, step: StepArrays, kv: Any, looks: Sequence[AttentionLook]
+    ) -> tuple[FloatArray, list[ScoreArray]]:
+        start = perf_counter()
+        found = self._backend.look_attention(step, kv, looks)
+        self.seconds += perf_counter() - start
+        return found
+
+    def look_deviation(self, step: StepArrays, kv: Any) -> ScoreArray:
+        start = perf_counter()
+        found = self._backend.look_deviation(step, kv)
+        self.seconds += perf_counter() - start
+        return found
 
 
 def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> OpTimes:

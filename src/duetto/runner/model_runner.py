@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from duetto.backends.backend import Backend, FloatArray
+from duetto.backends.backend import Backend, FloatArray, StepArrays
 from duetto.core.batch import (
     PLACEHOLDER,
     RequestResult,
@@ -22,11 +22,12 @@ from duetto.core.executor import Done
 from duetto.program.dtype import KVDtype
 from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
+from duetto.runner.looks import look_at_deviations, looks_at_deviation, with_scores_of_looks
 from duetto.runner.placeholders import LastSteps
 from duetto.runner.proposers.drafters import Drafters
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.sampler import token_logprob
-from duetto.runner.step_arrays import build_moves, build_step_arrays
+from duetto.runner.step_arrays import build_looks, build_moves, build_step_arrays
 from duetto.runner.verify import verify
 
 
@@ -65,30 +66,61 @@ class ModelRunner:
         The result of a request whose own logits or masks leave no token is an error; the others are
         not touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
-        is_drafting = has_placeholders = has_moves = False
+        is_drafting = has_placeholders = has_moves = has_looks = False
         for request in batch.requests:
             is_drafting = is_drafting or request.drafting is not None
             has_placeholders = has_placeholders or request.token_ids[-1] == PLACEHOLDER
             has_moves = has_moves or bool(request.moves)
+            has_looks = has_looks or request.look is not None
         if has_moves:
             self._backend.move_kv(build_moves(batch, self._block_size), self._kv)
         if has_placeholders:
             batch = self._last_steps.resolved(batch)
-        step, logit_starts = build_step_arrays(batch, self._block_size)
-        logits = self._backend.run(step, self._kv)
-        assert logits.shape == (len(step.logit_rows), self._vocab_size)
-        assert logits.dtype == np.float32
-
-        results = [
-            _result(request, logits, start)
-            for request, start in zip(batch.requests, logit_starts[:-1], strict=True)
-        ]
+        results = self._look(batch) if has_looks else self._run(batch)
         if self._depth:
             self._last_steps.keep(batch, results)
         if is_drafting:
             drafted, drafting_s = self._drafters.propose(batch.requests, results)
             return Done(StepOutput(tuple(drafted), drafting_s))
         return Done(StepOutput(tuple(results)))
+
+    def _run(self, batch: ScheduledBatch) -> list[RequestResult]:
+        step, logit_starts = build_step_arrays(batch, self._block_size)
+        logits = self._backend.run(step, self._kv)
+        return self._results(batch, step, logits, logit_starts)
+
+    def _look(self, batch: ScheduledBatch) -> list[RequestResult]:
+        """As _run, where some requests look. Those that look at deviations are computed apart from
+        the others, which go through all layers."""
+        deviating = [r for r in batch.requests if looks_at_deviation(r)]
+        others = [r for r in batch.requests if not looks_at_deviation(r)]
+        results: list[RequestResult] = []
+        if deviating:
+            results += look_at_deviations(deviating, self._backend, self._kv, self._block_size)
+        if others:
+            batch_of_others = ScheduledBatch(tuple(others))
+            step, logit_starts = build_step_arrays(batch_of_others, self._block_size)
+            looks = build_looks(others)
+            logits, scores = self._backend.look_attention(step, self._kv, looks)
+            own = self._results(batch_of_others, step, logits, logit_starts)
+            results += with_scores_of_looks(others, own, scores)
+        ids = [request.request_id for request in deviating + others]
+        by_id = dict(zip(ids, results, strict=True))
+        return [by_id[request.request_id] for request in batch.requests]
+
+    def _results(
+        self,
+        batch: ScheduledBatch,
+        step: StepArrays,
+        logits: FloatArray,
+        logit_starts: tuple[int, ...],
+    ) -> list[RequestResult]:
+        assert logits.shape == (len(step.logit_rows), self._vocab_size)
+        assert logits.dtype == np.float32
+        return [
+            _result(request, logits, start)
+            for request, start in zip(batch.requests, logit_starts[:-1], strict=True)
+        ]
 
 
 def _result(request: ScheduledRequest, logits: FloatArray, start: int) -> RequestResult:

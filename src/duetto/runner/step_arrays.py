@@ -11,8 +11,8 @@ from operator import lt
 
 import numpy as np
 
-from duetto.backends.backend import IntArray, KVMoves, StepArrays
-from duetto.core.batch import ScheduledBatch, ScheduledRequest
+from duetto.backends.backend import AttentionLook, IntArray, KVMoves, StepArrays
+from duetto.core.batch import Look, ScheduledBatch, ScheduledRequest
 
 
 def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArrays, tuple[int, ...]]:
@@ -67,6 +67,18 @@ def build_moves(batch: ScheduledBatch, block_size: int) -> KVMoves:
     return KVMoves(*_arrays(columns))
 
 
+def build_looks(requests: Sequence[ScheduledRequest]) -> list[AttentionLook]:
+    """Of the requests of a step that look at attention, which runs are theirs, and at what."""
+    looks, first = [], 0
+    for request in requests:
+        last = first + len(request.runs)
+        if request.look is not None:
+            places = [np.arange(start, end, dtype=np.int32) for start, end in request.look.ranges]
+            looks.append(AttentionLook(first, last, np.concatenate(places)))
+        first = last
+    return looks
+
+
 def _slots(table: Sequence[int], positions: range, block_size: int) -> list[int]:
     return [table[p // block_size] * block_size + p % block_size for p in positions]
 
@@ -90,12 +102,29 @@ def _check(request: ScheduledRequest, block_size: int) -> None:
     # The last of a prompt's tokens has no target, so no row is both scored and sampled.
     num_rows = len(request.prompt_logprob_targets) + len(request.rows)
     assert num_rows <= length, "more logit rows than tokens"
+    if request.look is not None:
+        _check_look(request, request.look, len(request.block_table) * block_size)
     if request.positions is None:
         return
     assert len(request.positions) == length, "not one position for each token"
     assert request.positions[0] == request.num_computed_tokens, "the first position is another one"
     assert all(map(lt, request.positions, request.positions[1:])), "positions do not ascend"
     assert not request.prompt_logprob_targets, "a prompt with gaps cannot be scored"
+
+
+def _check_look(request: ScheduledRequest, look: Look, num_slots: int) -> None:
+    if look.method == "deviation":
+        has_rows = request.rows or request.prompt_logprob_targets
+        assert not has_rows, "who looks at deviations has no logits"
+        assert not look.ranges, "a look at deviations is of the step's own tokens"
+        return
+    assert look.method == "attention", "a look of an unknown kind"
+    assert look.ranges, "a look at nothing"
+    last = 0
+    for start, end in look.ranges:
+        assert last <= start < end, "the ranges of a look do not ascend"
+        last = end
+    assert last <= num_slots, "a look beyond its blocks"
 
 
 def _block_tables(tables: Sequence[tuple[int, ...]]) -> IntArray:

@@ -4,14 +4,26 @@ Computes in fp32 between operations; what projections multiply with is in their 
 Knows what a Backend knows, and how its weights and KV are kept; no kernel and no thread.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from duetto.backends.backend import FloatArray, KVMoves, StepArrays
+import numpy as np
+
+from duetto.backends.backend import (
+    AttentionLook,
+    FloatArray,
+    IntArray,
+    KVMoves,
+    ScoreArray,
+    StepArrays,
+)
 from duetto.backends.cpu.compile import Compiler
 from duetto.backends.cpu.native import in_words, native
 from duetto.backends.cpu.packed import PackedWeights
+from duetto.backends.looks import attention_scores, deviations
 from duetto.backends.moves import turns
 from duetto.program.dtype import KVDtype
+from duetto.program.looks import LOOKED_LAYER, num_ops_up_to_kv
 from duetto.program.program import Program
 from duetto.program.rotation import key_rotations
 
@@ -69,21 +81,39 @@ class CpuBackend:
 
     def run(self, step: StepArrays, kv: "KvArena") -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
-        return self._plan.run(
-            step.token_ids,
-            step.positions,
-            step.slots,
-            step.query_starts,
-            step.context_lens,
-            step.block_tables,
-            step.logit_rows,
-            kv,
-            self._logits,
-        )
+        return self._plan.run(*step, kv, self._logits)
 
     def move_kv(self, moves: KVMoves, kv: "KvArena") -> None:
         """Bring tokens' KV to other slots, their keys turned for other positions."""
         kv.move(self._pool, moves.from_slots, moves.to_slots, turns(self._rotations, moves))
+
+    def read_kv(self, layer: int, slots: IntArray, kv: "KvArena") -> tuple[FloatArray, FloatArray]:
+        """The keys and values in some slots, in fp32."""
+        return kv.read(self._pool, layer, slots)
+
+    def look_attention(
+        self, step: StepArrays, kv: "KvArena", looks: Sequence[AttentionLook]
+    ) -> tuple[FloatArray, list[ScoreArray]]:
+        """As `run`; and how much attention some runs' tokens give to some positions."""
+        wanted = [
+            (look.first, look.last, int(look.positions[0]), int(look.positions[-1]) + 1)
+            for look in looks
+        ]
+        looked = np.empty(sum(end - begin + 1 for _, _, begin, end in wanted), np.int64)
+        logits = self._plan.run(*step, kv, self._logits, looks=wanted, looked=looked)
+        scores, start = [], 0
+        for look, (_, _, begin, end) in zip(looks, wanted, strict=True):
+            num_lost = int(looked[start + end - begin])
+            scores.append(attention_scores(looked[start + look.positions - begin], num_lost))
+            start += end - begin + 1
+        return logits, scores
+
+    def look_deviation(self, step: StepArrays, kv: "KvArena") -> ScoreArray:
+        """Compute up to layer 1's KV; how far it is from what lay in its place."""
+        num_ops = num_ops_up_to_kv(self._program, self.steps)
+        before = self.read_kv(LOOKED_LAYER, step.slots, kv)
+        self._plan.run(*step, kv, self._logits, num_ops=num_ops)
+        return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
 
     def times(self) -> list[float]:
         """Seconds of each of `steps` in the last run, then of all native work outside them."""

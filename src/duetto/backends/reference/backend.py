@@ -4,20 +4,29 @@ The twin that every other backend is compared with, and that every test trusts: 
 and exact before it is fast.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from duetto.backends.backend import FloatArray, KVMoves, StepArrays
+from duetto.backends.backend import (
+    AttentionLook,
+    FloatArray,
+    IntArray,
+    KVMoves,
+    ScoreArray,
+    StepArrays,
+)
+from duetto.backends.looks import attention_scores, deviations
 from duetto.backends.moves import turned, turns
 from duetto.backends.reference.kv import KVArena, allocate
 from duetto.backends.reference.one_thread import one_blas_thread
-from duetto.backends.reference.ops import OPS, Run, compute
+from duetto.backends.reference.ops import OPS, Given, Run, compute
 from duetto.core.errors import ConfigError
 from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.dtype import KVDtype
+from duetto.program.looks import LOOKED_LAYER, num_ops_up_to_kv
 from duetto.program.op import Op
 from duetto.program.program import Program
 from duetto.program.rotation import key_rotations
@@ -41,10 +50,10 @@ class ReferenceBackend:
 
     def run(self, step: StepArrays, kv: KVArena) -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
-        run = Run(step, kv, self._weights, self._program.buffers)
-        with one_blas_thread():
-            for op in self._program.ops:
-                compute(op, run)
+        return self._logits(Run(step, kv, self._weights, self._program.buffers))
+
+    def _logits(self, run: Run) -> FloatArray:
+        _compute_all(self._program.ops, run)
         return run.read(self._program.logits)
 
     def move_kv(self, moves: KVMoves, kv: KVArena) -> None:
@@ -59,6 +68,36 @@ class ReferenceBackend:
                 continue
             rows = turned(keys.at(moves.from_slots), turn)
             keys.write(moves.to_slots, rows.reshape(len(rows), -1))
+
+    def read_kv(self, layer: int, slots: IntArray, kv: KVArena) -> tuple[FloatArray, FloatArray]:
+        """The keys and values in some slots, in fp32."""
+        return kv.keys[layer].at(slots), kv.values[layer].at(slots)
+
+    def look_attention(
+        self, step: StepArrays, kv: KVArena, looks: Sequence[AttentionLook]
+    ) -> tuple[FloatArray, list[ScoreArray]]:
+        """As `run`; and how much attention some runs' tokens give to some positions."""
+        given = [Given(look.first, look.last, int(look.positions[-1]) + 1) for look in looks]
+        run = Run(step, kv, self._weights, self._program.buffers, given=given)
+        logits = self._logits(run)
+        scores = [
+            attention_scores(one.units[look.positions], one.num_lost)
+            for look, one in zip(looks, given, strict=True)
+        ]
+        return logits, scores
+
+    def look_deviation(self, step: StepArrays, kv: KVArena) -> ScoreArray:
+        """Compute up to layer 1's KV; how far it is from what lay in its place."""
+        ops = self._program.ops[: num_ops_up_to_kv(self._program, self._program.ops)]
+        before = self.read_kv(LOOKED_LAYER, step.slots, kv)
+        _compute_all(ops, Run(step, kv, self._weights, self._program.buffers))
+        return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
+
+
+def _compute_all(ops: Sequence[Op], run: Run) -> None:
+    with one_blas_thread():
+        for op in ops:
+            compute(op, run)
 
 
 def check(program: Program, known: Collection[type[Op]]) -> None:

@@ -7,14 +7,16 @@ because every query works on arrays whose shape its own position decides.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray, StepArrays
 from duetto.backends.reference.kv import KVArena
+from duetto.core.batch import ATTENTION_UNIT
 from duetto.program.ops import (
     Activation,
     Add,
@@ -35,6 +37,29 @@ from duetto.program.ops import (
 from duetto.program.rewrites.fuse import FusedLinear
 
 
+@dataclass(slots=True)
+class Given:
+    """What attention the tokens of runs first ... last give to positions 0 ... end, as it is summed
+    up through a step."""
+
+    first: int
+    last: int
+    end: int
+    units: NDArray[np.int64] = field(init=False)  # [end]
+    num_lost: int = 0  # (token, head) pairs whose weights are no numbers
+
+    def __post_init__(self) -> None:
+        self.units = np.zeros(self.end, np.int64)
+
+    def add(self, start: int, weights: FloatArray) -> None:
+        """One token's weights, [heads, seen], of positions from `start` on."""
+        is_lost = ~np.isfinite(weights).all(axis=-1)
+        self.num_lost += int(is_lost.sum())
+        units = np.rint(weights[~is_lost] / ATTENTION_UNIT).astype(np.int64).sum(axis=0)
+        places = self.units[start : start + len(units)]
+        places += units[: len(places)]
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """All that the operations of one step read and write."""
@@ -44,6 +69,7 @@ class Run:
     weights: Mapping[str, FloatArray]
     widths: Mapping[str, int]  # of the buffers
     buffers: dict[str, FloatArray] = field(default_factory=dict)
+    given: Sequence[Given] = ()
 
     def read(self, ref: Ref) -> FloatArray:
         """A contiguous copy: numpy's vector loops round differently over strided memory."""
@@ -128,22 +154,26 @@ def attention(op: Attention, run: Run) -> None:
     out = np.empty_like(heads)
     for request, blocks in enumerate(step.block_tables):
         keys, values = run.kv.read(op.layer, blocks, int(step.context_lens[request]))
+        looks = [given for given in run.given if given.first <= request < given.last]
         for row in range(step.query_starts[request], step.query_starts[request + 1]):
             end = int(step.positions[row]) + 1
             start = 0 if op.window is None else max(0, end - op.window)
-            out[row] = _attend(op, heads[row], keys[start:end], values[start:end])
+            weights = _weights(op, heads[row], keys[start:end])
+            out[row] = np.matmul(weights, values[start:end].transpose(1, 0, 2))
+            for given in looks:
+                given.add(start, weights.reshape(op.num_heads, -1))
     run.write(op.out, out.reshape(q.shape))
 
 
-def _attend(op: Attention, q: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
-    """One query of every head. q: [kv_heads, group, head_dim]; keys: [seen, kv_heads, head_dim]."""
+def _weights(op: Attention, q: FloatArray, keys: FloatArray) -> FloatArray:
+    """One query's of every head, [kv_heads, group, seen]. q: [kv_heads, group, head_dim]; keys:
+    [seen, kv_heads, head_dim]."""
     scores = np.matmul(q, keys.transpose(1, 2, 0)) * op.scale
     if op.softcap is not None:
         scores = np.tanh(scores / op.softcap) * op.softcap
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    attended: FloatArray = np.matmul(weights, values.transpose(1, 0, 2))
-    return attended
+    return np.asarray(weights, np.float32)
 
 
 def gated_act(op: GatedAct, run: Run) -> None:
