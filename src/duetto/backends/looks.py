@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray, ScoreArray
 
+_ROWS = 128  # at a time, so that what is made on the way takes little memory
+
 KeysAndValues = tuple[FloatArray, FloatArray]  # [N, kv_heads, head_dim] each
 
 
@@ -13,8 +15,12 @@ def deviations(before: KeysAndValues, after: KeysAndValues) -> ScoreArray:
 
     Differences and squares in fp32, summed in double: row by row, so that company changes nothing.
     """
-    squares = [_squares(*pair) for pair in zip(before, after, strict=True)]
-    return np.asarray(np.concatenate(squares, axis=1).sum(axis=1))
+    scores = np.empty(len(after[0]))
+    for start in range(0, len(scores), _ROWS):
+        rows = slice(start, start + _ROWS)
+        squares = [_squares(old[rows], new[rows]) for old, new in zip(before, after, strict=True)]
+        scores[rows] = np.concatenate(squares, axis=1).sum(axis=1)
+    return scores
 
 
 def _squares(before: FloatArray, after: FloatArray) -> ScoreArray:
