@@ -4,13 +4,18 @@ What is reused is approximate, so it is not the answer of a full prefill; but fo
 choice it is always the same. The twin does by hand, over one arena, what a request does.
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
 import numpy as np
 import pytest
 from fakes import make_request
 from small_models import BLOCK_SIZE, KINDS, VOCAB, Model, make_model
 from test_same_answer import answers
 
-from duetto.backends.backend import FloatArray, KVMoves
+from duetto.backends.backend import AttentionLook, FloatArray, KVMoves, StepArrays
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse, TokenRange
@@ -30,18 +35,27 @@ def texts() -> list[list[int]]:
     return [rng.integers(0, VOCAB, size).tolist() for size in (16, 21, 8, 37, 5)]
 
 
-def requests() -> list[Request]:
-    """Some of the texts in some order, between own tokens; and requests that reuse nothing."""
+CHOICES: list[dict[str, Any]] = [
+    {"method": "none"},
+    {"method": "first", "num_first": 2},
+    {"method": "hkvd", "ratio": 0.3},
+    {"method": "query", "ratio": 0.2},
+    {"method": "query", "ratio": 0.4, "num_rounds": 3},
+]
+
+
+def requests(choices: Sequence[dict[str, Any]] = CHOICES) -> list[Request]:
+    """Some of the texts in some order, between own tokens; and a request that reuses nothing."""
     rng, made = np.random.default_rng(1), list[Request]()
     kinds = ({"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.9})
-    for index in range(9):
+    for index in range(11):
         prompt, segments = rng.integers(0, VOCAB, index % 3).tolist(), list[TokenRange]()
         for which in rng.permutation(5)[: rng.integers(1, 5)]:
             segments.append(TokenRange(len(prompt), len(prompt) + len(texts()[which])))
             prompt += texts()[which]
+            prompt += rng.integers(0, VOCAB, index % 2).tolist()
         prompt += rng.integers(0, VOCAB, 6).tolist()
-        num_first = index % 4
-        reuse = Reuse(tuple(segments), "first" if num_first else "none", num_first)
+        reuse = Reuse(tuple(segments), **choices[index % len(choices)])
         options = kinds[index % 3] | {"seed": index, "logprobs": 2}
         plain = make_request(f"r{index}", prompt, NUM_OUTPUT, **options)
         made.append(reusing(plain, None if index == 4 else reuse))
@@ -68,44 +82,91 @@ def alone(model) -> dict[str, list]:
 
 
 class Twin:
-    """Each text alone, then each moved, then the rest of the prompt, then token by token."""
+    """Each text alone, then each moved, then what is chosen, then the rest of the prompt, then
+    token by token."""
 
     def __init__(self, model: Model) -> None:
         self._backend = model.backend
         self._kv = model.backend.allocate_kv(64, BLOCK_SIZE, model.kv_dtype)
+        self._table = tuple(range(24))
 
     def answer(self, request: Request) -> list:
-        prompt = request.prompt_token_ids
-        own, place = tuple(range(24)), 24
-        for start, end in request.reuse.segments if request.reuse else ():
+        prompt, place = request.prompt_token_ids, len(self._table)
+        reuse = request.reuse or Reuse(())
+        brought = reuse.reused(len(prompt))
+        for start, end in reuse.segments:
             table = tuple(range(place, place + -(-(end - start) // BLOCK_SIZE)))
             self._run(prompt[start:end], range(end - start), table)
-            for first, last in request.reused:
+            for first, last in brought:
                 if start <= first < end:
                     self._move(range(first, last), start, table[0] * BLOCK_SIZE)
             place += len(table)
-        reused = {p for first, last in request.reused for p in range(first, last)}
-        places = [p for p in range(len(prompt)) if p not in reused]
-        row, found = self._run([prompt[p] for p in places], places, own), []
+        reused = {p for first, last in brought for p in range(first, last)}
+        match reuse.method:
+            case "hkvd" if reused:
+                reused -= self._deviating(prompt, sorted(reused), reuse)
+            case "query" if reused:
+                reused -= self._attended(prompt, sorted(reused), reuse)
+        row, found = self._compute(prompt, reused), []
         for number in range(NUM_OUTPUT):
             sampled = sample_token(row, SamplingInput(request.sampling, request.seed, number))
             found.append(sampled)
             at = len(prompt) + number
-            row = self._run((sampled.token_id,), range(at, at + 1), own)
+            row = self._run((sampled.token_id,), range(at, at + 1), self._table)
         return found
 
+    def _deviating(self, prompt: Sequence[int], places: list[int], reuse: Reuse) -> set[int]:
+        """All tokens from the first text to the last one's end, at once."""
+        first, end = places[0], places[-1] + 1
+        self._run(prompt[:first], range(first), self._table)
+        step = self._step(prompt[first:end], range(first, end), self._table)
+        looked = self._backend.look_deviation(step, self._kv)
+        return _largest({p: looked[p - first] for p in places}, reuse.ratio, len(places))
+
+    def _attended(self, prompt: Sequence[int], places: list[int], reuse: Reuse) -> set[int]:
+        """Each token that looks by itself, with all that are before it."""
+        chosen, question = set[int](), places[-1] + 1
+        for number in range(1, reuse.num_rounds + 1):
+            left = [p for p in places if p not in chosen]
+            scores = dict.fromkeys(left, 0.0)
+            for at in sorted({*range(len(prompt))} - {*left}):
+                step = self._step(prompt[at : at + 1], range(at, at + 1), self._table)
+                before = np.array([p for p in left if p < at], np.int32)
+                if (at not in chosen and at < question) or not len(before):
+                    self._backend.run(step, self._kv)
+                    continue
+                _, (looked,) = self._backend.look_attention(
+                    step, self._kv, [AttentionLook(0, 1, before)]
+                )
+                for place, score in zip(before.tolist(), looked, strict=True):
+                    scores[place] += score
+            share = Fraction(str(reuse.ratio)) * number / reuse.num_rounds
+            chosen |= _largest(scores, share, len(places), len(chosen))
+        return chosen
+
+    def _compute(self, prompt: Sequence[int], reused: set[int]) -> FloatArray:
+        places = [p for p in range(len(prompt)) if p not in reused]
+        return self._run([prompt[p] for p in places], places, self._table)
+
     def _run(self, token_ids, positions, table) -> FloatArray:
-        rows = (SamplingInput(make_request().sampling, 0, 0),)
+        step = self._step(token_ids, positions, table)
+        return self._backend.run(step._replace(logit_rows=step.query_starts[-1:] - 1), self._kv)[0]
+
+    def _step(self, token_ids, positions, table) -> StepArrays:
         item = ScheduledRequest(
-            "r", tuple(token_ids), positions[0], table, rows, positions=tuple(positions)
+            "r", tuple(token_ids), positions[0], table, positions=tuple(positions)
         )
-        step, _ = build_step_arrays(ScheduledBatch((item,)), BLOCK_SIZE)
-        return self._backend.run(step, self._kv)[0]
+        return build_step_arrays(ScheduledBatch((item,)), BLOCK_SIZE)[0]
 
     def _move(self, there: range, start: int, first_slot: int) -> None:
         to = np.array(there, np.int32)
         alone = to - np.int32(start)
         self._backend.move_kv(KVMoves(alone + np.int32(first_slot), to, alone, to), self._kv)
+
+
+def _largest(scores: dict[int, float], ratio: Any, count: int, num_before: int = 0) -> set[int]:
+    number = ceil(Fraction(str(ratio)) * count) - num_before
+    return set(sorted(sorted(scores), key=lambda p: scores[p], reverse=True)[:number])
 
 
 def test_alone_it_is_what_the_twin_says(model, alone):
@@ -117,15 +178,30 @@ def test_it_is_not_what_a_full_prefill_says(model, alone):
     """Else nothing here would show anything."""
     full = answers(model.engine(), [reusing(request, None) for request in requests()])
     differing = [name for name in full if full[name] != alone[name]]
-    assert len(differing) >= 6 and "r4" not in differing
+    assert len(differing) >= 7 and "r4" not in differing
 
 
-def test_with_every_token_computed_it_is_what_a_full_prefill_says(model):
+def test_choices_choose(model, alone):
+    """Nor what is said where nothing is chosen."""
+    nothing = answers(model.engine(), requests([{"method": "none"}]))
+    differing = [name for name in nothing if nothing[name] != alone[name]]
+    assert len(differing) >= 4
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"method": "first", "num_first": 100},
+        {"method": "hkvd", "ratio": 1},
+        {"method": "query", "ratio": 1.0, "num_rounds": 2},
+        {"method": "hkvd", "ratio": 0.999},  # looks, and then chooses all of them
+        {"method": "query", "ratio": 0.999, "num_rounds": 2},
+    ],
+    ids=str,
+)
+def test_with_every_token_computed_it_is_what_a_full_prefill_says(model, choice):
     full = answers(model.engine(), [reusing(request, None) for request in requests()])
-    all_computed = [
-        reusing(r, Reuse(r.reuse.segments, "first", 100) if r.reuse else None) for r in requests()
-    ]
-    assert answers(model.engine(), all_computed) == full
+    assert answers(model.engine(max_num_batched_tokens=17), requests([choice])) == full
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
