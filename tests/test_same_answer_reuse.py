@@ -6,19 +6,24 @@ choice it is always the same. The twin does by hand, over one arena, what a requ
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import count
 from math import ceil
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import make_request
-from small_models import BLOCK_SIZE, KINDS, VOCAB, Model, make_model
+from guessers import Eager
+from small_models import BLOCK_SIZE, KINDS, MAX_LEN, VOCAB, Model, make_model
 from test_same_answer import answers
 
 from duetto.backends.backend import AttentionLook, FloatArray, KVMoves, StepArrays
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
+from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse, TokenRange
+from duetto.core.speculation import NgramOptions
+from duetto.runner.proposers.ngram import NgramProposer
 from duetto.runner.sampler import sample_token
 from duetto.runner.step_arrays import build_step_arrays
 
@@ -218,9 +223,65 @@ def test_chunked(model, alone, budget):
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_preempted(model, alone, depth):
-    engine = model.engine(num_blocks=36, max_num_batched_tokens=29, depth=depth)
-    assert answers(engine, requests(), together=2) == alone
+    engine = model.engine(num_blocks=28, max_num_batched_tokens=29, depth=depth)
+    assert answers(engine, requests(), together=4) == alone
     assert engine.scheduler.counts.num_preemptions >= 1
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_preempted_at_any_stage(model, alone, depth):
+    engine = model.engine(max_num_batched_tokens=19, depth=depth)
+    found: dict[str, list] = {r.request_id: [] for r in requests()}
+    for request in requests():
+        engine.add(request)
+    for step in count():
+        room, running = engine.scheduler._room, engine.scheduler.running.values()
+        victims = [r for r in running if not r.num_output_tokens and not room.is_protected(r)]
+        if step % 3 == 2 and victims:
+            room.preempt(victims[step % len(victims)])
+        for update in engine.step().updates:
+            assert update.error is None
+            found[update.request_id] += update.tokens
+        if not engine.has_work:
+            break
+    assert found == alone
+    assert engine.scheduler.counts.num_preemptions >= 8
+
+
+def test_chunking_off(model, alone):
+    engine = model.engine(enable_chunked_prefill=False, max_num_batched_tokens=MAX_LEN)
+    assert answers(engine, requests()) == alone
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_speculated(model, alone, depth):
+    policy = Eager(["ngram"])
+    proposers = {"ngram": NgramProposer(NgramOptions(prompt_lookup_min=1), 32)}
+    engine = model.engine(proposers=proposers, drafts=policy, depth=depth)
+    assert answers(engine, requests(), together=3) == alone
+    assert policy.num_verified > 10
+
+
+class FailsOften:
+    """Raises in every third step of several requests, when it has computed it."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self.num_left = executor, 0
+
+    def submit(self, batch: ScheduledBatch) -> Pending:
+        pending = self._executor.submit(batch)
+        self.num_left += len(batch.requests) > 1
+        if self.num_left % 3 == 2:
+            self.num_left += 1
+            raise RuntimeError("planted")
+        return pending
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_steps_that_fail_are_computed_again(model, alone, depth):
+    """Also looks at what they have overwritten."""
+    engine = model.engine(executor=FailsOften, depth=depth, max_num_batched_tokens=23)
+    assert answers(engine, requests()) == alone
 
 
 @pytest.mark.parametrize("policy", ["static", "priority"])
