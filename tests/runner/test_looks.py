@@ -116,6 +116,19 @@ def test_a_look_that_no_number_answers_is_that_requests_error(tmp_path):
     assert not found["asking"].looked
 
 
+def test_what_lies_where_nothing_was_brought_is_nobodys_error(tmp_path):
+    model = make_model(KINDS[0], tmp_path)
+    ours, others = steps(model), steps(model)
+    expected = others.step(DEVIATING)["deviating"]
+    block = DEVIATING.block_table[TEXT.end // BLOCK_SIZE]
+    ours.runner._kv.keys[1].numbers[block] = np.nan  # of somebody who had it before
+    longer = some("deviating", 20, TEXT.start, TEXT.end + 1)
+    found = ours.step(longer._replace(look=DEVIATING.look, moves=DEVIATING.moves))["deviating"]
+    assert found.error is None and np.isnan(found.looked[-1])
+    num_told = TEXT.end - TEXT.start
+    assert found.looked[:num_told] == expected.looked
+
+
 def test_with_one_layer_a_look_at_deviations_is_that_requests_error():
     program, weights = odd(num_hidden_layers=1)
     assert why_no_deviation(odd()[0]) is None
