@@ -131,6 +131,10 @@ def show(choice: dict[str, Any], console: Console) -> None:
         say(console, f"  speculation: {choice['drafts']}")
     if (reuse := choice.get("reuse")) is not None:
         say(console, f"  reuse: {_reuse_words(reuse)}")
+    elif "segment_lines" in choice:  # nor of this
+        say(console, "  reuse: no part of the prompt is marked reusable")
+    for line in choice.get("segment_lines", ()):
+        say(console, f"    {line}")
     parts = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("part", "ms", "share"):
         parts.add_column(title, justify="left" if title == "part" else "right")

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass, field
 from operator import sub
 
-from duetto.core.cache_miss import CacheMiss
+from duetto.core.cache_miss import CacheMiss, SegmentHit
 from duetto.core.draft_counts import Speculation
 from duetto.core.reuse_count import ReuseCount
 
@@ -36,6 +36,7 @@ class RequestTimings:
     finish_time: float | None = None
     num_preemptions: int = 0
     cache_miss: CacheMiss | None = None  # at first admission; None: all was found that could be
+    segment_hits: tuple[SegmentHit, ...] = ()  # of the segments that it may reuse, then
     predicted_s: float | None = None  # for `computed_s`, by the steps' prices; None: no prices
     speculation: Speculation | None = None  # None: no drafts were asked for
     reuse: ReuseCount | None = None  # at its end; None: no reuse was asked for

@@ -146,6 +146,7 @@ class Admission:
     def _note_first_admission(self, request: Request, num_found: int, now: float) -> None:
         request.timings.first_scheduled_time = now
         request.timings.cache_miss = self._misses.explain(request, num_found, self._pool)
+        request.timings.segment_hits = self._misses.explain_segments(request, self._pool)
         request.num_cached_tokens = request.num_computed_tokens
         self._counts.num_queried_tokens += request.num_tokens
         self._counts.num_hit_tokens += request.num_computed_tokens

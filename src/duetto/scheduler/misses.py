@@ -1,4 +1,5 @@
-"""Why the prefix cache did not have what a prompt begins with. Changes nothing that is scheduled.
+"""Why the prefix cache did not have what a prompt, or a segment of it, begins with. Changes nothing
+that is scheduled.
 
 Remembers a bounded part of what was published; what is older than that counts as never seen.
 """
@@ -6,14 +7,28 @@ Remembers a bounded part of what was published; what is older than that counts a
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from duetto.core.cache_miss import CacheMiss, MissReason
+from duetto.core.cache_miss import CacheMiss, MissReason, SegmentHit
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
+from duetto.core.reuse import Source
 from duetto.scheduler.block_pool import BlockHash, BlockPool, root_hash
 from duetto.scheduler.prefix import reusable_hashes
 
 MAX_REMEMBERED = 4096  # blocks; about a megabyte
+
+
+class Chain(NamedTuple):
+    """Tokens that are kept block by block: a request's, or a text's."""
+
+    token_ids: Sequence[int]
+    hashes: Sequence[BlockHash]
+    salt: bytes
+
+
+def chain_of(request: Request) -> Chain:
+    return Chain(request.token_ids, request.block_hashes, request.cache_salt)
 
 
 class MissMemory:
@@ -24,10 +39,10 @@ class MissMemory:
         self._next_of: OrderedDict[BlockHash, bytes] = OrderedDict()  # parent -> token ids
         self._root_of: OrderedDict[bytes, BlockHash] = OrderedDict()  # first block -> its root
 
-    def learn(self, request: Request, index: int) -> None:
-        """Block `index` of a request has been published."""
-        block = self._block(request, index)
-        parent = self._parent(request, index)
+    def learn(self, chain: Chain, index: int) -> None:
+        """Block `index` of a chain has been published."""
+        block = self._block(chain, index)
+        parent = self._parent(chain, index)
         _remember(self._next_of, parent, block)
         if index == 0:
             _remember(self._root_of, block, parent)
@@ -43,11 +58,35 @@ class MissMemory:
             return CacheMiss(MissReason.TOO_SHORT, 0)
         if num_found == len(hashes):
             return None
-        return self._explain_block(request, num_found, pool.was_evicted(hashes[num_found]))
+        was_evicted = pool.was_evicted(hashes[num_found])
+        return self._explain_block(chain_of(request), num_found, was_evicted)
 
-    def _explain_block(self, request: Request, index: int, was_evicted: bool) -> CacheMiss:
+    def explain_segments(self, request: Request, pool: BlockPool) -> tuple[SegmentHit, ...]:
+        """What is there of each segment of a request that has just been admitted."""
+        segments = () if request.reuse is None else request.reuse.segments
+        return tuple([self._explain_segment(request, *segment, pool) for segment in segments])
+
+    def _explain_segment(
+        self, request: Request, start: int, end: int, pool: BlockPool
+    ) -> SegmentHit:
+        source = next((source for source in request.sources if start in source.places), None)
+        if source is None:
+            reason = MissReason.ALL_COMPUTED if start else MissReason.AT_START
+            return SegmentHit(start, end, 0, reason)
+        if not source.num_left:
+            return SegmentHit(start, end, end - start)
+        miss = self._explain_source(source, request.cache_salt, pool)
+        return SegmentHit(start, end, source.num_computed, miss.reason, miss.differs_at)
+
+    def _explain_source(self, source: Source, salt: bytes, pool: BlockPool) -> CacheMiss:
+        """Why a text is not all there."""
+        index = source.num_computed // self._config.block_size
+        chain = Chain(source.token_ids, source.hashes, salt)
+        return self._explain_block(chain, index, pool.was_evicted(source.hashes[index]))
+
+    def _explain_block(self, chain: Chain, index: int, was_evicted: bool) -> CacheMiss:
         start = index * self._config.block_size
-        block, parent = self._block(request, index), self._parent(request, index)
+        block, parent = self._block(chain, index), self._parent(chain, index)
         other = self._next_of.get(parent)
         if was_evicted or other == block:
             return CacheMiss(MissReason.EVICTED, start)
@@ -60,14 +99,14 @@ class MissMemory:
             return CacheMiss(MissReason.DIFFERS, start, differs_at)
         return CacheMiss(MissReason.NEVER_SEEN, start)
 
-    def _block(self, request: Request, index: int) -> bytes:
+    def _block(self, chain: Chain, index: int) -> bytes:
         size = self._config.block_size
-        return array("q", request.token_ids[index * size : (index + 1) * size]).tobytes()
+        return array("q", chain.token_ids[index * size : (index + 1) * size]).tobytes()
 
-    def _parent(self, request: Request, index: int) -> BlockHash:
+    def _parent(self, chain: Chain, index: int) -> BlockHash:
         if index:
-            return request.block_hashes[index - 1]
-        return root_hash(self._config.cache_namespace, request.cache_salt)
+            return chain.hashes[index - 1]
+        return root_hash(self._config.cache_namespace, chain.salt)
 
 
 def _remember(table: OrderedDict[bytes, bytes], key: bytes, value: bytes) -> None:
@@ -82,4 +121,6 @@ def _ids(block: bytes) -> Sequence[int]:
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    """Index of the first token that differs, or that only one of the two has."""
+    shorter = min(len(a), len(b))  # a text's last block need not be full
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)

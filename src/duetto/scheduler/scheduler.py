@@ -30,7 +30,7 @@ from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
 from duetto.scheduler.latency import account_run, account_step
-from duetto.scheduler.misses import MissMemory
+from duetto.scheduler.misses import Chain, MissMemory, chain_of
 from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.queues import Queues
@@ -275,7 +275,7 @@ class Scheduler:
         num_before = request.num_published_blocks
         publish_full_blocks(request, self.config, self.pool)
         for index in range(num_before, request.num_published_blocks):
-            self._misses.learn(request, index)
+            self._misses.learn(chain_of(request), index)
 
     def _reconcile(self, request: Request, item: ScheduledRequest, result: RequestResult) -> None:
         """Progress over what was written and is right; what drafts took and did not need goes."""
@@ -294,6 +294,10 @@ class Scheduler:
         if num_full > request.num_published_blocks and self.config.enable_prefix_caching:
             self._publish(request)
 
+    def _publish_source(self, source: Source, count: int, salt: bytes) -> None:
+        for index in publish_source(source, count, self.config, self.pool):
+            self._misses.learn(Chain(source.token_ids, source.hashes, salt), index)
+
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
     ) -> RequestUpdate | None:
@@ -307,7 +311,7 @@ class Scheduler:
                 self._reconcile(request, item, result)
             else:
                 source = request.sources[item.source]
-                publish_source(source, len(item.token_ids), self.config, self.pool)
+                self._publish_source(source, len(item.token_ids), request.cache_salt)
         scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)

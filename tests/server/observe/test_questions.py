@@ -19,8 +19,9 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.core.timings import Part
 from duetto.server.http.json_parts import NUM_AT_ONCE
 from duetto.server.observe import questions
-from duetto.server.observe.explain import cache_miss, so_far, timeline
+from duetto.server.observe.explain import so_far, timeline
 from duetto.server.observe.history import Ended, History, RememberedStep
+from duetto.server.observe.miss import cache_miss
 from duetto.server.observe.questions import _item_parts
 from duetto.server.observe.timeline import Steps, segments, trace
 

@@ -5,12 +5,13 @@ Knows what is remembered of a request; knows no engine and no HTTP.
 
 from collections.abc import Collection
 
-from duetto.core.cache_miss import CacheMiss, MissReason
 from duetto.core.draft_counts import Speculation, tokens_per_step
 from duetto.core.reuse_count import ReuseCount
 from duetto.core.timings import Part
 from duetto.server.http.json_parts import Json
 from duetto.server.observe.history import Ended, Running
+from duetto.server.observe.miss import cache_miss
+from duetto.server.observe.reused import segment_lines, segments_found
 from duetto.server.observe.timeline import Steps, ms, segments, segments_until
 
 PART_NAMES = {
@@ -40,23 +41,6 @@ _CAUSES = {
     "--kv-cache-memory-bytes, or fewer requests at a time)",
     READER: "ready, while its client had not read what was sent before",
 }
-
-
-def cache_miss(miss: CacheMiss | None, *, tells_other_salts: bool) -> Json | None:
-    """A miss as replies show it.
-
-    That somebody else has the same text is told only where there is nobody else: it would be the
-    very thing that salts and tenants keep apart.
-    """
-    if miss is None:
-        return None
-    reason, differs_at = miss.reason, miss.differs_at
-    if reason is MissReason.OTHER_SALT:
-        if tells_other_salts:
-            differs_at = None
-        else:  # what it would be if nobody else were there
-            reason = MissReason.NEVER_SEEN if differs_at is None else MissReason.DIFFERS
-    return {"reason": reason.value, "token": miss.token, "differs_at": differs_at}
 
 
 def parts_ms(parts: dict[Part, float], reader_s: float) -> Json:
@@ -128,6 +112,8 @@ def timeline(
         "cached_tokens": ended.num_cached_tokens,
         "cache_miss": miss,
         "cache": cache_words(miss, ended),
+        "segment_hits": segments_found(ended.segment_hits, tells_other_salts=tells_other_salts),
+        "segment_lines": segment_lines(ended.segment_hits, tells_other_salts=tells_other_salts),
         "speculation": None if told is None else speculation(told, ended.num_output_tokens),
         "drafts": draft_words(ended, methods),
         "reuse": None if ended.reuse is None else reuse(ended.reuse),

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from duetto.core.batch import RequestUpdate, StepRecord
-from duetto.core.cache_miss import CacheMiss
+from duetto.core.cache_miss import CacheMiss, SegmentHit
 from duetto.core.draft_counts import Speculation
 from duetto.core.request import Request
 from duetto.core.reuse_count import ReuseCount
@@ -72,6 +72,7 @@ class Ended:
     predicted_s: float | None
     speculation: Speculation | None = None  # not written any more
     reuse: ReuseCount | None = None
+    segment_hits: tuple[SegmentHit, ...] = ()
     reader_s: float = 0.0  # from its end until its client had taken all of a stream
 
     @property
@@ -185,6 +186,7 @@ class History:
             predicted_s=times.predicted_s,
             speculation=times.speculation,
             reuse=times.reuse,
+            segment_hits=times.segment_hits,
         )
         self._ended[request.request_id] = ended
         while len(self._ended) > self._max_requests:
