@@ -57,7 +57,7 @@ from duetto.measure.workload import Lengths
 from duetto.pricing.find_hardware import calibration_file, write_hardware
 from duetto.progress import show_progress
 from duetto.scheduler.scheduler import Scheduler
-from duetto.simulation.executor import SimulatedExecutor, replayed
+from duetto.simulation.executor import SimulatedExecutor, by_shape, replayed
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Fleet, simulate
@@ -215,7 +215,7 @@ def replay(built: Built, load: Traffic, polls: Sequence[float]) -> list[Any]:
     """The batches of a SimulatedExecutor whose steps last as long as the real ones."""
     clock = VirtualClock(polls[0])
     durations = [b - a for a, b in pairwise(polls)]
-    executor = Watched(SimulatedExecutor(replayed((*durations, 0.0)), clock))
+    executor = Watched(SimulatedExecutor(by_shape(replayed((*durations, 0.0))), clock))
     engine = Engine(Scheduler(built.scheduler_config), executor, clock=clock)
     arrived = 0
     for now in polls:

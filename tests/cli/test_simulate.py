@@ -208,3 +208,38 @@ def test_plan_needs_a_number_of_devices() -> None:
     done = duetto("plan", *QUICK, "--hardware", "h100", "--slo", "ttft=1s")
     assert done.returncode == 1
     assert "like h100:8" in done.stderr
+
+
+DOCUMENTS = (
+    "llama-3.2-1b", "--hardware", "h100", "--num-prompts", "30", "--random-input-len", "40",
+    "--random-output-len", "4", "--random-documents", "6", "--random-num-documents", "12",
+)  # fmt: skip
+
+
+def test_reused_documents_are_counted_and_priced() -> None:
+    plain, reused = (
+        document("simulate", *DOCUMENTS),
+        document("simulate", *DOCUMENTS, "--reuse", "first:16"),
+    )
+    assert "reuse" not in plain
+    counts = reused["reuse"]
+    assert counts["segments"] == 30 * 6 and counts["reused_tokens"] > 30 * 4 * 490
+    names = ("exact_tokens", "reused_tokens", "recomputed_tokens", "computed_tokens")
+    assert sum(counts[name] for name in names) == reused["total_input_tokens"]
+    assert reused["mean_ttft_ms"] < 0.7 * plain["mean_ttft_ms"]  # in virtual time
+    shown = duetto("simulate", *DOCUMENTS, "--reuse", "none").stdout
+    assert "reuse: " in shown and "documents are blocks of 512 tokens, and reused by none" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--reuse", "best"), "'best' is not one of none, first"),
+        (("--reuse", "none", "--pp", "2"), "--reuse with --pp: not simulated"),
+        (("--reuse", "none", "--random-documents", "0"), "--random-num-documents: needs"),
+    ],
+)
+def test_reuse_that_cannot_be_is_one_line(words: tuple[str, ...], message: str) -> None:
+    done = duetto("simulate", *DOCUMENTS, *words, *("--hardware", "h100:2"))
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr

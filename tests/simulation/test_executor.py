@@ -17,6 +17,7 @@ from duetto.pricing.gpus import HARDWARE
 from duetto.program.program import Program
 from duetto.simulation.executor import (
     SimulatedExecutor,
+    by_shape,
     next_token_times,
     replayed,
     step_by_step,
@@ -56,7 +57,7 @@ def item(request_id: str, num_tokens: int, seed: int | None) -> ScheduledRequest
 
 def test_an_executor_spends_the_price_and_answers_who_is_to_be_sampled() -> None:
     clock = VirtualClock(10.0)
-    executor = SimulatedExecutor(lambda shape: 0.5 * shape.num_tokens, clock)
+    executor = SimulatedExecutor(lambda batch: 0.5 * batch.num_tokens, clock)
     batch = ScheduledBatch((item("a", 3, 7), item("b", 4, None)))
     given, nothing = executor.submit(batch).result().results
     assert clock() == 13.5
@@ -67,7 +68,7 @@ def test_an_executor_spends_the_price_and_answers_who_is_to_be_sampled() -> None
 
 def test_replayed_times_come_in_turn() -> None:
     clock = VirtualClock()
-    executor = SimulatedExecutor(replayed([1.0, 0.25]), clock)
+    executor = SimulatedExecutor(by_shape(replayed([1.0, 0.25])), clock)
     batch = ScheduledBatch((item("a", 3, 7),))
     executor.submit(batch)
     assert clock() == 1

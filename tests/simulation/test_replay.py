@@ -19,7 +19,7 @@ from duetto.core.request import Request
 from duetto.engine.engine import Engine
 from duetto.models.make_model import make_model
 from duetto.scheduler.scheduler import Scheduler
-from duetto.simulation.executor import SimulatedExecutor, replayed
+from duetto.simulation.executor import SimulatedExecutor, by_shape, replayed
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.simulation import Fleet, simulate
 from duetto.simulation.virtual_clock import VirtualClock
@@ -95,7 +95,7 @@ def replay(
     """The same load through a SimulatedExecutor, whose steps last as long as the real ones."""
     clock = VirtualClock(polls[0])
     durations: Iterator[float] = (b - a for a, b in pairwise(polls))
-    executor = Recorded(SimulatedExecutor(replayed((*durations, 0.0)), clock))
+    executor = Recorded(SimulatedExecutor(by_shape(replayed((*durations, 0.0))), clock))
     engine = Engine(Scheduler(config), executor, clock=clock)
     arrived = 0
     for now in polls:

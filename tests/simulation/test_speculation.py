@@ -12,7 +12,8 @@ from duetto.simulation.perfetto import trace_events
 from duetto.simulation.replica import ReplicaSpec
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import Fleet, simulate
-from duetto.simulation.speculation import SimulatedDrafts, SimulatedPrices, uniform
+from duetto.simulation.speculation import SimulatedDrafts, SimulatedPrices
+from duetto.simulation.uniform import uniform
 from duetto.simulation.workload import Arrival, Traffic
 
 CONFIG = SchedulerConfig(

@@ -24,6 +24,7 @@ from duetto.simulation.gantt import draw_gantt
 from duetto.simulation.load import TrafficOptions
 from duetto.simulation.perfetto import write_trace
 from duetto.simulation.report import PoolUse, Summary, sum_up
+from duetto.simulation.reuse import with_reuse
 from duetto.simulation.simulation import simulate as run
 
 
@@ -36,6 +37,7 @@ def simulate(
     seed: int = 0,
     metric_percentiles: str = "50,90,99",
     quantization: QuantizationName = "none",
+    reuse: str | None = None,
     trace_out: Path | None = None,
     gantt: Path | None = None,
     as_json: JsonFlag = False,
@@ -61,6 +63,10 @@ def simulate(
         Which percentiles to report.
     quantization
         The engine's own word for --dtype int8 and int4.
+    reuse
+        Documents' KV is reused wherever they stand, and which of their tokens are computed all the
+        same: none, first:16, hkvd:0.15 or query:0.15. Documents are a trace's whole blocks with a
+        hash id (mooncake), or those of --random-documents.
     trace_out
         Write every step and request to this file, which ui.perfetto.dev loads.
     gantt
@@ -82,7 +88,7 @@ def simulate(
     program = build_program(config, layout.max_model_len)
     layout = with_weights(layout, config.dtype, quantization)
     fleet = make_fleet(program, spec, layout, find_draft(layout, program))
-    workload = load.load(seed)
+    workload = with_reuse(load.load(seed), reuse)
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
         simulation = run(workload, fleet, on_arrival=bar.advance)
     outcome = sum_up(
@@ -124,6 +130,8 @@ def _print(outcome: Summary, layout: str) -> None:
     say(console, layout)
     print_report(outcome.report, console, notes=outcome.notes)
     print_parts(outcome.parts_s, console)
+    if outcome.reuse is not None:
+        say(console, outcome.reuse.words)
     for name, use in outcome.pools.items():
         say(console, f"{name}: {_use(use)}")
         if use.num_stages > 1:

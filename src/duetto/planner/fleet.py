@@ -16,6 +16,7 @@ from duetto.pricing.cost_model import CostModel, StepTotals
 from duetto.pricing.find_hardware import HOST
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.memory import MemoryFit, fit_device
+from duetto.pricing.reuse import reuse_prices
 from duetto.program.kv_size import default_kv_blocks
 from duetto.program.program import Program
 from duetto.program.rewrites.shard import possible_degrees
@@ -54,6 +55,7 @@ def make_fleet(
         next_token_times=next_token_times(model),
         num_devices=layout.devices_per_replica,
         pipeline=_pipeline(model, layout),
+        reuse=reuse_prices(model),
     )
     fleet = Fleet(replica=replica, num_replicas=layout.replicas, router=layout.router)
     if not layout.prefill_replicas:

@@ -20,6 +20,7 @@ from duetto.core.executor import Done
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.pricing.cost_model import CostModel, StepTotals
+from duetto.simulation.looks import seen
 from duetto.simulation.virtual_clock import VirtualClock
 
 T = TypeVar("T")
@@ -27,18 +28,24 @@ T = TypeVar("T")
 # of each, step after step without end. Exactly what a StepTime says of their shapes.
 NextPrices = Callable[[Sequence[int]], Iterator[T]]
 NextTokenTimes = NextPrices[float]
+BatchTime = Callable[[ScheduledBatch], float]
 
 
 class SimulatedExecutor:
     """Answers every request with its own token, again and again, after the time of the step."""
 
-    def __init__(self, step_time: StepTime, clock: VirtualClock) -> None:
-        self._step_time = step_time
+    def __init__(self, batch_time: BatchTime, clock: VirtualClock) -> None:
+        self._batch_time = batch_time
         self._clock = clock
 
     def submit(self, batch: ScheduledBatch) -> Done:
-        self._clock.advance(self._step_time(batch.shape))
+        self._clock.advance(self._batch_time(batch))
         return Done(answers(batch))
+
+
+def by_shape(step_time: StepTime) -> BatchTime:
+    """What a batch takes of which only the shape counts: no KV is moved, and nothing looked at."""
+    return lambda batch: step_time(batch.shape)
 
 
 def answers(batch: ScheduledBatch) -> StepOutput:
@@ -47,9 +54,10 @@ def answers(batch: ScheduledBatch) -> StepOutput:
 
 
 def _answer(item: ScheduledRequest) -> RequestResult:
+    looked = () if item.look is None else seen(item, item.look)
     if not item.rows:
-        return RequestResult()
-    return RequestResult((SampledToken(token_of_seed(item.rows[0].seed)),))
+        return RequestResult(looked=looked)
+    return RequestResult((SampledToken(token_of_seed(item.rows[0].seed)),), looked=looked)
 
 
 def step_by_step(price: Callable[[BatchShape], T]) -> NextPrices[T]:

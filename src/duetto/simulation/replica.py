@@ -17,6 +17,7 @@ from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
 from duetto.core.shape import StepTime
 from duetto.engine.engine import Engine
+from duetto.pricing.reuse import ReusePrices
 from duetto.scheduler.scheduler import Scheduler
 from duetto.simulation.executor import NextTokenTimes, SimulatedExecutor, step_by_step, token_of
 from duetto.simulation.pipeline import Pipeline, PipelineExecutor, PipelineSpec
@@ -36,9 +37,16 @@ class ReplicaSpec:
     next_token_times: NextTokenTimes | None = None  # the same prices, faster; None: step by step
     num_devices: int = 1
     drafts: SimulatedDrafts | None = None  # None: without speculation
+    # Of requests that reuse segments; None: moves cost nothing, and looks what computing does.
+    reuse: ReusePrices | None = None
     pipeline: PipelineSpec | None = None
     """Of a replica with stages that overlap batches; `scheduler` is then that of each batch, and
     `step_time` what a batch takes alone. None: one step after the other."""
+
+    def batch_time(self, batch: ScheduledBatch) -> float:
+        if self.reuse is None:
+            return self.step_time(batch.shape)
+        return self.reuse.of(batch, self.step_time)
 
     @property
     def num_stages(self) -> int:
@@ -245,8 +253,8 @@ class Replica:
 def _executor(spec: ReplicaSpec, pipeline: Pipeline | None, clock: VirtualClock) -> Executor:
     if pipeline is None or spec.pipeline is None:
         if spec.drafts is not None:
-            return SpeculatingExecutor(spec.step_time, spec.drafts, clock)
-        return SimulatedExecutor(spec.step_time, clock)
+            return SpeculatingExecutor(spec.batch_time, spec.drafts, clock)
+        return SimulatedExecutor(spec.batch_time, clock)
     return PipelineExecutor(spec.pipeline.passage, pipeline, clock)
 
 

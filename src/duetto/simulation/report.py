@@ -23,6 +23,7 @@ from duetto.measure.metrics import (
     distribution,
 )
 from duetto.simulation.replica import StepLog
+from duetto.simulation.reuse import ReuseTotals, total_reuse
 from duetto.simulation.simulation import Served, Simulation
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,7 @@ class Summary:
     transfer: Floats  # seconds that each KV transfer delayed its request
     price_per_hour: float | None  # of one device
     notes: tuple[str, ...] = ()
+    reuse: ReuseTotals | None = None  # None: nothing was marked
 
     @property
     def cost_per_million(self) -> float | None:
@@ -73,6 +75,8 @@ class Summary:
             "mean_parts_ms": {part: spent * 1000 for part, spent in self.parts_s.items()},
             "pools": {name: asdict(use) for name, use in self.pools.items()},
         }
+        if self.reuse is not None:
+            result["reuse"] = self.reuse.as_json()
         if len(self.transfer):
             result["mean_kv_transfer_ms"] = float(self.transfer.mean()) * 1000
         if self.price_per_hour is not None:
@@ -112,6 +116,7 @@ def sum_up(
         transfer=np.array([s.transfer_s for s in done if s.transfer_s > 0]),
         price_per_hour=price_per_hour,
         notes=simulation.notes,
+        reuse=total_reuse([s.timings for s in done]),
     )
 
 

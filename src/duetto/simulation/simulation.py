@@ -91,12 +91,22 @@ def simulate(
 
     A request that could never fit is refused and stands among the served.
     """
+    if workload.reuse is not None:
+        _check_reuse(fleet)
     run = _Run(workload, fleet, fast)
     for index in range(len(workload.arrivals)):
         run.arrive(index)
         on_arrival()
     run.finish()
     return run.result()
+
+
+def _check_reuse(fleet: Fleet) -> None:
+    """Raises ConfigError where nothing is known of what reuse would take."""
+    if fleet.replica.num_stages > 1:
+        raise ConfigError("--reuse with --pp: not simulated; leave one of them out")
+    if fleet.disaggregation is not None:
+        raise ConfigError("--reuse with --prefill-replicas: not simulated; leave one of them out")
 
 
 class _Pool:

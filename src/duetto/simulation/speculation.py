@@ -21,12 +21,13 @@ from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.pricing.drafting import LearnedDraftingTime
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy
-from duetto.simulation.executor import token_of_seed
+from duetto.simulation.executor import BatchTime, token_of_seed
+from duetto.simulation.looks import seen
+from duetto.simulation.uniform import uniform
 from duetto.simulation.virtual_clock import VirtualClock
 
 WRONG = -(2**62)  # a token that nobody samples
 MAX_REMEMBERED = 4096  # requests whose draft KV is kept account of
-_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,38 +56,29 @@ class SimulatedDrafts:
         return uniform(seed, position) < chance
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for each pair: SplitMix64 (Steele, Lea and Flood, 2014) of both."""
-    mixed = _mix(_mix(seed & _MASK) ^ position)
-    return (mixed >> 11) / 2**53
-
-
-def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
 class SpeculatingExecutor:
     """A SimulatedExecutor that verifies drafts and proposes new ones."""
 
-    def __init__(self, step_time: StepTime, drafts: SimulatedDrafts, clock: VirtualClock) -> None:
-        self._step_time = step_time
+    def __init__(self, batch_time: BatchTime, drafts: SimulatedDrafts, clock: VirtualClock) -> None:
+        self._batch_time = batch_time
         self._drafts = drafts
         self._clock = clock
         self._written: dict[str, int] = {}  # tokens of which the draft model has right KV
 
     def submit(self, batch: ScheduledBatch) -> Done:
-        self._clock.advance(self._step_time(batch.shape))
+        self._clock.advance(self._batch_time(batch))
         tokens = [_verified(item) for item in batch.requests]
         proposed = [
             self._propose(item, len(own)) for item, own in zip(batch.requests, tokens, strict=True)
         ]
         drafting_s = self._drafting_s(batch.requests, tokens, proposed)
         self._clock.advance(drafting_s)
+        looked = [() if each.look is None else seen(each, each.look) for each in batch.requests]
         results = tuple(
-            [RequestResult(own, new) for own, new in zip(tokens, proposed, strict=True)]
+            [
+                RequestResult(own, new, looked=told)
+                for own, new, told in zip(tokens, proposed, looked, strict=True)
+            ]
         )
         return Done(StepOutput(results, drafting_s))
 

@@ -14,6 +14,8 @@ from numpy.random import SeedSequence, default_rng
 
 from duetto.core.errors import ConfigError
 from duetto.core.request import Request
+from duetto.core.reuse import Reuse, TokenRange
+from duetto.core.reuse_choice import ReuseChoice
 from duetto.core.sampling_params import SamplingParams
 from duetto.measure.arrivals import arrival_times
 from duetto.measure.traces import (
@@ -27,6 +29,8 @@ from duetto.measure.traces import (
     scaled_input,
 )
 from duetto.measure.workload import (
+    MAX_LENGTH,
+    MAX_REQUESTS,
     NO_PREFIX,
     Lengths,
     SharedPrefixes,
@@ -50,10 +54,41 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Documents:
+    """So many of them before each prompt, in any order, out of `count` that there are."""
+
+    per_prompt: int
+    length: int = MOONCAKE_BLOCK  # tokens of each
+    count: int = 100
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.length <= MAX_LENGTH and 1 <= self.per_prompt <= self.count):
+            raise ConfigError(
+                f"--random-documents {self.per_prompt} of {self.length} tokens, out of "
+                f"{self.count}: a prompt has at least 1 and at most --random-num-documents, and "
+                f"--random-document-len must be 1 to {MAX_LENGTH:,}"
+            )
+        if self.count > MAX_REQUESTS:
+            raise ConfigError(
+                f"--random-num-documents {self.count:,}: must be at most {MAX_REQUESTS:,}"
+            )
+
+    def draw(self, num_requests: int, seed: int) -> list[tuple[int, ...]]:
+        """Which ones each prompt has, in their order."""
+        rng = default_rng(SeedSequence(seed).spawn(3)[2])
+        return [
+            tuple(rng.choice(self.count, self.per_prompt, replace=False).tolist())
+            for _ in range(num_requests)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     arrivals: tuple[Arrival, ...]  # in order of time
     hash_block: int = MOONCAKE_BLOCK  # tokens per hash id
     notes: tuple[str, ...] = ()  # what a reader of the numbers must know
+    # Of whole blocks with a hash id, which are segments then; None: nothing is marked.
+    reuse: ReuseChoice | None = None
 
     def __post_init__(self) -> None:
         if self.arrivals and not self.arrivals[0].arrival_s >= 0:
@@ -116,7 +151,19 @@ class Traffic:
             max_tokens=arrival.num_output_tokens if max_tokens is None else max_tokens,
             seed=index,
             arrival_time=arrival.arrival_s,
+            reuse=self._reuse(arrival),
         )
+
+    def num_documents(self, arrival: Arrival) -> int:
+        """Whole blocks with a hash id: texts that may stand anywhere."""
+        return min(len(arrival.hash_ids), arrival.num_prompt_tokens // self.hash_block)
+
+    def _reuse(self, arrival: Arrival) -> Reuse | None:
+        if self.reuse is None:
+            return None
+        size = self.hash_block
+        places = range(0, size * self.num_documents(arrival), size)
+        return self.reuse.over(tuple([TokenRange(start, start + size) for start in places]))
 
     def _prompt(self, index: int) -> tuple[int, ...]:
         """Equal beginnings of hash ids give equal tokens, and only they do.
@@ -176,6 +223,7 @@ def synthetic(
     output_lengths: Lengths,
     burstiness: float = 1.0,
     prefixes: SharedPrefixes = NO_PREFIX,
+    documents: Documents | None = None,
     seed: int = 0,
 ) -> Traffic:
     """Requests at a rate: gaps of a gamma distribution, a Poisson process at burstiness 1, equal
@@ -188,6 +236,13 @@ def synthetic(
     outputs = output_lengths.draw(of_lengths, num_requests)
     which = of_prefixes.integers(prefixes.count, size=num_requests).tolist()
     times = timed(num_requests, requests_per_s, burstiness=burstiness, seed=seed)
+    if documents is not None:
+        drawn = documents.draw(num_requests, seed)
+        arrivals = tuple(
+            Arrival(time, len(ids) * documents.length + n, m, ids)
+            for time, n, m, ids in zip(times, inputs, outputs, drawn, strict=True)
+        )
+        return Traffic(arrivals, documents.length)
     arrivals = tuple(
         Arrival(time, prefixes.length + n, m, (prefix,) if prefixes.length else ())
         for time, n, m, prefix in zip(times, inputs, outputs, which, strict=True)
