@@ -44,6 +44,7 @@ def test_the_slowest_request_is_explained(server, capsys):
     shown = capsys.readouterr().out
     assert slow["id"].removeprefix("cmpl-") in shown
     assert "went to" in shown and "prefix cache: 0 tokens came from the cache" in shown
+    assert "reuse: no part of the prompt is marked reusable" in shown
     assert "its prompt" in shown and "decoded" in shown
 
 
@@ -86,6 +87,8 @@ def test_reuse_has_a_line_where_it_was_asked_for(capsys):
         assert (
             "reuse: first:2: 10 tokens of segments reused, 2 computed in their place; 12 " in found
         )
+        assert "tokens 2 to 13: all were computed alone: nothing remembered begins" in found
+        assert "tokens 2 to 13: their own KV was there" in shown(client, "ab", text, "?")
         assert "reuse: first:2: none, as nothing is marked" in shown(client, "ab")
 
 

@@ -294,10 +294,6 @@ class Scheduler:
         if num_full > request.num_published_blocks and self.config.enable_prefix_caching:
             self._publish(request)
 
-    def _publish_source(self, source: Source, count: int, salt: bytes) -> None:
-        for index in publish_source(source, count, self.config, self.pool):
-            self._misses.learn(Chain(source.token_ids, source.hashes, salt), index)
-
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
     ) -> RequestUpdate | None:
@@ -311,7 +307,9 @@ class Scheduler:
                 self._reconcile(request, item, result)
             else:
                 source = request.sources[item.source]
-                self._publish_source(source, len(item.token_ids), request.cache_salt)
+                chain = Chain(source.token_ids, source.hashes, request.cache_salt)
+                for index in publish_source(source, len(item.token_ids), self.config, self.pool):
+                    self._misses.learn(chain, index)
         scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)

@@ -13,7 +13,8 @@ from duetto.core.draft_counts import NO_DRAFTS, DraftCount
 from duetto.core.text import TextCodec
 from duetto.core.timings import RequestTimings
 from duetto.server.http.json_parts import Json
-from duetto.server.observe.explain import cache_miss, parts_ms, reuse, speculation
+from duetto.server.observe.explain import parts_ms, reuse, speculation
+from duetto.server.observe.miss import cache_miss
 
 
 @dataclass(frozen=True, slots=True)
