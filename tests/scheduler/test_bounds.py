@@ -11,7 +11,7 @@ from duetto.scheduler import drafted, fairness, misses
 from duetto.scheduler.block_pool import BlockPool
 from duetto.scheduler.drafted import DraftedRequests
 from duetto.scheduler.fairness import Turns
-from duetto.scheduler.misses import MissMemory, chain_of
+from duetto.scheduler.misses import MissMemory, hashed_tokens
 from duetto.scheduler.policy import one_level
 
 
@@ -51,7 +51,7 @@ def test_a_text_published_long_ago_counts_as_never_seen(
     config = SchedulerConfig(**SMALL)
     memory, pool = MissMemory(config), BlockPool(config.num_blocks)
     for number in range(1 + num_later):
-        memory.learn(chain_of(_of_one_block(number, b"")), 0)
+        memory.learn(hashed_tokens(_of_one_block(number, b"")), 0)
     miss = memory.explain(_of_one_block(0, b"other"), 0, pool)
     assert miss is not None and miss.reason is reason
 

@@ -19,7 +19,7 @@ from duetto.scheduler.prefix import reusable_hashes
 MAX_REMEMBERED = 4096  # blocks; about a megabyte
 
 
-class Chain(NamedTuple):
+class HashedTokens(NamedTuple):
     """Tokens that are kept block by block: a request's, or a text's."""
 
     token_ids: Sequence[int]
@@ -27,8 +27,8 @@ class Chain(NamedTuple):
     salt: bytes
 
 
-def chain_of(request: Request) -> Chain:
-    return Chain(request.token_ids, request.block_hashes, request.cache_salt)
+def hashed_tokens(request: Request) -> HashedTokens:
+    return HashedTokens(request.token_ids, request.block_hashes, request.cache_salt)
 
 
 class MissMemory:
@@ -39,7 +39,7 @@ class MissMemory:
         self._next_of: OrderedDict[BlockHash, bytes] = OrderedDict()  # parent -> token ids
         self._root_of: OrderedDict[bytes, BlockHash] = OrderedDict()  # first block -> its root
 
-    def learn(self, chain: Chain, index: int) -> None:
+    def learn(self, chain: HashedTokens, index: int) -> None:
         """Block `index` of a chain has been published."""
         block = self._block(chain, index)
         parent = self._parent(chain, index)
@@ -59,7 +59,7 @@ class MissMemory:
         if num_found == len(hashes):
             return None
         was_evicted = pool.was_evicted(hashes[num_found])
-        return self._explain_block(chain_of(request), num_found, was_evicted)
+        return self._explain_block(hashed_tokens(request), num_found, was_evicted)
 
     def explain_segments(self, request: Request, pool: BlockPool) -> tuple[SegmentHit, ...]:
         """What is there of each segment of a request that has just been admitted."""
@@ -81,10 +81,10 @@ class MissMemory:
     def _explain_source(self, source: Source, salt: bytes, pool: BlockPool) -> CacheMiss:
         """Why a text is not all there."""
         index = source.num_computed // self._config.block_size
-        chain = Chain(source.token_ids, source.hashes, salt)
+        chain = HashedTokens(source.token_ids, source.hashes, salt)
         return self._explain_block(chain, index, pool.was_evicted(source.hashes[index]))
 
-    def _explain_block(self, chain: Chain, index: int, was_evicted: bool) -> CacheMiss:
+    def _explain_block(self, chain: HashedTokens, index: int, was_evicted: bool) -> CacheMiss:
         start = index * self._config.block_size
         block, parent = self._block(chain, index), self._parent(chain, index)
         other = self._next_of.get(parent)
@@ -99,11 +99,11 @@ class MissMemory:
             return CacheMiss(MissReason.DIFFERS, start, differs_at)
         return CacheMiss(MissReason.NEVER_SEEN, start)
 
-    def _block(self, chain: Chain, index: int) -> bytes:
+    def _block(self, chain: HashedTokens, index: int) -> bytes:
         size = self._config.block_size
         return array("q", chain.token_ids[index * size : (index + 1) * size]).tobytes()
 
-    def _parent(self, chain: Chain, index: int) -> BlockHash:
+    def _parent(self, chain: HashedTokens, index: int) -> BlockHash:
         if index:
             return chain.hashes[index - 1]
         return root_hash(self._config.cache_namespace, chain.salt)

@@ -30,7 +30,7 @@ from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
 from duetto.scheduler.latency import account_run, account_step
-from duetto.scheduler.misses import Chain, MissMemory, chain_of
+from duetto.scheduler.misses import HashedTokens, MissMemory, hashed_tokens
 from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.queues import Queues
@@ -275,7 +275,7 @@ class Scheduler:
         num_before = request.num_published_blocks
         publish_full_blocks(request, self.config, self.pool)
         for index in range(num_before, request.num_published_blocks):
-            self._misses.learn(chain_of(request), index)
+            self._misses.learn(hashed_tokens(request), index)
 
     def _reconcile(self, request: Request, item: ScheduledRequest, result: RequestResult) -> None:
         """Progress over what was written and is right; what drafts took and did not need goes."""
@@ -307,7 +307,7 @@ class Scheduler:
                 self._reconcile(request, item, result)
             else:
                 source = request.sources[item.source]
-                chain = Chain(source.token_ids, source.hashes, request.cache_salt)
+                chain = HashedTokens(source.token_ids, source.hashes, request.cache_salt)
                 for index in publish_source(source, len(item.token_ids), self.config, self.pool):
                     self._misses.learn(chain, index)
         scores = _untold(request, item, result.scores) if result.scores else ()

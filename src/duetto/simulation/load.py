@@ -11,7 +11,7 @@ from typing import Literal
 from duetto.core.errors import ConfigError
 from duetto.measure.traces import TraceFit
 from duetto.measure.workload import LengthKind, Lengths, SharedPrefixes, check_num_requests
-from duetto.simulation.workload import Documents, Traffic, read_trace, synthetic, timed
+from duetto.simulation.workload import DrawnDocuments, Traffic, read_trace, synthetic, timed
 
 Arrivals = Literal["poisson", "uniform", "gamma"]
 _OF_TRACES = ("trace_speed", "trace_length_scale", "max_input_len", "max_output_len")
@@ -53,7 +53,7 @@ class TrafficOptions:
     random_num_prefixes: int = 1
     """How many different shared prefixes there are."""
     random_documents: int = 0
-    """Documents in each prompt, before its own tokens, in random order."""
+    """DrawnDocuments in each prompt, before its own tokens, in random order."""
     random_document_len: int = 512
     """Tokens of each document."""
     random_num_documents: int = 100
@@ -108,7 +108,7 @@ class TrafficOptions:
             seed=seed,
         )
 
-    def _documents(self) -> Documents | None:
+    def _documents(self) -> DrawnDocuments | None:
         if not self.random_documents:
             for name in ("random_document_len", "random_num_documents"):
                 if getattr(self, name) != getattr(type(self)(), name):
@@ -116,7 +116,9 @@ class TrafficOptions:
             return None
         if self.random_prefix_len:
             raise ConfigError("--random-documents with --random-prefix-len: leave one of them out")
-        return Documents(self.random_documents, self.random_document_len, self.random_num_documents)
+        return DrawnDocuments(
+            self.random_documents, self.random_document_len, self.random_num_documents
+        )
 
     @property
     def _burstiness(self) -> float:

@@ -54,7 +54,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Documents:
+class DrawnDocuments:
     """So many of them before each prompt, in any order, out of `count` that there are."""
 
     per_prompt: int
@@ -223,7 +223,7 @@ def synthetic(
     output_lengths: Lengths,
     burstiness: float = 1.0,
     prefixes: SharedPrefixes = NO_PREFIX,
-    documents: Documents | None = None,
+    documents: DrawnDocuments | None = None,
     seed: int = 0,
 ) -> Traffic:
     """Requests at a rate: gaps of a gamma distribution, a Poisson process at burstiness 1, equal
