@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from math import ceil
 
 import pytest
 
 from duetto import LLM, InvalidRequest, SamplingParams
-from duetto.core.reuse_count import UNMARKED
+from duetto.core.reuse_count import ALL_CHOSEN, UNMARKED
 
 PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=12, logprobs=2, ignore_eos=True)
 TEXTS = ["def add(a, b):\n    return a + b\n", "class Engine:\n    pass\n" * 3, "import os\n" * 5]
@@ -85,6 +86,21 @@ def test_reuse_says_what_it_did(llm):
     moved, output = answer(llm, prompt(2, 0, 1), reuse="first:4")
     assert output.outputs[0].timings.reuse.num_missing == 0 and moved != cold
     assert answer(llm, prompt(0, 1, 2))[0] != cold  # it is not exact
+
+
+@pytest.mark.parametrize("choice", ["hkvd:0.25", "query:0.25", "query:0.25:2"])
+def test_a_share_is_computed(llm, choice):
+    found, output = answer(llm, prompt(0, 1, 2), reuse=choice)
+    count = output.outputs[0].timings.reuse
+    num_movable = count.num_reused + count.num_recomputed
+    assert num_movable > 40 and count.num_recomputed == ceil(0.25 * num_movable)
+    assert count.choice == choice
+    assert answer(llm, prompt(0, 1, 2), reuse=choice)[0] == found
+    whole, output = answer(llm, prompt(0, 1, 2), reuse=choice.replace("0.25", "1"))
+    assert whole == answer(llm, prompt(0, 1, 2))[0]
+    # What hkvd looks at is computed up to the second layer, and this model has no more.
+    assert (whole == found) is choice.startswith("hkvd")
+    assert output.outputs[0].timings.reuse.why_not == ALL_CHOSEN
 
 
 def test_streams_and_several_answers(llm):

@@ -33,6 +33,7 @@ COMPLETION = {**ASKED, "prompt": SEGMENTS, "return_token_ids": True}
 PARTS = [{"type": "text", "text": text, "cache": "reusable"} for text in TEXTS]
 MESSAGES = [{"role": "user", "content": [*PARTS, {"type": "text", "text": QUESTION}]}]
 CHAT = {**ASKED, "messages": MESSAGES, "return_token_ids": True}
+CHOICES = ("none", "first:4", "hkvd:0.5", "query:0.25:2")
 PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
 
 
@@ -88,19 +89,21 @@ def error_of(reply):
     return reply.json()["error"]
 
 
-@pytest.mark.parametrize("reuse", [None, False, "off", "none", "first:4"])
+@pytest.mark.parametrize("reuse", [None, False, "off", *CHOICES])
 def test_a_completion_of_segments(client, llm, reuse):
     body = post(client, "/v1/completions", {**COMPLETION, "reuse": reuse})
     expected = offline(llm, SEGMENTS, reuse=reuse)
     (choice,) = body["choices"]
     assert choice["token_ids"] == expected.token_ids
-    assert ("reuse" in body["timings"]) == (reuse in ("none", "first:4"))
+    assert ("reuse" in body["timings"]) == (reuse in CHOICES)
     streamed = chunks(client, "/v1/completions", {**COMPLETION, "reuse": reuse})
     assert [i for c in streamed[1:] for i in c["choices"][0]["token_ids"]] == expected.token_ids
     assert ("reuse" in streamed[-1]["timings"]) == ("reuse" in body["timings"])
 
 
-@pytest.mark.parametrize("reuse", [None, "none", {"method": "first", "num_first": 4}])
+@pytest.mark.parametrize(
+    "reuse", [None, "none", {"method": "query", "ratio": 0.25, "num_rounds": 2}]
+)
 def test_a_chat_with_marked_parts(client, llm, reuse):
     body = post(client, "/v1/chat/completions", {**CHAT, "reuse": reuse})
     prompt = llm.chat_prompt(MESSAGES)
@@ -198,6 +201,9 @@ TWICE = [{"role": "user", "content": [{"type": "text", "text": " a ", "cache": "
                 ({"reuse": True}, "reuse"),
                 ({"reuse": "best"}, "reuse.method"),
                 ({"reuse": {"method": "first"}}, "reuse.num_first"),
+                ({"reuse": {"method": "hkvd", "ratio": 1.5}}, "reuse.ratio"),
+                ({"reuse": {"method": "query", "ratio": 0.1, "num_rounds": 0}}, "reuse.num_rounds"),
+                ({"reuse": "query:0.1:99"}, "reuse"),
                 ({"reuse": {"method": "none", "x": 1}}, "reuse.x"),
                 ({"reuse": "none", "prompt_logprobs": 0}, "prompt_logprobs"),
             )
