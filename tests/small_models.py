@@ -19,11 +19,15 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.executor import Executor
 from duetto.engine.engine import Engine
 from duetto.models.programs import load_program
+from duetto.program.kv_size import bytes_per_block
 from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.draft_model import DraftModelProposer
 from duetto.runner.proposers.proposer import Proposer
+from duetto.runner.tiers.disk import DiskTier
+from duetto.runner.tiers.mover import TierRoom
 from duetto.scheduler.drafts import DraftPolicy
 from duetto.scheduler.scheduler import Scheduler
+from duetto.scheduler.tiers import Tiers, TierSizes
 
 BLOCK_SIZE = 8
 NUM_BLOCKS = 128
@@ -95,6 +99,7 @@ class Model:
         executor: Callable[[Executor], Executor] = lambda runner: runner,
         step_times: Any = None,
         clock: Callable[[], float] = monotonic,
+        tiers: TierRoom | None = None,
         **options: Any,
     ) -> Engine:
         """`executor` makes of the runner what the engine gets."""
@@ -102,11 +107,21 @@ class Model:
         config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
         runner = ModelRunner(
             *(self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype),
-            *(proposers, depth),
+            *(proposers, depth, tiers),
         )
         step_time = None if step_times is None else step_times.late_time
-        scheduler = Scheduler(config, step_time, drafts)
+        scheduler = Scheduler(config, step_time, drafts, _tiers(tiers))
         return Engine(scheduler, executor(runner), decode, clock, step_times, depth)
+
+    def room(self, num_slots: int, disk: DiskTier | None = None) -> TierRoom:
+        """So many slots of this model's blocks."""
+        return TierRoom(num_slots, self.block_bytes, disk)
+
+    @property
+    def block_bytes(self) -> int:
+        if isinstance(self.backend, ReferenceBackend):
+            return bytes_per_block(self.program, BLOCK_SIZE, self.kv_dtype)
+        return self.backend.allocate_kv(1, BLOCK_SIZE, self.kv_dtype).num_bytes
 
     def draft_model(self, num_blocks: int = NUM_BLOCKS) -> DraftModelProposer:
         """The noisy twin proposes: mostly the same tokens."""
@@ -121,6 +136,13 @@ class Model:
             max_requests=32,
             max_model_len=MAX_LEN,
         )
+
+
+def _tiers(room: TierRoom | None) -> Tiers:
+    if room is None:
+        return Tiers()
+    keys = [] if room.disk is None else room.disk.folder.keys
+    return Tiers(TierSizes(room.num_slots, room.disk is not None), BLOCK_SIZE, keys)
 
 
 def make_model(kind: Kind, directory: Path) -> Model:

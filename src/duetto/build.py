@@ -46,6 +46,7 @@ from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.guarded_drafts import GuardedDrafts
 from duetto.scheduler.scheduler import Scheduler
 from duetto.scheduler.thinking import Thinking
+from duetto.scheduler.tiers import Tiers, TierSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +221,19 @@ def make_engine(
     """An engine with an empty cache, which learns from its own steps what a step takes; it begins
     with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
     times, thinking = LearnedStepTime(step_time), Thinking(perf_counter)
-    scheduler = Scheduler(config, times.late_time, _draft_policy(loaded, times, thinking))
+    policy, tiers = _draft_policy(loaded, times, thinking), _tiers(loaded, times)
+    scheduler = Scheduler(config, times.late_time, policy, tiers)
     return Engine(scheduler, loaded.runner, decode=decode, step_times=times, thinking=thinking)
+
+
+def _tiers(loaded: LoadedModel, times: LearnedStepTime) -> Tiers:
+    """What becomes of KV that leaves the arena."""
+    room = loaded.tiers
+    if room is None:
+        return Tiers()
+    sizes = TierSizes(room.num_slots, room.disk is not None)
+    keys = room.disk.folder.keys if room.disk is not None else ()
+    return Tiers(sizes, loaded.block_size, keys, times.step_time)
 
 
 def _draft_policy(loaded: LoadedModel, times: LearnedStepTime, thinking: Thinking) -> DraftPolicy:

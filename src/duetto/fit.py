@@ -30,7 +30,10 @@ from duetto.program.program import Program
 from duetto.runner.load import ModelPlan, plan_model
 
 _ENOUGH = 2**62  # bytes
-_ONLY_HERE = ("backend", "threads", "packed_cache", "quantization_skip")
+_ONLY_HERE = (
+    *("backend", "threads", "packed_cache", "quantization_skip"),
+    *("kv_offloading_size", "kv_offloading_disk", "kv_offloading_disk_size"),
+)
 FitReport = dict[str, Any]
 
 

@@ -196,8 +196,8 @@ class LLM:
         )
 
     def reset_prefix_cache(self) -> None:
-        """Forget every reusable prefix."""
-        self.engine.scheduler.pool.forget_all()
+        """Forget every reusable prefix. What lies on a disk is found by the next start only."""
+        self.engine.scheduler.forget_cached()
 
     # --- how -------------------------------------------------------------------------------
 
@@ -290,6 +290,8 @@ class LLM:
                         yield answer
         finally:
             self._abort([r.request_id for answer in answers for r in answer.requests])
+            if self._open is not None and not self._running and self.engine.has_work:
+                self.engine.step()  # KV that was published last goes to the disk
 
     def _step(self) -> None:
         """One step of the engine; another stream that is open gets what is its own."""

@@ -635,8 +635,8 @@ IN_FLIGHT = [
     Fault(
         "a result from before a preemption brings KV",
         "scheduler",
-        "        if item.epoch == request.timings.num_preemptions:\n            if item.source",
-        "        if True:\n            if item.source",
+        "        if item.epoch == request.timings.num_preemptions:\n            if request",
+        "        if True:\n            if request",
     ),
     Fault(
         "the epoch is not told",

@@ -28,6 +28,7 @@ ORDER = (  # importers last
         "misses",
         "counts",
     ),
+    *("tier_prices", "ram_slots", "tiers", "publishing"),
     *("queues", "room", "admission"),
     *("accept", "draft_times", "drafts", "speculate", "fast_forward"),
     "scheduler",
@@ -45,8 +46,13 @@ class Fault:
 
 def plant(fault: Fault) -> tuple[Any, Any]:
     """The classes Scheduler and BlockPool of a copy that has the fault."""
-    modules = _load({name: _source(name, fault) for name in ORDER})
+    modules = plant_in_copies(fault)
     return modules["scheduler"].Scheduler, modules["block_pool"].BlockPool
+
+
+def plant_in_copies(fault: Fault) -> dict[str, ModuleType]:
+    """The modules of a copy that has the fault."""
+    return _load({name: _source(name, fault) for name in ORDER})
 
 
 def _source(name: str, fault: Fault) -> str:

@@ -223,8 +223,8 @@ REUSE = [
     Fault(
         "texts are given back before the last look has run",
         "scheduler",
-        "        if item.moves and brings_the_last(request, item):\n            self._room",
-        "        if item.moves:\n            self._room",
+        "        if item.moves and brings_the_last(request, item):\n            for source",
+        "        if item.moves:\n            for source",
     ),
     Fault(
         "texts count as brought with the first look",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from duetto.backends.blocks import Bytes
 from duetto.program.dtype import KVDtype
 
 IntArray = NDArray[np.int32]
@@ -87,4 +88,13 @@ class Backend(Protocol):
         for each token, how far its key and value in layer 1 are from what lay in its slot: the
         squared differences of all heads' numbers, as they are stored. No logits: the step has no
         logit_rows. Raises EngineError, having done nothing, if the model has one layer only."""
+        ...
+
+    def export_blocks(self, kv: Any, blocks: Sequence[int], out: Bytes) -> None:
+        """The bytes of whole blocks, all layers, into `out`: [len(blocks), bytes of a block]. What
+        they mean is the backend's own; they fit any arena of equal blocks."""
+        ...
+
+    def import_blocks(self, kv: Any, blocks: Sequence[int], data: Bytes) -> None:
+        """The bytes that `export_blocks` gave, into blocks of the arena."""
         ...

@@ -6,7 +6,7 @@ anew for each request is a named tuple, which takes a third of the time of a fro
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason
@@ -51,6 +51,33 @@ class KVMove(NamedTuple):
     start: int  # tokens [start, end) of the text
     end: int
     position: int  # of token `start` in the request
+
+
+Tier = Literal["arena", "ram", "disk"]  # where a block of KV can lie; kernels read the arena
+
+
+class BlockMove(NamedTuple):
+    """KV of some blocks, copied from one tier to another before the step computes. To the disk and
+    from it, it is under way until it is reported."""
+
+    move_id: int  # ascending; it is done once, however often its step is submitted
+    source: Tier
+    target: Tier
+    keys: tuple[bytes, ...]  # hashes of the blocks: what they are called on the disk
+    source_blocks: tuple[int, ...]  # of the arena, or of RAM; () on the disk
+    target_blocks: tuple[int, ...]
+    tenant: bytes = b""  # whose it is: where room is short, who has the most loses some
+
+
+class MoveResult(NamedTuple):
+    """What came of a BlockMove: told by the step that did it or a later one, and by all after it,
+    until a batch says that it has been taken."""
+
+    move_id: int
+    num_done: int  # of its blocks, from the first on
+    seconds: float = 0.0
+    error: str | None = None  # why not all
+    dropped: tuple[bytes, ...] = ()  # keys that are no longer on the disk
 
 
 class Look(NamedTuple):
@@ -130,10 +157,18 @@ class ScheduledRequest(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
     requests: tuple[ScheduledRequest, ...]
+    block_moves: tuple[BlockMove, ...] = ()  # done first, in this order
+    awaits: tuple[int, ...] = ()  # moves for whose results all that could be computed waits
+    num_results_taken: int = 0  # of moves, since the start: told no more
     shape: BatchShape = field(init=False, repr=False, compare=False)  # all that its price needs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", BatchShape(tuple([r.shape for r in self.requests])))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.requests or self.block_moves or self.awaits)
 
     @property
     def num_tokens(self) -> int:
@@ -173,6 +208,8 @@ class StepOutput(NamedTuple):
 
     results: tuple[RequestResult, ...]
     drafting_s: float = 0.0  # what proposing drafts took
+    moving_s: float = 0.0  # what moving blocks took
+    moved: tuple[MoveResult, ...] = ()
 
 
 class RequestUpdate(NamedTuple):

@@ -48,6 +48,12 @@ class EngineArgs:
     """Tokens in a KV block."""
     kv_cache_memory_bytes: int | None = None
     """Memory for KV; by default at most a quarter of what is available."""
+    kv_offloading_size: float | None = None
+    """GiB of RAM for KV that leaves the cache; by default none, or a little beside a disk."""
+    kv_offloading_disk: str | None = None
+    """A folder for KV that others may reuse, also after a restart; private to its user."""
+    kv_offloading_disk_size: float | None = None
+    """GiB that its files may take; 10 by default."""
     enable_prefix_caching: bool = True
     """Reuse the KV of prompts that begin alike."""
     enable_chunked_prefill: bool = True
@@ -96,6 +102,20 @@ class EngineArgs:
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
         SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
+        self._check_offloading()
+
+    def _check_offloading(self) -> None:
+        folder = self.kv_offloading_disk
+        if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
+            raise ConfigError(f"--kv-offloading-disk: must be a folder, not {folder!r:.80}")
+        if self.kv_offloading_disk_size is not None and folder is None:
+            raise ConfigError("--kv-offloading-disk-size: there is no --kv-offloading-disk")
+        has_tiers = folder is not None or self.kv_offloading_size is not None
+        if has_tiers and not self.enable_prefix_caching:
+            raise ConfigError(
+                "--kv-offloading-size and --kv-offloading-disk keep what --enable-prefix-caching "
+                "finds: leave them out, or turn it on"
+            )
 
     @property
     def asked_len(self) -> int | None:

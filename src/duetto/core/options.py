@@ -6,7 +6,7 @@ when it is finished) read them here, so that a flag means the same to all.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, get_args
 
 from duetto.core.errors import ConfigError
 
@@ -87,14 +87,21 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 1
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_target(value: object) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is_number(value):
         return 0 < value <= DAY_MS
     return value in (None, "auto", "off")
 
 
 _COUNT = _Check(_is_count, "1 or more (a whole number)")
 _OPTIONAL_COUNT = _Check(lambda value: value is None or _is_count(value), _COUNT.words)
+_SIZE = _Check(
+    lambda value: value is None or (_is_number(value) and 0 < value <= 2**20), "GiB above 0"
+)
 _SWITCH = _Check(lambda value: isinstance(value, bool), "True or False")
 _CHECKS: Mapping[str, _Check] = {
     "max_model_len": _OPTIONAL_COUNT,
@@ -103,6 +110,8 @@ _CHECKS: Mapping[str, _Check] = {
     "block_size": _COUNT,
     "num_blocks": _COUNT,
     "kv_cache_memory_bytes": _OPTIONAL_COUNT,
+    "kv_offloading_size": _SIZE,
+    "kv_offloading_disk_size": _SIZE,
     "threads": _OPTIONAL_COUNT,
     "target_itl": _Check(_is_target, "milliseconds above 0, auto or off"),
     "enable_prefix_caching": _SWITCH,

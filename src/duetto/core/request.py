@@ -47,6 +47,7 @@ class Request:
     token_ids: list[int] = field(init=False)  # prompt, then output; append-only
     num_computed_tokens: int = field(init=False, default=0)  # with KV once all steps have run
     num_written_tokens: int = field(init=False, default=0)  # of those: the results are in
+    num_loaded_tokens: int = field(init=False, default=0)  # with KV once its first step has run
     num_pending_tokens: int = field(init=False, default=0)  # sampled in steps in flight
     num_in_flight: int = field(init=False, default=0)  # steps in flight that compute some of it
     # The next plan depends on a step in flight: on how many drafts are right, or on new ones.

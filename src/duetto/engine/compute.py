@@ -9,7 +9,7 @@ written: the engine computes them again too, after it. Knows no scheduling and n
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from duetto.core.batch import RequestResult, ScheduledBatch, StepOutput
@@ -114,8 +114,8 @@ class Computer:
         results: list[RequestResult] = []
         drafting_s = 0.0
         for request in batch.requests:
-            try:
-                output = self._compute(ScheduledBatch((request,)))
+            try:  # the executor does moves once: those that it has done, it passes over
+                output = self._compute(replace(batch, requests=(request,)))
             except STOPS_THE_PROCESS:
                 raise
             except BaseException as error:

@@ -118,15 +118,15 @@ class Engine:
         texts = tuple([self._with_text(update) for update in updates])
         record = self._record(step)
         if self._step_times is not None and not step.has_failed:
-            took_s = record.end_time - record.start_time - output.drafting_s - self._thought()
-            self._step_times.observe(step.batch.shape, took_s)
+            took_s = record.end_time - record.start_time - output.drafting_s - output.moving_s
+            self._step_times.observe(step.batch.shape, took_s - self._thought())
         return StepReport(texts, record)
 
     def _submit_next(self) -> bool:
         """Whether there was something to compute."""
         start = self._clock()
         batch = self.scheduler.schedule(start)
-        if not batch.requests:
+        if batch.is_empty:
             return False
         step = Step(batch, start, self._counted())
         self._in_flight.append(step)  # first: if the process is told to end, it is still to be done
@@ -152,7 +152,7 @@ class Engine:
         """What the oldest step gave."""
         if step.pending is None and not step.has_failed:  # behind one that failed, or interrupted
             step.batch = self.scheduler.renew(step.batch)
-            if not step.batch.requests:
+            if step.batch.is_empty:
                 return StepOutput(())
             self._computer.submit(step)
         output = self._computer.result(step)
@@ -173,7 +173,7 @@ class Engine:
 
     def _update(self, step: Step, output: StepOutput) -> list[RequestUpdate]:
         """Raises RefusedOutput, with nothing changed, unless it is what the step was to give."""
-        if not step.batch.requests:
+        if step.batch.is_empty:
             return []
         return self.scheduler.update(
             step.batch, output, self._clock(), step.predicted_s, self._price

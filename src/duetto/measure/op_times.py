@@ -21,6 +21,7 @@ from duetto.backends.backend import (
     ScoreArray,
     StepArrays,
 )
+from duetto.backends.blocks import Bytes
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.reference.one_thread import one_blas_thread
 from duetto.backends.reference.ops import Run, compute
@@ -150,6 +151,12 @@ class TimedBackend:
         found = self._backend.look_deviation(step, kv)
         self.seconds += perf_counter() - start
         return found
+
+    def export_blocks(self, kv: Any, blocks: Sequence[int], out: Bytes) -> None:
+        self._backend.export_blocks(kv, blocks, out)
+
+    def import_blocks(self, kv: Any, blocks: Sequence[int], data: Bytes) -> None:
+        self._backend.import_blocks(kv, blocks, data)
 
 
 def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> OpTimes:

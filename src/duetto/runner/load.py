@@ -12,6 +12,7 @@ from typing import NamedTuple
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.formats import Quantization
 from duetto.backends.cpu.native import why_unavailable
+from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
@@ -30,6 +31,8 @@ from duetto.runner.loaders import (
 )
 from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.proposer import Proposer
+from duetto.runner.tiers.load import fingerprint_of, open_room, reserved_bytes, tiers_in_words
+from duetto.runner.tiers.mover import TierRoom
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class LoadedModel:
     kv_memory_bytes: int  # a draft model's KV included
     notes: tuple[str, ...]  # for people: what was chosen on their behalf
     max_drafts: Mapping[str, int]  # of one request in one step, by method; empty: no speculation
+    tiers: TierRoom | None = None  # where KV goes that leaves the arena
 
     @property
     def max_model_len(self) -> int:
@@ -67,7 +71,7 @@ class LoadedModel:
     @property
     def numerics(self) -> str:
         """All that decides what a token's KV is, bit for bit, beside the model and the tokens."""
-        return "/".join((self.computed_by, self.dtype, self.quantization, self.kv_dtype))
+        return _numerics(self.computed_by, self.dtype, self.quantization, self.kv_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,12 @@ def load_model(
     plan = plan_model(config, program, args, on_status=on_status, companion=companion)
     loader, program = plan.loader, plan.program
     computing, proposers = _load_weights(model_dir, plan, companion, on_progress)
+    tiers = _open_tiers(model_dir, plan, args)
+    told = [] if tiers is None else [tiers_in_words(tiers, args)]
     return LoadedModel(
         config=config,
         program=program,
-        runner=_start(computing, plan, proposers, companion),
+        runner=_start(computing, plan, proposers, companion, tiers),
         backend=loader.name,
         computed_by=loader.computed_by,
         dtype=plan.dtype,
@@ -151,9 +157,28 @@ def load_model(
         block_size=plan.block_size,
         weight_bytes=loader.weight_bytes,
         kv_memory_bytes=plan.kv.memory_bytes,
-        notes=(*plan.notes, *loader.notes, *plan.kv.notes),
+        notes=(*plan.notes, *loader.notes, *plan.kv.notes, *told),
         max_drafts=companion.max_drafts if companion is not None else {},
+        tiers=tiers,
     )
+
+
+def _numerics(computed_by: str, dtype: Dtype, quantization: str, kv_dtype: KVDtype) -> str:
+    return "/".join((computed_by, dtype, quantization, kv_dtype))
+
+
+def _open_tiers(model_dir: Path, plan: ModelPlan, args: EngineArgs) -> TierRoom | None:
+    """What was asked for beside the arena. Files are told apart by the checkpoint and all that
+    decides its KV."""
+    block_bytes = plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)
+    names: list[str] = []
+    if args.kv_offloading_disk is not None:
+        with Checkpoint(model_dir, plan.program) as checkpoint:
+            names.append(checkpoint.fingerprint())
+        computed_by = plan.loader.computed_by
+        names.append(_numerics(computed_by, plan.dtype, plan.quantization, plan.kv_dtype))
+        names += [fingerprint_of(plan.program), str(plan.block_size)]
+    return open_room(args, plan.kv.num_blocks, block_bytes, names)
 
 
 def _load_weights(
@@ -201,7 +226,7 @@ def plan_model(
     Raises ConfigError, naming the flag.
     """
     held = hold(config, program, args, on_status)
-    available = available_memory_bytes()
+    available = max(0, available_memory_bytes() - reserved_bytes(args))
     kv = _plan_kv(program, args, held, available, companion)
     return ModelPlan(
         config=config,
@@ -293,10 +318,12 @@ def _start(
     plan: ModelPlan,
     proposers: Mapping[str, Proposer],
     companion: Companion | None,
+    tiers: TierRoom | None,
 ) -> ModelRunner:
     program, num_blocks = plan.program, plan.kv.num_blocks
+    sizes = num_blocks, plan.block_size, plan.kv_dtype
     try:
-        return ModelRunner(program, backend, num_blocks, plan.block_size, plan.kv_dtype, proposers)
+        return ModelRunner(program, backend, *sizes, proposers, tiers=tiers)
     except MemoryError:
         own = num_blocks * plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)
         beside = companion.needs(num_blocks) if companion is not None else ""

@@ -28,6 +28,7 @@ from duetto.runner.proposers.drafters import Drafters
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.sampler import token_logprob
 from duetto.runner.step_arrays import build_looks, build_moves, build_step_arrays
+from duetto.runner.tiers.mover import Mover, TierRoom
 from duetto.runner.verify import verify
 
 
@@ -43,14 +44,17 @@ class ModelRunner:
         kv_dtype: KVDtype,
         proposers: Mapping[str, Proposer] | None = None,
         depth: int = 0,
+        tiers: TierRoom | None = None,
     ) -> None:
         """`proposers` of drafts, by the method that `ScheduledRequest.drafting` names; `depth` is
-        the engine's: how many steps may be in flight while the next one is submitted."""
+        the engine's: how many steps may be in flight while the next one is submitted; `tiers` is
+        where blocks go that leave the arena."""
         assert num_blocks * block_size <= MAX_SLOTS
         self._vocab_size = program.vocab_size
         self._backend = backend
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
+        self._mover = None if tiers is None else Mover(backend, self._kv, tiers)
         self._drafters = Drafters(proposers or {}, program.vocab_size)
         self._depth = depth
         self._last_steps = LastSteps(depth)
@@ -66,6 +70,11 @@ class ModelRunner:
         The result of a request whose own logits or masks leave no token is an error; the others are
         not touched by it. Anything else that goes wrong raises, and concerns the whole step.
         """
+        moving_s = 0.0
+        if self._mover is not None:
+            moving_s = self._mover.move(batch)
+            if not batch.requests:
+                return Done(StepOutput((), 0.0, moving_s, self._mover.results(batch.awaits)))
         is_drafting = has_placeholders = has_moves = has_looks = False
         for request in batch.requests:
             is_drafting = is_drafting or request.drafting is not None
@@ -79,10 +88,11 @@ class ModelRunner:
         results = self._look(batch) if has_looks else self._run(batch)
         if self._depth:
             self._last_steps.keep(batch, results)
+        drafting_s = 0.0
         if is_drafting:
-            drafted, drafting_s = self._drafters.propose(batch.requests, results)
-            return Done(StepOutput(tuple(drafted), drafting_s))
-        return Done(StepOutput(tuple(results)))
+            results, drafting_s = self._drafters.propose(batch.requests, results)
+        moved = () if self._mover is None else self._mover.results(())
+        return Done(StepOutput(tuple(results), drafting_s, moving_s, moved))
 
     def _run(self, batch: ScheduledBatch) -> list[RequestResult]:
         step, logit_starts = build_step_arrays(batch, self._block_size)

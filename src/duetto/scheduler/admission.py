@@ -4,6 +4,8 @@ Nobody overtakes the first in order, but one whose prefix, or a text that it reu
 computed is passed over; a number of times, since what it waits for may be evicted again and again.
 """
 
+from collections.abc import Sequence
+
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.reuse import Source
@@ -15,6 +17,7 @@ from duetto.scheduler.prefix import reusable_hashes, uncomputed_hashes
 from duetto.scheduler.queues import Queues
 from duetto.scheduler.reuse import find_sources, unwritten_hashes
 from duetto.scheduler.room import Room
+from duetto.scheduler.tiers import BlockLoad, Tiers
 
 MAX_PASSED_OVER = 16  # steps; more than those in which one request computes a prefix and texts
 
@@ -30,6 +33,7 @@ class Admission:
         room: Room,
         misses: MissMemory,
         counts: SchedulerCounts,
+        tiers: Tiers,
     ) -> None:
         self._config = config
         self._pool = pool
@@ -37,6 +41,7 @@ class Admission:
         self._room = room
         self._misses = misses
         self._counts = counts
+        self._tiers = tiers
 
     def admit(self, counts: dict[str, int], budget: StepBudget, now: float) -> bool:
         """Admit in order until budget, places or blocks run out, and add to `counts`, which are the
@@ -61,13 +66,19 @@ class Admission:
                 return False  # nobody overtakes: it is next when its tokens are known
             cached = self._pool.find(reusable_hashes(request, config))
             num_past = self._num_past(request, cached)
+            loads: list[BlockLoad] = []
+            if self._tiers.is_on:
+                if self._is_to_wait(request, cached, sources):
+                    continue  # what it lacks will soon be there to load
+                loads = self._loads(request, cached, sources)
+                num_past = self._num_past(request, cached, loads)
             count = budget.most(request, num_past, sources)
             if not count:
                 return False  # nobody overtakes: it is next when the budget is larger
             if not self._room.is_enough_for(request, cached, sources):
                 return True  # nobody overtakes: it is next when room is there
             budget.spend(request, num_past, count, sources)
-            self._admit(request, cached, sources, now)
+            self._admit(request, cached, sources, loads, now)
             counts[request.request_id] = count
             computing.update(uncomputed_hashes(request, config))
             computing.update(unwritten_hashes(request, config))
@@ -127,20 +138,63 @@ class Admission:
         has_room = self._room.is_enough_for(request, cached, sources)
         return len(self._queues.running) >= most or not has_room
 
-    def _num_past(self, request: Request, cached: list[int]) -> int:
+    def _num_past(
+        self, request: Request, cached: list[int], loads: Sequence[BlockLoad] = ()
+    ) -> int:
         """Tokens that need not be computed: those reused, or those whose KV came with it."""
-        return max(len(cached) * self._config.block_size, request.num_imported_tokens)
+        num_blocks = len(cached) + _num_own(loads)
+        return max(num_blocks * self._config.block_size, request.num_imported_tokens)
+
+    def _is_to_wait(self, request: Request, cached: list[int], sources: list[Source]) -> bool:
+        """Whether blocks that it lacks are on their way to RAM, or are sent for now."""
+        lacking = [(s.hashes[len(s.blocks) :], s.num_computed) for s in sources]
+        own = reusable_hashes(request, self._config)[len(cached) :]
+        lacking.append((own, len(cached) * self._config.block_size))
+        if any(self._tiers.is_on_its_way(keys) for keys, _ in lacking):
+            return True
+        return self._tiers.send_for(request, lacking)
+
+    def _loads(self, request: Request, cached: list[int], sources: list[Source]) -> list[BlockLoad]:
+        """What comes from RAM of a request's texts, which count it as computed, and of itself."""
+        size, loads = self._config.block_size, list[BlockLoad]()
+        for source in sources:
+            first = len(source.blocks)
+            keys = source.hashes[first:]
+            count = self._tiers.num_loadable(keys, source.num_computed, source.num_left)
+            if count:
+                loads.append(BlockLoad(keys[:count], first, source))
+                source.num_computed = min((first + count) * size, len(source.token_ids))
+        keys, first = reusable_hashes(request, self._config)[len(cached) :], len(cached)
+        count = self._tiers.num_loadable(keys, first * size, len(keys) * size)
+        if count and not request.num_imported_tokens:
+            loads.append(BlockLoad(keys[:count], first))
+        return loads
 
     def _admit(
-        self, request: Request, cached: list[int], sources: list[Source], now: float
+        self,
+        request: Request,
+        cached: list[int],
+        sources: list[Source],
+        loads: list[BlockLoad],
+        now: float,
     ) -> None:
-        """Reuse the published prefix, and take room for the rest."""
+        """Reuse the published prefix, load what RAM has, and take room for the rest.
+
+        What is loaded is computed by this step, as far as others see."""
+        for load in loads:
+            self._tiers.hold(request, load.keys)  # or it could fall out for what is evicted
         self._room.fill(request, cached, sources)
-        request.num_computed_tokens = self._num_past(request, cached)
-        request.num_written_tokens = request.num_computed_tokens
+        for load in loads:
+            table = request.block_table if load.source is None else load.source.blocks
+            blocks = table[load.first : load.first + len(load.keys)]
+            self._tiers.load(load.keys, blocks, request.tenant)
+        self._tiers.release(request.request_id)
+        request.num_computed_tokens = self._num_past(request, cached, loads)
+        request.num_written_tokens = self._num_past(request, cached)
+        request.num_loaded_tokens = request.num_computed_tokens if loads else 0
         self._queues.run(request, now)
         if request.timings.first_scheduled_time is None:
-            self._note_first_admission(request, len(cached), now)
+            self._note_first_admission(request, len(cached) + _num_own(loads), now)
             request.num_missing_tokens = sum([source.num_left for source in sources])
 
     def _note_first_admission(self, request: Request, num_found: int, now: float) -> None:
@@ -169,3 +223,8 @@ class Admission:
         running = self._queues.running.values()
         hashes = {h for r in running for h in uncomputed_hashes(r, self._config)}
         return hashes.union(*[unwritten_hashes(r, self._config) for r in running if r.sources])
+
+
+def _num_own(loads: Sequence[BlockLoad]) -> int:
+    """Blocks that are loaded for a request itself, not for its texts."""
+    return sum([len(load.keys) for load in loads if load.source is None])

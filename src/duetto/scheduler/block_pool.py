@@ -11,7 +11,7 @@ import hashlib
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 BlockHash = bytes
 
@@ -31,8 +31,12 @@ def next_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
 class BlockPool:
     """Reference-counted KV blocks with an index of published prefixes."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(
+        self, num_blocks: int, on_evict: Callable[[BlockHash, int], None] | None = None
+    ) -> None:
+        """`on_evict` is told of a published block before somebody else gets it."""
         self.num_blocks = num_blocks
+        self._on_evict = on_evict
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._block_of: dict[BlockHash, int] = {}
@@ -120,6 +124,8 @@ class BlockPool:
         if block_hash is not None:
             del self._block_of[block_hash]
             self._note_eviction(block_hash)
+            if self._on_evict is not None:
+                self._on_evict(block_hash, block)
 
     def _note_eviction(self, block_hash: BlockHash) -> None:
         self._evicted[block_hash] = None

@@ -38,17 +38,17 @@ def publish_full_blocks(request: Request, config: SchedulerConfig, pool: BlockPo
     request.num_published_blocks = num_full
 
 
-def publish_source(source: Source, count: int, config: SchedulerConfig, pool: BlockPool) -> range:
-    """So many more tokens of a text are written: make its blocks findable; the last one too, which
-    need not be full: nobody adds to it. Returns their places in the text."""
+def publish_source(source: Source, end: int, config: SchedulerConfig, pool: BlockPool) -> range:
+    """The first `end` tokens of a text are written: make their blocks findable; the last one too,
+    which need not be full: nobody adds to it. Which of its blocks are new."""
     size, start = config.block_size, source.num_written
-    source.num_written = end = start + count
+    source.num_written = end
     is_whole = end == len(source.token_ids)
     last = config.num_blocks_for(end) if is_whole else end // size
-    published = range(start // size, last)
-    for index in published:
+    written = range(start // size, last)
+    for index in written:
         pool.publish(source.blocks[index], source.hashes[index])
-    return published
+    return written
 
 
 def _hash_full_blocks(request: Request, config: SchedulerConfig) -> None:

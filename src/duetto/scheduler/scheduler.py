@@ -5,6 +5,7 @@ phases: a request has tokens, some of them have KV, and a step computes some of 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from duetto.core.batch import (
     RequestResult,
@@ -30,13 +31,14 @@ from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
 from duetto.scheduler.latency import account_run, account_step
-from duetto.scheduler.misses import HashedTokens, MissMemory, hashed_tokens
+from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
-from duetto.scheduler.prefix import publish_full_blocks, publish_source
+from duetto.scheduler.publishing import Publisher
 from duetto.scheduler.queues import Queues
 from duetto.scheduler.reuse import brings_the_last, counted_reuse, num_wanted
 from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
+from duetto.scheduler.tiers import Tiers
 
 
 class Scheduler:
@@ -51,6 +53,7 @@ class Scheduler:
         config: SchedulerConfig,
         step_time: StepTime | None = None,
         drafts: DraftPolicy | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         """`step_time` is the price of a step; it must be given for a target ITL, and may change
         as it learns. It decides how prompts are cut, `drafts` what is guessed, and neither what is
@@ -61,23 +64,25 @@ class Scheduler:
         self._block_size = config.block_size
         self._step_time = step_time
         self._drafts = drafts or NoDrafts()
-        self.pool = BlockPool(config.num_blocks)
+        self.tiers = tiers or Tiers()
+        self.pool = BlockPool(config.num_blocks, self.tiers.keep if self.tiers.is_on else None)
         self.counts = SchedulerCounts()
         self.step_drafts: StepDrafts | None = None  # of the step that `update` was told of last
         self._queues = queues = Queues(config)
         self.waiting = queues.waiting  # in the policy's order
         self.running = queues.running
         self._room = Room(config, self.pool, queues, self.counts)
-        self._misses = MissMemory(config)
+        misses = MissMemory(config)
+        self._publisher = Publisher(config, self.pool, misses, self.tiers)
         self._admission = Admission(
-            config, self.pool, queues, self._room, self._misses, self.counts
+            config, self.pool, queues, self._room, misses, self.counts, self.tiers
         )
         self._num_added = 0
         self._live: dict[str, Request] = {}
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.tiers.has_pending)
 
     # --- what callers may ask for ----------------------------------------------------------
 
@@ -100,10 +105,16 @@ class Scheduler:
         request = self._live.get(request_id)
         return None if request is None else self._finish(request, reason, now, error=error)
 
+    def forget_cached(self) -> None:
+        """Make no KV findable, in the arena or another tier."""
+        self.pool.forget_all()
+        self.tiers.forget_all()
+
     # --- one step --------------------------------------------------------------------------
 
     def schedule(self, now: float) -> ScheduledBatch:
         """Choose what to compute. Running requests first, then as many waiting ones as fit."""
+        self.tiers.begin(now)
         lacks_blocks = self._room.make() > 0
         if not lacks_blocks:
             self._admission.even_out()
@@ -115,7 +126,11 @@ class Scheduler:
         running = self.running
         plans = [(request := running[i], plan(request, n)) for i, n in counts.items()]
         plans = speculated(self._drafts, plans, budget, self.pool, self.config)
-        return ScheduledBatch(tuple([_departing(request, item) for request, item in plans]))
+        requests = tuple([_departing(request, item) for request, item in plans])
+        if not self.tiers.is_on:
+            return ScheduledBatch(requests)
+        awaits = self.tiers.awaited() if self.waiting and not requests else ()
+        return ScheduledBatch(requests, self.tiers.departing(), awaits, self.tiers.num_taken)
 
     def update(
         self,
@@ -131,6 +146,9 @@ class Scheduler:
         `step_time` prices what drafts added to it, by default as the plans were priced.
         """
         check_whole(batch, output)
+        self.tiers.take(output.moved)
+        if not batch.requests:
+            return []
         account_step(batch, self.running, now, predicted_s)
         self.step_drafts = tell(
             self._drafts, self._live, batch, output, step_time or self._step_time
@@ -163,7 +181,7 @@ class Scheduler:
                 items.append(resolved(request, item))
             else:
                 _arrive(request, item)  # and brings nothing
-        return ScheduledBatch(tuple(items))
+        return replace(batch, requests=tuple(items), awaits=())
 
     def take_back(self, request: Request, count: int) -> None:
         """Drop the last `count` tokens of an update that is not told yet: text stopped before."""
@@ -188,7 +206,9 @@ class Scheduler:
         text.
         """
         running = self.running.values()
-        if not running or len(running) > self.config.max_num_batched_tokens or self._drafts.is_on:
+        if not running or len(running) > self.config.max_num_batched_tokens:
+            return 0
+        if self._drafts.is_on or self.tiers.is_on:
             return 0
         if not all(map(is_streaming, running)) or self._admission.is_blocked() is None:
             return 0
@@ -219,7 +239,7 @@ class Scheduler:
             if event.is_full:
                 num_computed = first[request.request_id] + event.step
                 _let_have(request, num_computed, token_of(request))
-                self._publish(request)
+                self._publisher.publish(request)
             else:
                 request.block_table += self.pool.allocate(1)
         num_free += [self.pool.num_free] * (len(end_times) - len(num_free))
@@ -234,6 +254,7 @@ class Scheduler:
         running = self.running.values()
         sources = [source for request in running for source in request.sources]
         self.pool.check([r.block_table for r in running] + [s.blocks for s in sources])
+        self.tiers.check()
         assert all(0 <= s.num_written <= s.num_computed <= len(s.token_ids) for s in sources)
         assert len(self.running) <= self.config.max_num_seqs
         places = [self._queues.place(r) for r in self.waiting]
@@ -271,12 +292,6 @@ class Scheduler:
 
     # --- what a step gave ------------------------------------------------------------------
 
-    def _publish(self, request: Request) -> None:
-        num_before = request.num_published_blocks
-        publish_full_blocks(request, self.config, self.pool)
-        for index in range(num_before, request.num_published_blocks):
-            self._misses.learn(hashed_tokens(request), index)
-
     def _reconcile(self, request: Request, item: ScheduledRequest, result: RequestResult) -> None:
         """Progress over what was written and is right; what drafts took and did not need goes."""
         request.num_written_tokens = item.end
@@ -287,12 +302,14 @@ class Scheduler:
             request.num_computed_tokens -= num_wrong
             self._room.trim(request)
         if item.moves and brings_the_last(request, item):
+            for source in request.sources:  # what was loaded of them, and nothing had to be added
+                self._publisher.publish_text(request, source, source.num_computed)
             self._room.give_back_sources(request)
         if item.look is not None:
             take_look(request, item, result.looked)
         num_full = min(request.num_written_tokens, request.num_exact_tokens) // self._block_size
         if num_full > request.num_published_blocks and self.config.enable_prefix_caching:
-            self._publish(request)
+            self._publisher.publish(request)
 
     def _take_over(
         self, request: Request, item: ScheduledRequest, result: RequestResult, now: float
@@ -303,13 +320,12 @@ class Scheduler:
             request.token_ids.append(sampled.token_id)
             request.timings.token_times.append(now)
         if item.epoch == request.timings.num_preemptions:
+            if request.num_written_tokens < request.num_loaded_tokens:
+                request.num_written_tokens = request.num_loaded_tokens
             if item.source is None:
                 self._reconcile(request, item, result)
             else:
-                source = request.sources[item.source]
-                chain = HashedTokens(source.token_ids, source.hashes, request.cache_salt)
-                for index in publish_source(source, len(item.token_ids), self.config, self.pool):
-                    self._misses.learn(chain, index)
+                self._publisher.publish_text(request, request.sources[item.source], item.end)
         scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
             return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
@@ -335,6 +351,7 @@ class Scheduler:
             self._queues.leave(request, now)
         del self._live[request.request_id]
         self._drafts.forget(request)
+        self.tiers.release(request.request_id)
         request.finish_reason = reason
         request.timings.finish_time = now
         request.timings.reuse = counted_reuse(request)

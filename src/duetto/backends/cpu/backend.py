@@ -17,6 +17,7 @@ from duetto.backends.backend import (
     ScoreArray,
     StepArrays,
 )
+from duetto.backends.blocks import Bytes, copy_in, copy_out
 from duetto.backends.cpu.compile import Compiler
 from duetto.backends.cpu.native import in_words, native
 from duetto.backends.cpu.packed import PackedWeights
@@ -114,6 +115,14 @@ class CpuBackend:
         before = self.read_kv(LOOKED_LAYER, step.slots, kv)
         self._plan.run(*step, kv, self._logits, num_ops=num_ops)
         return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
+
+    def export_blocks(self, kv: "KvArena", blocks: Sequence[int], out: Bytes) -> None:
+        """The bytes of whole blocks, all layers."""
+        copy_out([kv.blocks(layer) for layer in range(kv.num_layers)], blocks, out)
+
+    def import_blocks(self, kv: "KvArena", blocks: Sequence[int], data: Bytes) -> None:
+        """What `export_blocks` gave, into blocks of the arena."""
+        copy_in([kv.blocks(layer) for layer in range(kv.num_layers)], blocks, data)
 
     def times(self) -> list[float]:
         """Seconds of each of `steps` in the last run, then of all native work outside them."""

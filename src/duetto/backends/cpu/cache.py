@@ -21,12 +21,10 @@ from tempfile import NamedTemporaryFile
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from duetto.backends.blocks import Bytes
 from duetto.backends.cpu.native import native
 from duetto.core.files import UnfitFile, open_file
-
-Bytes = NDArray[np.uint8]
 
 SUFFIX = ".packed"
 MAX_FILES = 4  # the most recently used ones stay

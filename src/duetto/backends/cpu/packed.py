@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray
-from duetto.backends.cpu.cache import Bytes, CacheUnusable, PackedCache
+from duetto.backends.blocks import Bytes
+from duetto.backends.cpu.cache import CacheUnusable, PackedCache
 from duetto.backends.cpu.formats import Format
 from duetto.backends.cpu.native import native
 from duetto.core.errors import ConfigError

@@ -18,6 +18,7 @@ from duetto.backends.backend import (
     ScoreArray,
     StepArrays,
 )
+from duetto.backends.blocks import Bytes, copy_in, copy_out
 from duetto.backends.looks import attention_scores, deviations
 from duetto.backends.moves import turned, turns
 from duetto.backends.reference.kv import KVArena, allocate
@@ -92,6 +93,14 @@ class ReferenceBackend:
         before = self.read_kv(LOOKED_LAYER, step.slots, kv)
         _compute_all(ops, Run(step, kv, self._weights, self._program.buffers))
         return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
+
+    def export_blocks(self, kv: KVArena, blocks: Sequence[int], out: Bytes) -> None:
+        """The bytes of whole blocks, all layers."""
+        copy_out(kv.rows_of_blocks(), blocks, out)
+
+    def import_blocks(self, kv: KVArena, blocks: Sequence[int], data: Bytes) -> None:
+        """What `export_blocks` gave, into blocks of the arena."""
+        copy_in(kv.rows_of_blocks(), blocks, data)
 
 
 def _compute_all(ops: Sequence[Op], run: Run) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.backends.backend import FloatArray, IntArray
+from duetto.backends.blocks import Bytes
 from duetto.program.dtype import KVDtype
 from duetto.program.program import KVSpec
 
@@ -79,6 +80,11 @@ class KVArena:
         """The keys and values of positions 0 ... num_tokens, [num_tokens, kv_heads, head_dim]."""
         keys, values = self.keys[layer], self.values[layer]
         return keys.read(blocks, num_tokens), values.read(blocks, num_tokens)
+
+    def rows_of_blocks(self) -> list[Bytes]:
+        """All that is stored, as the bytes of each block: arrays of [num_blocks, bytes]."""
+        stored = [a for rows in (*self.keys, *self.values) for a in (rows.numbers, rows.scales)]
+        return [a.reshape(len(a), -1).view(np.uint8) for a in stored if a is not None]
 
 
 def _by_slot(arena: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,41 @@
+"""Making what was computed findable, and telling all who remember it: misses and tiers."""
+
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import Request
+from duetto.core.reuse import Source
+from duetto.scheduler.block_pool import BlockPool
+from duetto.scheduler.misses import HashedTokens, MissMemory, hashed_tokens
+from duetto.scheduler.prefix import publish_full_blocks, publish_source
+from duetto.scheduler.tiers import Tiers
+
+
+class Publisher:
+    """Of one pool."""
+
+    def __init__(
+        self, config: SchedulerConfig, pool: BlockPool, misses: MissMemory, tiers: Tiers
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._misses = misses
+        self._tiers = tiers
+
+    def publish(self, request: Request) -> None:
+        """Its full blocks that are written, and exact."""
+        num_before = request.num_published_blocks
+        publish_full_blocks(request, self._config, self._pool)
+        new = slice(num_before, request.num_published_blocks)
+        for index in range(num_before, request.num_published_blocks):
+            self._misses.learn(hashed_tokens(request), index)
+        self._tiers.note_published(
+            request.block_hashes[new], request.block_table[new], request.tenant
+        )
+
+    def publish_text(self, request: Request, source: Source, end: int) -> None:
+        """The first `end` tokens of a text that it reuses are written."""
+        new = publish_source(source, end, self._config, self._pool)
+        chain = HashedTokens(source.token_ids, source.hashes, request.cache_salt)
+        for index in new:
+            self._misses.learn(chain, index)
+        part = slice(new.start, new.stop)
+        self._tiers.note_published(source.hashes[part], source.blocks[part], request.tenant)
