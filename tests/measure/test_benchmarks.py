@@ -102,3 +102,27 @@ def test_speculation(tmp_path: Path) -> None:
     text = page.read_text()
     for title in ("The same bits", "Speed by acceptance", "of no use", "JSON", "One noise"):
         assert title in text
+
+
+def test_reuse(tmp_path: Path) -> None:
+    """Every part, small; a second call keeps what the first one found."""
+    page = tmp_path / "reuse.md"
+    first = run("reuse.py", "--smoke", "--parts", "ttft", "--output", str(page))
+    found = run("reuse.py", "--smoke", "--parts", "quality", "--output", str(page))
+    kept = json.loads(page.with_suffix(".json").read_text())
+    assert set(kept) == {"ttft, tiny, int8", "quality"}
+    ttft = {row["name"]: row for row in kept["ttft, tiny, int8"]["rows"]}
+    assert first["ttft, tiny, int8"]["rows"] == kept["ttft, tiny, int8"]["rows"]
+    # Three documents of 64 tokens, of which the first is a prefix, and a question of 8.
+    counts = {"full prefill": 200, "prefix cache": 136, "none": 8, "first(16)": 40}
+    assert {name: ttft[name]["num_tokens"] for name in counts} == counts
+    assert all(row["ceiling"] > 1 for row in ttft.values() if row["ratio"] is not None)
+    rows = {row["name"]: row for row in found["quality"]["rows"]}
+    assert rows["full prefill"]["scores"] == rows["prefix cache"]["scores"]
+    assert rows["none"]["share"] == 0 < rows["first(1)"]["share"] < rows["first(8)"]["share"] < 1
+    assert rows["documents(1)"]["share"] < rows["documents(3)"]["share"]
+    assert rows["full prefill"]["share"] == 1
+    text = page.read_text()
+    assert "Time to first token: tiny, int8 weights" in text and page.with_suffix(".svg").exists()
+    for name in (*ttft, *rows):
+        assert f"| {name} |" in text
