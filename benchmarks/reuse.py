@@ -131,7 +131,7 @@ class Ttft:
         self._orders = self._new_orders()
         self._full = new_engine(built, args, other_runner(built.model), enable_prefix_caching=False)
         self._engine = new_engine(built, args)
-        self._choices = [choice for choice in self._all_choices() if choice.is_there]
+        self._choices = self._all_choices()
         self._share = 1.0  # of a full prefill's time in that of all the others together
         for number, document in enumerate(self._documents):
             Running(self._engine, Prompt.of([], document).request(f"w{number}", Choice())).run()

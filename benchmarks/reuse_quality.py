@@ -76,7 +76,7 @@ def variants(ratios: Sequence[float], query_rounds: Sequence[int]) -> list[Varia
     return [
         Variant(Choice(), is_full=True),
         Variant(Choice()),
-        *[Variant(choice) for choice in (none, *first, *hkvd, *query) if choice.is_there],
+        *[Variant(choice) for choice in (none, *first, *hkvd, *query)],
         *[Variant(none, count) for count in WHOLE_DOCUMENTS],
     ]
 

@@ -6,13 +6,12 @@ A segment is warmed as a request of its own, and found again under the hashes of
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 from duetto.build import Built, served_config
 from duetto.core.cache_miss import MissReason
 from duetto.core.engine_args import EngineArgs
 from duetto.core.request import Request
-from duetto.core.reuse import METHODS, Reuse, TokenRange
+from duetto.core.reuse import Reuse, ReuseMethod, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
 from duetto.pricing.learned import LearnedStepTime
@@ -26,7 +25,7 @@ class Choice:
     """Which tokens of segments are computed all the same; `method` None: segments are not marked,
     so that the prefix cache is all there is."""
 
-    method: str | None = None
+    method: ReuseMethod | None = None
     num_first: int = 0
     ratio: float | None = None
     num_rounds: int = 1
@@ -42,19 +41,11 @@ class Choice:
         rounds = f", {self.num_rounds} rounds" if self.num_rounds > 1 else ""
         return f"{self.method}({self.ratio:g}{rounds})"
 
-    @property
-    def is_there(self) -> bool:
-        return self.method is None or self.method in METHODS
-
     def over(self, segments: Sequence[TokenRange]) -> Reuse | None:
         if self.method is None:
             return None
-        numbers: dict[str, Any] = {"num_first": self.num_first} if self.method == "first" else {}
-        if self.ratio is not None:
-            numbers["ratio"] = self.ratio
-        if self.method == "query":
-            numbers["num_rounds"] = self.num_rounds
-        return Reuse(tuple(segments), self.method, **numbers)  # type: ignore[arg-type]
+        numbers = self.num_first, self.ratio, self.num_rounds
+        return Reuse(tuple(segments), self.method, *numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,13 +115,17 @@ def test_reuse(tmp_path: Path) -> None:
     assert first["ttft, tiny, int8"]["rows"] == kept["ttft, tiny, int8"]["rows"]
     # Three documents of 64 tokens, of which the first is a prefix, and a question of 8.
     counts = {"full prefill": 200, "prefix cache": 136, "none": 8, "first(16)": 40}
-    assert {name: ttft[name]["num_tokens"] for name in counts} == counts
+    # 20 of 128 tokens are chosen; hkvd looks at all of them, query twice with the question.
+    counts |= {"hkvd(0.15)": 128 + 20 + 8, "query(0.15)": 8 + 20 + 8}
+    assert {name: row["num_tokens"] for name, row in ttft.items()} == counts
     assert all(row["ceiling"] > 1 for row in ttft.values() if row["ratio"] is not None)
     rows = {row["name"]: row for row in found["quality"]["rows"]}
     assert rows["full prefill"]["scores"] == rows["prefix cache"]["scores"]
     assert rows["none"]["share"] == 0 < rows["first(1)"]["share"] < rows["first(8)"]["share"] < 1
     assert rows["documents(1)"]["share"] < rows["documents(3)"]["share"]
     assert rows["full prefill"]["share"] == 1
+    for name in ("hkvd(0.15)", "query(0.15)", "query(0.15, 2 rounds)"):
+        assert 0.15 <= rows[name]["share"] < 0.2
     text = page.read_text()
     assert "Time to first token: tiny, int8 weights" in text and page.with_suffix(".svg").exists()
     for name in (*ttft, *rows):

@@ -53,7 +53,7 @@ class TrafficOptions:
     random_num_prefixes: int = 1
     """How many different shared prefixes there are."""
     random_documents: int = 0
-    """DrawnDocuments in each prompt, before its own tokens, in random order."""
+    """Documents in each prompt, before its own tokens, in random order."""
     random_document_len: int = 512
     """Tokens of each document."""
     random_num_documents: int = 100
