@@ -33,6 +33,7 @@ from duetto.evals.reuse_verdicts import ModelVerdicts, refusal, write_verdicts
 from duetto.scheduler.scheduler import Scheduler
 
 NONE = ReuseChoice("none")
+HKVD = ReuseChoice("hkvd", (("ratio", 0.15),))
 ALL = ReuseChoice("first", (("num_first", 1000),))
 NUM_QUESTIONS = 48
 
@@ -136,13 +137,17 @@ def gate_says(
     )
 
 
+@pytest.mark.parametrize("choice", [HKVD, NONE], ids=str)
 def test_the_gate_refuses_on_the_reader_what_loses_its_links(
-    tmp_path: Path, bench: QualityBench, full: FullAnswers
+    tmp_path: Path, bench: QualityBench, full: FullAnswers, choice: ReuseChoice
 ) -> None:
-    """Two hops need attention between documents: that is what nothing recomputed takes away."""
-    said = gate_says(tmp_path, bench, full, NONE)
+    """Two hops need attention between documents: that is what nothing recomputed takes away, and
+    what deviates most gives nothing of it back."""
+    said = gate_says(tmp_path, bench, full, choice)
     assert said is not None
-    assert said.startswith("none changes too many answers of this model. none, measured 2026-11-27")
+    start = f"{choice} changes too many answers of this model. {choice}, measured 2026-11-27 on "
+    assert said.startswith(start)
+    assert "a full prefill" in said
     assert "two_hop: " in said
 
 

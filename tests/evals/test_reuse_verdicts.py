@@ -93,7 +93,7 @@ def test_what_is_good_enough_has_no_fault() -> None:
             "may be lost, and 2 are accepted",
         ),
         ({"num_agreeing": 1900}, "is that of a full prefill at 95.0% of the answers' tokens, and"),
-        ({"kl": 0.0312}, "a divergence of 0.031 nats, and 0.02 are accepted"),
+        ({"kl": 0.0312}, "a divergence of 0.0312 nats, and 0.02 are accepted"),
     ],
 )
 def test_a_fault_has_its_numbers(changes: dict[str, Any], message: str) -> None:

@@ -14,7 +14,6 @@ from duetto.cli.default_model import say_that_none_was_named
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError, InvalidRequest
-from duetto.core.reuse import METHODS
 from duetto.core.reuse_choice import ReuseChoice, parse_reuse
 from duetto.demo import READER
 from duetto.engine.engine import Engine
@@ -41,12 +40,11 @@ from duetto.evals.reuse_verdicts import (
 from duetto.progress import show_progress
 from duetto.scheduler.scheduler import Scheduler
 
-LOOKING = tuple(method for method in METHODS if method in ("hkvd", "query"))
 CHOICES = (
     "none",
     "first:4",
     "first:16",
-    *(f"{method}:{ratio}" for method in LOOKING for ratio in (0.05, 0.15, 0.3, 0.5)),
+    *(f"{method}:{ratio}" for method in ("hkvd", "query") for ratio in (0.05, 0.15, 0.3, 0.5)),
 )
 NUM_DOCUMENTS = 6
 

@@ -111,7 +111,7 @@ class ChoiceQuality(msgspec.Struct, frozen=True, kw_only=True):
                 f"answers' tokens, and {MIN_AGREEMENT:.0%} are wanted"
             )
         if self.kl > MAX_KL:
-            found.append(f"a divergence of {self.kl:.3f} nats, and {MAX_KL:g} are accepted")
+            found.append(f"a divergence of {self.kl:.4f} nats, and {MAX_KL:g} are accepted")
         return tuple(found)
 
 
