@@ -230,7 +230,9 @@ def check_budget(
     assert most <= least, "a request waits behind one that needs more"
     assert all(request_id in stayed for request_id in served), "a newcomer goes first"
     left = c.max_num_batched_tokens - sum(served.values())
-    if c.target_itl_s is None or unserved or not left:  # a prompt that has begun gets a token
+    # A prompt that has begun gets a token, but where several have, between two stages.
+    has_stages = any(request.candidates for request in running.values())
+    if c.target_itl_s is None or (unserved and not has_stages) or not left:
         assert left == 0 if c.enable_chunked_prefill else left < least, "budget is left unused"
 
 
