@@ -10,6 +10,7 @@ from math import ceil
 
 from duetto.core.batch import ScheduledRequest
 from duetto.core.request import Request
+from duetto.core.reuse import Reuse
 
 
 def shadow_kv(history: Sequence[int], token_id: int) -> int:
@@ -66,15 +67,24 @@ def shadow_prompt_kvs(request: Request) -> list[int]:
         chosen, question = set[int](), places[-1] + 1
         for number in range(1, reuse.num_rounds + 1):
             kvs = _beside(prompt, moved)
-            looking = [*chosen, *range(question, len(prompt))]
+            looking = [*chosen] if number > 1 else [*range(question, len(prompt))]
             scores = {
                 p: sum(shadow_attention(kvs[at], kv) for at in looking if at > p)
                 for p, kv in moved.items()
             }
-            share = Fraction(str(reuse.ratio)) * len(places) * number / reuse.num_rounds
-            chosen |= _largest(scores, ceil(share) - len(chosen))
+            count = num_chosen(reuse, len(places), number)
+            chosen |= _largest(scores, count - len(chosen))
             moved = {p: kv for p, kv in moved.items() if p not in chosen}
     return _beside(prompt, moved)
+
+
+def num_chosen(reuse: Reuse, num_candidates: int, number: int) -> int:
+    """After so many rounds: 7 of 10 after the first one, then even parts of the others."""
+    count = ceil(Fraction(str(reuse.ratio)) * num_candidates)
+    if number == reuse.num_rounds:
+        return count
+    first = ceil(Fraction(7, 10) * count)
+    return first + ceil(Fraction(count - first) * (number - 1) / (reuse.num_rounds - 1))
 
 
 def _beside(prompt: Sequence[int], reused: Mapping[int, int]) -> list[int]:

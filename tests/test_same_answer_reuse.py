@@ -5,15 +5,14 @@ choice it is always the same. The twin does by hand, over one arena, what a requ
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import count
-from math import ceil
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import make_request
 from guessers import Eager
+from shadow import num_chosen
 from small_models import BLOCK_SIZE, KINDS, MAX_LEN, VOCAB, Model, make_model
 from test_same_answer import answers
 
@@ -126,7 +125,8 @@ class Twin:
         self._run(prompt[:first], range(first), self._table)
         step = self._step(prompt[first:end], range(first, end), self._table)
         looked = self._backend.look_deviation(step, self._kv)
-        return _largest({p: looked[p - first] for p in places}, reuse.ratio, len(places))
+        count = num_chosen(reuse, len(places), 1)
+        return _largest({p: looked[p - first] for p in places}, count)
 
     def _attended(self, prompt: Sequence[int], places: list[int], reuse: Reuse) -> set[int]:
         """Each token that looks by itself, with all that are before it."""
@@ -137,7 +137,8 @@ class Twin:
             for at in sorted({*range(len(prompt))} - {*left}):
                 step = self._step(prompt[at : at + 1], range(at, at + 1), self._table)
                 before = np.array([p for p in left if p < at], np.int32)
-                if (at not in chosen and at < question) or not len(before):
+                is_looking = at in chosen if number > 1 else at >= question
+                if not is_looking or not len(before):
                     self._backend.run(step, self._kv)
                     continue
                 _, (looked,) = self._backend.look_attention(
@@ -145,8 +146,7 @@ class Twin:
                 )
                 for place, score in zip(before.tolist(), looked, strict=True):
                     scores[place] += score
-            share = Fraction(str(reuse.ratio)) * number / reuse.num_rounds
-            chosen |= _largest(scores, share, len(places), len(chosen))
+            chosen |= _largest(scores, num_chosen(reuse, len(places), number) - len(chosen))
         return chosen
 
     def _compute(self, prompt: Sequence[int], reused: set[int]) -> FloatArray:
@@ -169,8 +169,7 @@ class Twin:
         self._backend.move_kv(KVMoves(alone + np.int32(first_slot), to, alone, to), self._kv)
 
 
-def _largest(scores: dict[int, float], ratio: Any, count: int, num_before: int = 0) -> set[int]:
-    number = ceil(Fraction(str(ratio)) * count) - num_before
+def _largest(scores: dict[int, float], number: int) -> set[int]:
     return set(sorted(sorted(scores), key=lambda p: scores[p], reverse=True)[:number])
 
 

@@ -145,7 +145,7 @@ REUSE = [
     Fault(
         "sums of one round outlive it",
         "choice",
-        "    choosing.scores = {}\n",
+        "        choosing.scores = {}\n",
         "",
     ),
     Fault(
@@ -181,7 +181,7 @@ REUSE = [
     Fault(
         "what is chosen is not computed",
         "choice",
-        "    request.reused = _ranges([p for p in left if p not in best])\n",
+        "    request.reused = _ranges(left)\n",
         "",
     ),
     Fault(
@@ -193,14 +193,14 @@ REUSE = [
     Fault(
         "what was chosen in an earlier round does not look",
         "choice",
-        "position >= question or position in looking else None",
-        "position >= question else None",
+        '"attention" if p in looking else None)',
+        '"attention" if p == chosen[-1] else None)',
     ),
     Fault(
         "all that is computed again looks",
         "choice",
-        "position >= question or position in looking else None",
-        "position >= question or looking else None",
+        '"attention" if p in looking else None)',
+        '"attention")',
     ),
     Fault(
         "a look at what comes after it",

@@ -106,11 +106,12 @@ def test_what_no_prompt_can_mean_is_refused(reuse: Reuse, message: str) -> None:
         (0.0, 1, 100, ()),
         (0.07, 1, 100, (7,)),  # not 8, which is what 7.000000000000001 gives
         (0.15, 1, 101, (16,)),
-        (0.15, 3, 100, (5, 10, 15)),
+        (0.15, 2, 100, (11, 15)),  # most by the question
+        (0.15, 3, 100, (11, 13, 15)),
         (0.01, 4, 100, (1,)),  # in the other rounds nothing would be chosen
-        (0.5, 3, 3, (1, 2)),
+        (0.5, 3, 3, (2,)),
         (1e-9, 1, 5, (1,)),
-        (0.9, 2, 3, (2, 3)),
+        (0.9, 2, 3, (3,)),
     ],
 )
 def test_a_share_is_exact_and_rounded_up(
@@ -252,7 +253,7 @@ def test_the_swarms_preempt_and_move() -> None:
     worlds = [swarm(seed, 0) for seed in range(12)]
     assert sum(world.scheduler.counts.num_preemptions for world in worlds) > 5
     assert sum(world.num_moves for world in worlds) > 100
-    assert sum(world.num_looks for world in worlds) > 100
+    assert sum(world.num_looks for world in worlds) > 80
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ METHODS: tuple[ReuseMethod, ...] = get_args(ReuseMethod)
 LookMethod = Literal["attention", "deviation"]
 LOOKS: dict[str, LookMethod] = {"hkvd": "deviation", "query": "attention"}  # what they choose by
 MAX_ROUNDS = 8
+FIRST_SHARE = Fraction(7, 10)  # of what is chosen: by the question, where there are more rounds
 
 
 class TokenRange(NamedTuple):
@@ -32,7 +33,8 @@ class Reuse:
     """The segments of one prompt that may be reused, and which of their tokens are computed all the
     same. None; or the first `num_first` of each (EPIC, Hu et al., ICML 2025); or a share `ratio` of
     all: those whose KV deviates most (`hkvd`: CacheBlend, Yao et al., EuroSys 2025), or those to
-    which the question attends most (`query`: ProphetKV, 2026), chosen in `num_rounds`."""
+    which the question attends most (`query`: ProphetKV, 2026). With more rounds those are most of
+    them, and what they attend to in turn are the others."""
 
     segments: tuple[TokenRange, ...]  # ascending, apart from each other
     method: ReuseMethod = "none"
@@ -93,8 +95,10 @@ class Reuse:
         choose no more. () if that takes no look."""
         if not self._has_ratio:
             return ()
-        share = Fraction(str(self.ratio)) * num_candidates  # 0.07 of 100 are 7, not 7.000...1
-        counts = {ceil(share * i / self.num_rounds) for i in range(1, self.num_rounds + 1)}
+        count = ceil(Fraction(str(self.ratio)) * num_candidates)  # 0.07 of 100 are 7: not 7.000...1
+        first = count if self.num_rounds == 1 else ceil(FIRST_SHARE * count)
+        later = max(1, self.num_rounds - 1)
+        counts = {first + ceil(Fraction(count - first) * i / later) for i in range(later + 1)}
         return tuple(sorted(counts - {0}))
 
     @property

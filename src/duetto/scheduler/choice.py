@@ -5,14 +5,14 @@ its progress goes back to what it computes anew.
 
     hkvd   own tokens before the texts | a look at all up to the last text's end, layers 0 and 1
     query  own tokens                  | the question, which looks at the texts
-           then, in each further round, from the first chosen token on: own tokens, chosen ones and
-           the question, of which the latter two look
+           then, in each further round, from the first chosen token to the last one: own tokens, and
+           chosen ones, which look
 
 What is chosen depends on the request alone, neither on how its stages are cut into steps nor on
 preemptions, after which it begins anew. Knows no blocks, no budget and no other request.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import nsmallest
 from itertools import groupby
 
@@ -29,7 +29,7 @@ def begin(request: Request) -> None:
     rounds = request.reuse.rounds(sum([end - start for start, end in request.candidates]))
     if rounds:
         is_query = request.reuse.method == "query"
-        stages = _query_stages(request, ()) if is_query else _hkvd_stages(request)
+        stages = _asking_stages(request) if is_query else _hkvd_stages(request)
         request.choosing = Choosing(rounds, stages)
 
 
@@ -77,19 +77,11 @@ def take_look(request: Request, item: ScheduledRequest, looked: tuple[float, ...
 
 def _choose(request: Request, choosing: Choosing) -> None:
     """The largest scores; of equal ones those at smaller positions."""
-    left = [p for start, end in request.reused for p in range(start, end)]
-    number = choosing.rounds[choosing.num_done] - len(choosing.chosen)
-
-    def order(position: int) -> tuple[float, int]:
-        score = choosing.scores[position]
-        return -score if score == score else float("-inf"), position  # no number: better computed
-
-    best = {*nsmallest(number, left, key=order)}
-    choosing.chosen = tuple(sorted(best.union(choosing.chosen)))
-    choosing.scores = {}
-    choosing.num_done += 1
-    request.reused = _ranges([p for p in left if p not in best])
+    left = _choose_round(request, choosing, choosing.scores)
     is_over = choosing.num_done == len(choosing.rounds)
+    while not is_over and left[0] > choosing.chosen[-1]:  # who would look has nothing to look at
+        left = _choose_round(request, choosing, {})
+        is_over = choosing.num_done == len(choosing.rounds)
     # What comes before is as it was, but for what a look at deviations wrote.
     has_all_layers = choosing.stages[-1].method == "attention"
     start = choosing.chosen[0] if has_all_layers else request.candidates[0].start
@@ -97,7 +89,25 @@ def _choose(request: Request, choosing: Choosing) -> None:
     if is_over:
         request.choosing = None
     else:
-        choosing.stages = _query_stages(request, choosing.chosen)
+        choosing.scores = {}
+        choosing.stages = _seeking_stages(request, choosing.chosen)
+
+
+def _choose_round(request: Request, choosing: Choosing, scores: Mapping[int, float]) -> list[int]:
+    """Returns what is left. What nobody looked at has a score of 0."""
+    left = [p for start, end in request.reused for p in range(start, end)]
+    number = choosing.rounds[choosing.num_done] - len(choosing.chosen)
+
+    def order(position: int) -> tuple[float, int]:
+        score = scores.get(position, 0)
+        return -score if score == score else float("-inf"), position  # no number: better computed
+
+    best = {*nsmallest(number, left, key=order)}
+    choosing.chosen = tuple(sorted(best.union(choosing.chosen)))
+    choosing.num_done += 1
+    left = [p for p in left if p not in best]
+    request.reused = _ranges(left)
+    return left
 
 
 def _hkvd_stages(request: Request) -> tuple[Stage, ...]:
@@ -106,20 +116,32 @@ def _hkvd_stages(request: Request) -> tuple[Stage, ...]:
     return before, Stage((TokenRange(start, end),), "deviation")
 
 
-def _query_stages(request: Request, chosen: tuple[int, ...]) -> tuple[Stage, ...]:
-    """From the first chosen token on, or from the beginning, to the end of the prompt."""
+def _asking_stages(request: Request) -> tuple[Stage, ...]:
+    """All but the texts, of which the question looks."""
     texts, question = request.candidates[0].start, request.candidates[-1].end
-    looking = frozenset(chosen)
-    reused = {p for start, end in request.reused for p in range(start, end)}
 
     def method(position: int) -> LookMethod | None:
-        if position < texts:
-            return "attention"  # to nothing: so it may share a step with the question
-        return "attention" if position >= question or position in looking else None
+        # What comes before the texts looks at nothing: so it may share a step with the question.
+        return "attention" if position < texts or position >= question else None
 
-    first = chosen[0] if chosen else 0
-    computed = [p for p in range(first, request.num_prompt_tokens) if p not in reused]
-    return tuple([Stage(_ranges(places), kind) for kind, places in groupby(computed, method)])
+    return _stages(request, range(request.num_prompt_tokens), method)
+
+
+def _seeking_stages(request: Request, chosen: tuple[int, ...]) -> tuple[Stage, ...]:
+    """From the first chosen token to the last one. They look; nobody else has seen what they have,
+    and the question has been heard."""
+    looking = frozenset(chosen)
+    places = range(chosen[0], chosen[-1] + 1)
+    return _stages(request, places, lambda p: "attention" if p in looking else None)
+
+
+def _stages(
+    request: Request, places: range, method: Callable[[int], LookMethod | None]
+) -> tuple[Stage, ...]:
+    """What is computed of these places."""
+    reused = {p for start, end in request.reused for p in range(start, end)}
+    computed = [p for p in places if p not in reused]
+    return tuple([Stage(_ranges(part), kind) for kind, part in groupby(computed, method)])
 
 
 def _stage_at(choosing: Choosing, position: int) -> Stage | None:
