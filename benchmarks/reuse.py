@@ -9,6 +9,7 @@ Parts:
 
     ttft     documents warmed one by one, then asked about in another order: time to first token
     quality  the demo reader's answers to held-out questions, by choice and by share computed
+    restart  documents and questions, asked again after a restart, with KV on a disk
 
 In `ttft` a full prefill and all choices are measured in each round, over one model in memory; the
 full prefill goes on between the others' steps, so that a slow moment of the machine meets it too.
@@ -28,6 +29,7 @@ from typing import Any
 from in_process import machine, today
 from reuse_page import write_page
 from reuse_quality import quality
+from reuse_restart import restart
 from reusing import Choice, Prompt, Running, check_found, new_engine, other_runner
 from speculating import directory_of
 
@@ -36,7 +38,7 @@ from duetto.core.engine_args import EngineArgs
 from duetto.engine.engine import Engine
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "reuse.md"
-PARTS = ("ttft", "quality")
+PARTS = ("ttft", "quality", "restart")
 Json = dict[str, Any]
 
 
@@ -81,6 +83,15 @@ def main() -> None:
         results |= ttft(options)
     if "quality" in options.parts:
         results["quality"] = quality(options.questions, options.ratios, options.query_rounds)
+    if "restart" in options.parts:
+        result = restart(
+            options.shape,
+            options.quantization,
+            num_prompts=options.num_documents,
+            document_len=options.document_len,
+            question_len=options.question_len,
+        )
+        results[f"restart, {result['model']}, {options.quantization}"] = result
     for key, result in results.items():
         found[key] = {"machine": where, "date": today(), **result}
     kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -105,7 +105,29 @@ def _score(score: Found) -> str:
     return f"{score['exact_match']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
 
 
-SECTIONS = (("ttft", _ttft), ("quality", _quality))
+def _restart(result: Found) -> str:
+    header = ["", "TTFT, s", "of no disk", "of prompts found", "ready after, s"]
+    plain = result["rows"][0]["ttft_s"]
+    rows = [
+        [
+            row["name"],
+            f"{row['ttft_s']:.2f}",
+            f"{plain / row['ttft_s']:.2f}x",
+            f"{row['hit_rate']:.0%}",
+            f"{row['load_s']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return f"""## After a restart: {result["model"]}, {result["quantization"]} weights
+
+{result["num_prompts"]} prompts, one after the other, each a document of {result["document_len"]}
+tokens and a question of {result["question_len"]}; each start is a process of its own. The second
+start finds what the first one left on the disk: {result["disk_bytes"] / 2**20:.1f} MiB. Medians.
+
+{markdown_table(header, rows)}"""
+
+
+SECTIONS = (("ttft", _ttft), ("quality", _quality), ("restart", _restart))
 
 
 def _picture(found: Found, file: Path) -> str | None:
