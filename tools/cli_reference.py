@@ -24,6 +24,8 @@ COMMANDS = (
     ("plan",),
     ("calibrate",),
     ("explain",),
+    ("cache",),
+    *(("cache", command) for command in ("ls", "lookup", "pin", "unpin", "drop")),
     ("eval",),
     ("doctor",),
 )

@@ -11,8 +11,19 @@ BLOCK_POOL = [
         "namespace)\n    ret",
     ),
     Fault("hash without its parent", "block_pool", "sha256(parent + struct", "sha256(struct"),
-    Fault("stale hash kept on allocation", "block_pool", "            self._forget(block)\n", ""),
-    Fault("reused block stays free", "block_pool", "            self._free.pop(block, None)\n", ""),
+    Fault(
+        "stale hash kept on allocation",
+        "block_pool",
+        "            self._forget(block, EvictionReason.TTL if",
+        "            0 * (EvictionReason.TTL if",
+    ),
+    Fault(
+        "reused block stays free",
+        "block_pool",
+        "            self._free.discard(block)\n            self._kept.pop(block, None)\n"
+        "            self._ref_counts[block] += 1\n",
+        "            self._ref_counts[block] += 1\n",
+    ),
     Fault(
         "reuse is not counted",
         "block_pool",
@@ -25,8 +36,8 @@ BLOCK_POOL = [
     Fault(
         "release frees nothing",
         "block_pool",
-        "                self._free[block] = None\n",
-        "                return\n",
+        "if self._ref_counts[block] == 0:\n                self._let_go(block)\n",
+        "if self._ref_counts[block] == 0:\n                return\n",
     ),
     Fault(
         "second block to hold a prefix replaces the first",
@@ -464,20 +475,31 @@ EVICTION = [
     ),
     Fault(
         "most recently freed evicted first",
-        "block_pool",
-        "popitem(last=False)[0]",
-        "popitem(last=True)[0]",
+        "free_blocks",
+        "block, _ = self._levels[level].popitem(last=False)",
+        "block, _ = self._levels[level].popitem(last=True)",
     ),
     Fault(
         "evicts although empty blocks are there",
         "block_pool",
-        "self._free.move_to_end(block, last=False)",
-        "pass",
+        "self._free.add(block, EMPTY, is_next=True)",
+        "self._free.add(block, DEFAULT_PRIORITY)",
     ),
 ]
 
 MISSES = [
-    Fault("evicted is called never seen", "misses", "was_evicted or other == block", "False"),
+    Fault(
+        "evicted is called never seen",
+        "misses",
+        "evicted is not None or other == block",
+        "False",
+    ),
+    Fault(
+        "dropped is called evicted",
+        "misses",
+        "if evicted is EvictionReason.DROPPED:",
+        "if False:",
+    ),
     Fault("another token is not looked for", "misses", "if other is not None:", "if False:"),
     Fault("salts are not told", "misses", "!= parent:", "is False:"),
     Fault(

@@ -16,7 +16,9 @@ import duetto.scheduler.scheduler
 PACKAGE = "duetto.scheduler"
 ORDER = (  # importers last
     *(
+        "free_blocks",
         "block_pool",
+        "pins",
         "prefix",
         "latency",
         "choice",
@@ -28,7 +30,7 @@ ORDER = (  # importers last
         "misses",
         "counts",
     ),
-    *("tier_prices", "ram_slots", "tiers", "publishing"),
+    *("tier_prices", "ram_slots", "tiers", "retention", "publishing"),
     *("queues", "room", "admission"),
     *("accept", "draft_times", "drafts", "speculate", "fast_forward"),
     "scheduler",

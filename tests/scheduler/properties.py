@@ -235,7 +235,7 @@ def says_why_the_cache_had_no_more(make: MakeScheduler = Scheduler) -> None:
     assert miss(*first) == CacheMiss(evicted, 0)
     assert miss(*first) is None
     script.scheduler.pool.forget_all()
-    assert miss(*first) == CacheMiss(evicted, 0)
+    assert miss(*first) == CacheMiss(MissReason.DROPPED, 0)
     off = Script(make, enable_prefix_caching=False)
     off.add(make_request("off", first, 1))
     off.finish()

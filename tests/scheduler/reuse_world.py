@@ -153,7 +153,7 @@ def swarm(seed: int, depth: int, make_scheduler: MakeScheduler = Scheduler) -> W
             between=tuple(random.choices(range(1, 8), k=random.choice((0, 0, 1, 2)))),
             max_tokens=random.randrange(1, 40),
             seed=len(requests),
-            **_choice(random),
+            **any_choice(random),
         )
         with suppress(InvalidRequest):  # it cannot fit
             world.scheduler.config.check_fits(request)
@@ -175,7 +175,7 @@ def swarm(seed: int, depth: int, make_scheduler: MakeScheduler = Scheduler) -> W
     return world
 
 
-def _choice(random: Random) -> dict[str, Any]:
+def any_choice(random: Random) -> dict[str, Any]:
     ratio = random.choice((0.0, 0.07, 0.15, 0.3, 0.5, 0.9, 1.0))
     kind = random.randrange(4)
     if kind < 2:

@@ -33,8 +33,10 @@ def test_what_is_not_moved_says_why() -> None:
 def test_what_was_evicted_is_said_to_be() -> None:
     world = World(config())
     hits(world, reusing("a", [TEXTS[1]]))
-    world.scheduler.pool.forget_all()
+    world.scheduler.pool.release(world.scheduler.pool.allocate(world.scheduler.pool.num_free))
     assert hits(world, reusing("b", [TEXTS[1]])) == (SegmentHit(2, 10, 0, EVICTED),)
+    world.scheduler.pool.forget_all()
+    assert hits(world, reusing("c", [TEXTS[1]])) == (SegmentHit(2, 10, 0, MissReason.DROPPED),)
 
 
 def test_what_another_tenant_has_is_not_there() -> None:

@@ -10,7 +10,12 @@ TIERS = [
         "        self._arriving[key] = self._now + WAIT_S\n",
         "        self._arriving[key] = self._now\n        self._ram.put(key, slot, tenant)\n",
     ),
-    Fault("what failed counts as there", "tiers", "if index < done and is_valid:", "if is_valid:"),
+    Fault(
+        "what failed counts as there",
+        "tiers",
+        "if index < done and is_valid and",
+        "if is_valid and",
+    ),
     Fault(
         "what is loaded may fall out meanwhile",
         "admission",

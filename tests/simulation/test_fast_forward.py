@@ -49,7 +49,7 @@ def test_fast_and_slow_agree_in_every_number(changes: dict[str, Any], mean_gap_s
 
 def schedulers_agree(one: Scheduler, other: Scheduler) -> None:
     one.check()
-    for field in ("_ref_counts", "_free", "_block_of", "_hash_of", "_evicted"):
+    for field in ("_ref_counts", "_block_of", "_hash_of", "_evicted", "_num_evicted"):
         assert getattr(one.pool, field) == getattr(other.pool, field), field
     assert list(one.pool._free) == list(other.pool._free)  # a dict's equality ignores its order
     assert list(one.running) == list(other.running)
@@ -62,7 +62,8 @@ def schedulers_agree(one: Scheduler, other: Scheduler) -> None:
         assert a.num_published_blocks == b.num_published_blocks
         assert a.timings == b.timings
     assert [r.request_id for r in one.waiting] == [r.request_id for r in other.waiting]
-    assert one._misses._next_of == other._misses._next_of
+    ours, theirs = one._publisher._misses, other._publisher._misses
+    assert ours._next_of == theirs._next_of
 
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)

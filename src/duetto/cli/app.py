@@ -35,6 +35,7 @@ app.command(
 )
 app.command("duetto.cli.fit:fit", name="fit", help="What fits, before it is loaded.")
 app.command("duetto.cli.explain:explain", name="explain", help="Why a request was slow.")
+app.command("duetto.cli.cache:app", name="cache", help="What a server's KV cache holds and keeps.")
 app.command("duetto.cli.eval:evaluate", name="eval", help="Exact match on held-out worlds.")
 app.command("duetto.cli.simulate:simulate", name="simulate", help="A load in virtual time.")
 app.command("duetto.cli.plan:plan", name="plan", help="Find the cheapest layout for a load.")

@@ -1,6 +1,5 @@
 """`duetto explain`: where a request's time went, asked of a running server."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
-from duetto.cli.serve import API_KEY_VARIABLE
-from duetto.cli.server_url import server_url
+from duetto.cli.server_client import DEFAULT_URL, ask_server, open_client
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
 
-TIMEOUT_S = 30.0
 _KINDS = {
     "wait": "waited",
     "prompt": "its prompt",
@@ -29,7 +26,7 @@ _KINDS = {
 def explain(
     request_id: str | None = None,
     *,
-    url: str = "http://127.0.0.1:8000",
+    url: str = DEFAULT_URL,
     api_key: str | None = None,
     trace: Path | None = None,
     json_output: JsonFlag = False,
@@ -51,20 +48,16 @@ def explain(
     """
     if trace is not None:
         check_folder("--trace", trace)
-    key = api_key or os.environ.get(API_KEY_VARIABLE)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(
-        base_url=server_url("--url", url), headers=headers, timeout=TIMEOUT_S
-    ) as client:
+    with open_client(url, api_key) as client:
         if trace is not None:
-            trace.write_bytes(_get(client, "/debug/steps.json").content)
+            trace.write_bytes(ask_server(client, "/debug/steps.json").content)
             if json_output:
                 print_json({"trace": str(trace)})
             else:
                 print(f"wrote {trace}; open it at https://ui.perfetto.dev", file=sys.stderr)
             return
         name = request_id or _slowest(client)
-        reply = _get(client, f"/v1/requests/{quote(name, safe='')}/timeline")
+        reply = ask_server(client, f"/v1/requests/{quote(name, safe='')}/timeline")
     if json_output:
         print_json(reply.json())
         return
@@ -73,31 +66,11 @@ def explain(
 
 
 def _slowest(client: httpx.Client) -> str:
-    recent = _get(client, "/v1/requests").json()["data"]
+    recent = ask_server(client, "/v1/requests").json()["data"]
     if not recent:
         raise ConfigError("no request has ended so far: there is nothing to explain")
     slowest: dict[str, Any] = max(recent, key=lambda each: each["total_ms"])
     return str(slowest["id"])
-
-
-def _get(client: httpx.Client, path: str) -> httpx.Response:
-    try:
-        reply = client.get(path)
-    except httpx.HTTPError as error:
-        raise ConfigError(
-            f"--url {client.base_url}: no Duetto answers there ({error}); is `duetto serve` "
-            f"running?"
-        ) from None
-    if reply.status_code != 200:
-        raise ConfigError(f"{reply.url}: {_message(reply)}")
-    return reply
-
-
-def _message(reply: httpx.Response) -> str:
-    try:
-        return str(reply.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP status {reply.status_code}, from what is no Duetto"
 
 
 def _reuse_words(reuse: dict[str, Any]) -> str:

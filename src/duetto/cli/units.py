@@ -31,6 +31,7 @@ _TIMES = {
     "--shutdown-timeout": Decimal(1),
     "--sse-keep-alive-interval": Decimal(1),
     "--timeout": Decimal(1),
+    "--ttl": Decimal(1),
 }
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?(ms|s)", re.IGNORECASE)
 _NUMBER = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?) ?([kmgt]i?)?(b)?", re.IGNORECASE)

@@ -8,6 +8,7 @@ anew for each request is a named tuple, which takes a third of the time of a fro
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from duetto.core.cache_control import CacheCounts
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason
 from duetto.core.reuse import LookMethod, TokenRange
@@ -245,3 +246,4 @@ class StepRecord(NamedTuple):
     request_ids: tuple[str, ...] = ()  # ... and for whom, in the same order
     predicted_s: float | None = None  # by the price of the shape, before the step ran
     drafts: StepDrafts | None = None  # None: it verified none, and proposed none
+    cache: CacheCounts = CacheCounts()  # when its record was made

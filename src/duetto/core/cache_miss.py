@@ -15,6 +15,7 @@ class MissReason(enum.Enum):
     NEVER_SEEN = "never_seen"  # nothing that began like this was computed before, or long ago
     DIFFERS = "differs"  # the last prompt that began alike had another token here
     EVICTED = "evicted"  # it was there, and its block was needed for others
+    DROPPED = "dropped"  # it was there, and a user dropped it, or the cache was reset
     OTHER_SALT = "other_salt"  # the same tokens are there, of another tenant or cache_salt
     # Of segments only:
     AT_START = "at_start"  # the prompt begins with it: exact, and the prefix cache's

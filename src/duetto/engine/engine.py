@@ -11,6 +11,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from duetto.core.batch import RequestResult, RequestUpdate, StepOutput, StepRecord
+from duetto.core.cache_control import CacheMessage, CacheReply
 from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest, RefusedOutput
 from duetto.core.executor import Executor
 from duetto.core.request import FinishReason, Request
@@ -94,6 +95,10 @@ class Engine:
         """End a request now, in any state; None if it is unknown or has ended."""
         update = self.scheduler.end(request_id, FinishReason.ABORT, self._clock())
         return None if update is None else self._with_text(update)
+
+    def control(self, message: CacheMessage) -> CacheReply:
+        """What a user asks of the KV cache. Raises InvalidRequest, and then changes nothing."""
+        return self.scheduler.retention.answer(message, self._clock())
 
     def step(self) -> StepReport:
         """Plan and submit a step, and take the oldest result, unless more steps may be in flight.
@@ -259,4 +264,5 @@ class Engine:
             tuple([r.request_id for r in batch.requests]),
             step.predicted_s,
             scheduler.step_drafts,
+            scheduler.pool.counts,
         )

@@ -8,12 +8,14 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from duetto.core.cache_control import CachedText
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
 from duetto.core.reuse_choice import ReuseAsked
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
+from duetto.scheduler.reuse import text_hashes
 
 
 def make_request(
@@ -80,6 +82,30 @@ def _reusing(request: Request, asked: ReuseAsked, config: SchedulerConfig) -> Re
             raise
         return replace(request, reuse=asked.choice.over(()), why_not_reused=str(error))
     return request
+
+
+def cached_text(
+    token_ids: Sequence[int],
+    *,
+    codec: TextCodec,
+    config: SchedulerConfig,
+    cache_salt: bytes,
+    is_segment: bool = False,
+) -> CachedText:
+    """What a request of these tokens and this salt would find in the KV cache, or leave there: full
+    blocks, and of a segment, which nothing follows, the last one too.
+
+    Raises InvalidRequest as `make_request` does, and where there is no prefix caching.
+    """
+    if not config.enable_prefix_caching:
+        raise InvalidRequest("cache", "needs the prefix cache: --enable-prefix-caching")
+    _check_prompt(token_ids, codec.vocab_size)
+    num_tokens, size = len(token_ids), config.block_size
+    if num_tokens > config.context_length:
+        raise config.too_long(num_tokens, 0)
+    num_kept = num_tokens if is_segment else num_tokens // size * size
+    hashes = text_hashes(tuple(token_ids[:num_kept]), config, cache_salt)
+    return CachedText(num_tokens, tuple(hashes), is_segment)
 
 
 def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:

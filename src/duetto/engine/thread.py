@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from duetto.core.batch import RequestUpdate
+from duetto.core.cache_control import CacheMessage, CacheReply
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computing
@@ -41,6 +42,8 @@ class SteppedEngine(Protocol):
     def abort(self, request_id: str) -> RequestUpdate | None: ...
 
     def step(self) -> StepReport: ...
+
+    def control(self, message: CacheMessage) -> CacheReply: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,10 @@ class EngineThread:
         if refusal is not None:
             future.set_exception(EngineError(refusal))
         return future
+
+    def control(self, message: CacheMessage) -> "Future[CacheReply]":
+        """Send what a user asks of the KV cache; it is answered between two steps."""
+        return self.call(lambda: self._engine.control(message))
 
     def stop(self, timeout: float) -> bool:
         """End live requests as aborted, end the thread; False if a step outlasts `timeout` seconds.

@@ -75,7 +75,8 @@ class Admission:
             count = budget.most(request, num_past, sources)
             if not count:
                 return False  # nobody overtakes: it is next when the budget is larger
-            if not self._room.is_enough_for(request, cached, sources):
+            has_room = self._room.is_enough_for(request, cached, sources)
+            if not has_room and not self._room.make_pins_give_way(request, cached, sources):
                 return True  # nobody overtakes: it is next when room is there
             budget.spend(request, num_past, count, sources)
             self._admit(request, cached, sources, loads, now)

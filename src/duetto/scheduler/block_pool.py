@@ -2,17 +2,23 @@
 
 Knows block numbers and hashes; knows no request, no tensor and no policy.
 
-A block is owned (its reference count is the number of block tables that name it) or free. A free
-block keeps its contents, and stays findable under its hash, until it is taken again: the least
-recently freed first (PagedAttention, Kwon et al., SOSP 2023; the free list as in vLLM V1).
+A block is owned (its reference count is the number of block tables that name it), kept or free. A
+free block keeps its contents, and stays findable under its hash, until it is taken again: the
+lowest priority first, then the least recently freed (PagedAttention, Kwon et al., SOSP 2023; the
+free list as in vLLM V1). A kept block has no owner either, but its hash is pinned: it is not taken.
+Who pins what, and for how long, is retention.py's.
 """
 
 import hashlib
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from duetto.core.cache_control import DEFAULT_PRIORITY, MAX_PRIORITY, CacheCounts, EvictionReason
+from duetto.scheduler.free_blocks import EMPTY, OVER, FreeBlocks
+
+PINNED = MAX_PRIORITY + 1  # a level above every priority
 BlockHash = bytes
 
 
@@ -38,10 +44,14 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._on_evict = on_evict
         self._ref_counts = [0] * num_blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._free = FreeBlocks(range(num_blocks))
+        self._kept: OrderedDict[int, None] = OrderedDict()  # without an owner, but pinned
+        self._level_of: dict[BlockHash, int] = {}  # a priority or PINNED, where it was chosen
         self._block_of: dict[BlockHash, int] = {}
         self._hash_of: dict[int, BlockHash] = {}
-        self._evicted: OrderedDict[BlockHash, None] = OrderedDict()  # as many as there are blocks
+        # As many as there are blocks.
+        self._evicted: OrderedDict[BlockHash, EvictionReason] = OrderedDict()
+        self._num_evicted = dict.fromkeys(EvictionReason, 0)
 
     @property
     def num_free(self) -> int:
@@ -50,6 +60,11 @@ class BlockPool:
     def num_free_beside(self, blocks: Sequence[int]) -> int:
         """Free blocks that would be left once `blocks` are retained."""
         return len(self._free) - sum(block in self._free for block in blocks)
+
+    @property
+    def counts(self) -> CacheCounts:
+        room, ttl, dropped, quota = self._num_evicted.values()
+        return CacheCounts(room, ttl, dropped, quota, len(self._kept))
 
     def find(self, hashes: Sequence[BlockHash]) -> list[int]:
         """Blocks of the longest published prefix. Changes nothing."""
@@ -61,26 +76,29 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
-    def was_evicted(self, block_hash: BlockHash) -> bool:
-        """Whether a block of this hash was there not long ago, and no longer is."""
-        return block_hash in self._evicted
+    def why_evicted(self, block_hash: BlockHash) -> EvictionReason | None:
+        """Why a block of this hash, which was there not long ago, no longer is."""
+        return self._evicted.get(block_hash)
 
     def retain(self, blocks: Sequence[int]) -> None:
         """Add an owner to each block."""
         for block in blocks:
-            self._free.pop(block, None)
+            self._free.discard(block)
+            self._kept.pop(block, None)
             self._ref_counts[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take the least recently freed blocks, which forget what they held.
+        """Take the next free blocks, which forget what they held.
 
         The caller has asked `num_free` first; too few free blocks is a bug, not a condition.
         """
         assert count <= len(self._free), f"{count} blocks asked for, {len(self._free)} free"
-        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
-        for block in blocks:
-            self._forget(block)
+        blocks = []
+        for _ in range(count):
+            block, level = self._free.take()
+            self._forget(block, EvictionReason.TTL if level == OVER else EvictionReason.ROOM)
             self._ref_counts[block] = 1
+            blocks.append(block)
         return blocks
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -89,9 +107,7 @@ class BlockPool:
             assert self._ref_counts[block] > 0, f"block {block} is released but has no owner"
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
-                self._free[block] = None
-                if block not in self._hash_of:  # nothing to find in it: take it first
-                    self._free.move_to_end(block, last=False)
+                self._let_go(block)
 
     def publish(self, block: int, block_hash: BlockHash) -> None:
         """Make a full, computed block findable. The first block to hold a prefix stays the one."""
@@ -102,11 +118,61 @@ class BlockPool:
             self._evicted.pop(block_hash, None)
 
     def forget_all(self) -> None:
-        """Make nothing findable. Owners keep their blocks."""
+        """Make nothing findable. Owners keep their blocks; what is pinned is kept again once it is
+        computed again."""
+        for block in [*self._free, *self._kept]:  # in the order in which they would be taken
+            if block in self._hash_of:
+                self._empty(block)
         for block_hash in self._block_of:
-            self._note_eviction(block_hash)
+            self._note_eviction(block_hash, EvictionReason.DROPPED)
         self._block_of.clear()
         self._hash_of.clear()
+
+    # --- what users of the cache control -----------------------------------------------------
+
+    def level(self, block_hash: BlockHash) -> int:
+        """The priority of a hash's block, there or not; or PINNED."""
+        return self._level_of.get(block_hash, DEFAULT_PRIORITY)
+
+    def set_level(self, block_hash: BlockHash, level: int | None, *, is_over: bool = False) -> None:
+        """Choose a hash's priority, or PINNED; None: as those of which nothing was said.
+
+        Its block counts as used now; or, if its time `is_over` and nobody uses it, goes first.
+        """
+        if level is None:
+            self._level_of.pop(block_hash, None)
+        else:
+            self._level_of[block_hash] = level
+        block = self._block_of.get(block_hash)
+        if block is not None and not self._ref_counts[block]:
+            self._free.discard(block)
+            self._kept.pop(block, None)
+            if is_over and level is None:
+                self._free.add(block, OVER)
+            else:
+                self._let_go(block)
+
+    def drop(self, block_hash: BlockHash) -> bool | None:
+        """Make a hash's block unfindable; it is free at once, or when its owners are done.
+
+        Returns whether it has owners; None if it was not there.
+        """
+        block = self._block_of.get(block_hash)
+        if block is None:
+            return None
+        is_owned = self._ref_counts[block] > 0
+        if not is_owned:
+            self._empty(block)
+        self._forget(block, EvictionReason.DROPPED)
+        return is_owned
+
+    def give_way(self, count: int, beside: Collection[int]) -> None:
+        """Evict so many pinned blocks, not those `beside`, the least recently kept first: a request
+        needs them that could not run otherwise. They are kept again once computed again."""
+        others = [block for block in self._kept if block not in beside]
+        for block in others[: max(0, count)]:
+            self._empty(block)
+            self._forget(block, EvictionReason.QUOTA)
 
     def check(self, block_tables: Sequence[Sequence[int]]) -> None:
         """Assert that every block is free or owned, counts match, and the index is one to one."""
@@ -116,18 +182,49 @@ class BlockPool:
             for block in table:
                 expected[block] += 1
         assert expected == self._ref_counts, "reference counts differ from the number of owners"
-        assert set(self._free) == {b for b, n in enumerate(expected) if n == 0}, "free list is off"
+        unowned = {b for b, n in enumerate(expected) if n == 0}
+        kept = {b for b in unowned if self._is_pinned(b)}
+        assert set(self._kept) == kept, "a pinned block is free, or one that is not is kept"
+        assert set(self._free) == unowned - kept, "free list is off"
+        assert len(list(self._free)) == len(self._free), "a block is free twice"
+        for block in self._free:
+            held = self._hash_of.get(block)
+            wanted = {EMPTY} if held is None else {self.level(held), OVER}
+            assert self._free.level(block) in wanted, "a free block waits at a wrong level"
         assert self._block_of == {h: b for b, h in self._hash_of.items()}, "index is not one to one"
 
-    def _forget(self, block: int) -> None:
+    def _is_pinned(self, block: int) -> bool:
+        block_hash = self._hash_of.get(block)
+        return block_hash is not None and self._level_of.get(block_hash) == PINNED
+
+    def _let_go(self, block: int) -> None:
+        """A block has no owner: it is free, or kept."""
+        block_hash = self._hash_of.get(block)
+        if block_hash is None:  # nothing to find in it: take it first
+            self._free.add(block, EMPTY, is_next=True)
+            return
+        level = self._level_of.get(block_hash, DEFAULT_PRIORITY)
+        if level == PINNED:
+            self._kept[block] = None
+        else:
+            self._free.add(block, level)
+
+    def _empty(self, block: int) -> None:
+        """A block without an owner holds nothing any more."""
+        self._free.discard(block)
+        self._kept.pop(block, None)
+        self._free.add(block, EMPTY)
+
+    def _forget(self, block: int, reason: EvictionReason) -> None:
         block_hash = self._hash_of.pop(block, None)
         if block_hash is not None:
             del self._block_of[block_hash]
-            self._note_eviction(block_hash)
-            if self._on_evict is not None:
+            self._note_eviction(block_hash, reason)
+            if self._on_evict is not None and reason is not EvictionReason.DROPPED:
                 self._on_evict(block_hash, block)
 
-    def _note_eviction(self, block_hash: BlockHash) -> None:
-        self._evicted[block_hash] = None
+    def _note_eviction(self, block_hash: BlockHash, reason: EvictionReason) -> None:
+        self._num_evicted[reason] += 1
+        self._evicted[block_hash] = reason
         if len(self._evicted) > self.num_blocks:
             self._evicted.popitem(last=False)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from duetto.core.cache_control import EvictionReason
 from duetto.core.cache_miss import CacheMiss, MissReason, SegmentHit
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
@@ -58,8 +59,8 @@ class MissMemory:
             return CacheMiss(MissReason.TOO_SHORT, 0)
         if num_found == len(hashes):
             return None
-        was_evicted = pool.was_evicted(hashes[num_found])
-        return self._explain_block(hashed_tokens(request), num_found, was_evicted)
+        evicted = pool.why_evicted(hashes[num_found])
+        return self._explain_block(hashed_tokens(request), num_found, evicted)
 
     def explain_segments(self, request: Request, pool: BlockPool) -> tuple[SegmentHit, ...]:
         """What is there of each segment of a request that has just been admitted."""
@@ -82,13 +83,17 @@ class MissMemory:
         """Why a text is not all there."""
         index = source.num_computed // self._config.block_size
         chain = HashedTokens(source.token_ids, source.hashes, salt)
-        return self._explain_block(chain, index, pool.was_evicted(source.hashes[index]))
+        return self._explain_block(chain, index, pool.why_evicted(source.hashes[index]))
 
-    def _explain_block(self, chain: HashedTokens, index: int, was_evicted: bool) -> CacheMiss:
+    def _explain_block(
+        self, chain: HashedTokens, index: int, evicted: EvictionReason | None
+    ) -> CacheMiss:
         start = index * self._config.block_size
         block, parent = self._block(chain, index), self._parent(chain, index)
         other = self._next_of.get(parent)
-        if was_evicted or other == block:
+        if evicted is EvictionReason.DROPPED:
+            return CacheMiss(MissReason.DROPPED, start)
+        if evicted is not None or other == block:
             return CacheMiss(MissReason.EVICTED, start)
         differs_at = None
         if other is not None:

@@ -87,12 +87,26 @@ class Room:
     ) -> bool:
         """Whether there are blocks for all of a request beside those that it reuses, and for the
         texts whose KV is brought to it."""
+        return self._num_missing(request, cached, sources) <= 0
+
+    def make_pins_give_way(
+        self, request: Request, cached: list[int], sources: Sequence[Source]
+    ) -> bool:
+        """Nobody runs, and a request does not fit beside what is pinned: only one that reuses texts
+        can need so much, as pins leave room for every other (retention.py). Whether it fits now."""
+        if not self._queues.running:
+            count = self._num_missing(request, cached, sources)
+            self._pool.give_way(count, {*cached, *(b for s in sources for b in s.blocks)})
+        return self.is_enough_for(request, cached, sources)
+
+    def _num_missing(self, request: Request, cached: list[int], sources: Sequence[Source]) -> int:
+        """Blocks that are needed beyond the free ones."""
         needed = self.num_to_hold(request) - len(cached)
         there = [*cached]
         for source in sources:
             needed += len(source.hashes) - len(source.blocks)
             there += source.blocks
-        return needed <= self._pool.num_free_beside(list(dict.fromkeys(there)))
+        return needed - self._pool.num_free_beside(list(dict.fromkeys(there)))
 
     def fill(self, request: Request, cached: list[int], sources: Sequence[Source] = ()) -> None:
         """Give a request the blocks that it reuses, and free ones for the rest."""

@@ -35,6 +35,7 @@ from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
 from duetto.scheduler.publishing import Publisher
 from duetto.scheduler.queues import Queues
+from duetto.scheduler.retention import Retention
 from duetto.scheduler.reuse import brings_the_last, counted_reuse, num_wanted
 from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
@@ -66,6 +67,7 @@ class Scheduler:
         self._drafts = drafts or NoDrafts()
         self.tiers = tiers or Tiers()
         self.pool = BlockPool(config.num_blocks, self.tiers.keep if self.tiers.is_on else None)
+        self.retention = Retention(config, self.pool, self.tiers)
         self.counts = SchedulerCounts()
         self.step_drafts: StepDrafts | None = None  # of the step that `update` was told of last
         self._queues = queues = Queues(config)
@@ -115,6 +117,7 @@ class Scheduler:
     def schedule(self, now: float) -> ScheduledBatch:
         """Choose what to compute. Running requests first, then as many waiting ones as fit."""
         self.tiers.begin(now)
+        self.retention.expire(now)
         lacks_blocks = self._room.make() > 0
         if not lacks_blocks:
             self._admission.even_out()
@@ -255,6 +258,7 @@ class Scheduler:
         sources = [source for request in running for source in request.sources]
         self.pool.check([r.block_table for r in running] + [s.blocks for s in sources])
         self.tiers.check()
+        self.retention.check()
         assert all(0 <= s.num_written <= s.num_computed <= len(s.token_ids) for s in sources)
         assert len(self.running) <= self.config.max_num_seqs
         places = [self._queues.place(r) for r in self.waiting]

@@ -79,6 +79,7 @@ class Tiers:
         self._moves: list[BlockMove] = []  # of the step that is being planned
         self._open: dict[int, BlockMove] = {}  # not reported yet
         self._next_id = self._first_valid_id = 0
+        self._valid_from: dict[BlockHash, int] = {}  # of what was dropped; while moves are open
         self._now = 0.0  # when the step is planned
         self.num_taken = 0  # results of moves
 
@@ -237,6 +238,8 @@ class Tiers:
             self._prices.observe(move, result)
             self._take(move, result)
             self._on_disk.difference_update(result.dropped)
+        if not self._open:
+            self._valid_from.clear()
 
     def _take(self, move: BlockMove, result: MoveResult) -> None:
         done, counts = result.num_done, self.counts
@@ -245,12 +248,12 @@ class Tiers:
         if move.target == "disk":
             self._writing.difference_update(move.keys)
             if is_valid:
-                self._on_disk.update(move.keys[:done])
+                self._on_disk.update([k for k in move.keys[:done] if self._is_wanted(k, move)])
             counts.num_written += done
         elif move.target == "ram":
             for index, (key, slot) in enumerate(zip(move.keys, move.target_blocks, strict=True)):
                 del self._arriving[key]
-                if index < done and is_valid:
+                if index < done and is_valid and self._is_wanted(key, move):
                     self._ram.put(key, slot, move.tenant)
                 else:
                     self._ram.give_back(slot)
@@ -268,6 +271,23 @@ class Tiers:
         self._to_write = []
         self._first_valid_id = self._next_id
 
+    def forget(self, key: BlockHash) -> None:
+        """Dropped by its user: not findable, nor is what is on its way. A file stays until its
+        place is needed."""
+        if key in self._ram:
+            self._ram.drop(key)
+        self._on_disk.discard(key)
+        self._tenant_of.pop(key, None)
+        if key in self._writing:
+            self._writing.discard(key)
+            runs = [(zip(keys, blocks, strict=True), who) for keys, blocks, who in self._to_write]
+            left = [([pair for pair in run if pair[0] != key], who) for run, who in runs]
+            self._to_write = [
+                ([k for k, _ in run], [block for _, block in run], who) for run, who in left if run
+            ]
+        if self._open:
+            self._valid_from[key] = self._next_id
+
     def check(self) -> None:
         """Assert that no slot is lost."""
         on_their_way = [
@@ -275,6 +295,10 @@ class Tiers:
         ]
         self._ram.check(on_their_way)
         assert len(self._arriving) == len(on_their_way)
+
+    def _is_wanted(self, key: BlockHash, move: BlockMove) -> bool:
+        """It was not dropped after the move was planned."""
+        return move.move_id >= self._valid_from.get(key, 0)
 
     def _move(
         self,

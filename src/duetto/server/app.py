@@ -6,10 +6,9 @@ Joins the server's parts and is handed the engine, the codec and the configurati
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -36,6 +35,7 @@ from duetto.server.apis.reading import decode
 from duetto.server.apis.replies import Envelope
 from duetto.server.apis.sampling import chat_params, check_step_entries, completion_params
 from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
+from duetto.server.cache_api import CacheApi
 from duetto.server.door import Door, Job, RequestHead
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
 from duetto.server.http.body import body_of
@@ -53,6 +53,7 @@ from duetto.server.http.middleware import HostGuard, KeyGuard, RequestFrame
 from duetto.server.http.origins import OriginGuard, Origins
 from duetto.server.http.paths import on_http_exception
 from duetto.server.http.places import client_of
+from duetto.server.http.presence import while_connected
 from duetto.server.http.text_work import TextWork
 from duetto.server.observe.journal import Journal
 from duetto.server.observe.metrics import Metrics
@@ -62,7 +63,6 @@ from duetto.server.relay import Relay
 from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 LITTLE_REPLY_BYTES = 2**20
 TOKEN_BYTES = 16  # roughly a token's id and text in a reply of /tokenize
@@ -86,6 +86,7 @@ def create_app(
     relay = Relay(engine, config, settings, metrics)
     work = TextWork(settings.max_held_bytes)
     api = Api(codec, config, settings, relay, metrics, work)
+    cache = CacheApi(codec, config, settings, relay, metrics, work)
     questions = Questions(relay, settings, roof_time)
 
     @asynccontextmanager
@@ -97,7 +98,7 @@ def create_app(
             await relay.stop()
             work.stop()
 
-    routes = [*api.routes(), *questions.routes()]
+    routes = [*api.routes(), *cache.routes(), *questions.routes()]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -180,7 +181,7 @@ class Api:
             ):
                 arrival = self._arrival(request, len(body))
                 door = self._door.completion(wire, prompts, sampling, arrival)
-                job = await _while_connected(request, door)
+                job = await while_connected(request, door)
                 shape = CompletionShape(wire, job, self._codec)
                 held = self.replies.hold(job.reply_bytes)
                 exchange = self._submit(wire, job, shape, arrival)
@@ -192,7 +193,7 @@ class Api:
             with self._relay.reserved(self._checked_fan(1, sampling), client_of(request.scope)):
                 arrival = self._arrival(request, len(body))
                 door = self._door.chat(wire, sampling, arrival)
-                job = await _while_connected(request, door)
+                job = await while_connected(request, door)
                 held = self.replies.hold(job.reply_bytes)
                 exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
         return await self._reply(wire, exchange, held, request)
@@ -203,7 +204,7 @@ class Api:
                 wire = await self._work.read(lambda: decode(body, TokenizeRequest), len(body))
                 self._check_model(wire.model)
                 door = self._door.tokenize(wire, len(body))
-                tokens = await _while_connected(request, door)
+                tokens = await while_connected(request, door)
 
         def reply() -> list[bytes]:
             fields: Json = {
@@ -224,7 +225,7 @@ class Api:
                 wire = await self._work.read(lambda: decode(body, DetokenizeRequest), len(body))
                 self._check_model(wire.model)
                 door = self._door.detokenize(wire.tokens, len(body))
-                text = await _while_connected(request, door)
+                text = await while_connected(request, door)
         parts = await self._work.reply(lambda: packed(json_parts({"prompt": text})), len(text))
         return PartsResponse(parts)
 
@@ -340,22 +341,6 @@ class Api:
             "backend": self._settings.backend,
             "permission": [],
         }
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """What has been read and waits in a queue is given up if its client leaves."""
-    task = asyncio.ensure_future(work)
-    await asyncio.sleep(0)  # most of it is done at once
-    if not task.done():
-        leaving = asyncio.ensure_future(request.receive())  # the body has ended: nothing else comes
-        try:
-            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientDisconnect
-        finally:
-            leaving.cancel()
-            task.cancel()
-    return task.result()
 
 
 async def _on_api_error(_: Request, error: Exception) -> Response:

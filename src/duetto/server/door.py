@@ -316,7 +316,7 @@ class Door:
         arrival: RequestHead,
     ) -> Job:
         """One request per prompt; what depends on the order of requests is still missing."""
-        salt = arrival.tenant + _checked_salt(request.cache_salt)
+        salt = arrival.tenant + checked_salt(request.cache_salt)
         priority = request.priority or 0
         size = ReplySize.of(request, sampling, self._max_reply_bytes)
         # What nobody asked for must not be the reason to refuse.
@@ -378,7 +378,7 @@ def _without_idle(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield {name: value for name, value in given.items() if name not in left_out}
 
 
-def _checked_salt(salt: str | None) -> bytes:
+def checked_salt(salt: str | None) -> bytes:
     if salt is not None and not 1 <= len(salt) <= MAX_SALT_CHARS:
         raise invalid("cache_salt", f"must be of 1 to {MAX_SALT_CHARS} characters")
     return b"" if salt is None else salt.encode()

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from time import monotonic
 
 from duetto.core.batch import StepRecord
+from duetto.core.cache_control import CacheMessage, CacheReply
 from duetto.core.config import SchedulerConfig
+from duetto.core.errors import EngineError
 from duetto.core.request import Request
 from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread, SteppedEngine
@@ -133,6 +135,15 @@ class Relay:
             self.history.record_arrival(request, name)
             thread.add(request)
         return answer
+
+    async def control(self, message: CacheMessage) -> CacheReply:
+        """What the engine's thread answers between two steps. Raises what it raises, an
+        InvalidRequest; ApiError 503 if it has ended. Given up before its turn, it changes nothing.
+        """
+        try:
+            return await asyncio.wrap_future(self._running_thread().control(message))
+        except EngineError as error:
+            raise unavailable(str(error), "engine_dead") from None
 
     def close(self, answer: Answer) -> None:
         """Abort what has not ended; nobody will read the answer any more."""

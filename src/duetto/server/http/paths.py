@@ -42,6 +42,12 @@ _OTHER_NAMES = {
     "generate_stream": "/v1/completions",
     "tags": "/v1/models",
     "props": "/v1/models",
+    "lookup": "/v1/cache/lookup",  # LMCache's
+    "clear": "/v1/cache/drop",
+    "cachedcontents": "/v1/cache",  # Gemini's
+    "flush_cache": "/v1/cache/drop",  # SGLang's; and vLLM's
+    "reset_prefix_cache": "/v1/cache/drop",
+    "slots": "/v1/cache",  # llama.cpp's
     "healthz": "/health",
     "livez": "/health",
     "readyz": "/health",

@@ -199,6 +199,7 @@ def cache_words(miss: Json | None, ended: Ended) -> str:
         "never_seen": f"nothing remembered has the same tokens from token {token} on",
         "differs": f"token {miss['differs_at']} differs from the prompt that began alike",
         "evicted": f"the block at token {token} was there, and was taken for other requests",
+        "dropped": f"the block at token {token} was there, and was dropped by a user of the cache",
         "other_salt": "the same tokens are cached for another tenant or cache_salt",
     }
     return f"{token} tokens came from the cache; {words[reason]}"

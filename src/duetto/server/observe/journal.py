@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.draft_counts import NO_CHAINS, NO_DRAFTS, Chains, DraftCount
 from duetto.core.request import Request
+from duetto.server.apis.cache import PinOrTextRequest, PinRequest
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -29,7 +30,10 @@ TENANT_BYTES = 32  # a digest of the key, in front of a request's salt
 SHOWN_TENANT_BYTES = 4
 KNOWN_FIELDS = frozenset(
     name
-    for kind in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    for kind in (
+        *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
+        *(PinRequest, PinOrTextRequest),
+    )
     for name in kind.__struct_fields__
 )
 

@@ -25,6 +25,7 @@ from duetto.core.draft_counts import StepDrafts
 from duetto.core.request import FinishReason, Request
 from duetto.core.reuse_count import ReuseCount
 from duetto.core.timings import Part, RequestTimings
+from duetto.server.observe.cache_metrics import CacheMetrics
 from duetto.server.settings import ServerSettings
 
 # Seconds, as vLLM's dashboards expect them.
@@ -52,6 +53,8 @@ class Metrics:
         for collect in (ProcessCollector, PlatformCollector, GCCollector):
             collect(registry=self._registry)
         self._labels = {"model_name": settings.served_model_name, "engine": "0"}
+        self.cache = CacheMetrics(self._registry, self._labels)
+        self._num_blocks = config.num_blocks
         self._make_step_metrics(config, settings.kv_cache_dtype)
         self._make_request_metrics(config)
         self._drafts = self._make_draft_metrics(max(settings.max_drafts.values(), default=0))
@@ -86,13 +89,15 @@ class Metrics:
         self._queried_tokens.inc(record.num_queried_tokens)
         self._hit_tokens.inc(record.num_hit_tokens)
         self._step_tokens.observe(record.num_tokens)
+        self.cache.record(record.cache)
         if record.drafts is not None and self._drafts is not None:
             self._drafts.record(record.drafts)
 
     def record_idle(self) -> None:
-        """Nothing runs, nothing waits, and so no block is in use."""
-        for gauge in (self._num_running, self._num_waiting, self._kv_usage):
+        """Nothing runs, nothing waits, and so no block is in use but those that are pinned."""
+        for gauge in (self._num_running, self._num_waiting):
             gauge.set(0)
+        self._kv_usage.set(self.cache.num_pinned_blocks / self._num_blocks)
 
     def record_update(self, request: Request, update: RequestUpdate) -> None:
         self._generation_tokens.inc(len(update.tokens))

@@ -17,6 +17,7 @@ _MISSES = {
     "never_seen": "nothing remembered begins like it",
     "differs": "another text that begins alike has another token {differs_at}",
     "evicted": "it was there, and its blocks were taken for other requests",
+    "dropped": "it was there, and a user of the cache dropped it",
     "other_salt": "the same text is there for another tenant or cache_salt",
 }
 
