@@ -74,10 +74,10 @@ class Scheduler:
         self.waiting = queues.waiting  # in the policy's order
         self.running = queues.running
         self._room = Room(config, self.pool, queues, self.counts)
-        misses = MissMemory(config)
-        self._publisher = Publisher(config, self.pool, misses, self.tiers)
+        self._misses = MissMemory(config)
+        self._publisher = Publisher(config, self.pool, self._misses, self.tiers)
         self._admission = Admission(
-            config, self.pool, queues, self._room, misses, self.counts, self.tiers
+            config, self.pool, queues, self._room, self._misses, self.counts, self.tiers
         )
         self._num_added = 0
         self._live: dict[str, Request] = {}
