@@ -226,7 +226,10 @@ void Walk::run(const Attention& op, size_t place, int64_t) {
     const AttentionArgs args = plan_.attention_args(op, *kv_);
     auto* partials = reinterpret_cast<float*>(plan_.partials_.data());
     const auto count = static_cast<int64_t>(order.items.size());
-    const auto looks = static_cast<int64_t>(plan_.look_tiles_.size()) * op.num_kv_heads;
+    // As program/looks.first_attending_layer has it.
+    const bool is_late = op.layer >= static_cast<int64_t>(kv_->layers().size()) / 2;
+    const int64_t looks =
+        is_late ? static_cast<int64_t>(plan_.look_tiles_.size()) * op.num_kv_heads : 0;
     Counter& counter = plan_.counters_[place];
     for (int64_t item;
          (item = counter.next.fetch_add(1, std::memory_order_relaxed)) < count + looks;) {

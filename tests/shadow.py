@@ -72,8 +72,11 @@ def shadow_prompt_kvs(request: Request) -> list[int]:
                 p: sum(shadow_attention(kvs[at], kv) for at in looking if at > p)
                 for p, kv in moved.items()
             }
-            count = num_chosen(reuse, len(places), number)
-            chosen |= _largest(scores, count - len(chosen))
+            count = num_chosen(reuse, len(places), number) - len(chosen)
+            if reuse.num_rounds == 1:
+                chosen = with_what_stands_before(scores, count, reuse)
+            else:
+                chosen |= _largest(scores, count)
             moved = {p: kv for p, kv in moved.items() if p not in chosen}
     return _beside(prompt, moved)
 
@@ -85,6 +88,21 @@ def num_chosen(reuse: Reuse, num_candidates: int, number: int) -> int:
         return count
     first = ceil(Fraction(7, 10) * count)
     return first + ceil(Fraction(count - first) * (number - 1) / (reuse.num_rounds - 1))
+
+
+def with_what_stands_before(scores: Mapping[int, float], count: int, reuse: Reuse) -> set[int]:
+    """Three of five by rank; then of each of these what stands before it, if it has a score: the
+    token, if it is of the same text, and the end of the text before; then by rank again."""
+    ranked = sorted(scores, key=lambda p: (-scores[p], p))
+    starts = [start for start, _ in reuse.segments]
+    found = ranked[: -(-3 * count // 5)]
+    for place in list(found):
+        own_start = max(start for start in starts if start <= place)
+        wanted = [place - 1] if place > own_start else []
+        wanted += sorted(p for p in scores if p < own_start)[-1:]
+        found += [p for p in wanted if p in scores and p not in found]
+    found += [p for p in ranked if p not in found]
+    return set(found[:count])
 
 
 def _beside(prompt: Sequence[int], reused: Mapping[int, int]) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fakes import make_request
 from guessers import Eager
-from shadow import num_chosen
+from shadow import num_chosen, with_what_stands_before
 from small_models import BLOCK_SIZE, KINDS, MAX_LEN, VOCAB, Model, make_model
 from test_same_answer import answers
 
@@ -146,7 +146,10 @@ class Twin:
                 )
                 for place, score in zip(before.tolist(), looked, strict=True):
                     scores[place] += score
-            chosen |= _largest(scores, num_chosen(reuse, len(places), number) - len(chosen))
+            number_now = num_chosen(reuse, len(places), number) - len(chosen)
+            if reuse.num_rounds == 1:
+                return with_what_stands_before(scores, number_now, reuse)
+            chosen |= _largest(scores, number_now)
         return chosen
 
     def _compute(self, prompt: Sequence[int], reused: set[int]) -> FloatArray:

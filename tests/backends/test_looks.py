@@ -131,7 +131,7 @@ def attention_by_loops(case: str, kv: Any, request: ScheduledRequest) -> ScoreAr
     run = Run(step, kv, {n: np.asarray(w, np.float32) for n, w in weights.items()}, program.buffers)
     sums = np.zeros(LENGTH)
     for op in program.ops:
-        if isinstance(op, Attention):
+        if isinstance(op, Attention) and op.layer >= len(program.kv) // 2:
             keys, _ = kv.read(op.layer, np.array(request.block_table), LENGTH)
             for q, position in zip(run.read(op.q), step.positions, strict=True):
                 add_weights(op, q, keys, position, sums)
@@ -154,7 +154,12 @@ def add_weights(op: Attention, q: Any, keys: Any, position: int, sums: ScoreArra
 def num_weights(case: str) -> int:
     """(layer, head, token) triples that a look sums up."""
     program, _ = model(case)
-    return sum(op.num_heads for op in program.ops if isinstance(op, Attention)) * NUM_LAST
+    looked_at = [
+        op.num_heads
+        for op in program.ops
+        if isinstance(op, Attention) and op.layer >= len(program.kv) // 2
+    ]
+    return sum(looked_at) * NUM_LAST
 
 
 @each_dtype

@@ -102,6 +102,11 @@ class Reuse:
         return tuple(sorted(counts - {0}))
 
     @property
+    def asks_once(self) -> bool:
+        """Whether the question chooses all, with what stands before its choice."""
+        return self.method == "query" and self.num_rounds == 1
+
+    @property
     def _has_ratio(self) -> bool:
         """Whether a share is chosen, and it is one."""
         return self.method in LOOKS and self.ratio is not None and 0 <= self.ratio <= 1

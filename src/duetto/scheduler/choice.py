@@ -12,13 +12,18 @@ What is chosen depends on the request alone, neither on how its stages are cut i
 preemptions, after which it begins anew. Knows no blocks, no budget and no other request.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from heapq import nsmallest
 from itertools import groupby
+from math import ceil
 
 from duetto.core.batch import Look, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.reuse import Choosing, LookMethod, Stage, TokenRange
+
+OWN_SHARE = Fraction(6, 10)  # of what a question chooses at once (docs/design/reuse.md)
 
 
 def begin(request: Request) -> None:
@@ -103,11 +108,35 @@ def _choose_round(request: Request, choosing: Choosing, scores: Mapping[int, flo
         return -score if score == score else float("-inf"), position  # no number: better computed
 
     best = {*nsmallest(number, left, key=order)}
+    if request.reuse is not None and request.reuse.asks_once:
+        best = {*_with_what_stands_before(sorted(left, key=order), number, request.candidates)}
     choosing.chosen = tuple(sorted(best.union(choosing.chosen)))
     choosing.num_done += 1
     left = [p for p in left if p not in best]
     request.reused = _ranges(left)
     return left
+
+
+def _with_what_stands_before(
+    ranked: Sequence[int], number: int, texts: Sequence[TokenRange]
+) -> list[int]:
+    """So many of the positions, the first of which are asked for most. OWN_SHARE of them by
+    themselves, and for each of these the token before it in its text, and the last one of the text
+    before; what is left, by themselves again.
+
+    A token that is computed anew reads what it stands behind. Where that is not, it takes the text
+    that it is read from for the first of all, and says so better than those who are right."""
+    free, starts = set(ranked), [text.start for text in texts]
+    own = ranked[: ceil(OWN_SHARE * number)]
+    before = []
+    for position in own:
+        text = bisect_right(starts, position) - 1
+        if position > starts[text]:
+            before.append(position - 1)
+        if text > 0:
+            before.append(texts[text - 1].end - 1)
+    wanted = [*own, *[position for position in before if position in free], *ranked]
+    return [*dict.fromkeys(wanted)][:number]
 
 
 def _hkvd_stages(request: Request) -> tuple[Stage, ...]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from duetto.backends.backend import FloatArray, StepArrays
 from duetto.backends.reference.kv import KVArena
 from duetto.core.batch import ATTENTION_UNIT
+from duetto.program.looks import first_attending_layer
 from duetto.program.ops import (
     Activation,
     Add,
@@ -152,9 +153,10 @@ def attention(op: Attention, run: Run) -> None:
     step, q = run.step, run.read(op.q)
     heads = q.reshape(len(q), op.num_kv_heads, op.num_heads // op.num_kv_heads, op.head_dim)
     out = np.empty_like(heads)
+    given_here = run.given if op.layer >= first_attending_layer(len(run.kv.keys)) else ()
     for request, blocks in enumerate(step.block_tables):
         keys, values = run.kv.read(op.layer, blocks, int(step.context_lens[request]))
-        looks = [given for given in run.given if given.first <= request < given.last]
+        looks = [given for given in given_here if given.first <= request < given.last]
         for row in range(step.query_starts[request], step.query_starts[request + 1]):
             end = int(step.positions[row]) + 1
             start = 0 if op.window is None else max(0, end - op.window)
