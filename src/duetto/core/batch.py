@@ -86,10 +86,9 @@ class Look(NamedTuple):
 
     `attention`: the tokens are computed as ever, and for each position in `ranges` it is told how
     much attention they gave to it: the sum over the later half of the layers, heads and tokens, in
-    whole units of
-    ATTENTION_UNIT, so that chunks of any size add up to the same. `deviation`: the tokens go
-    through the first two layers only, and for each of them it is told how far its key and value
-    there are from what lay in their place (squared differences in fp32, of all heads)."""
+    whole units of ATTENTION_UNIT, so that chunks of any size add up to the same. `deviation`: the
+    tokens go through the first two layers only, and for each of them it is told how far its key and
+    value there are from what lay in their place (squared differences in fp32, of all heads)."""
 
     method: LookMethod
     # Ascending, within the request's blocks: all chunks may ask for the same ones, as what lies
