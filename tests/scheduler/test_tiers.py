@@ -31,7 +31,7 @@ def test_the_swarms_load_read_and_fail() -> None:
     assert sum(each.num_loaded for each in counts) > 100
     assert sum(each.num_read for each in counts) > 50
     assert sum(each.num_failed for each in counts) > 20
-    assert sum(each.num_declined for each in counts) > 5
+    assert sum(each.num_declined for each in counts) > 0
     assert sum(each.num_written for each in counts) > 100
 
 
