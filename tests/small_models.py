@@ -27,7 +27,7 @@ from duetto.runner.tiers.disk import DiskTier
 from duetto.runner.tiers.mover import TierRoom
 from duetto.scheduler.drafts import DraftPolicy
 from duetto.scheduler.scheduler import Scheduler
-from duetto.scheduler.tiers import Tiers, TierSizes
+from duetto.scheduler.tiers import NO_TIERS, Tiers, TierSizes
 
 BLOCK_SIZE = 8
 NUM_BLOCKS = 128
@@ -140,7 +140,7 @@ class Model:
 
 def _tiers(room: TierRoom | None) -> Tiers:
     if room is None:
-        return Tiers()
+        return Tiers(NO_TIERS, BLOCK_SIZE)
     keys = [] if room.disk is None else room.disk.folder.keys
     return Tiers(TierSizes(room.num_slots, room.disk is not None), BLOCK_SIZE, keys)
 

@@ -66,7 +66,7 @@ def policies(monkeypatch):
     """The policies that were made, in their order."""
     made = []
 
-    def policy(loaded, times):
+    def policy(loaded, *_):
         made.append(EveryStep(loaded.max_drafts) if loaded.max_drafts else None)
         return made[-1]
 

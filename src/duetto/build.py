@@ -46,7 +46,7 @@ from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.guarded_drafts import GuardedDrafts
 from duetto.scheduler.scheduler import Scheduler
 from duetto.scheduler.thinking import Thinking
-from duetto.scheduler.tiers import Tiers, TierSizes
+from duetto.scheduler.tiers import NO_TIERS, Tiers, TierSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _tiers(loaded: LoadedModel, times: LearnedStepTime) -> Tiers:
     """What becomes of KV that leaves the arena."""
     room = loaded.tiers
     if room is None:
-        return Tiers()
+        return Tiers(NO_TIERS, loaded.block_size)
     sizes = TierSizes(room.num_slots, room.disk is not None)
     keys = room.disk.folder.keys if room.disk is not None else ()
     return Tiers(sizes, loaded.block_size, keys, times.step_time)

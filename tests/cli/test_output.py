@@ -14,8 +14,11 @@ import pytest
 from cli.test_units import ALL
 from measure.fake_server import FakeServer
 from rich.table import Table
+from server.fakes_server import SpeakingExecutor, make_app
+from server.fakes_server import running as running_app
 
 from duetto.cli.app import app
+from duetto.cli.cache import CacheServer
 from duetto.cli.output import open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.pricing.find_hardware import find_hardware
@@ -59,6 +62,12 @@ def serving() -> Iterator[str]:
         yield running.base_url
 
 
+@pytest.fixture(scope="module")
+def caching() -> Iterator[str]:
+    with running_app(make_app(SpeakingExecutor("Hi!"))[0]) as url:
+        yield url
+
+
 LOAD = ["--num-prompts", "5", "--random-input-len", "200", "--random-output-len", "8"]
 SHORT = ["--max-tokens", "2", "--backend", "reference"]
 FEW = ["--num-prompts", "2", "--random-output-len", "2"]
@@ -94,6 +103,10 @@ CASES: dict[tuple[str, ...], list[str]] = {
     ("calibrate",): ["--out", "OUT"],
     ("fit",): ["llama-3-70b", "--hardware", "h100:8"],
     ("explain",): ["--url", "EXPLAINED"],
+    **{("cache", name): ["a prompt", "--url", "CACHING"] for name in ("lookup", "drop")},
+    **{("cache", name): ["a longer prompt", "--url", "CACHING"] for name in ("pin", "unpin")},
+    ("cache", "ls"): ["--url", "CACHING"],
+    ("calibrate-reuse",): ["MODEL", "--num-questions", "2", "--choices", "none"],
     ("eval",): ["MODEL", "--num-questions", "8", "--num-documents", "1"],
     ("simulate",): ["llama-3-8b", "--hardware", "h100", "--price", "2", *LOAD],
     ("plan",): [
@@ -116,6 +129,7 @@ def run(
     tiny_model: Path,
     explained: str,
     serving: str,
+    caching: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Any:
@@ -124,8 +138,12 @@ def run(
         "duetto.cli.calibrate.measure_host", lambda *_, **_more: find_hardware("a100")
     )
     words = {"MODEL": str(tiny_model), "EXPLAINED": explained, "SERVING": serving}
+    words["CACHING"] = caching
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run_one(path: tuple[str, ...], *more: str, out: str = "out") -> None:
+        if path == ("cache", "unpin"):  # something must be pinned
+            CacheServer(url=caching).ask("/v1/cache/pin", {"prompt": CASES[path][0]})
         given = [words.get(word, word) for word in (*path, *CASES[path], *more)]
         given = [str(tmp_path / out) if word == "OUT" else word for word in given]
         try:
@@ -159,7 +177,13 @@ def numbers(text: str) -> set[str]:
     return set(re.findall(r"[0-9][0-9.,]*[0-9]|[0-9]", text))
 
 
-MEASURED = {("serve",), ("bench",), ("eval",), ("doctor",)}  # other numbers in every run
+MEASURED = {
+    ("serve",),
+    ("bench",),
+    ("eval",),
+    ("doctor",),
+    ("cache",),
+}  # other numbers in every run
 
 
 @pytest.mark.parametrize("path", TABLES, ids=" ".join)

@@ -292,7 +292,7 @@ ENDS = [
         "            if result.error is not None:\n",
         "            if result.error is not None:\n"
         "                request.num_written_tokens += len(item.token_ids)\n"
-        "                publish_full_blocks(request, self.config, self.pool)\n",
+        "                self._publisher.publish(request)\n",
     ),
     Fault("too little is accepted", "scheduler", "        check_whole(batch, output)\n", ""),
     Fault(

@@ -7,7 +7,7 @@ KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 def tiers_with_a_disk() -> Tiers:
-    tiers = Tiers(TierSizes(num_ram_blocks=4, has_disk=True))
+    tiers = Tiers(TierSizes(num_ram_blocks=4, has_disk=True), 1)
     tiers.note_published([KEY, OTHER], [0, 1], b"")
     return tiers
 

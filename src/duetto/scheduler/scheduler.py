@@ -39,7 +39,7 @@ from duetto.scheduler.retention import Retention
 from duetto.scheduler.reuse import brings_the_last, counted_reuse, num_wanted
 from duetto.scheduler.room import Room
 from duetto.scheduler.speculate import speculated, tell
-from duetto.scheduler.tiers import Tiers
+from duetto.scheduler.tiers import NO_TIERS, Tiers
 
 
 class Scheduler:
@@ -65,7 +65,7 @@ class Scheduler:
         self._block_size = config.block_size
         self._step_time = step_time
         self._drafts = drafts or NoDrafts()
-        self.tiers = tiers or Tiers()
+        self.tiers = tiers or Tiers(NO_TIERS, config.block_size)
         self.pool = BlockPool(config.num_blocks, self.tiers.keep if self.tiers.is_on else None)
         self.retention = Retention(config, self.pool, self.tiers)
         self.counts = SchedulerCounts()

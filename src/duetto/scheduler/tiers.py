@@ -57,8 +57,8 @@ class Tiers:
 
     def __init__(
         self,
-        sizes: TierSizes = NO_TIERS,
-        block_size: int = 1,
+        sizes: TierSizes,
+        block_size: int,
         disk_keys: Iterable[BlockHash] = (),
         step_time: StepTime | None = None,
     ) -> None:
