@@ -81,7 +81,7 @@ def take_look(request: Request, item: ScheduledRequest, looked: tuple[float, ...
 
 
 def _choose(request: Request, choosing: Choosing) -> None:
-    """The largest scores; of equal ones those at smaller positions."""
+    """Choose for this round, and go back; or go on with what is chosen."""
     left = _choose_round(request, choosing, choosing.scores)
     is_over = choosing.num_done == len(choosing.rounds)
     while not is_over and left[0] > choosing.chosen[-1]:  # who would look has nothing to look at
@@ -99,7 +99,8 @@ def _choose(request: Request, choosing: Choosing) -> None:
 
 
 def _choose_round(request: Request, choosing: Choosing, scores: Mapping[int, float]) -> list[int]:
-    """Returns what is left. What nobody looked at has a score of 0."""
+    """The largest scores, of equal ones those at smaller positions. What nobody looked at has a
+    score of 0. Returns what is left."""
     left = [p for start, end in request.reused for p in range(start, end)]
     number = choosing.rounds[choosing.num_done] - len(choosing.chosen)
 
@@ -107,9 +108,10 @@ def _choose_round(request: Request, choosing: Choosing, scores: Mapping[int, flo
         score = scores.get(position, 0)
         return -score if score == score else float("-inf"), position  # no number: better computed
 
-    best = {*nsmallest(number, left, key=order)}
     if request.reuse is not None and request.reuse.asks_once:
         best = {*_with_what_stands_before(sorted(left, key=order), number, request.candidates)}
+    else:
+        best = {*nsmallest(number, left, key=order)}
     choosing.chosen = tuple(sorted(best.union(choosing.chosen)))
     choosing.num_done += 1
     left = [p for p in left if p not in best]
