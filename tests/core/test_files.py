@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from duetto.core.files import UnfitFile, open_file, read_file
+from duetto.core.errors import ConfigError
+from duetto.core.files import UnfitFile, open_file, read_file, user_cache
+from duetto.evals.reuse_verdicts import read_verdicts, verdict_file
+from duetto.pricing.find_hardware import calibration_file, find_hardware
 
 STRANGER = 54_321  # a user who is nobody here
 is_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -72,3 +75,19 @@ def test_what_is_private_is_not_shared_by_its_directory(
     else:
         monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
     assert "not to you or root" in refusal(tmp_path / "file", is_private=True)
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a server starts all the same, which asks what was measured of its model and host."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert user_cache() is calibration_file() is verdict_file("key") is None
+    assert read_verdicts("key") is None
+    with pytest.raises(ConfigError, match="has no home"):
+        find_hardware("host")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert user_cache() == Path("/cache/duetto")

@@ -46,6 +46,8 @@ def calibrate(
         The last line of stdout is one JSON document: what is kept.
     """
     file = out or calibration_file()
+    if file is None:
+        raise ConfigError("--out: say where; this user has no home, and XDG_CACHE_HOME is not set")
     if show:
         _print_kept(file, backend, threads, as_json=as_json)
         return

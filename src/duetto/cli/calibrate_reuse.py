@@ -96,6 +96,9 @@ def calibrate_reuse(
     if model is None:
         say_that_none_was_named()
     key = model_key(built)
+    file = verdict_file(key)
+    if file is None:
+        raise ConfigError("nothing can be kept: this user has no home; set XDG_CACHE_HOME")
     kept = read_verdicts(key) or ModelVerdicts(
         model=built.name, numerics=built.model.numerics, rows=()
     )
@@ -103,11 +106,11 @@ def calibrate_reuse(
         kept = kept.with_rows(_measure(built, parsed, asked, source, max_answer_tokens))
         write_verdicts(key, kept)
     elif not kept.rows:
-        raise ConfigError(f"--show: nothing is kept ({verdict_file(key)} is not there)")
+        raise ConfigError(f"--show: nothing is kept ({file} is not there)")
     if as_json:
-        print_json({"file": str(verdict_file(key)), **_as_json(kept)})
+        print_json({"file": str(file), **_as_json(kept)})
     else:
-        _print(kept, verdict_file(key))
+        _print(kept, file)
 
 
 def _parse(words: tuple[str, ...]) -> list[ReuseChoice]:

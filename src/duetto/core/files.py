@@ -21,6 +21,17 @@ _KINDS = {
 Progress = Callable[[int, int], None]  # called with what is done, and all there is to do
 
 
+def user_cache() -> Path | None:
+    """`duetto` in the user's cache directory (XDG); None for a user without a home."""
+    home = os.environ.get("XDG_CACHE_HOME") or ""
+    if Path(home).is_absolute():  # the specification has relative ones ignored
+        return Path(home, "duetto")
+    try:
+        return Path.home() / ".cache" / "duetto"
+    except RuntimeError:
+        return None
+
+
 class UnfitFile(OSError):
     """What is there is no file that may be read; the message says what it is instead."""
 

@@ -8,14 +8,13 @@ good enough follows from the limits below when it is read. Knows no model and no
 import os
 from dataclasses import dataclass
 from math import sqrt
-from os import environ
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import msgspec
 
 from duetto.core.errors import ConfigError
-from duetto.core.files import UnfitFile, read_file
+from duetto.core.files import UnfitFile, read_file, user_cache
 from duetto.core.reuse_choice import ReuseChoice
 from duetto.evals.evaluate import CONFIDENCE_Z
 
@@ -193,19 +192,21 @@ def refusal(
     return None
 
 
-def verdict_file(model_key: str, folder: Path | None = None) -> Path:
-    """Where what was measured of a model is kept: `duetto/reuse` in the user's cache (XDG)."""
+def verdict_file(model_key: str, folder: Path | None = None) -> Path | None:
+    """Where what was measured of a model is kept, by default in the user's cache; None: nowhere
+    (core/files.user_cache)."""
     if folder is None:
-        home = environ.get("XDG_CACHE_HOME") or ""
-        cache = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
-        folder = cache / "duetto" / "reuse"
-    return folder / f"{model_key}.json"
+        cache = user_cache()
+        folder = None if cache is None else cache / "reuse"
+    return None if folder is None else folder / f"{model_key}.json"
 
 
 def read_verdicts(model_key: str, folder: Path | None = None) -> ModelVerdicts | None:
     """None if nothing was measured. Raises ConfigError, in one line, for a file that is damaged or
     somebody else's."""
     file = verdict_file(model_key, folder)
+    if file is None:
+        return None
     try:
         found = msgspec.json.decode(
             read_file(file, _MAX_FILE_BYTES, is_private=True), type=ModelVerdicts
@@ -224,6 +225,8 @@ def read_verdicts(model_key: str, folder: Path | None = None) -> ModelVerdicts |
 def write_verdicts(model_key: str, verdicts: ModelVerdicts, folder: Path | None = None) -> Path:
     """Keep them, whole or not at all. Raises OSError if that cannot be done."""
     file = verdict_file(model_key, folder)
+    if file is None:
+        raise OSError("this user has no home, and XDG_CACHE_HOME is not set")
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     data = msgspec.json.format(msgspec.json.encode(verdicts), indent=2) + b"\n"
     with NamedTemporaryFile(dir=file.parent, prefix=".unfinished-", delete=False) as new:

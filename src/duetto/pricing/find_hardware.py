@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import fields, replace
-from os import environ
 from pathlib import Path
 
 import msgspec
 
 from duetto.core.errors import ConfigError
+from duetto.core.files import user_cache
 from duetto.core.near import near_misses
 from duetto.pricing.gpus import ALIASES, GPU_EFFICIENCIES, HARDWARE
 from duetto.pricing.hardware import (
@@ -22,11 +22,10 @@ from duetto.pricing.hardware import (
 HOST = "host"  # the name of what `duetto calibrate` measured
 
 
-def calibration_file() -> Path:
-    """Where `duetto calibrate` keeps what it measured of this host."""
-    home = environ.get("XDG_CACHE_HOME") or ""
-    cache = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
-    return cache / "duetto" / "hardware.json"
+def calibration_file() -> Path | None:
+    """Where `duetto calibrate` keeps what it measured of this host; None: nowhere (user_cache)."""
+    cache = user_cache()
+    return None if cache is None else cache / "hardware.json"
 
 
 def find_hardware(name: str) -> HardwareSpec:
@@ -60,10 +59,10 @@ def find_hardware(name: str) -> HardwareSpec:
 
 def _read_host() -> HardwareSpec:
     file = calibration_file()
-    if not file.is_file():
+    if file is None or not file.is_file():
+        why = "this user has no home" if file is None else f"{file} is not there"
         raise ConfigError(
-            f"--hardware host: this machine has not been measured ({file} is not there); "
-            "run: duetto calibrate"
+            f"--hardware host: this machine has not been measured ({why}); run: duetto calibrate"
         )
     try:
         return read_hardware(file)

@@ -30,7 +30,8 @@ class HostPrices:
 def host_prices(program: Program, precision: Precision) -> HostPrices:
     """A calibration that cannot be read is not worth a server that does not start: it is told in
     `notes`, and a guess does until steps are measured."""
-    if not calibration_file().is_file():
+    file = calibration_file()
+    if file is None or not file.is_file():
         return _guessed(program, precision)
     try:
         host = find_hardware(HOST)

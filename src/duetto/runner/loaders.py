@@ -29,7 +29,7 @@ from duetto.backends.reference import ReferenceBackend
 from duetto.backends.reference.memory import scratch_bytes
 from duetto.checkpoints.checkpoint import Checkpoint, load_weights
 from duetto.core.errors import ConfigError
-from duetto.core.files import Progress
+from duetto.core.files import Progress, user_cache
 from duetto.program.activations import LargestStep
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype, auto_kv_dtype
 from duetto.program.kv_size import bytes_per_block
@@ -220,14 +220,9 @@ class CpuLoader:
 
 
 def default_cache_dir() -> Path | None:
-    """Where packed weights are kept: `duetto/packed` in the user's cache directory (XDG)."""
-    home = environ.get("XDG_CACHE_HOME") or ""
-    if Path(home).is_absolute():  # the specification has relative ones ignored
-        return Path(home, "duetto", "packed")
-    try:
-        return Path.home() / ".cache" / "duetto" / "packed"
-    except RuntimeError:  # a user without a home
-        return None
+    """Where packed weights are kept."""
+    cache = user_cache()
+    return None if cache is None else cache / "packed"
 
 
 def _num_threads(threads: int | None) -> int:
