@@ -170,7 +170,7 @@ def test_a_part_that_has_no_place_is_refused_or_computed(llm):
         (prompt(0), PARAMS, "best", "reuse.method"),
         (prompt(0), PARAMS, {"method": "first", "num_first": -1}, "reuse.num_first"),
         (prompt(0), PARAMS, "query:1.5", "reuse.ratio"),
-        (prompt(0), PARAMS, "query:0.5:99", "reuse"),
+        (prompt(0), PARAMS, "query:0.5:99", "reuse.num_rounds"),
         (prompt(0), PARAMS, 5, "reuse"),
         (prompt(0), SamplingParams(max_tokens=1, prompt_logprobs=0), "none", "reuse"),
         ({"segments": ["a", 5]}, PARAMS, None, "segments[1]"),

@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_used_is_told_and_the_answer_is_there(tiny_model
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_offloading_size": 0}, "--kv-offloading-size: must be GiB above 0, not 0"),
+        ({"kv_offloading_size": 0}, "--kv-offloading-size: must be GiB above 0, up to 1,048,576, not 0"),
         ({"kv_offloading_size": "1"}, "--kv-offloading-size: must be GiB above 0"),
         ({"kv_offloading_size": float("nan")}, "--kv-offloading-size: must be GiB above 0"),
         ({"kv_offloading_disk": ""}, "--kv-offloading-disk: must be a folder, not ''"),
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_used_is_told_and_the_answer_is_there(tiny_model
         ({"kv_offloading_disk_size": 1.0}, "there is no --kv-offloading-disk"),
         (
             {"kv_offloading_disk": "kv", "kv_offloading_disk_size": -1},
-            "--kv-offloading-disk-size: must be GiB above 0, not -1",
+            "--kv-offloading-disk-size: must be GiB above 0, up to 1,048,576, not -1",
         ),
         (
             {"kv_offloading_size": 1.0, "enable_prefix_caching": False},

@@ -143,3 +143,17 @@ def test_the_command_line_binds(capsys):
     assert command is pin
     assert bound.arguments["ttl"] == 90.0 and bound.arguments["priority"] == 80
     assert bound.arguments["server"].url == "localhost:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "ttl", "key", "message"),
+    [
+        (PROMPT, float("inf"), None, "this cannot be sent"),
+        (PROMPT, float("nan"), None, "this cannot be sent"),
+        ("a\udcff", None, None, "this cannot be sent"),
+        (PROMPT, None, "é☃", "--api-key: must be ASCII"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line(server, text, ttl, key, message):
+    with pytest.raises(ConfigError, match=message):
+        pin(text, ttl=ttl, server=CacheServer(url=server.url, api_key=key))

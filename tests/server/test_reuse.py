@@ -203,7 +203,7 @@ TWICE = [{"role": "user", "content": [{"type": "text", "text": " a ", "cache": "
                 ({"reuse": {"method": "first"}}, "reuse.num_first"),
                 ({"reuse": {"method": "hkvd", "ratio": 1.5}}, "reuse.ratio"),
                 ({"reuse": {"method": "query", "ratio": 0.1, "num_rounds": 0}}, "reuse.num_rounds"),
-                ({"reuse": "query:0.1:99"}, "reuse"),
+                ({"reuse": "query:0.1:99"}, "reuse.num_rounds"),
                 ({"reuse": {"method": "none", "x": 1}}, "reuse.x"),
                 ({"reuse": "none", "prompt_logprobs": 0}, "prompt_logprobs"),
             )

@@ -217,7 +217,8 @@ def drop(
     what: Annotated[TextOptions | None, Flat] = None,
     server: Annotated[CacheServer | None, Flat] = None,
 ) -> None:
-    """Forget a text's KV, from its first token on, and end its pin. What other pins keep stays.
+    """Forget a text's KV, from its first token on, and end its pin. What other pins keep stays. So
+    does a file of --kv-offloading-disk, until its room is needed: the next start finds it again.
 
     Parameters
     ----------

@@ -100,7 +100,8 @@ def _is_target(value: object) -> bool:
 _COUNT = _Check(_is_count, "1 or more (a whole number)")
 _OPTIONAL_COUNT = _Check(lambda value: value is None or _is_count(value), _COUNT.words)
 _SIZE = _Check(
-    lambda value: value is None or (_is_number(value) and 0 < value <= 2**20), "GiB above 0"
+    lambda value: value is None or (_is_number(value) and 0 < value <= 2**20),
+    "GiB above 0, up to 1,048,576",
 )
 _SWITCH = _Check(lambda value: isinstance(value, bool), "True or False")
 _CHECKS: Mapping[str, _Check] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from duetto.core.errors import InvalidRequest
-from duetto.core.reuse import METHODS, Reuse, ReuseMethod, TokenRange
+from duetto.core.reuse import MAX_ROUNDS, METHODS, Reuse, ReuseMethod, TokenRange
 
 OnUnsupported = Literal["refuse", "compute"]
 OFF = "off"
@@ -143,9 +143,10 @@ def parse_reuse(given: object, field: str = "reuse") -> ReuseChoice | None:
         raise InvalidRequest(
             field, "must be a word like query:0.15, an object with a method, or false"
         )
-    method = given.get("method")
+    method, accepted = given.get("method"), ", ".join((*METHODS, OFF))
+    if method is None:
+        raise InvalidRequest(f"{field}.method", f"is required: one of {accepted}")
     if method not in METHODS:
-        accepted = ", ".join((*METHODS, OFF))
         raise InvalidRequest(f"{field}.method", f"{method!r:.60} is not one of {accepted}")
     names = NUMBERS[method]
     for key in given:
@@ -169,7 +170,7 @@ def _object_of(word: str, field: str) -> dict[str, Any]:
     method, *numbers = word.split(":")
     names = NUMBERS.get(method, ()) if method in METHODS else ()
     if method in METHODS and len(numbers) > len(names):
-        raise InvalidRequest(field, f"{word!r:.60}: method {method} takes {len(names)} numbers")
+        raise InvalidRequest(field, f"{word!r:.60}: method {method} takes {len(names)} at most")
     return {"method": method, **{n: _number(t) for n, t in zip(names, numbers, strict=False)}}
 
 
@@ -187,6 +188,8 @@ def _check(field: str, name: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise InvalidRequest(field, f"must be from 0 to 1, not {value!r:.60}")
         return
-    least = 0 if name == "num_first" else 1
-    if type(value) is not int or not least <= value < _MAX_NUMBER:
-        raise InvalidRequest(field, f"must be {least} or more (a whole number), not {value!r:.60}")
+    least, most = (0, _MAX_NUMBER) if name == "num_first" else (1, MAX_ROUNDS)
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidRequest(
+            field, f"must be a whole number from {least} to {most:,}, not {value!r:.60}"
+        )

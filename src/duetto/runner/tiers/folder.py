@@ -49,6 +49,7 @@ class Folder:
         self._file_of: dict[bytes, str] = {}  # by key
         self._reported: set[str] = set()  # kinds of trouble
         self._dropped: list[bytes] = []  # keys, since they were asked for
+        self.is_usable = True  # unless it cannot even be looked into
         self._look()
 
     @property
@@ -141,6 +142,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             found = sorted(self._found())
         except OSError as error:
+            self.is_usable = False
             self._report("folder", f"{self.path} cannot be used for KV: {error.strerror}")
             return
         for _, name, size in found:

@@ -69,6 +69,8 @@ def tiers_in_words(room: TierRoom, args: EngineArgs) -> str:
     if room.disk is None:
         return told
     folder = room.disk.folder
+    if not folder.is_usable:
+        return f"{told}, and not to {folder.path}, which cannot be used"
     limit = args.kv_offloading_disk_size or DISK_GIB
     return (
         f"{told}, and to {folder.path}: {folder.num_bytes / GIB:.2f} of {limit:g} GiB used, "

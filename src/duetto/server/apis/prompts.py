@@ -56,5 +56,5 @@ def _segment(segment: str | list[int] | WireSegment, field: str) -> PromptSegmen
         return PromptSegment(segment)
     content = segment.token_ids if segment.text is None else segment.text
     if content is None or (segment.text is not None and segment.token_ids is not None):
-        raise invalid(field, "must have one of text and token_ids")
+        raise invalid(field, "must have exactly one of text and token_ids")
     return PromptSegment(content, bool(segment.reusable))
