@@ -164,7 +164,7 @@ def test_documents_that_cannot_be(options: dict[str, int], message: str) -> None
     [
         ("best", r"--reuse.*'best' is not one of none, first"),
         ("first", "--reuse.*num_first.*needs it"),
-        ("first:-1", "--reuse.*must be 0 or more"),
+        ("first:-1", r"--reuse.num_first: must be a whole number from 0"),
     ],
 )
 def test_a_choice_that_is_none_is_refused(word: str, message: str) -> None:
