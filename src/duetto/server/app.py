@@ -22,7 +22,10 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec, bytes_in_place
 from duetto.engine.thread import SteppedEngine
-from duetto.server.apis.prompts import GivenPrompt, split_prompts
+from duetto.server.apis.asked import AskedChat, AskedPrompts
+from duetto.server.apis.chat import read_chat
+from duetto.server.apis.chunks import ChunkTranslator
+from duetto.server.apis.prompts import split_prompts
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -33,8 +36,9 @@ from duetto.server.apis.protocol import (
 )
 from duetto.server.apis.reading import decode
 from duetto.server.apis.replies import Envelope
-from duetto.server.apis.sampling import chat_params, check_step_entries, completion_params
+from duetto.server.apis.sampling import check_lists, check_step_entries, completion_asked
 from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
+from duetto.server.apis.translator import Translator
 from duetto.server.cache_api import CacheApi
 from duetto.server.door import Door, Job, RequestHead
 from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
@@ -173,30 +177,29 @@ class Api:
 
     async def completions(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
-            wire, sampling, prompts = await self._work.read(
-                lambda: self._read_completion(body), len(body)
-            )
-            with self._relay.reserved(
-                self._checked_fan(len(prompts), sampling), client_of(request.scope)
-            ):
+            wire, asked = await self._work.read(lambda: self._read_completion(body), len(body))
+            num_answers = self._checked_fan(len(asked.prompts), asked.asked.sampling)
+            with self._relay.reserved(num_answers, client_of(request.scope)):
                 arrival = self._arrival(request, len(body))
-                door = self._door.completion(wire, prompts, sampling, arrival)
-                job = await while_connected(request, door)
-                shape = CompletionShape(wire, job, self._codec)
+                job = await while_connected(request, self._door.completion(asked, arrival))
                 held = self.replies.hold(job.reply_bytes)
-                exchange = self._submit(wire, job, shape, arrival)
-        return await self._reply(wire, exchange, held, request)
+                shape = CompletionShape(wire, job, self._codec)
+                translator = self._translator(wire, job, shape, arrival)
+                scores_only = wire.max_tokens == 0
+                exchange = self._submit(job, translator, arrival, only_prompt=scores_only)
+        return await self._reply(wire.stream, exchange, held, request)
 
     async def chat_completions(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
-            wire, sampling = await self._work.read(lambda: self._read_chat(body), len(body))
-            with self._relay.reserved(self._checked_fan(1, sampling), client_of(request.scope)):
+            wire, conversation = await self._work.read(lambda: self._read_chat(body), len(body))
+            num_answers = self._checked_fan(1, conversation.asked.sampling)
+            with self._relay.reserved(num_answers, client_of(request.scope)):
                 arrival = self._arrival(request, len(body))
-                door = self._door.chat(wire, sampling, arrival)
-                job = await while_connected(request, door)
+                job = await while_connected(request, self._door.chat(conversation, arrival))
                 held = self.replies.hold(job.reply_bytes)
-                exchange = self._submit(wire, job, ChatShape(wire, job, self._codec), arrival)
-        return await self._reply(wire, exchange, held, request)
+                shape = ChatShape(wire, job, self._codec)
+                exchange = self._submit(job, self._translator(wire, job, shape, arrival), arrival)
+        return await self._reply(wire.stream, exchange, held, request)
 
     async def tokenize(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
@@ -251,22 +254,27 @@ class Api:
 
     # --- steps of a request ----------------------------------------------------------------------
 
-    def _read_completion(
-        self, body: bytes
-    ) -> tuple[CompletionRequest, SamplingParams, list[GivenPrompt]]:
+    def _read_completion(self, body: bytes) -> tuple[CompletionRequest, AskedPrompts]:
         """Runs on any thread."""
         wire = decode(body, CompletionRequest)
         self._check_model(wire.model)
-        self._door.check_lists(wire)
-        sampling = completion_params(wire, self._settings.default_sampling)
-        return wire, sampling, split_prompts(wire.prompt, self._config, self._settings.max_answers)
+        check_lists(wire, self._codec.vocab_size)
+        asked = completion_asked(wire, self._settings.default_sampling)
+        prompts = AskedPrompts(
+            asked=asked,
+            prompts=split_prompts(wire.prompt, self._config, self._settings.max_answers),
+            add_special_tokens=wire.add_special_tokens is not False,
+            echo=bool(wire.echo),
+            echo_tokens=wire.logprobs is not None,
+        )
+        return wire, prompts
 
-    def _read_chat(self, body: bytes) -> tuple[ChatRequest, SamplingParams]:
+    def _read_chat(self, body: bytes) -> tuple[ChatRequest, AskedChat]:
         """Runs on any thread."""
         wire = decode(body, ChatRequest)
         self._check_model(wire.model)
-        self._door.check_lists(wire)
-        return wire, chat_params(wire, self._settings.default_sampling)
+        check_lists(wire, self._codec.vocab_size)
+        return wire, read_chat(wire, self._settings.default_sampling)
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.served_model_name:
@@ -295,9 +303,9 @@ class Api:
         name = self._relay.history.claim(tenant, state["request_label"], own)
         return RequestHead(own, num_bytes, tenant, name, client_of(request.scope))
 
-    def _submit(
+    def _translator(
         self, wire: SamplingRequest, job: Job, shape: ReplyShape, arrival: RequestHead
-    ) -> Exchange:
+    ) -> Translator:
         streams = bool(wire.stream)
         envelope = Envelope(
             id=shape.id_prefix + arrival.name,
@@ -306,23 +314,32 @@ class Api:
             model=self._settings.served_model_name,
             system_fingerprint=self._settings.system_fingerprint,
         )
+        return ChunkTranslator(
+            shape,
+            envelope,
+            wire.stream_options or StreamOptions(),
+            num_choices=len(job.requests),
+            num_per_prompt=job.sampling.n,
+            return_token_ids=bool(wire.return_token_ids),
+        )
+
+    def _submit(
+        self, job: Job, translator: Translator, arrival: RequestHead, *, only_prompt: bool = False
+    ) -> Exchange:
         return Exchange(
             job,
             self._relay.submit(job.requests, arrival.name),
-            shape,
-            envelope,
+            translator,
             clock=self._relay.clock,
-            return_token_ids=bool(wire.return_token_ids),
-            only_prompt=wire.max_tokens == 0,
+            only_prompt=only_prompt,
             tells_other_salts=self._settings.only_local_hosts,
         )
 
     async def _reply(
-        self, wire: SamplingRequest, exchange: Exchange, held: Held, request: Request
+        self, streams: bool | None, exchange: Exchange, held: Held, request: Request
     ) -> Response:
-        if wire.stream:
-            options = wire.stream_options or StreamOptions()
-            return EventStream(exchange, self._relay, options, self._settings.sse_keep_alive_s)
+        if streams:
+            return EventStream(exchange, self._relay, self._settings.sse_keep_alive_s)
         return await exchange.reply(self._relay, request.receive, self._work, held.release)
 
     def _model_card(self) -> Json:

@@ -3,11 +3,10 @@
 Everything that can be refused is refused here, before the engine hears of it. Knows no HTTP.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import Any
+from functools import partial
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
@@ -17,24 +16,19 @@ from duetto.core.reuse_choice import ReuseAsked, ReuseChoice
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.intake import encode_bad_words, make_request
-from duetto.engine.marked_chat import Conversation, RenderedChat, render_marked
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
+from duetto.server.apis.asked import Asked, AskedChat, AskedPrompts
+from duetto.server.apis.chat import chat_prompt, check_text_or_chat
 from duetto.server.apis.echo import Echo, echo_of_ids, echo_of_text
 from duetto.server.apis.prompts import GivenPrompt
-from duetto.server.apis.protocol import (
-    ChatRequest,
-    CompletionRequest,
-    SamplingRequest,
-    TokenizeRequest,
-)
+from duetto.server.apis.protocol import TokenizeRequest
 from duetto.server.apis.reply_size import ReplySize, too_large
-from duetto.server.apis.sampling import caller_names, default_max_tokens, scores_the_prompt
 from duetto.server.http.errors import invalid, refused
 from duetto.server.http.text_work import TextWork
+from duetto.server.rendering import render
 from duetto.server.settings import ServerSettings
 
 MAX_SALT_CHARS = 128
-_THINKING = ("enable_thinking", "thinking")  # what templates call the switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,89 +74,59 @@ class Door:
         self._work = work
         self._codec = codec
         self._config = config
-        self._defaults = settings.default_sampling
         self._reuse = settings.reuse
         self._max_reply_bytes = settings.max_reply_bytes
         self._seed = settings.seed
         self._clock = clock
         self._num_accepted = 0  # prompts
 
-    def check_lists(self, request: SamplingRequest) -> None:
-        """Refuse lists of token ids that no vocabulary fills, before each entry is looked at."""
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            count, most = len(getattr(request, name) or ()), self._codec.vocab_size
-            if count > most:
-                raise invalid(name, f"{count} entries are more than the vocabulary of {most}")
-
-    async def completion(
-        self,
-        request: CompletionRequest,
-        prompts: Sequence[GivenPrompt],
-        sampling: SamplingParams,
-        arrival: RequestHead,
-    ) -> Job:
+    async def completion(self, asked: AskedPrompts, arrival: RequestHead) -> Job:
         """Raises ApiError 400, naming the field."""
-        add_special = request.add_special_tokens is not False
-        choice = self._choice(request)
+        choice = self._choice(asked.asked)
 
         def build() -> Job:
             encoded = [
-                self._encode(request, prompt, sampling, choice, add_special=add_special)
-                for prompt in prompts
+                self._encode(asked.asked, prompt, choice, add_special=asked.add_special_tokens)
+                for prompt in asked.prompts
             ]
-            job = self._draft(request, encoded, sampling, arrival)
-            return self._with_echoes(request, job, add_special) if request.echo else job
+            job = self._draft(asked.asked, encoded, arrival)
+            if not asked.echo:
+                return job
+            return replace(job, prompts=tuple([self._with_echo(asked, p) for p in job.prompts]))
 
-        at_once = not request.bad_words and not request.echo
+        at_once = not asked.asked.sampling.bad_words and not asked.echo
         return self._accept(await self._work.text(build, arrival.num_bytes, at_once=at_once))
 
-    async def chat(
-        self, request: ChatRequest, sampling: SamplingParams, arrival: RequestHead
-    ) -> Job:
+    async def chat(self, conversation: AskedChat, arrival: RequestHead) -> Job:
         """Raises ApiError 400, naming the field."""
-        choice = self._choice(request)
+        asked, add_special = conversation.asked, conversation.prompt.add_special_tokens
+        choice = self._choice(asked)
 
         def build() -> Job:
-            chat = self._render(request)
-            prompt = self._encode(
-                request,
-                chat.segments or chat.text,
-                sampling,
-                choice,
-                add_special=request.add_special_tokens is True,
-                refusal=chat.refusal,
-            )
-            return self._draft(request, [prompt], sampling, arrival)
+            with _naming(asked.names):
+                chat = render(self._codec, conversation.prompt)
+            given, why = chat.segments or chat.text, chat.refusal
+            prompt = self._encode(asked, given, choice, add_special=add_special, refusal=why)
+            return self._draft(asked, [prompt], arrival)
 
         return self._accept(await self._work.chat(build, arrival.num_bytes))
 
     async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> list[int]:
         """Raises ApiError 400, naming the field."""
-        if (request.prompt is None) == (request.messages is None):
-            field = "prompt" if request.prompt is None else "messages"
-            raise invalid(field, "exactly one of prompt and messages is needed")
-        templated = {
-            "chat_template_kwargs": bool(request.chat_template_kwargs),
-            "add_generation_prompt": request.add_generation_prompt is False,
-            "reasoning_effort": request.reasoning_effort not in (None, "none"),
-            "documents": bool(request.documents),
-        }
-        for name, is_asked in templated.items():
-            if request.prompt is not None and is_asked:
-                raise invalid(name, "is for messages; a prompt has no template")
+        check_text_or_chat(request)
+        if (text := request.prompt) is not None:
+            add_special = request.add_special_tokens is not False
+            encode = partial(self._codec.encode, text, add_special_tokens=add_special)
+            return await self._work.text(encode, num_bytes)
+        prompt = chat_prompt(request)
 
         def build() -> list[int]:
-            if request.prompt is not None:
-                add_special = request.add_special_tokens is not False
-                return self._codec.encode(request.prompt, add_special_tokens=add_special)
-            add_special = request.add_special_tokens is True
             with _naming({"prompt": "messages"}):
-                chat = self._render(request)
-                return [*self._ids(chat.segments or chat.text, add_special=add_special).token_ids]
+                chat = render(self._codec, prompt)
+                given = chat.segments or chat.text
+                return [*self._ids(given, add_special=prompt.add_special_tokens).token_ids]
 
-        if request.messages is not None:
-            return await self._work.chat(build, num_bytes)
-        return await self._work.text(build, num_bytes)
+        return await self._work.chat(build, num_bytes)
 
     async def detokenize(self, tokens: list[int], num_bytes: int) -> str:
         """Raises ApiError 400, naming the field."""
@@ -191,30 +155,30 @@ class Door:
 
     # --- these run on any thread ---------------------------------------------------------------
 
-    def _choice(self, request: SamplingRequest) -> ReuseChoice | None:
+    def _choice(self, asked: Asked) -> ReuseChoice | None:
         with _naming({}):
-            return self._reuse.chosen(request.reuse)
+            return self._reuse.chosen(asked.reuse)
 
-    def _asked(
+    def _reuse_asked(
         self,
-        request: SamplingRequest,
+        asked: Asked,
         choice: ReuseChoice | None,
         segments: tuple[TokenRange, ...],
         refusal: InvalidRequest | None,
     ) -> ReuseAsked | None:
         """What is asked for a prompt; None where nobody asks for anything."""
         has_marks = bool(segments) or refusal is not None
-        if choice is None or not (has_marks or request.reuse is not None):
+        if choice is None or not (has_marks or asked.reuse is not None):
             return None
-        if segments and (field := scores_the_prompt(request)) is not None:
-            refusal = InvalidRequest(field, "with reuse: it needs the prompt's own, exact KV")
+        if segments and asked.scored_by is not None:
+            why = "with reuse: it needs the prompt's own, exact KV"
+            refusal = InvalidRequest(asked.scored_by, why)
         return self._reuse.asked(choice, segments, refusal)
 
     def _encode(
         self,
-        request: SamplingRequest,
+        asked: Asked,
         prompt: GivenPrompt,
-        sampling: SamplingParams,
         choice: ReuseChoice | None,
         *,
         add_special: bool,
@@ -223,17 +187,16 @@ class Door:
         """`refusal`: why what is marked in the prompt has no place of its own."""
         num_tokens = self._fewest_tokens(prompt)
         if num_tokens > self._config.context_length:
-            error = self._config.too_long(
-                num_tokens, sampling.max_tokens or 1, is_lower_bound=not isinstance(prompt, list)
-            )
-            raise refused(error, caller_names(request))
+            max_tokens, is_bound = asked.sampling.max_tokens or 1, not isinstance(prompt, list)
+            error = self._config.too_long(num_tokens, max_tokens, is_lower_bound=is_bound)
+            raise refused(error, asked.names)
         if isinstance(prompt, list):
             ids, ranges = tuple(prompt), tuple[TokenRange, ...]()
         else:
-            with _naming(caller_names(request)):
+            with _naming(asked.names):
                 ids, ranges = self._ids(prompt, add_special=add_special)
-        asked = self._asked(request, choice, ranges, refusal)
-        return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None, asked)
+        reuse = self._reuse_asked(asked, choice, ranges, refusal)
+        return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None, reuse)
 
     def _ids(self, prompt: str | tuple[PromptSegment, ...], *, add_special: bool) -> SegmentedIds:
         if isinstance(prompt, str):
@@ -241,20 +204,19 @@ class Door:
             return SegmentedIds(tuple(ids), ())
         return encode_segments(self._codec, prompt, add_special_tokens=add_special)
 
-    def _with_echoes(self, request: CompletionRequest, job: Job, add_special: bool) -> Job:
-        prompts = []
-        for prompt in job.prompts:
-            with _naming({}):
-                prompts.append(replace(prompt, echo=self._echo(request, prompt, add_special)))
-        return replace(job, prompts=tuple(prompts))
-
-    def _echo(self, request: CompletionRequest, prompt: EncodedPrompt, add_special: bool) -> Echo:
-        with_tokens = request.logprobs is not None
-        if prompt.text is None:
-            return echo_of_ids(self._codec, prompt.token_ids, with_tokens=with_tokens)
-        return echo_of_text(
-            self._codec, prompt.text, add_special_tokens=add_special, with_tokens=with_tokens
-        )
+    def _with_echo(self, asked: AskedPrompts, prompt: EncodedPrompt) -> EncodedPrompt:
+        with _naming({}):
+            if prompt.text is None:
+                ids = prompt.token_ids
+                echo = echo_of_ids(self._codec, ids, with_tokens=asked.echo_tokens)
+            else:
+                echo = echo_of_text(
+                    self._codec,
+                    prompt.text,
+                    add_special_tokens=asked.add_special_tokens,
+                    with_tokens=asked.echo_tokens,
+                )
+        return replace(prompt, echo=echo)
 
     def _fewest_tokens(self, prompt: GivenPrompt) -> int:
         """How many tokens a prompt is at least, told without tokenizing."""
@@ -267,65 +229,20 @@ class Door:
         # What is not text (half a surrogate pair) is for the tokenizer to refuse.
         return 0 if longest is None else -(-len(prompt.encode(errors="ignore")) // longest)
 
-    def _render(self, request: ChatRequest | TokenizeRequest) -> RenderedChat:
-        first_error: InvalidRequest | None = None
-        for given in _without_idle(request.chat_template_kwargs or {}):
-            try:
-                return self._render_with(given, request)
-            except InvalidRequest as error:
-                if error.field != "chat_template_kwargs":
-                    raise
-                first_error = first_error or error
-        assert first_error is not None
-        raise first_error
-
-    def _render_with(
-        self, given: Mapping[str, Any], request: ChatRequest | TokenizeRequest
-    ) -> RenderedChat:
-        messages = [message.shown() for message in request.messages or ()]
-        effort = request.reasoning_effort
-
-        def render(more: dict[str, Any]) -> RenderedChat:
-            def render_chat(conversation: Conversation, documents: Conversation) -> str:
-                return self._codec.render_chat(
-                    conversation,
-                    add_generation_prompt=request.add_generation_prompt is not False,
-                    template_kwargs={**more, **given},
-                    documents=documents,
-                )
-
-            return render_marked(render_chat, messages, request.documents or ())
-
-        for more in _template_words(effort):
-            try:
-                return render(more)
-            except InvalidRequest as error:
-                if error.field != "chat_template_kwargs" and effort != "none":
-                    raise
-        text = render({})
-        if effort not in (None, "none"):
-            words = "the template of this model has no levels of it; only none is accepted"
-            raise invalid("reasoning_effort", words)
-        return text
-
     def _draft(
         self,
-        request: SamplingRequest,
+        asked: Asked,
         prompts: list[EncodedPrompt],
-        sampling: SamplingParams,
         arrival: RequestHead,
     ) -> Job:
         """One request per prompt; what depends on the order of requests is still missing."""
-        salt = arrival.tenant + checked_salt(request.cache_salt)
-        priority = request.priority or 0
-        size = ReplySize.of(request, sampling, self._max_reply_bytes)
+        sampling = asked.sampling
+        salt = arrival.tenant + checked_salt(asked.cache_salt)
+        size = ReplySize.of(asked, self._max_reply_bytes)
         # What nobody asked for must not be the reason to refuse.
-        limits = (
-            default_max_tokens(request, self._defaults),
-            size.room(len(prompt.token_ids) for prompt in prompts),
-        )
-        with _naming(caller_names(request)):
-            self._config.check_priority(priority)
+        limits = asked.default_max_tokens, size.room(len(prompt.token_ids) for prompt in prompts)
+        with _naming(asked.names):
+            self._config.check_priority(asked.priority)
             bad_word_ids = encode_bad_words(sampling.bad_words, self._codec)
             requests = [
                 make_request(
@@ -337,7 +254,7 @@ class Door:
                     arrival_time=0.0,
                     default_max_tokens=min((m for m in limits if m is not None), default=None),
                     bad_word_ids=bad_word_ids,
-                    priority=priority,
+                    priority=asked.priority,
                     cache_salt=salt,
                     tenant=arrival.client,
                     reuse=prompt.reuse,
@@ -347,35 +264,17 @@ class Door:
         num_bytes = size.num_bytes((r.num_prompt_tokens, r.max_tokens) for r in requests)
         if num_bytes > size.max_bytes:
             num_scored = sum(r.num_prompt_tokens for r in requests)
-            raise too_large(request, sampling, size, num_bytes, num_scored)
+            raise too_large(asked, size, num_bytes, num_scored)
         return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)
 
 
 @contextmanager
-def _naming(names: dict[str, str]) -> Iterator[None]:
+def _naming(names: Mapping[str, str]) -> Iterator[None]:
     """What the codec or the engine's checks refuse within it is a 400 in the caller's names."""
     try:
         yield
     except InvalidRequest as error:
         raise refused(error, names) from None
-
-
-def _template_words(effort: str | None) -> tuple[dict[str, Any], ...]:
-    """How templates are told how much to reason, as they may read it: no two agree."""
-    if effort is None:
-        return ()
-    if effort == "none":
-        off = tuple({name: False} for name in _THINKING)
-        return (*off, {"reasoning_effort": "none"})
-    return ({"reasoning_effort": effort},)
-
-
-def _without_idle(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The arguments for a template, then without those that turn off what it may not have."""
-    idle = [name for name in _THINKING if given.get(name) is False]
-    for count in range(len(idle) + 1):
-        for left_out in combinations(idle, count):
-            yield {name: value for name, value in given.items() if name not in left_out}
 
 
 def checked_salt(salt: str | None) -> bytes:

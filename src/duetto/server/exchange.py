@@ -1,7 +1,7 @@
 """One answer on its way to one client: as server-sent events, or whole.
 
 Counts tokens, ends the answer when the client hangs up, and turns what ended badly into an error.
-Knows no model and no scheduling; what a choice looks like is the shape's affair.
+Knows no model, no scheduling and no API: what is said, and how, is the translator's affair.
 """
 
 import asyncio
@@ -16,9 +16,8 @@ from duetto.core.batch import RequestUpdate, SampledToken, TokenLogprob
 from duetto.core.draft_counts import NO_DRAFTS
 from duetto.core.request import FinishReason
 from duetto.server.answer import Answer, ClientGone, Delta
-from duetto.server.apis.protocol import StreamOptions
-from duetto.server.apis.replies import Envelope, timings, usage
-from duetto.server.apis.shapes import ReplyShape
+from duetto.server.apis.replies import timings
+from duetto.server.apis.translator import AnswerStep, Ending, Translator, Usage, WholeAnswer
 from duetto.server.door import Job
 from duetto.server.http.errors import ApiError, engine_failure, stopping
 from duetto.server.http.json_parts import (
@@ -33,9 +32,6 @@ from duetto.server.http.text_work import LARGE_BYTES, TextWork
 from duetto.server.relay import Relay
 
 CLIENT_GONE = 499  # nobody sees it but the metrics
-KEEP_ALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
-NOT_ENDED = {"finish_reason": None, "stop_reason": None}
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -60,11 +56,9 @@ class Exchange:
         self,
         job: Job,
         answer: Answer,
-        shape: ReplyShape,
-        envelope: Envelope,
+        translator: Translator,
         *,
         clock: Callable[[], float],
-        return_token_ids: bool = False,
         only_prompt: bool = False,
         tells_other_salts: bool = False,
     ) -> None:
@@ -72,10 +66,8 @@ class Exchange:
         be the engine's own."""
         self.answer = answer
         self._job = job
-        self._shape = shape
-        self._envelope = envelope
+        self.translator = translator
         self._clock = clock
-        self._return_token_ids = return_token_ids
         self._tells_other_salts = tells_other_salts
         self._only_prompt = only_prompt
         self._num_output = 0
@@ -115,9 +107,9 @@ class Exchange:
         lengths = [(len(prompt.token_ids), most) for prompt in self._job.prompts]
         num_bytes = self._job.size.num_bytes(lengths)
         if num_bytes <= LARGE_BYTES:
-            return Response(encode(self._complete(choices)), media_type="application/json")
+            return Response(encode(self._body(choices)), media_type="application/json")
         return PartsResponse(
-            await work.reply(lambda: packed(json_parts(self._complete(choices))), num_bytes)
+            await work.reply(lambda: packed(json_parts(self._body(choices))), num_bytes)
         )
 
     def _collect(self, choice: _Choice, delta: Delta) -> None:
@@ -128,62 +120,35 @@ class Exchange:
         choice.scored += delta.prompt_logprobs
         choice.final = delta.final
 
-    def _complete(self, choices: Sequence[_Choice]) -> Json:
-        bodies, is_single = [], len(choices) == 1
-        more = self._shape.beside_choices(choices[0].scored)
+    def _body(self, choices: Sequence[_Choice]) -> Json:
+        answers = []
         for index, choice in enumerate(choices):
+            # It was complete when the last of all choices was: no reader was waited for.
+            ending = None if choice.final is None else self._ending(index, choice.final, 0.0)
             text = "".join(choice.texts)
-            scored = choices[index - index % self._job.sampling.n].scored  # once for each prompt
-            body = self._shape.complete(index, text, choice.tokens, scored)
-            if choice.final is not None:
-                body |= self._ending(choice.final)
-                # It was complete when the last of all choices was: no reader was waited for.
-                (more if is_single else body)["timings"] = self._timings(index, choice.final, 0.0)
-            bodies.append(body | self._ids(choice.tokens))
-        return self._envelope.around(
-            bodies, usage=self.usage(), service_tier=None, kv_transfer_params=None, **more
-        )
+            answers.append(WholeAnswer(index, text, choice.tokens, choice.scored, ending))
+        return self.translator.whole(answers, self.usage())
 
-    # --- chunks ----------------------------------------------------------------------------------
+    # --- streamed --------------------------------------------------------------------------------
 
-    def openings(self) -> list[Json]:
-        """The chunks that come before any token."""
-        choices = [self._shape.opening(index) for index in range(len(self._job.requests))]
-        more = self._shape.beside_choices(())
-        return [
-            self._envelope.around([choice | NOT_ENDED | self._ids(())], **more)
-            for choice in choices
-            if choice is not None
-        ]
-
-    def chunk(self, delta: Delta) -> Json | None:
-        """The chunk that shows a delta; None if no token came.
-
-        Tokens are shown also where they have no text, or none yet: clients measure the gaps between
-        chunks, as they may with vLLM.
-        """
+    def events(self, delta: Delta) -> bytes:
+        """Those that show a delta; none if no token came."""
         text, tokens = self._count(delta)
         if delta.final is None and not text and not tokens:
-            return None
-        choice = self._shape.delta(delta.index, text, tokens) | self._ids(tokens)
-        if delta.final is None:
-            return self._envelope.around([choice | NOT_ENDED])
-        choice |= self._ending(delta.final)
-        times, reader_s = delta.final.timings, 0.0
-        if times is not None and times.finish_time is not None:
-            reader_s = max(0.0, self._clock() - times.finish_time)
-        timings = self._timings(delta.index, delta.final, reader_s)
-        return self._envelope.around([choice], timings=timings)
-
-    def usage_chunk(self) -> Json:
-        return self._envelope.around([], usage=self.usage())
+            return b""
+        ending = None
+        if delta.final is not None:
+            times, reader_s = delta.final.timings, 0.0
+            if times is not None and times.finish_time is not None:
+                reader_s = max(0.0, self._clock() - times.finish_time)
+            ending = self._ending(delta.index, delta.final, reader_s)
+        return self.translator.step(AnswerStep(delta.index, text, tokens, ending), self.usage)
 
     # --- both ------------------------------------------------------------------------------------
 
-    def usage(self) -> Json:
-        """Every prompt counts once, however many answers it has."""
+    def usage(self) -> Usage:
         num_prompt = sum(len(prompt.token_ids) for prompt in self._job.prompts)
-        return usage(num_prompt, self._num_output, sum(self._num_cached), self._drafts)
+        return Usage(num_prompt, self._num_output, sum(self._num_cached), self._drafts)
 
     def check(self, delta: Delta) -> None:
         """Raise ApiError if the choice ended without an answer."""
@@ -206,25 +171,18 @@ class Exchange:
             self._drafts = self._drafts.plus(times.speculation.total)
         return delta.text, delta.tokens
 
-    def _ids(self, tokens: Sequence[SampledToken]) -> Json:
-        shown = [token.token_id for token in tokens] if self._return_token_ids else None
-        return {"token_ids": shown}
-
-    def _ending(self, final: RequestUpdate) -> Json:
-        reason = FinishReason.LENGTH if self._only_prompt else final.finish_reason
-        return {
-            "finish_reason": None if reason is None else reason.value,
-            "stop_reason": None if self._only_prompt else final.stop_reason,
-        }
-
-    def _timings(self, index: int, final: RequestUpdate, reader_s: float) -> Json | None:
-        return timings(
+    def _ending(self, index: int, final: RequestUpdate, reader_s: float) -> Ending:
+        shown = timings(
             final.timings,
             len(self._job.prompts[index // self._job.sampling.n].token_ids),
             final.num_cached_tokens,
             reader_s=reader_s,
             tells_other_salts=self._tells_other_salts,
         )
+        if self._only_prompt:
+            return Ending(FinishReason.LENGTH.value, None, shown)
+        reason = None if final.finish_reason is None else final.finish_reason.value
+        return Ending(reason, final.stop_reason, shown)
 
 
 class EventStream(Response):
@@ -233,14 +191,11 @@ class EventStream(Response):
     Until then (a first update, or one silent interval) a failure is still an HTTP status.
     """
 
-    def __init__(
-        self, exchange: Exchange, relay: Relay, options: StreamOptions, keep_alive_s: float
-    ) -> None:
+    def __init__(self, exchange: Exchange, relay: Relay, keep_alive_s: float) -> None:
         super().__init__(headers=SSE_HEADERS)
         del self.headers["content-length"]
         self._exchange = exchange
         self._relay = relay
-        self._options = options
         self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
@@ -266,8 +221,8 @@ class EventStream(Response):
                 return
 
     async def _events(self, deltas: list[Delta]) -> AsyncIterator[bytes]:
-        answer = self._exchange.answer
-        if opening := b"".join(self._event(chunk) for chunk in self._exchange.openings()):
+        answer, translator = self._exchange.answer, self._exchange.translator
+        if opening := translator.opening(self._exchange.usage):
             yield opening
         try:
             while True:
@@ -277,22 +232,19 @@ class EventStream(Response):
                     break
                 deltas = await answer.next(self._keep_alive_s)
                 if not deltas:
-                    yield KEEP_ALIVE
+                    yield translator.keep_alive
         except ApiError as error:
-            yield _encode(error.body) + DONE
+            yield translator.failed(error)
             return
-        if self._options.include_usage:
-            yield _encode(self._exchange.usage_chunk())
-        yield DONE
+        yield translator.closing(self._exchange.usage())
 
     def _show(self, deltas: list[Delta]) -> Iterator[bytes]:
         """A write's worth at a time, so that no more is encoded than is being written."""
         events, num_bytes = [], 0
         for delta in self._steps(deltas):
-            chunk = self._exchange.chunk(delta)
-            if chunk is not None:
-                events.append(self._event(chunk))
-                num_bytes += len(events[-1])
+            if shown := self._exchange.events(delta):
+                events.append(shown)
+                num_bytes += len(shown)
             if num_bytes >= WRITE_BYTES:
                 yield b"".join(events)
                 events, num_bytes = [], 0
@@ -303,12 +255,6 @@ class EventStream(Response):
         for delta in deltas:
             self._exchange.check(delta)
             yield from delta.steps()
-
-    def _event(self, chunk: Json) -> bytes:
-        if self._options.include_usage:  # OpenAI's is null in every chunk but the last
-            each = self._options.continuous_usage_stats
-            chunk["usage"] = self._exchange.usage() if each else None
-        return _encode(chunk)
 
 
 @asynccontextmanager
@@ -326,7 +272,3 @@ async def _watched(answer: Answer, relay: Relay, receive: Receive) -> AsyncItera
     finally:
         watcher.cancel()
         relay.close(answer)
-
-
-def _encode(body: Json) -> bytes:
-    return b"data: " + encode(body) + b"\n\n"

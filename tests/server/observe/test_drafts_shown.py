@@ -14,7 +14,8 @@ from duetto.core.batch import RequestUpdate
 from duetto.core.draft_counts import NO_DRAFTS, Chains, DraftCount, Speculation, StepDrafts
 from duetto.core.request import FinishReason
 from duetto.core.shape import BatchShape, RequestShape
-from duetto.server.apis.replies import timings, usage
+from duetto.server.apis.replies import timings, usage_body
+from duetto.server.apis.translator import Usage
 from duetto.server.observe.explain import draft_words, timeline
 from duetto.server.observe.history import History
 from duetto.server.observe.journal import Journal
@@ -52,9 +53,9 @@ def ended(told, **more):
 
 
 def test_usage_has_openai_s_names_if_and_only_if_drafts_ran():
-    assert "completion_tokens_details" not in usage(3, 10, 0)
-    assert "completion_tokens_details" not in usage(3, 10, 0, NO_DRAFTS)
-    shown = usage(3, 10, 0, DraftCount(8, 5))["completion_tokens_details"]
+    assert "completion_tokens_details" not in usage_body(Usage(3, 10, 0))
+    assert "completion_tokens_details" not in usage_body(Usage(3, 10, 0, NO_DRAFTS))
+    shown = usage_body(Usage(3, 10, 0, DraftCount(8, 5)))["completion_tokens_details"]
     assert shown == {"accepted_prediction_tokens": 5, "rejected_prediction_tokens": 3}
 
 

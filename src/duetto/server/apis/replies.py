@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from duetto.core.batch import TokenLogprob
-from duetto.core.draft_counts import NO_DRAFTS, DraftCount
 from duetto.core.text import TextCodec
 from duetto.core.timings import RequestTimings
+from duetto.server.apis.translator import Usage
 from duetto.server.http.json_parts import Json
 from duetto.server.observe.explain import parts_ms, reuse, speculation
 from duetto.server.observe.miss import cache_miss
@@ -39,16 +39,15 @@ class Envelope:
         }
 
 
-def usage(
-    num_prompt: int, num_output: int, num_cached: int, drafts: DraftCount = NO_DRAFTS
-) -> Json:
+def usage_body(usage: Usage) -> Json:
     """`completion_tokens_details` is there if drafts ran, under OpenAI's names."""
     shown = {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_output,
-        "total_tokens": num_prompt + num_output,
-        "prompt_tokens_details": {"cached_tokens": num_cached},
+        "prompt_tokens": usage.num_prompt,
+        "completion_tokens": usage.num_output,
+        "total_tokens": usage.num_prompt + usage.num_output,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached},
     }
+    drafts = usage.drafts
     if not drafts.num_proposed:
         return shown
     details = {

@@ -7,9 +7,7 @@ CPython 3.11 and of tokens of four characters: `benchmarks/hostile.py` measures 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from duetto.core.sampling_params import SamplingParams
-from duetto.server.apis.protocol import CompletionRequest, SamplingRequest
-from duetto.server.apis.sampling import caller_names
+from duetto.server.apis.asked import Asked
 from duetto.server.http.errors import ApiError, invalid
 
 TOKEN_BYTES = 128  # a token of an answer: as it is kept, and its text
@@ -27,12 +25,12 @@ class ReplySize:
     max_bytes: int
 
     @staticmethod
-    def of(request: SamplingRequest, sampling: SamplingParams, max_bytes: int) -> "ReplySize":
+    def of(asked: Asked, max_bytes: int) -> "ReplySize":
+        sampling = asked.sampling
         scored, shown, n = sampling.prompt_logprobs, sampling.logprobs, sampling.n
-        if request.stream:
+        if asked.stream:
             return ReplySize(n, 0, 0, max_bytes)  # it goes out as it comes
-        # Each completion shows the prompt's; beside the choices of a chat they stand once.
-        times = n if isinstance(request, CompletionRequest) else 1
+        times = n if asked.is_scored_by_choice else 1
         at_prompt = 0 if scored is None else (1 + scored) * (KEPT_BYTES + times * JSON_BYTES)
         at_answer = 0 if shown is None else (1 + shown) * (KEPT_BYTES + JSON_BYTES)
         return ReplySize(n, at_prompt, TOKEN_BYTES + at_answer, max_bytes)
@@ -54,13 +52,11 @@ class ReplySize:
         )
 
 
-def too_large(
-    request: SamplingRequest, sampling: SamplingParams, size: ReplySize, num_bytes: int, scored: int
-) -> ApiError:
+def too_large(asked: Asked, size: ReplySize, num_bytes: int, scored: int) -> ApiError:
     """400 that names what makes the most of it; `scored` prompt tokens have log-probabilities."""
-    names = caller_names(request)
+    sampling, names = asked.sampling, asked.names
     if size.prompt_token_bytes * scored > num_bytes // 2:
-        field = "logprobs" if request.prompt_logprobs is None else "prompt_logprobs"
+        field = "prompt_logprobs" if asked.scored_by == "prompt_logprobs" else "logprobs"
     elif sampling.logprobs is not None:
         field = names.get("logprobs", "logprobs")
     else:

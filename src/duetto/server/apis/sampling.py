@@ -1,10 +1,12 @@
-"""From a request's body to SamplingParams. Knows the field names of both sides and no tokens."""
+"""From a body to what it asks of sampling. Knows the field names of both sides and no tokens."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
+from duetto.server.apis.asked import Asked
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -40,7 +42,7 @@ _SAME_NAME = (
 )
 
 
-def completion_params(request: CompletionRequest, defaults: Mapping[str, Any]) -> SamplingParams:
+def completion_asked(request: CompletionRequest, defaults: Mapping[str, Any]) -> Asked:
     """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
     asked = {**defaults, "max_tokens": None, **_given(request)}
     asked["logprobs"] = request.logprobs
@@ -55,10 +57,11 @@ def completion_params(request: CompletionRequest, defaults: Mapping[str, Any]) -
         if request.stream:
             raise invalid("stream", "echo with logprobs cannot be streamed")
         asked["prompt_logprobs"] = request.logprobs
-    return _checked(request, asked)
+    usual = defaults.get("max_tokens", COMPLETION_MAX_TOKENS)
+    return replace(_asked(request, asked, {}), default_max_tokens=usual, is_scored_by_choice=True)
 
 
-def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingParams:
+def chat_asked(request: ChatRequest, defaults: Mapping[str, Any]) -> Asked:
     """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
     asked = {**defaults, "max_tokens": None, **_given(request)}
     if request.max_completion_tokens is not None:
@@ -69,7 +72,18 @@ def chat_params(request: ChatRequest, defaults: Mapping[str, Any]) -> SamplingPa
         asked["logprobs"] = request.top_logprobs or 0
     elif request.top_logprobs:
         raise invalid("top_logprobs", "needs logprobs to be true")
-    return _checked(request, asked)
+    names = {"logprobs": "top_logprobs", "prompt": "messages"}
+    if request.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    return replace(_asked(request, asked, names), default_max_tokens=defaults.get("max_tokens"))
+
+
+def check_lists(request: SamplingRequest, vocab_size: int) -> None:
+    """Refuse lists of token ids that no vocabulary fills, before each entry is looked at."""
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        count = len(getattr(request, name) or ())
+        if count > vocab_size:
+            raise invalid(name, f"{count} entries are more than the vocabulary of {vocab_size}")
 
 
 def check_step_entries(sampling: SamplingParams, num_running: int) -> None:
@@ -91,30 +105,13 @@ def check_step_entries(sampling: SamplingParams, num_running: int) -> None:
         )
 
 
-def default_max_tokens(request: SamplingRequest, defaults: Mapping[str, Any]) -> int | None:
-    """What stands for `max_tokens` if the caller says nothing; None is all the room there is."""
-    usual = COMPLETION_MAX_TOKENS if isinstance(request, CompletionRequest) else None
-    most: int | None = defaults.get("max_tokens", usual)
-    return most
-
-
-def scores_the_prompt(request: SamplingRequest) -> str | None:
+def _scored_by(request: SamplingRequest) -> str | None:
     """The field that asks for log-probabilities of the prompt; None if none does."""
     if request.prompt_logprobs is not None:
         return "prompt_logprobs"
     if not isinstance(request, CompletionRequest) or not request.echo:
         return None
     return None if request.logprobs is None else "echo"
-
-
-def caller_names(request: SamplingRequest) -> dict[str, str]:
-    """Our field names to those that the caller used, where they differ."""
-    if not isinstance(request, ChatRequest):
-        return {}
-    names = {"logprobs": "top_logprobs", "prompt": "messages"}
-    if request.max_completion_tokens is not None:
-        names["max_tokens"] = "max_completion_tokens"
-    return names
 
 
 def _given(request: SamplingRequest) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def _given(request: SamplingRequest) -> dict[str, Any]:
     return given
 
 
-def _checked(request: SamplingRequest, asked: dict[str, Any]) -> SamplingParams:
+def _asked(request: SamplingRequest, params: dict[str, Any], names: Mapping[str, str]) -> Asked:
     options = request.stream_options or StreamOptions()
     if (options.include_usage or options.continuous_usage_stats) and not request.stream:
         raise invalid("stream_options", "needs stream to be true")
@@ -134,6 +131,15 @@ def _checked(request: SamplingRequest, asked: dict[str, Any]) -> SamplingParams:
     if request.store:
         raise invalid("store", "nothing is stored by this server; only false is accepted")
     try:
-        return SamplingParams(**asked)
+        sampling = SamplingParams(**params)
     except InvalidRequest as error:
-        raise refused(error, caller_names(request)) from None
+        raise refused(error, names) from None
+    return Asked(
+        sampling=sampling,
+        stream=bool(request.stream),
+        cache_salt=request.cache_salt,
+        priority=request.priority or 0,
+        reuse=request.reuse,
+        scored_by=_scored_by(request),
+        names=names,
+    )

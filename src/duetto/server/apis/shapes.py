@@ -12,6 +12,7 @@ from duetto.engine.detokenizer import TokenPlaces
 from duetto.server.apis.echo import Echo
 from duetto.server.apis.protocol import ChatRequest, CompletionRequest
 from duetto.server.apis.replies import chat_logprobs, completion_logprobs, prompt_logprobs
+from duetto.server.apis.translator import AnswerStep, WholeAnswer
 from duetto.server.door import EncodedPrompt, Job
 from duetto.server.http.json_parts import NUM_AT_ONCE, EncodedParts, Json, JsonColumns, JsonRows
 
@@ -38,18 +39,12 @@ class ReplyShape(Protocol):
         """The choice of a stream's first chunk, before any token; None if there is none."""
         ...
 
-    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
+    def delta(self, step: AnswerStep) -> Json:
         """A choice of a later chunk."""
         ...
 
-    def complete(
-        self,
-        index: int,
-        text: str,
-        tokens: Sequence[SampledToken],
-        scored: Sequence[TokenLogprob],
-    ) -> Json:
-        """A choice of a reply that is not streamed; `scored` are the prompt's tokens."""
+    def complete(self, answer: WholeAnswer) -> Json:
+        """A choice of a reply that is not streamed."""
         ...
 
     def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
@@ -70,18 +65,14 @@ class ChatShape:
     def opening(self, index: int) -> Json | None:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
-        return {"index": index, "delta": {"content": text}, "logprobs": self._logprobs(tokens)}
+    def delta(self, step: AnswerStep) -> Json:
+        shown = self._logprobs(step.tokens)
+        return {"index": step.choice, "delta": {"content": step.text}, "logprobs": shown}
 
-    def complete(
-        self,
-        index: int,
-        text: str,
-        tokens: Sequence[SampledToken],
-        scored: Sequence[TokenLogprob],  # noqa: ARG002 - shown beside the choices
-    ) -> Json:
-        message = {"role": "assistant", "content": text, **NOT_SAID}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens)}
+    def complete(self, answer: WholeAnswer) -> Json:
+        message = {"role": "assistant", "content": answer.text, **NOT_SAID}
+        shown = self._logprobs(answer.tokens)
+        return {"index": answer.choice, "message": message, "logprobs": shown}
 
     def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
         more: Json = {"prompt_token_ids": None, "prompt_logprobs": None}
@@ -120,21 +111,21 @@ class CompletionShape:
             **self._ids(index),
         }
 
-    def delta(self, index: int, text: str, tokens: Sequence[SampledToken]) -> Json:
-        shown = self._logprobs(index, tokens, ())
-        return {"index": index, "text": text, "logprobs": shown, "prompt_token_ids": None}
+    def delta(self, step: AnswerStep) -> Json:
+        shown = self._logprobs(step.choice, step.tokens, ())
+        return {
+            "index": step.choice,
+            "text": step.text,
+            "logprobs": shown,
+            "prompt_token_ids": None,
+        }
 
-    def complete(
-        self,
-        index: int,
-        text: str,
-        tokens: Sequence[SampledToken],
-        scored: Sequence[TokenLogprob],
-    ) -> Json:
+    def complete(self, answer: WholeAnswer) -> Json:
+        index, scored = answer.choice, answer.scored
         choice = {
             "index": index,
-            "text": self._echo(index).text + text,
-            "logprobs": self._logprobs(index, tokens, scored),
+            "text": self._echo(index).text + answer.text,
+            "logprobs": self._logprobs(index, answer.tokens, scored),
             **self._ids(index),
             "prompt_logprobs": None,
         }

@@ -1,5 +1,6 @@
 """Errors as the HTTP API shows them: OpenAI's shape, fixed texts, never the words of a bug."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -51,9 +52,10 @@ def invalid(param: str | None, message: str) -> ApiError:
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
 
 
-def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
-    """400 for what the engine's own checks refuse; `names` maps our field names to the caller's."""
-    param = names.get(error.field, error.field)
+def refused(error: InvalidRequest, names: Mapping[str, str]) -> ApiError:
+    """400 for what the engine's own checks refuse; `names` maps our field names to the caller's,
+    and with them the places within: "messages[2].name" where it knows "messages[2]"."""
+    param = _named(error.field, names)
     if isinstance(error, RequestTooLong):
         message = error.message_of(names.get("prompt", "prompt"))
         if error.field == "max_tokens":
@@ -62,6 +64,14 @@ def refused(error: InvalidRequest, names: dict[str, str]) -> ApiError:
     # A verdict on a choice has its numbers, and next to nothing of the caller's.
     most = MAX_VERDICT if error.field == "reuse" else MAX_REASON
     return ApiError(400, f"{param}: {cut(error.message, most)}", param=param)
+
+
+def _named(field: str, names: Mapping[str, str]) -> str:
+    ends = [len(field), *(at for at in range(len(field) - 1, 0, -1) if field[at] in ".[")]
+    for end in ends:
+        if (name := names.get(field[:end])) is not None:
+            return name + field[end:]
+    return field
 
 
 def unknown_model(name: str, served: str) -> ApiError:

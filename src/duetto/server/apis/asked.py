@@ -1,0 +1,70 @@
+"""The internal form of a request that samples: what every API's body becomes. Knows no HTTP.
+
+A parser of an API makes one of these, or refuses its body by the names of its own fields; the door
+makes prompts and requests of it, and knows no API.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from duetto.core.sampling_params import SamplingParams
+from duetto.server.apis.prompts import GivenPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is asked of sampling and of the reply, beside the prompt."""
+
+    sampling: SamplingParams
+    default_max_tokens: int | None = None  # where the caller says nothing; None: all the room
+    stream: bool = False
+    cache_salt: str | None = None
+    priority: int = 0
+    reuse: bool | str | dict[str, Any] | None = None
+    scored_by: str | None = None  # the caller's field that asks for the prompt's log-probabilities
+    is_scored_by_choice: bool = False  # each choice shows them, or they stand once in the reply
+    names: Mapping[str, str] = field(default_factory=dict)  # our fields' to the caller's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, as the chat template is given it."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    documents: Sequence[Mapping[str, Any]] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRules:
+    """What an answer may call, and whether it must."""
+
+    tools: Sequence[Mapping[str, Any]]  # as the template is given them
+    is_required: bool = False
+    only: str | None = None  # the one tool that may be called
+    strict: frozenset[str] = frozenset()  # tools whose arguments must follow their schema
+    parallel: bool = True  # more than one call in an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedChat:
+    asked: Asked
+    prompt: ChatPrompt
+    tools: ToolRules | None = None  # None: calls are neither made nor looked for
+    reads_reasoning: bool = True  # it is told apart from content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedPrompts:
+    """Texts, ids or segments, each to be answered."""
+
+    asked: Asked
+    prompts: Sequence[GivenPrompt]
+    add_special_tokens: bool = True
+    echo: bool = False  # each answer begins with its prompt ...
+    echo_tokens: bool = False  # ... and shows where each of its tokens begins

@@ -1,0 +1,75 @@
+"""A conversation to the text of its prompt, through the model's chat template.
+
+Templates agree neither on how they are told to reason less nor on the names for it: what turns off
+what a template does not have is left out. Knows no HTTP and no sampling.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from duetto.core.errors import InvalidRequest
+from duetto.core.text import TextCodec
+from duetto.engine.marked_chat import Conversation, RenderedChat, render_marked
+from duetto.server.apis.asked import ChatPrompt
+
+_THINKING = ("enable_thinking", "thinking")  # what templates call the switch
+
+
+def render(codec: TextCodec, prompt: ChatPrompt) -> RenderedChat:
+    """Raises InvalidRequest, naming the field. May wait for another process."""
+    first_error: InvalidRequest | None = None
+    for given in _without_idle(prompt.template_kwargs):
+        try:
+            return _render_with(codec, given, prompt)
+        except InvalidRequest as error:
+            if error.field != "chat_template_kwargs":
+                raise
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _render_with(codec: TextCodec, given: Mapping[str, Any], prompt: ChatPrompt) -> RenderedChat:
+    effort = prompt.reasoning_effort
+
+    def render(more: dict[str, Any]) -> RenderedChat:
+        def render_chat(conversation: Conversation, documents: Conversation) -> str:
+            return codec.render_chat(
+                conversation,
+                add_generation_prompt=prompt.add_generation_prompt,
+                template_kwargs={**more, **given},
+                documents=documents,
+            )
+
+        return render_marked(render_chat, prompt.messages, prompt.documents)
+
+    for more in _template_words(effort):
+        try:
+            return render(more)
+        except InvalidRequest as error:
+            if error.field != "chat_template_kwargs" and effort != "none":
+                raise
+    text = render({})
+    if effort not in (None, "none"):
+        words = "the template of this model has no levels of it; only none is accepted"
+        raise InvalidRequest("reasoning_effort", words)
+    return text
+
+
+def _template_words(effort: str | None) -> tuple[dict[str, Any], ...]:
+    """How templates are told how much to reason, as they may read it: no two agree."""
+    if effort is None:
+        return ()
+    if effort == "none":
+        off = tuple({name: False} for name in _THINKING)
+        return (*off, {"reasoning_effort": "none"})
+    return ({"reasoning_effort": effort},)
+
+
+def _without_idle(given: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The arguments for a template, then without those that turn off what it may not have."""
+    idle = [name for name in _THINKING if given.get(name) is False]
+    for count in range(len(idle) + 1):
+        for left_out in combinations(idle, count):
+            yield {name: value for name, value in given.items() if name not in left_out}
