@@ -75,6 +75,12 @@ def test_seeds_repeat_and_differ() -> None:
     assert not ours & {item.world.documents for item in other}
 
 
+def test_longer_documents_are_asked_the_same() -> None:
+    plain, longer = draw_items(PLAN), draw_items(replace(PLAN, num_sentences=4))
+    assert [i.question for i in longer] == [i.question for i in plain]
+    assert all(text.count(".") >= 4 for i in longer for text in i.world.documents)
+
+
 def test_documents_can_be_removed() -> None:
     item = draw_items(PLAN)[0]
     (whole,), (bare,) = item.messages(True), item.messages(False)
@@ -89,6 +95,7 @@ def test_documents_can_be_removed() -> None:
         ({"num_questions": 0}, "--num-questions 0: must be 1 or more"),
         ({"num_questions": 10**9}, "--num-questions 1,000,000,000: must be at most 1,000,000"),
         ({"num_documents": (6, 13)}, "--num-documents 13: must be 1 to 12"),
+        ({"num_sentences": 9}, "num_sentences 9: must be 1 to 8 for 6 documents"),
         ({"orders": ("sorted",)}, "--order sorted: must be one of shuffled, given"),
         ({"kv": "blended"}, "--kv blended: must be one of full"),
         ({"quantization": "awq"}, "--quantization awq: must be one of none, int8, int4"),

@@ -26,6 +26,7 @@ from duetto.evals.worlds.world import (
     World,
     WorldOptions,
     draw_world,
+    max_sentences,
 )
 from duetto.measure.client import Target, open_http
 from duetto.measure.metrics import JsonValue
@@ -44,13 +45,15 @@ _WORLDS_PER_SEED = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalPlan:
-    """What is asked. `num_questions` of each number and order of documents.
+    """What is asked. `num_questions` of each number and order of documents, which have at least
+    `num_sentences` each, most of them beside the point.
 
     Raises ConfigError, naming the flag, for what cannot be asked.
     """
 
     num_questions: int = 2000
     num_documents: tuple[int, ...] = (6,)
+    num_sentences: int = 1
     orders: tuple[DocumentOrder, ...] = ("shuffled",)
     with_documents: bool = True
     kv: str = "full"
@@ -63,6 +66,11 @@ class EvalPlan:
         for count in self.num_documents:
             if not 1 <= count <= MAX_DOCUMENTS:
                 raise ConfigError(f"--num-documents {count}: must be 1 to {MAX_DOCUMENTS}")
+            most = max_sentences(count)
+            if not 1 <= self.num_sentences <= most:
+                raise ConfigError(
+                    f"num_sentences {self.num_sentences}: must be 1 to {most} for {count} documents"
+                )
         _check_among("--order", self.orders, ORDERS)
         _check_among("--kv", (self.kv,), KV_MODES)
         _check_among("--quantization", (self.quantization,), QUANTIZATIONS)
@@ -199,7 +207,9 @@ def ask_server(
 
 
 def _draw(plan: EvalPlan, num_documents: int, order: DocumentOrder) -> list[Item]:
-    options = WorldOptions(num_documents=num_documents, order=order)
+    options = WorldOptions(
+        num_documents=num_documents, num_sentences=plan.num_sentences, order=order
+    )
     first = plan.seed * _WORLDS_PER_SEED  # seeds of different evaluations do not overlap
 
     def world(number: int) -> World:

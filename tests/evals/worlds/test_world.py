@@ -18,6 +18,7 @@ from duetto.evals.worlds.world import (
     QUESTION_KINDS,
     WorldOptions,
     draw_world,
+    max_sentences,
 )
 
 SIZES = (1, 2, 3, 4, 6, MAX_DOCUMENTS)
@@ -244,6 +245,50 @@ def told_by(document: str) -> set[str]:
     }
 
 
+@pytest.mark.parametrize("num_sentences", [2, 4, 8])
+def test_longer_documents_tell_and_ask_the_same(num_sentences) -> None:
+    """The documents' own sentences stay together, in their place, and no question asks about
+    others; so a document of one length is found again in a longer one."""
+    for seed, order, split in product(range(30), ORDERS, ("train", "eval")):
+        plain = draw_world(seed, split, WorldOptions(order=order))
+        longer = draw_world(seed, split, WorldOptions(order=order, num_sentences=num_sentences))
+        assert longer.questions == plain.questions
+        for short, long in zip(plain.documents, longer.documents, strict=True):
+            assert short in long
+            assert long.count(".") == max(num_sentences, short.count("."))
+        again = draw_world(seed, split, WorldOptions(order=order, num_sentences=num_sentences))
+        assert again == longer
+
+
+def test_what_is_beside_the_point_is_of_names_of_its_own() -> None:
+    """Nothing there is named anywhere else, or could be what a document goes on about."""
+    kind_of = {str(n): kind for kind in KINDS for n in all_names(kind, "eval")}
+    places = set()
+    for seed in range(60):
+        plain, longer = (draw_world(seed, "eval", WorldOptions(num_sentences=n)) for n in (1, 8))
+        beside = []
+        for short, long in zip(plain.documents, longer.documents, strict=True):
+            before, _, after = long.partition(short)
+            places.add((before != "", after != ""))
+            beside += re.findall(r"\w+", before + after)
+        named = [word for word in beside if word in EVERY_NAME]
+        drawn = [n for text in plain.documents for n in names_in(text)]
+        asked = [n for question in plain.questions for n in names_in(question.text)]
+        begun = Counter(name[:3] for name in set(named))
+        assert len(begun) == len(set(named)) == len(named)
+        assert not set(begun) & {name[:3] for name in drawn + asked}
+        meant = {kind_of[q.reason] for q in plain.questions if q.kind == "two_hop"}
+        assert not meant & {kind_of[name] for name in named}
+    assert places == {(True, True), (True, False), (False, True)}
+
+
+@pytest.mark.parametrize("size", [1, 6, MAX_DOCUMENTS])
+def test_there_are_names_enough_for_the_longest_documents(size) -> None:
+    most = max_sentences(size)
+    for world in worlds(count=60, sizes=(size,), num_sentences=most):
+        assert all(document.count(".") == most for document in world.documents)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_documents_tell_as_few_relations_as_wanted(count) -> None:
     plain = Style(wordings=1, second_sentence=0.0)
@@ -298,6 +343,8 @@ def test_every_bridge_can_be_continued_in_all_wordings() -> None:
         {"num_documents": 3, "num_pairs": 2},
         {"num_pairs": -1},
         {"num_relations": 0},
+        {"num_sentences": 0},
+        {"num_documents": 6, "num_sentences": 9},
     ],
 )
 def test_impossible_worlds_are_refused(options) -> None:

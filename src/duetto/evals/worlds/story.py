@@ -4,7 +4,7 @@ A document *opens* a pair (names a thing and tells who founded it, say), *goes o
 opening named, without naming it, or stands *alone*. Knows no order of documents and no questions.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from duetto.evals.worlds.names import Name, NameSource, Split, ThingKind
@@ -102,12 +102,40 @@ class StoryWriter:
         more = self._second(subject, relation, avoided=set(banned))
         return self._document([self._fact(subject, relation), *more])
 
+    def lengthened(
+        self, document: Document, num_sentences: int, banned: frozenset[ThingKind]
+    ) -> Document:
+        """The document with so many sentences, or with its own if it has as many: the others are
+        beside the point.
+
+        They tell of other things, which no question is about, and hold nothing of the banned kinds.
+        None comes between the document's own, whose pronouns mean what stands before them.
+        """
+        others: list[str] = []
+        missing = num_sentences - len(document.facts)
+        while missing > 0:
+            beside = self._beside(banned, missing)
+            others.append(beside.text)
+            missing -= len(beside.facts)
+        place = self.rng.randint(0, len(others))
+        text = " ".join([*others[:place], document.text, *others[place:]])
+        return replace(document, text=text)
+
     def thing(self, kind: ThingKind) -> Thing:
         pronoun = self.rng.choice(PRONOUNS[kind]) if kind == "person" else None
         return Thing(kind, self.names.draw(kind), pronoun)
 
     def ask(self, wordings: tuple[str, ...]) -> str:
         return self.rng.choice(wordings[: self.style.wordings])
+
+    def _beside(self, banned: frozenset[ThingKind], max_facts: int) -> Document:
+        """All that can be told of something new, up to so many facts."""
+        fitting = telling(banned)
+        first = self.rng.choice(fitting)
+        more = [r for r in fitting if r.subject == first.subject and r is not first]
+        told = [first, *self.rng.sample(more, len(more))][:max_facts]
+        subject = self.thing(first.subject)
+        return self._document([self._fact(subject, relation) for relation in told])
 
     def _fact(self, subject: Thing, relation: Relation) -> Fact:
         if relation.value == "year":

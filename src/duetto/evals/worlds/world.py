@@ -9,7 +9,7 @@ from itertools import pairwise
 from random import Random
 from typing import Literal, get_args
 
-from duetto.evals.worlds.names import Split, ThingKind
+from duetto.evals.worlds.names import BEGINNINGS, Split, ThingKind
 from duetto.evals.worlds.prompt import REASON
 from duetto.evals.worlds.relations import (
     BRIDGES,
@@ -36,6 +36,7 @@ QUESTION_KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 ORDERS: tuple[DocumentOrder, ...] = get_args(DocumentOrder)
 REPEATED = 0.7  # how often a document tells the relation of another
 MAX_DOCUMENTS = 12  # with the names that begin differently
+MAX_SENTENCES = len(BEGINNINGS) // 2  # of all documents: each names two new things at most
 
 HOPS: dict[QuestionKind, int] = {"one_hop": 1, "two_hop": 2, "comparison": 2, "not_stated": 0}
 
@@ -71,12 +72,15 @@ class WorldOptions:
 
     `num_relations`: documents outside of pairs tell at most so many different first relations.
     `has_pairs_alike`: all pairs have the same two relations, not only the first two.
+    `num_sentences`: each document has at least so many, most of them beside the point. The facts,
+    the questions and their answers are those of the world without them.
     """
 
     num_documents: int = 6
     num_pairs: int | None = None
     num_relations: int | None = None
     has_pairs_alike: bool = False
+    num_sentences: int = 1
     order: DocumentOrder = "shuffled"
     style: Style = VARIED
 
@@ -90,6 +94,17 @@ class WorldOptions:
             )
         if self.num_relations is not None and self.num_relations < 1:
             raise ValueError(f"num_relations {self.num_relations}: must be 1 or more")
+        most = max_sentences(self.num_documents)
+        if not 1 <= self.num_sentences <= most:
+            raise ValueError(
+                f"num_sentences {self.num_sentences}: must be 1 to {most} "
+                f"for {self.num_documents} documents"
+            )
+
+
+def max_sentences(num_documents: int) -> int:
+    """How many sentences each of so many documents can have."""
+    return MAX_SENTENCES // num_documents
 
 
 def draw_world(seed: int, split: Split, options: WorldOptions) -> World:
@@ -100,8 +115,11 @@ def draw_world(seed: int, split: Split, options: WorldOptions) -> World:
     num_others = options.num_documents - 2 * len(pairs)
     others = _draw_others(writer, pairs, num_others, options.num_relations)
     documents = _ordered(rng, pairs, others, options.order)
-    questions = _Questions(writer, pairs, documents)
-    return World(tuple(d.text for d in documents), tuple(questions.all()))
+    questions = tuple(_Questions(writer, pairs, documents).all())
+    # Last, so that longer documents change nothing of what is drawn before.
+    banned = _banned(pairs)
+    told = [writer.lengthened(d, options.num_sentences, banned) for d in documents]
+    return World(tuple(d.text for d in told), questions)
 
 
 def _num_pairs(rng: Random, options: WorldOptions) -> int:
@@ -125,6 +143,11 @@ def _draw_pairs(writer: StoryWriter, count: int, all_alike: bool) -> list[Docume
     return pairs
 
 
+def _banned(pairs: list[DocumentPair]) -> frozenset[ThingKind]:
+    """Kinds of what a pair's second document could mean: nothing outside of pairs is of them."""
+    return frozenset(pair.bridge.value for pair in pairs)
+
+
 def _draw_others(
     writer: StoryWriter, pairs: list[DocumentPair], count: int, num_relations: int | None
 ) -> list[Document]:
@@ -133,7 +156,7 @@ def _draw_others(
     They often tell the same relation of other things: where each relation occurs once, the words of
     a question find its document, and a model learns to leave the names unread.
     """
-    banned: frozenset[ThingKind] = frozenset(pair.bridge.value for pair in pairs)
+    banned = _banned(pairs)
     fitting, told = telling(banned), list[Relation]()
     if num_relations is not None:
         fitting = writer.rng.sample(fitting, min(num_relations, len(fitting)))
