@@ -243,3 +243,20 @@ def test_reuse_that_cannot_be_is_one_line(words: tuple[str, ...], message: str) 
     done = duetto("simulate", *DOCUMENTS, *words, *("--hardware", "h100:2"))
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+TIERS = ("--kv-cache-memory-bytes", "64Mi", "--kv-offloading-size", "2")
+
+
+def test_simulate_tells_what_tiers_did() -> None:
+    shared = ("--random-prefix-len", "512", "--random-num-prefixes", "4", "--hardware", "h100")
+    words = ("simulate", *QUICK, *shared, *TIERS, "--kv-offloading-disk-size", "8")
+    done = duetto(*words)
+    assert done.returncode == 0, done.stderr
+    for told in ("tokens of prompts found, by tier: arena", "RAM: ", "disk: ", "moves: "):
+        assert told in done.stdout
+    found = document(*words)
+    assert "KV in 2 GiB of RAM" in found["layout"]
+    tiers = found["tiers"]
+    assert set(tiers["hit_rates"]) == {"arena", "ram", "disk"}
+    assert tiers["ram_blocks"]["loaded"] > 0 and tiers["disk_blocks"]["stored"] > 0

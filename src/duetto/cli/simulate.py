@@ -132,6 +132,8 @@ def _print(outcome: Summary, layout: str) -> None:
     print_parts(outcome.parts_s, console)
     if outcome.reuse is not None:
         say(console, outcome.reuse.words)
+    for line in () if outcome.tiers is None else outcome.tiers.words:
+        say(console, line)
     for name, use in outcome.pools.items():
         say(console, f"{name}: {_use(use)}")
         if use.num_stages > 1:

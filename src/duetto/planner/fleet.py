@@ -11,6 +11,7 @@ from duetto.core.options import (
     batched_tokens,
 )
 from duetto.planner.layout import Layout, PrecisionName, draft_layout
+from duetto.planner.offloading import simulated_tiers
 from duetto.planner.speculation import DraftModel, beside, simulated_drafts
 from duetto.pricing.cost_model import CostModel, StepTotals
 from duetto.pricing.find_hardware import HOST
@@ -56,6 +57,7 @@ def make_fleet(
         num_devices=layout.devices_per_replica,
         pipeline=_pipeline(model, layout),
         reuse=reuse_prices(model),
+        tiers=simulated_tiers(model, layout, num_blocks),
     )
     fleet = Fleet(replica=replica, num_replicas=layout.replicas, router=layout.router)
     if not layout.prefill_replicas:

@@ -13,6 +13,7 @@ from duetto.core.options import (
     SchedulingPolicy,
     check_choice,
     check_options,
+    flag_of,
 )
 from duetto.core.speculation import SpeculativeConfig
 from duetto.pricing.cost_model import Deployment
@@ -29,6 +30,12 @@ PrecisionName = Literal["float32", "bfloat16", "float16", "float8", "int8", "int
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8", "int4"]
 KVName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8"]
 
+# What counts with tiers only, and which.
+_OF_TIERS = {
+    "host_bandwidth": ("kv_offloading_size", "kv_offloading_disk_size"),
+    "disk_read_bandwidth": ("kv_offloading_disk_size",),
+    "disk_write_bandwidth": ("kv_offloading_disk_size",),
+}
 _WEIGHT_BYTES: Mapping[PrecisionName, float] = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -91,6 +98,17 @@ class Layout:
     decoded."""
     kv_bandwidth: float | None = None
     """GB/s from a prefill replica to those that decode; by default the hardware's own links."""
+    kv_offloading_size: float | None = None
+    """GiB of RAM of each replica for KV that leaves the cache; by default none, or a little beside
+    a disk."""
+    kv_offloading_disk_size: float | None = None
+    """GiB of a disk of each replica for KV that others may reuse; by default none."""
+    host_bandwidth: float | None = None
+    """GB/s of copies of KV between a device and RAM; by default the hardware's own."""
+    disk_read_bandwidth: float | None = None
+    """GB/s of the disk; by default the hardware's own, which for GPUs is an NVMe drive's."""
+    disk_write_bandwidth: float | None = None
+    """GB/s of the disk."""
     gpu_memory_utilization: float = 0.9
     """Part of the memory that may be used."""
     speculative_config: str | None = None
@@ -116,11 +134,29 @@ class Layout:
         check_choice("dtype", self.dtype, get_args(DtypeName))
         check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVName))
         check_choice("router", self.router, get_args(RouterName))
-        if self.kv_bandwidth is not None and not 0 < self.kv_bandwidth < float("inf"):
-            raise ConfigError(f"--kv-bandwidth {self.kv_bandwidth}: must be above 0")
+        for name in ("kv_bandwidth", *_OF_TIERS):
+            bandwidth = getattr(self, name)
+            if bandwidth is not None and not 0 < bandwidth < float("inf"):
+                raise ConfigError(f"{flag_of(name)} {bandwidth}: must be above 0")
+        self._check_offloading()
         if self.max_local_prefill < 0:
             raise ConfigError(f"--max-local-prefill {self.max_local_prefill}: must be 0 or more")
         SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
+
+    def _check_offloading(self) -> None:
+        if self.has_tiers and not self.enable_prefix_caching:
+            raise ConfigError(
+                "--kv-offloading-size and --kv-offloading-disk-size keep what "
+                "--enable-prefix-caching finds: leave them out, or turn it on"
+            )
+        for name, needed in _OF_TIERS.items():
+            if getattr(self, name) is not None and not any(getattr(self, n) for n in needed):
+                raise ConfigError(f"{flag_of(name)}: needs {' or '.join(map(flag_of, needed))}")
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether KV that leaves the cache is kept."""
+        return self.kv_offloading_size is not None or self.kv_offloading_disk_size is not None
 
     @property
     def num_batches(self) -> int:
@@ -192,7 +228,18 @@ class Layout:
             parts.append(f"{self.prefill_replicas} prefill + {self.replicas} decode")
         else:
             parts.append(f"{self.replicas} replica{'s' * (self.replicas > 1)}")
-        return ", ".join((*parts, self.weights, self._tokens_a_step, *self._drafts))
+        return ", ".join(
+            (*parts, self.weights, self._tokens_a_step, *self._drafts, *self._offloading)
+        )
+
+    @property
+    def _offloading(self) -> tuple[str, ...]:
+        parts = []
+        if self.kv_offloading_size is not None:
+            parts.append(f"KV in {self.kv_offloading_size:g} GiB of RAM")
+        if self.kv_offloading_disk_size is not None:
+            parts.append(f"KV on {self.kv_offloading_disk_size:g} GiB of disk")
+        return tuple(parts)
 
     @property
     def _drafts(self) -> tuple[str, ...]:
@@ -221,6 +268,7 @@ class Layout:
                 f"{self.max_num_seqs} requests in one",
                 *["graphs"] * self.has_graphs(hardware),
                 *self._drafts,
+                *self._offloading,
             )
         )
 

@@ -31,7 +31,13 @@ _HOST_OF_2023 = 1.4
 
 
 def _gpu(**values: Any) -> HardwareSpec:
-    return HardwareSpec(efficiencies=GPU_EFFICIENCIES, date="2026-11-21", **values)
+    return HardwareSpec(
+        efficiencies=GPU_EFFICIENCIES,
+        date="2026-11-21",
+        disk_read_bandwidth=_NVME_READ,
+        disk_write_bandwidth=_NVME_WRITE,
+        **values,
+    )
 
 
 # How to read the table. Peaks are dense: sheets that say "with sparsity" are halved. Bandwidths are
@@ -45,6 +51,15 @@ def _gpu(**values: Any) -> HardwareSpec:
 _NVLINK_S = 1.5e-6
 _PCIE_S = 5e-6
 _PCIE_4 = 32e9  # x16, one direction; sheets say 64 GB/s for both
+# What copies of pinned memory reach of x16, one direction, in public logs of nvbandwidth: 25.1 GB/s
+# (A100-SXM4, its issue 42) and 24 to 26 (RTX 4090, issue 15) of PCIe 4's 32; 52.8 (H100, issue 24)
+# of PCIe 5's 64. For devices that are not named here, their generation's.
+_COPY_PCIE_4 = 25e9
+_COPY_PCIE_5 = 53e9
+# Of one data-centre drive on PCIe 4 x4, as its maker says: Samsung PM9A3, U.2, sequential, quoted
+# by computerbase.de and heise.de (2020). What drive a machine has, no GPU's name says.
+_NVME_READ = 6.5e9
+_NVME_WRITE = 3.5e9
 _MIB = 2**20
 _HOPPER_PEAKS = {  # of the SXM5 module; H200 differs in its memory only
     "float32": 66.9e12,
@@ -63,6 +78,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=81920 * _MIB,
             link_bandwidth=300e9,  # 12 NVLink 3, 600 GB/s both ways
             link_latency_s=_NVLINK_S,
+            host_bandwidth=_COPY_PCIE_4,
             source="NVIDIA A100 80GB SXM4 data sheet (2021), as quoted by "
             "glennklockwood.com/garden/processors/A100",
         ),
@@ -74,6 +90,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=81559 * _MIB,
             link_bandwidth=450e9,  # 18 NVLink 4, 900 GB/s both ways
             link_latency_s=_NVLINK_S,
+            host_bandwidth=_COPY_PCIE_5,
             source="NVIDIA H100 SXM5, Hopper architecture whitepaper (2022), as quoted by "
             "glennklockwood.com/garden/processors/h100",
         ),
@@ -85,6 +102,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=143771 * _MIB,
             link_bandwidth=450e9,  # as H100
             link_latency_s=_NVLINK_S,
+            host_bandwidth=_COPY_PCIE_5,
             source="NVIDIA H200 SXM data sheet (2023), as quoted by aiwiki.ai/wiki/nvidia_h200; "
             "peaks are the H100's, whose die it has",
         ),
@@ -101,6 +119,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=23034 * _MIB,
             link_bandwidth=_PCIE_4,
             link_latency_s=_PCIE_S,
+            host_bandwidth=_COPY_PCIE_4,
             source="NVIDIA L4 data sheet (2023), as quoted by "
             "grokipedia.com/page/NVIDIA_L4_vs_L40S",
         ),
@@ -118,6 +137,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=46068 * _MIB,
             link_bandwidth=_PCIE_4,
             link_latency_s=_PCIE_S,
+            host_bandwidth=_COPY_PCIE_4,
             source="NVIDIA L40S data sheet (2023), as quoted by "
             "mullet.se/product.html?product_id=355414",
         ),
@@ -135,6 +155,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=24564 * _MIB,
             link_bandwidth=_PCIE_4,
             link_latency_s=_PCIE_S,
+            host_bandwidth=_COPY_PCIE_4,
             source="NVIDIA Ada GPU architecture whitepaper (2022), appendix A, as quoted by "
             "waredb.com/processor/nvidia-geforce-rtx-4090",
         ),
@@ -152,6 +173,7 @@ HARDWARE: dict[str, HardwareSpec] = {
             memory_bytes=196592 * _MIB,
             link_bandwidth=448e9,  # 7 Infinity Fabric links, 896 GB/s both ways
             link_latency_s=2e-6,
+            host_bandwidth=_COPY_PCIE_5,
             source="AMD Instinct MI300X data sheet (2023), as quoted by "
             "yobitel.com/knowledge-base/amd-mi300x (peaks are dense, though that page says sparse: "
             "304 units x 2.1 GHz x 2048 at 16 bits); float32 and int8 by units x clock only",

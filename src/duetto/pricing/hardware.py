@@ -130,6 +130,10 @@ class HardwareSpec:
     memory_bytes: int
     link_bandwidth: float = 0.0  # bytes/s that one device can send; 0: no others
     link_latency_s: float = 0.0  # of one hop
+    # bytes/s that copies to the RAM of its host reach, and its host's disk; 0: not known
+    host_bandwidth: float = 0.0
+    disk_read_bandwidth: float = 0.0
+    disk_write_bandwidth: float = 0.0
     efficiencies: Efficiencies = IDEAL
     efficiencies_of: dict[str, Efficiencies] = field(default_factory=dict)  # by arithmetic, if own
     # bytes that each step reads again, ascending, and bytes/s: where caches hold some, the more
@@ -158,8 +162,12 @@ class HardwareSpec:
             raise ValueError(f"read_bandwidths: sizes must be above 0 and ascend, not {sizes}")
         for name, num_bytes in self.weight_bytes.items():
             _check_range(f"weight_bytes.{name}", num_bytes, 0.1, 8.0, " bytes")
-        if self.link_bandwidth:
-            _check_range("link_bandwidth", self.link_bandwidth, *_BANDWIDTH, " bytes/s")
+        for name in (
+            *("link_bandwidth", "host_bandwidth"),
+            *("disk_read_bandwidth", "disk_write_bandwidth"),
+        ):
+            if bandwidth := getattr(self, name):
+                _check_range(name, bandwidth, *_BANDWIDTH, " bytes/s")
         if not 0 < self.host_speed < float("inf"):
             raise ValueError("host_speed must be above 0")
         if self.num_devices is not None:

@@ -184,6 +184,9 @@ class Admission:
         What is loaded is computed by this step, as far as others see."""
         for load in loads:
             self._tiers.hold(request, load.keys)  # or it could fall out for what is evicted
+        if self._tiers.is_on:
+            num_there = len(cached) + _num_own(loads)
+            self._tiers.note_computed(reusable_hashes(request, self._config)[num_there:])
         self._room.fill(request, cached, sources)
         for load in loads:
             table = request.block_table if load.source is None else load.source.blocks

@@ -30,6 +30,12 @@ def is_streaming(request: Request) -> bool:
     return request.num_uncomputed_tokens == 1 and request.num_output_tokens > 0
 
 
+def num_steps_in_block(request: Request, config: SchedulerConfig) -> int:
+    """Before it takes a block, or has one full."""
+    size, num_tokens = config.block_size, request.num_tokens
+    return min(len(request.block_table) * size + 1 - num_tokens, -num_tokens % size)
+
+
 def num_steps_with_room(
     requests: Collection[Request], num_free: int, most: int, config: SchedulerConfig
 ) -> int:

@@ -29,7 +29,12 @@ from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.choice import begin, take_look
 from duetto.scheduler.counts import SchedulerCounts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
-from duetto.scheduler.fast_forward import block_events, is_streaming, num_steps_with_room
+from duetto.scheduler.fast_forward import (
+    block_events,
+    is_streaming,
+    num_steps_in_block,
+    num_steps_with_room,
+)
 from duetto.scheduler.latency import account_run, account_step
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
@@ -211,11 +216,15 @@ class Scheduler:
         running = self.running.values()
         if not running or len(running) > self.config.max_num_batched_tokens:
             return 0
-        if self._drafts.is_on or self.tiers.is_on:
+        if self._drafts.is_on:
+            return 0
+        if self.tiers.is_on and (self.waiting or self.tiers.has_pending):
             return 0
         if not all(map(is_streaming, running)) or self._admission.is_blocked() is None:
             return 0
         most = min(r.max_tokens - r.num_output_tokens for r in running) - 1
+        if self.tiers.is_on:  # a block that is taken, or becomes full, may be moved
+            most = min(most, *[num_steps_in_block(r, self.config) for r in running])
         return num_steps_with_room(running, self.pool.num_free, most, self.config)
 
     def advance(

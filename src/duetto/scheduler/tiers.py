@@ -42,6 +42,7 @@ class TierCounts:
     num_written: int = 0  # to the disk
     num_failed: int = 0  # of all moves
     num_declined: int = 0  # not read, as computing them was cheaper
+    num_ram_declined: int = 0  # in RAM, and not loaded for the same reason
 
 
 class BlockLoad(NamedTuple):
@@ -145,6 +146,10 @@ class Tiers:
         count = len([*takewhile(self._ram.__contains__, keys)])
         saved = min(count * self._block_size, num_tokens)
         return count if count and self._prices.pays(count, 0, saved, num_past) else 0
+
+    def note_computed(self, keys: Sequence[BlockHash]) -> None:
+        """A request is admitted that computes these blocks."""
+        self.counts.num_ram_declined += len([*takewhile(self._ram.__contains__, keys)])
 
     def is_on_its_way(self, keys: Sequence[BlockHash]) -> bool:
         """Whether one of the first of these blocks, all before it being there, will be soon."""

@@ -22,6 +22,8 @@ from duetto.scheduler.scheduler import Scheduler
 from duetto.simulation.executor import NextTokenTimes, SimulatedExecutor, step_by_step, token_of
 from duetto.simulation.pipeline import Pipeline, PipelineExecutor, PipelineSpec
 from duetto.simulation.speculation import SimulatedDrafts, SpeculatingExecutor
+from duetto.simulation.tier_totals import DiskUse, TierUse
+from duetto.simulation.tiers import MovingExecutor, TierSpec
 from duetto.simulation.virtual_clock import VirtualClock
 
 OnEnd = Callable[[RequestUpdate], None]
@@ -39,6 +41,7 @@ class ReplicaSpec:
     drafts: SimulatedDrafts | None = None  # None: without speculation
     # Of requests that reuse segments; None: moves cost nothing, and looks what computing does.
     reuse: ReusePrices | None = None
+    tiers: TierSpec | None = None  # beside the KV on the device
     pipeline: PipelineSpec | None = None
     """Of a replica with stages that overlap batches; `scheduler` is then that of each batch, and
     `step_time` what a batch takes alone. None: one step after the other."""
@@ -140,9 +143,14 @@ class Replica:
         self.steps = StepLog()
         self._next_token_times = spec.next_token_times or step_by_step(spec.step_time)
         policy = None if spec.drafts is None else spec.drafts.policy(spec.step_time)
-        self._scheduler = Scheduler(spec.scheduler, spec.step_time, policy)
+        tiers, executor = None, _executor(spec, pipeline, self.clock)
+        self._moving: MovingExecutor | None = None
+        if spec.tiers is not None:
+            tiers = spec.tiers.tiers(spec.scheduler.block_size, spec.step_time)
+            executor = self._moving = MovingExecutor(executor, spec.tiers, self.clock)
+        self._scheduler = Scheduler(spec.scheduler, spec.step_time, policy, tiers)
         self._pipeline = pipeline
-        self._executor = _Watched(_executor(spec, pipeline, self.clock))
+        self._executor = _Watched(executor)
         self._engine = Engine(self._scheduler, self._executor, clock=self.clock)
         self._on_end = on_end
         self._on_step = on_step
@@ -153,6 +161,17 @@ class Replica:
     def logs(self) -> tuple[StepLog, ...]:
         """Steps that do not overlap are in one of them."""
         return (self.steps,)
+
+    @property
+    def tier_use(self) -> TierUse | None:
+        if self._moving is None:
+            return None
+        use = TierUse(
+            self._scheduler.tiers.counts, self._moving.counts, self._scheduler.config.block_size
+        )
+        if (disk := self._moving.disk) is None:
+            return use
+        return use._replace(disk=DiskUse(disk.read_s, disk.write_s, disk.num_dropped))
 
     @property
     def has_work(self) -> bool:
@@ -195,7 +214,10 @@ class Replica:
         """Run one step, or wait for blocks that are held, at most `until`."""
         self._release_due()
         start = self.clock.now
+        self._executor.batch = None
         report = self._engine.step()
+        if report.record is None and self._executor.batch is not None:
+            return  # KV was moved, or waited for
         if report.record is None:  # all room is held for others
             if not self._held:
                 raise EngineError("requests wait, and nothing can be scheduled")
@@ -236,6 +258,8 @@ class Replica:
         ends = self._ends(self.pasts, most, until)
         self.take_over(start, ends)
         self.clock.reach(ends[-1])
+        if self._moving is not None:
+            self._scheduler.tiers.take(self._moving.pass_steps())
         return True
 
     def _ends(self, pasts: Sequence[int], most: int, until: float) -> list[float]:

@@ -25,6 +25,7 @@ from duetto.measure.metrics import (
 from duetto.simulation.replica import StepLog
 from duetto.simulation.reuse import ReuseTotals, total_reuse
 from duetto.simulation.simulation import Served, Simulation
+from duetto.simulation.tier_totals import TierTotals, total_tiers
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +60,7 @@ class Summary:
     price_per_hour: float | None  # of one device
     notes: tuple[str, ...] = ()
     reuse: ReuseTotals | None = None  # None: nothing was marked
+    tiers: TierTotals | None = None  # None: there were none
 
     @property
     def cost_per_million(self) -> float | None:
@@ -77,6 +79,8 @@ class Summary:
         }
         if self.reuse is not None:
             result["reuse"] = self.reuse.as_json()
+        if self.tiers is not None:
+            result["tiers"] = self.tiers.as_json()
         if len(self.transfer):
             result["mean_kv_transfer_ms"] = float(self.transfer.mean()) * 1000
         if self.price_per_hour is not None:
@@ -117,6 +121,11 @@ def sum_up(
         price_per_hour=price_per_hour,
         notes=simulation.notes,
         reuse=total_reuse([s.timings for s in done]),
+        tiers=total_tiers(
+            simulation.tiers,
+            sum(s.num_prompt_tokens for s in done),
+            sum(s.num_cached_tokens for s in done),
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from duetto.core.timings import Part, RequestTimings
 from duetto.simulation.disaggregation import Disaggregation, LinkClock
 from duetto.simulation.replica import OnEnd, ReplicaSpec, StepLog
 from duetto.simulation.router import Loads, RouterName, make_router
+from duetto.simulation.tier_totals import TierUse
 from duetto.simulation.virtual_engines import make_replica
 from duetto.simulation.workload import Traffic
 
@@ -72,6 +73,7 @@ class Simulation:
     computed_s: float = 0.0  # of all stages of all replicas that decode together
     prefill_computed_s: float = 0.0
     notes: tuple[str, ...] = ()
+    tiers: tuple[TierUse, ...] = ()  # of each replica that has them
 
     @property
     def duration_s(self) -> float:
@@ -235,6 +237,7 @@ class _Run:
             self.decode.computed_s,
             0.0 if self.prefill is None else self.prefill.pool.computed_s,
             notes,
+            tuple([each.tier_use for each in self.decode.replicas if each.tier_use is not None]),
         )
 
     def _hand_over(self, until: float) -> None:

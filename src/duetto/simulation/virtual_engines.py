@@ -44,6 +44,10 @@ class PipelinedReplica:
         return tuple(engine.replica.steps for engine in self._engines)
 
     @property
+    def tier_use(self) -> None:
+        """There are none."""
+
+    @property
     def computed_s(self) -> float:
         """Seconds that devices computed, one of each stage."""
         return self._stages.computed_s

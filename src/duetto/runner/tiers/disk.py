@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from duetto.backends.blocks import Bytes
 from duetto.core.batch import BlockMove, MoveResult
+from duetto.core.offloading import MAX_QUEUED_BYTES
 from duetto.runner.tiers.folder import Folder
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUED_BYTES = 64 << 20
 IDLE_S = 2.0  # after which the thread ends
 LAST_S = 5.0  # for what is to be written at the end of the process
 

@@ -9,16 +9,11 @@ import numpy as np
 import duetto.backends
 from duetto.backends.cpu.native import native, why_unavailable
 from duetto.core.engine_args import EngineArgs
-from duetto.core.errors import ConfigError
+from duetto.core.offloading import DISK_GIB, GIB, num_ram_slots
 from duetto.program.program import Program
 from duetto.runner.tiers.disk import DiskTier
 from duetto.runner.tiers.folder import Folder
 from duetto.runner.tiers.mover import TierRoom
-
-GIB = 2**30
-DISK_GIB = 10.0
-SHARE = 8  # of the arena's blocks, one in so many is RAM for a disk to load through
-LEAST_SLOTS = 4
 
 
 def reserved_bytes(args: EngineArgs) -> int:
@@ -33,15 +28,7 @@ def open_room(
     KV another. Raises ConfigError, naming the flag, for what holds too little to be of use."""
     if args.kv_offloading_size is None and args.kv_offloading_disk is None:
         return None
-    num_slots = reserved_bytes(args) // block_bytes
-    if args.kv_offloading_size is None:
-        num_slots = max(LEAST_SLOTS, num_blocks // SHARE)
-    if num_slots < LEAST_SLOTS:
-        least = LEAST_SLOTS * block_bytes
-        raise ConfigError(
-            f"--kv-offloading-size {args.kv_offloading_size}: must hold {LEAST_SLOTS} blocks of "
-            f"{block_bytes} bytes, which are {least / GIB:.6f} GiB"
-        )
+    num_slots = num_ram_slots(args.kv_offloading_size, num_blocks, block_bytes)
     if args.kv_offloading_disk is None:
         return TierRoom(num_slots, block_bytes)
     max_bytes = int((args.kv_offloading_disk_size or DISK_GIB) * GIB)

@@ -14,9 +14,9 @@ from duetto.backends.backend import Backend
 from duetto.backends.blocks import Bytes
 from duetto.core.batch import BlockMove, MoveResult, ScheduledBatch
 from duetto.core.errors import EngineError
+from duetto.core.offloading import WAIT_S
 from duetto.runner.tiers.disk import DiskTier
 
-WAIT_S = 0.05  # for the disk, before the engine reads what came in
 BEHIND = "the disk is behind with what is to be written"
 NOT_SUBMITTED = "its step never came"
 
