@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from duetto.dialects.dialect import CallDialect
+from duetto.dialects.harmony import HARMONY
 from duetto.dialects.pieces import AnswerParser, ToolSchema
 from duetto.dialects.reader import Reader, Reading
-from duetto.dialects.reasoning import ReasoningDialect
+from duetto.dialects.reasoning import HARMONY_REASONING, ReasoningDialect
 from duetto.dialects.special_tokens import WithoutSpecialTokens
 from duetto.dialects.stepped import SteppedParser
 
@@ -23,6 +24,8 @@ def answer_parser(
     `is_open`: the prompt has opened the reasoning (`ReasoningDialect.is_open`). `special_tokens`
     are all that the tokenizer has: what of them is no marker is dropped from content and reasoning.
     """
+    if reasoning is HARMONY_REASONING:
+        calls = HARMONY  # one format: it is read by one parser, with tools or without
     parser: AnswerParser = SteppedParser(
         lambda reader: _answer(reader, calls, reasoning, tools, is_open=is_open)
     )

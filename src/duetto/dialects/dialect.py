@@ -1,7 +1,9 @@
 """What a dialect of calls is: its parser, and what a grammar needs to write the same."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from duetto.dialects.pieces import AnswerParser, ToolSchema
 from duetto.dialects.stepped import Read, SteppedParser
@@ -18,8 +20,6 @@ class ArgumentForm:
     after_key: str
     after_value: str
     separator: str
-    opening: str = ""  # before the first key
-    closing: str = ""  # behind the last value
     string_quote: str = '"'  # "" for strings that end where `after_value` begins
     quotes_inner_strings: bool = True  # the quote is that of strings within lists and objects too
 
@@ -54,9 +54,42 @@ class CallDialect:
     form: CallForm
     markers: tuple[str, ...]  # what its parser has to see, also where a marker is a special token
     aliases: tuple[str, ...] = ()  # other names that `--tool-call-parser` takes
-    begins_answer: bool = False  # calls are known only at the beginning of a line
+    begins_line: bool = False  # no marker tells a call: it is known where it begins a line
     reads_reasoning: bool = False  # calls and reasoning are one format
 
     def parser(self, tools: Sequence[ToolSchema]) -> AnswerParser:
         """A parser of one answer without reasoning."""
         return SteppedParser(self.read(tools))
+
+
+def calls_text(form: CallForm, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """How calls look that a model of this family makes: names and arguments."""
+    texts = (
+        f"{form.before_name}{name}{form.before_arguments}"
+        f"{_arguments_text(form.arguments, arguments)}{form.after_arguments}"
+        for name, arguments in calls
+    )
+    return form.opening + (form.separator or "").join(texts) + form.closing
+
+
+def _arguments_text(form: ArgumentForm | None, arguments: Mapping[str, Any]) -> str:
+    if form is None:
+        return json.dumps(arguments, ensure_ascii=False)
+    return form.separator.join(
+        f"{form.before_key}{key}{form.after_key}{_value_text(form, value)}{form.after_value}"
+        for key, value in arguments.items()
+    )
+
+
+def _value_text(form: ArgumentForm, value: Any) -> str:
+    quote = form.string_quote
+    if isinstance(value, str) and quote != '"':
+        return f"{quote}{value}{quote}"
+    if not form.quotes_inner_strings or quote == '"':
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        members = (f"{key}:{_value_text(form, inner)}" for key, inner in value.items())
+        return f"{{{','.join(members)}}}"
+    if isinstance(value, list):
+        return f"[{','.join(_value_text(form, inner) for inner in value)}]"
+    return json.dumps(value)

@@ -109,6 +109,10 @@ class Reader:
         """Another call has to come: what follows is not only what ends calls."""
         self._is_closing = False
 
+    def expect_end(self) -> None:
+        """What follows is only a marker: if the answer's end cuts it off, it is no text."""
+        self._is_closing = True
+
     # Reading: each is `yield from`
 
     def peek(self) -> Reading[str]:
@@ -126,6 +130,10 @@ class Reader:
             if not char or char not in SPACE:
                 return
             self._read(self._at + 1)
+
+    def next(self) -> str:
+        """Read the character that `peek` has seen."""
+        return self._read(self._at + 1)
 
     def marker_ends(self) -> Reading[None]:
         """What is held was a marker, and the white space behind it is part of it."""

@@ -20,7 +20,6 @@ class ReasoningDialect:
     closings: tuple[str, ...]
     aliases: tuple[str, ...] = ()  # other names that `--reasoning-parser` takes
     is_always_open: bool = False  # an answer begins within reasoning, whether or not it says so
-    reads_calls: bool = False  # calls and reasoning are one format
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -68,20 +67,32 @@ DEEPSEEK_R1 = ReasoningDialect(
     aliases=("step3",),
     is_always_open=True,
 )
-MISTRAL = ReasoningDialect(name="mistral", openings=("[THINK]",), closings=("[/THINK]",))
-SEED = ReasoningDialect(name="seed_oss", openings=("<seed:think>",), closings=("</seed:think>",))
-GEMMA = ReasoningDialect(name="gemma4", openings=("<|channel>thought",), closings=("<channel|>",))
-GRANITE = ReasoningDialect(
+MISTRAL_REASONING = ReasoningDialect(name="mistral", openings=("[THINK]",), closings=("[/THINK]",))
+SEED_REASONING = ReasoningDialect(
+    name="seed_oss", openings=("<seed:think>",), closings=("</seed:think>",)
+)
+GEMMA_REASONING = ReasoningDialect(
+    name="gemma4", openings=("<|channel>thought",), closings=("<channel|>",)
+)
+GRANITE_REASONING = ReasoningDialect(
     name="granite",
     openings=("Here is my thought process:", "Here's my thought process:"),
     closings=("Here is my response:", "Here's my response:"),
 )
-HARMONY = ReasoningDialect(
+# Its markers are read by the dialect of its calls, `openai`: one format has both.
+HARMONY_REASONING = ReasoningDialect(
     name="openai_gptoss",
     openings=("<|channel|>analysis<|message|>",),
     closings=("<|end|>",),
     aliases=("harmony", "openai"),
-    reads_calls=True,
 )
 
-REASONING_DIALECTS = (THINK, DEEPSEEK_R1, MISTRAL, SEED, GEMMA, GRANITE, HARMONY)
+REASONING_DIALECTS = (
+    THINK,
+    DEEPSEEK_R1,
+    MISTRAL_REASONING,
+    SEED_REASONING,
+    GEMMA_REASONING,
+    GRANITE_REASONING,
+    HARMONY_REASONING,
+)
