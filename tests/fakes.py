@@ -36,6 +36,7 @@ from duetto.core.executor import Done
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import Grammar
 
 UNWRITTEN = -1  # no KV: hash() never returns it
 
@@ -53,6 +54,7 @@ def make_request(
     cache_salt: bytes = b"",
     tenant: bytes = b"",
     reuse: Reuse | None = None,
+    grammar: Grammar | None = None,
     **sampling: Any,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, stop_token_ids=tuple(stop_token_ids), **sampling)
@@ -69,6 +71,7 @@ def make_request(
         cache_salt=cache_salt,
         tenant=tenant,
         reuse=reuse,
+        grammar=grammar,
     )
 
 

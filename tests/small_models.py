@@ -20,6 +20,7 @@ from duetto.core.executor import Executor
 from duetto.engine.engine import Engine
 from duetto.models.programs import load_program
 from duetto.program.kv_size import bytes_per_block
+from duetto.runner.masks import Masks
 from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.draft_model import DraftModelProposer
 from duetto.runner.proposers.proposer import Proposer
@@ -100,6 +101,7 @@ class Model:
         step_times: Any = None,
         clock: Callable[[], float] = monotonic,
         tiers: TierRoom | None = None,
+        masks: Masks | None = None,
         **options: Any,
     ) -> Engine:
         """`executor` makes of the runner what the engine gets."""
@@ -107,7 +109,7 @@ class Model:
         config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
         runner = ModelRunner(
             *(self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype),
-            *(proposers, depth, tiers),
+            *(proposers, depth, tiers, masks),
         )
         step_time = None if step_times is None else step_times.late_time
         scheduler = Scheduler(config, step_time, drafts, _tiers(tiers))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from duetto.core.outputs import CompletionOutput as CompletionOutput
     from duetto.core.outputs import RequestOutput as RequestOutput
     from duetto.core.sampling_params import SamplingParams as SamplingParams
+    from duetto.core.structured import StructuredOutputsParams as StructuredOutputsParams
     from duetto.llm import LLM as LLM
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "LLM": "duetto.llm",
     "SamplingParams": "duetto.core.sampling_params",
+    "StructuredOutputsParams": "duetto.core.structured",
     "RequestOutput": "duetto.core.outputs",
     "CompletionOutput": "duetto.core.outputs",
     "DuettoError": "duetto.core.errors",

@@ -34,12 +34,14 @@ from duetto.core.speculation import FLAG, DraftModelOptions, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.evals.reuse_verdicts import ReuseGate
+from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.program.rotation import move_limits
 from duetto.progress import show_progress
 from duetto.runner.load import Companion, LoadedModel, load_model
+from duetto.runner.masks import Masks
 from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
@@ -62,6 +64,7 @@ class Built:
     root: Path
     notes: tuple[str, ...]
     prices: HostPrices  # of its steps on this machine
+    grammars: CompiledGrammars  # of its vocabulary
 
 
 def build(
@@ -84,9 +87,15 @@ def build(
     notes += _notes_on_rows(codec.tokens_without_row)
     notes += [codec.chat_note] if codec.chat_note else []
     companion = companion_of(args, model_config.context_length, codec)
+    grammars = CompiledGrammars(codec.vocabulary)
     with show_progress(f"loading {root.name}") as bar:
         loaded = load_model(
-            root, args, on_progress=bar.reach, on_status=on_status, companion=companion
+            root,
+            args,
+            on_progress=bar.reach,
+            on_status=on_status,
+            companion=companion,
+            masks=Masks(grammars),
         )
     config = served_config(loaded, args)
     prices = host_prices(loaded.program, loaded.precision)
@@ -107,6 +116,7 @@ def build(
         root=root,
         notes=(*loaded.notes, *notes, *prices.notes),
         prices=prices,
+        grammars=grammars,
     )
 
 

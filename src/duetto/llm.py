@@ -238,6 +238,7 @@ class LLM:
         self.config.check_priority(priority)
         read = read_prompt(prompt, self._built.codec)
         asked = None if choice is None else self._reuse.asked(choice, read.reusable, read.refusal)
+        wanted = params.structured_outputs
         request = make_request(
             read.token_ids,
             params,
@@ -249,6 +250,7 @@ class LLM:
             priority=priority,
             cache_salt=read.cache_salt,
             reuse=asked,
+            grammar=None if wanted is None else self._built.grammars.make(wanted),
         )
         return _Answer.of(read.text, fan_out(request), self._built.codec)
 

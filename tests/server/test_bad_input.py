@@ -108,8 +108,8 @@ SAMPLING = [
     ("stream", {"stream": "yes"}),
     ("stream_options", {"stream_options": {"include_usage": True}}),
     ("stream_options.x", {"stream": True, "stream_options": {"x": 1}}),
-    ("response_format.type", {"response_format": {"type": "json_object"}}),
-    ("response_format.json_schema", {"response_format": {"type": "text", "json_schema": {}}}),
+    ("response_format.type", {"response_format": {"type": "xml"}}),
+    ("response_format.json_schema.name", {"response_format": {"type": "text", "json_schema": {}}}),
     ("guided_json", {"guided_json": {}}),
     ("structured_outputs", {"structured_outputs": {}}),
     ("use_beam_search", {"use_beam_search": True}),
@@ -242,7 +242,7 @@ def test_a_missing_field_is_named(client, kind):
         ({"messages": [{"role": "user", "content": [{"type": "x", "text": "a"}]}]}, "text"),
         ({"service_tier": "flex"}, "auto, default"),
         ({"tool_choice": "required"}, '"none", "auto"'),
-        ({"response_format": {"type": "json_object"}}, "text"),
+        ({"response_format": {"type": "xml"}}, "text, json_object, json_schema, structural_tag"),
     ],
 )
 def test_a_value_that_is_not_supported_is_answered_with_those_that_are(client, change, accepted):

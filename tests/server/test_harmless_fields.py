@@ -429,7 +429,10 @@ def test_the_history_of_an_agent_is_refused_for_its_calls(client, said, param):
 def test_a_feature_is_named_before_a_field_that_nobody_knows(client):
     for change, param in (
         ({"functions": [{}]}, "functions"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.name",
+        ),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"use_beam_search": True}, "use_beam_search"),
     ):

@@ -27,6 +27,7 @@ from duetto.checkpoints.token_starts import keep_offsets, token_starts
 from duetto.checkpoints.tokenizer_growth import check_growth
 from duetto.checkpoints.tokenizer_library import LibraryError, call, library_error, refusing_panics
 from duetto.core.errors import CheckpointError, InvalidRequest
+from duetto.core.structured import Vocabulary
 
 # Texts come one at a time, for which the library's own threads do nothing; so a text is worked on
 # by the thread that asks, with the priority that this thread has.
@@ -203,6 +204,15 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token adds to a text that has begun; b"" for an id without a token."""
         return self._bytes[token_id]
+
+    def vocabulary(self) -> Vocabulary:
+        """All tokens that the model has a row for. Takes about a second where there are many."""
+        special = {token: i for i, (token, is_special) in self.tokens().items() if is_special}
+        return Vocabulary(
+            [self._bytes[token_id] for token_id in range(self._vocab_size)],
+            {token: i for token, i in special.items() if i < self._vocab_size},
+            self._eos_token_ids,
+        )
 
     @property
     def chat_note(self) -> str | None:

@@ -131,6 +131,7 @@ def serve(
         config=built.scheduler_config,
         settings=settings,
         roof_time=built.prices.roof_time,
+        grammars=built.grammars,
     )
     if not is_named:
         say_that_none_was_named()

@@ -14,6 +14,7 @@ from duetto.core.request import FinishReason
 from duetto.core.reuse import LookMethod, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import EMPTY, BatchShape, RequestShape, shape_at
+from duetto.core.structured import Grammar
 from duetto.core.timings import RequestTimings
 
 ATTENTION_UNIT = 2.0**-20
@@ -27,8 +28,12 @@ class SamplingInput(NamedTuple):
     seed: int
     num_output_tokens: int  # the place in the request's random stream
     forbidden_token_ids: tuple[int, ...] = ()  # ends before min_tokens, ends of bad words
-    prompt_token_ids: tuple[int, ...] = ()  # both filled only if params.needs_history
-    output_token_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()  # filled only if params.needs_history
+    output_token_ids: tuple[int, ...] = ()  # and these also if there is a grammar
+    grammar: Grammar | None = None  # what the answer must be
+    # Of forbidden_token_ids: ends before min_tokens, where the grammar lets something else follow.
+    held_back_token_ids: tuple[int, ...] = ()
+    num_left: int = 0  # tokens that the answer may still have, this one among them
 
 
 class Drafting(NamedTuple):

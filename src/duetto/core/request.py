@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from duetto.core.reuse import Choosing, Reuse, Source, Text, TokenRange
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import Grammar
 from duetto.core.timings import RequestTimings
 
 
@@ -41,6 +42,7 @@ class Request:
     cache_salt: bytes = b""  # requests with different salts never share a block
     reuse: Reuse | None = None  # parts of the prompt whose KV may come from elsewhere
     why_not_reused: str | None = None  # nothing of it, though it was asked for: `reuse` is empty
+    grammar: Grammar | None = None  # of the answer
     num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
 
     # --- written by the Scheduler only -----------------------------------------------------

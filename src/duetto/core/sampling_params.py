@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from duetto.core.errors import InvalidRequest
+from duetto.core.structured import StructuredOutputsParams
 
 MAX_N = 128
 MAX_LOGPROBS = 20
@@ -41,6 +42,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; 0: the sampled token's only; k: and the k likeliest
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None  # what the answer must look like
 
     def __post_init__(self) -> None:
         self._freeze_collections()
@@ -77,6 +79,7 @@ class SamplingParams:
                 raise InvalidRequest(name, f"must be true or false, not {getattr(self, name)!r}")
         if self.seed is not None:
             _check_int("seed", self.seed, *SEED_RANGE)
+        _check_structured(self.structured_outputs, ignore_eos=self.ignore_eos)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
@@ -129,6 +132,19 @@ class SamplingParams:
         if bias is not None and not isinstance(bias, Mapping):
             raise InvalidRequest("logit_bias", f"must map token ids to numbers, not {bias!r}")
         object.__setattr__(self, "logit_bias", dict(bias or {}))
+
+
+def _check_structured(asked: object, *, ignore_eos: bool) -> None:
+    if asked is None:
+        return
+    if not isinstance(asked, StructuredOutputsParams):
+        raise InvalidRequest(
+            "structured_outputs", f"must be StructuredOutputsParams, not {asked!r:.80}"
+        )
+    if ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos", "with structured outputs: such an answer ends where it is complete"
+        )
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:

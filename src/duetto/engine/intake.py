@@ -14,6 +14,7 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
 from duetto.core.reuse_choice import ReuseAsked
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import Grammar
 from duetto.core.text import TextCodec
 from duetto.scheduler.reuse import text_hashes
 
@@ -33,6 +34,7 @@ def make_request(
     tenant: bytes = b"",
     bad_word_ids: tuple[tuple[int, ...], ...] | None = None,
     reuse: ReuseAsked | None = None,
+    grammar: Grammar | None = None,
 ) -> Request:
     """The request that answers one prompt, before `fan_out` makes `sampling.n` of it.
 
@@ -40,7 +42,8 @@ def make_request(
     a caller asked for is never cut short but refused if it does not fit. A seed comes from
     `sampling`, else from `default_seed`, else from the operating system. Who makes many requests
     of one `sampling` brings its `encode_bad_words` as `bad_word_ids`. What of `reuse` cannot be
-    done is refused, or all is computed, as its choice says.
+    done is refused, or all is computed, as its choice says. `grammar` is what a GrammarMaker has
+    made of `sampling.structured_outputs`, or of something else that the answer must be.
 
     Raises InvalidRequest, naming the field ("prompt" for the ids), if a token id is outside the
     vocabulary, the prompt is empty, or no token may ever be sampled; RequestTooLong if it could
@@ -48,6 +51,7 @@ def make_request(
     """
     _check_prompt(prompt_token_ids, codec.vocab_size)
     sampling.check_vocabulary(codec.vocab_size)
+    sampling = _without_constraint(sampling, grammar)
     ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids
     seeds = (sampling.seed, default_seed, secrets.randbits(63))
     request = Request(
@@ -64,10 +68,22 @@ def make_request(
         priority=priority,
         cache_salt=cache_salt,
         tenant=tenant,
+        grammar=grammar,
     )
     _check_choice(request, codec.vocab_size)
     config.check_fits(request)
     return request if reuse is None else _reusing(request, reuse, config)
+
+
+def _without_constraint(sampling: SamplingParams, grammar: Grammar | None) -> SamplingParams:
+    """From here on the grammar says it all: a schema need not be told in each step."""
+    if grammar is None and sampling.structured_outputs is not None:
+        raise InvalidRequest("structured_outputs", "are not supported by this engine")
+    if grammar is not None and sampling.ignore_eos:
+        raise InvalidRequest("ignore_eos", "with a grammar: the answer ends where that does")
+    if sampling.structured_outputs is None:
+        return sampling
+    return replace(sampling, structured_outputs=None)
 
 
 def _reusing(request: Request, asked: ReuseAsked, config: SchedulerConfig) -> Request:

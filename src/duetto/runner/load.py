@@ -29,6 +29,7 @@ from duetto.runner.loaders import (
     ReferenceLoader,
     default_cache_dir,
 )
+from duetto.runner.masks import Masks
 from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.tiers.load import fingerprint_of, open_room, reserved_bytes, tiers_in_words
@@ -129,11 +130,13 @@ def load_model(
     on_progress: Progress | None = None,
     on_status: Callable[[str], None] | None = None,
     companion: Companion | None = None,
+    masks: Masks | None = None,
 ) -> LoadedModel:
     """Load a model to be served, and its companion.
 
     on_progress: called with (bytes loaded, bytes in all), the companion's among them.
     on_status: called with a line about work that will take a while.
+    masks: of grammars that answers must follow; without them none may be asked for.
 
     Refuses before any weight is read, as far as that can be known: raises ConfigError, naming the
     flag, or CheckpointError, naming the file.
@@ -147,7 +150,7 @@ def load_model(
     return LoadedModel(
         config=config,
         program=program,
-        runner=_start(computing, plan, proposers, companion, tiers),
+        runner=_start(computing, plan, proposers, companion, tiers, masks),
         backend=loader.name,
         computed_by=loader.computed_by,
         dtype=plan.dtype,
@@ -319,11 +322,12 @@ def _start(
     proposers: Mapping[str, Proposer],
     companion: Companion | None,
     tiers: TierRoom | None,
+    masks: Masks | None,
 ) -> ModelRunner:
     program, num_blocks = plan.program, plan.kv.num_blocks
     sizes = num_blocks, plan.block_size, plan.kv_dtype
     try:
-        return ModelRunner(program, backend, *sizes, proposers, tiers=tiers)
+        return ModelRunner(program, backend, *sizes, proposers, tiers=tiers, masks=masks)
     except MemoryError:
         own = num_blocks * plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)
         beside = companion.needs(num_blocks) if companion is not None else ""

@@ -6,7 +6,7 @@ any company. A row is fp32; arithmetic on it is in float64, or gives the token t
 The order of steps is vLLM's (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample/sampler/):
 
     1. log-probabilities, if asked for, from the raw logits, before everything below
-    2. allowed_token_ids
+    2. the grammar's mask, and allowed_token_ids
     3. forbidden tokens: the ends of bad words, and ends of sequence before min_tokens
     4. logit_bias
     5. repetition penalty (prompt and output), then frequency and presence penalty (output)
@@ -14,6 +14,8 @@ The order of steps is vLLM's (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample
     7. temperature
     8. min_p, top_k, top_p: top_p of what the first two leave (runner/candidates.py)
     9. draw: Gumbel-max (runner/gumbel.py)
+
+Last of all, an answer that could no longer end in time is led to an end of its grammar.
 
 Steps 6 to 9 of a fp32 row are one native call (csrc/sampler.cpp) where there is a native module.
 
@@ -23,7 +25,7 @@ it greedy below 1e-5); a rank counts strictly likelier tokens.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -38,7 +40,16 @@ from duetto.runner.candidates import Row, candidates, largest, lowest
 from duetto.runner.gumbel import Ids
 
 
-def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
+class RowConstraint(NamedTuple):
+    """What a grammar says of one row."""
+
+    ceiling: NDArray[np.float32]  # [vocabulary]: -inf for what must not follow, inf for the rest
+    steer: Callable[[int], int]  # the token to take where this one was sampled
+
+
+def sample_token(
+    row: Row, sampling: SamplingInput, constraint: RowConstraint | None = None
+) -> SampledToken:
     """Choose the next token from raw logits [vocabulary]; `row` is not changed.
 
     Raises EngineError, with a message that may be shown, if the logits are not finite or if the
@@ -46,16 +57,54 @@ def sample_token(row: Row, sampling: SamplingInput) -> SampledToken:
     """
     params = sampling.params
     first = _finite_argmax(row)
-    changes = _changes(row, sampling)
-    if changes is None and params.is_greedy:
-        token_id = first
-    elif _is_native(row):
-        token_id = _choose(row, first, changes, sampling)
+    if constraint is None:
+        token_id = _sampled(row, first, sampling)
     else:
-        token_id = _choose_in_numpy(row, first, changes, sampling)
+        token_id = _sampled_within(row, constraint, sampling)
     if params.logprobs is None:
         return SampledToken(token_id)
     return SampledToken(token_id, _logprob(row, token_id, params.logprobs))
+
+
+def _sampled(row: Row, first: int, sampling: SamplingInput) -> int:
+    """Steps 2 to 9; row[first] is the largest logit."""
+    changes = _changes(row, sampling)
+    if changes is None and sampling.params.is_greedy:
+        return first
+    if _is_native(row):
+        return _choose(row, first, changes, sampling)
+    return _choose_in_numpy(row, first, changes, sampling)
+
+
+def _sampled_within(row: Row, constraint: RowConstraint, sampling: SamplingInput) -> int:
+    sampling = _without_held_back(sampling, constraint.ceiling)
+    masked = np.minimum(row, constraint.ceiling)
+    first = int(masked.argmax())
+    if masked[first] == -np.inf:
+        raise _nothing_left()
+    token_id = _sampled(masked, first, sampling)
+    steered = constraint.steer(token_id)
+    return steered if _may_take(steered, sampling) else token_id
+
+
+def _without_held_back(sampling: SamplingInput, ceiling: NDArray[np.float32]) -> SamplingInput:
+    """Ends are not held back where nothing else may follow: the grammar wins over min_tokens."""
+    if not sampling.held_back_token_ids:
+        return sampling
+    others = ceiling > 0
+    others[_ids(sampling.forbidden_token_ids, len(others))] = False
+    asked = sampling.params.allowed_token_ids
+    if (others if asked is None else others[_ids(asked, len(others))]).any():
+        return sampling
+    left = set(sampling.forbidden_token_ids) - set(sampling.held_back_token_ids)
+    return sampling._replace(forbidden_token_ids=tuple(sorted(left)))
+
+
+def _may_take(token_id: int, sampling: SamplingInput) -> bool:
+    """Whether the request's own masks, beside its grammar, let it have the token."""
+    asked = sampling.params.allowed_token_ids
+    is_asked = asked is None or token_id in asked
+    return is_asked and token_id not in sampling.forbidden_token_ids
 
 
 def token_logprob(row: Row, token_id: int, num_top: int) -> TokenLogprob:
@@ -232,7 +281,7 @@ def _choose_in_numpy(
 
 def _nothing_left() -> EngineError:
     return EngineError(
-        "no token is left to sample: allowed_token_ids, bad_words and min_tokens "
+        "no token is left to sample: allowed_token_ids, bad_words, min_tokens and the grammar "
         "together forbid the whole vocabulary"
     )
 

@@ -6,6 +6,7 @@ from duetto.core.batch import PLACEHOLDER, SamplingInput, ScheduledRequest
 from duetto.core.request import Request
 from duetto.core.reuse import Source
 from duetto.core.shape import RequestShape, shape_at
+from duetto.core.structured import Grammar
 from duetto.scheduler.choice import look_at
 from duetto.scheduler.reuse import moves, next_positions, next_source, plan_source
 
@@ -91,6 +92,7 @@ def may_go_on(request: Request) -> bool:
     if request.has_drafts_in_flight or not request.num_outputs_left:
         return False
     depends = request.sampling.needs_history or bool(request.bad_word_ids)
+    depends = depends or request.grammar is not None
     return not (depends and request.num_pending_tokens)
 
 
@@ -128,6 +130,8 @@ def sampling_input(request: Request, drafts: tuple[int, ...] = ()) -> SamplingIn
     """Everything the sampler needs after `drafts`, so that the executor keeps no state per
     request."""
     params, num_output = request.sampling, num_outputs(request, drafts)
+    if request.grammar is not None:
+        return _input_with_grammar(request, request.grammar, drafts)
     if num_output >= params.min_tokens and not request.bad_word_ids and not params.needs_history:
         return SamplingInput(params, request.seed, num_output)  # nearly always
     history = params.needs_history
@@ -141,6 +145,26 @@ def sampling_input(request: Request, drafts: tuple[int, ...] = ()) -> SamplingIn
     )
 
 
+def _input_with_grammar(
+    request: Request, grammar: Grammar, drafts: tuple[int, ...]
+) -> SamplingInput:
+    params, num_output = request.sampling, num_outputs(request, drafts)
+    held_back: frozenset[int] = frozenset()
+    if num_output < params.min_tokens:
+        held_back = request.stop_token_ids - _ends_of_bad_words(request, drafts)
+    return SamplingInput(
+        params=params,
+        seed=request.seed,
+        num_output_tokens=num_output,
+        forbidden_token_ids=forbidden_token_ids(request, drafts),
+        prompt_token_ids=request.prompt_token_ids if params.needs_history else (),
+        output_token_ids=(*request.output_token_ids, *drafts),
+        grammar=grammar,
+        held_back_token_ids=tuple(sorted(held_back)),
+        num_left=request.max_tokens - num_output,
+    )
+
+
 def num_outputs(request: Request, drafts: tuple[int, ...]) -> int:
     """Tokens of the answer before the one that is sampled after `drafts`."""
     num_known = len(request.token_ids) - len(request.prompt_token_ids)
@@ -150,15 +174,18 @@ def num_outputs(request: Request, drafts: tuple[int, ...]) -> int:
 def forbidden_token_ids(request: Request, drafts: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Tokens that must not come after `drafts`: ends before min_tokens, and the last token of a
     bad word whose other tokens have just been generated."""
-    num_output = num_outputs(request, drafts)
-    is_short = num_output < request.sampling.min_tokens
-    forbidden: set[int] = set()
-    if is_short:
+    forbidden = _ends_of_bad_words(request, drafts)
+    if num_outputs(request, drafts) < request.sampling.min_tokens:
         forbidden |= request.stop_token_ids
-    forbidden.update(word[0] for word in request.bad_words_after(None))
+    return tuple(sorted(forbidden))
+
+
+def _ends_of_bad_words(request: Request, drafts: tuple[int, ...]) -> set[int]:
+    num_output = num_outputs(request, drafts)
+    forbidden = {word[0] for word in request.bad_words_after(None)}
     token_ids = [*request.token_ids, *drafts] if drafts else request.token_ids
     for word in request.bad_words_after(token_ids[-1]):
         size = len(word) - 1
         if size <= num_output and tuple(token_ids[-size:]) == word[:-1]:
             forbidden.add(word[-1])
-    return tuple(sorted(forbidden))
+    return forbidden

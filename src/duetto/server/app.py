@@ -20,6 +20,7 @@ from starlette.routing import Route
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import GrammarMaker
 from duetto.core.text import TextCodec, bytes_in_place
 from duetto.engine.thread import SteppedEngine
 from duetto.server.apis.asked import AskedChat, AskedPrompts
@@ -79,17 +80,19 @@ def create_app(
     config: SchedulerConfig,
     settings: ServerSettings,
     roof_time: RoofTime | None = None,
+    grammars: GrammarMaker | None = None,
 ) -> Starlette:
     """An ASGI application that serves one model; the engine's thread lives as long as it does.
 
     The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is
     running, `app.state.replies` how many bytes replies could take.
-    `roof_time` is what a step would take if it reached the roof of this machine.
+    `roof_time` is what a step would take if it reached the roof of this machine; `grammars` makes
+    those of structured outputs.
     """
     metrics = Metrics(settings, config)
     relay = Relay(engine, config, settings, metrics)
     work = TextWork(settings.max_held_bytes)
-    api = Api(codec, config, settings, relay, metrics, work)
+    api = Api(codec, config, settings, relay, metrics, work, grammars)
     cache = CacheApi(codec, config, settings, relay, metrics, work)
     questions = Questions(relay, settings, roof_time)
 
@@ -147,6 +150,7 @@ class Api:
         relay: Relay,
         metrics: Metrics,
         work: TextWork,
+        grammars: GrammarMaker | None,
     ) -> None:
         self._codec = codec
         self._config = config
@@ -157,7 +161,7 @@ class Api:
         self.replies = ByteBudget(
             settings.max_replies_bytes, LITTLE_REPLY_BYTES, "large replies are being made and read"
         )
-        self._door = Door(codec, config, settings, work, relay.clock)
+        self._door = Door(codec, config, settings, work, relay.clock, grammars)
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:

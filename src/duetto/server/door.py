@@ -14,6 +14,7 @@ from duetto.core.request import Request, fan_out
 from duetto.core.reuse import TokenRange
 from duetto.core.reuse_choice import ReuseAsked, ReuseChoice
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import Grammar, GrammarMaker
 from duetto.core.text import TextCodec
 from duetto.engine.intake import encode_bad_words, make_request
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
@@ -69,8 +70,9 @@ class Door:
         settings: ServerSettings,
         work: TextWork,
         clock: Callable[[], float],
+        grammars: GrammarMaker | None = None,
     ) -> None:
-        """`clock` must be the engine's own."""
+        """`clock` must be the engine's own; without `grammars` no answer can be constrained."""
         self._work = work
         self._codec = codec
         self._config = config
@@ -78,6 +80,7 @@ class Door:
         self._max_reply_bytes = settings.max_reply_bytes
         self._seed = settings.seed
         self._clock = clock
+        self._grammars = grammars
         self._num_accepted = 0  # prompts
 
     async def completion(self, asked: AskedPrompts, arrival: RequestHead) -> Job:
@@ -94,7 +97,9 @@ class Door:
                 return job
             return replace(job, prompts=tuple([self._with_echo(asked, p) for p in job.prompts]))
 
-        at_once = not asked.asked.sampling.bad_words and not asked.echo
+        # Each of these may take long whatever the body's size is.
+        sampling = asked.asked.sampling
+        at_once = not (sampling.bad_words or sampling.structured_outputs or asked.echo)
         return self._accept(await self._work.text(build, arrival.num_bytes, at_once=at_once))
 
     async def chat(self, conversation: AskedChat, arrival: RequestHead) -> Job:
@@ -244,6 +249,7 @@ class Door:
         with _naming(asked.names):
             self._config.check_priority(asked.priority)
             bad_word_ids = encode_bad_words(sampling.bad_words, self._codec)
+            grammar = self._grammar(sampling, arrival.tenant)
             requests = [
                 make_request(
                     prompt.token_ids,
@@ -258,6 +264,7 @@ class Door:
                     cache_salt=salt,
                     tenant=arrival.client,
                     reuse=prompt.reuse,
+                    grammar=grammar,
                 )
                 for index, prompt in enumerate(prompts)
             ]
@@ -266,6 +273,12 @@ class Door:
             num_scored = sum(r.num_prompt_tokens for r in requests)
             raise too_large(asked, size, num_bytes, num_scored)
         return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)
+
+    def _grammar(self, sampling: SamplingParams, tenant: bytes) -> Grammar | None:
+        asked = sampling.structured_outputs
+        if asked is None or self._grammars is None:
+            return None  # make_request refuses
+        return self._grammars.make(asked, tenant)
 
 
 @contextmanager

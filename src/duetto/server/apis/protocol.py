@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Raw, Struct
 
 from duetto.server.apis.accepted import ABSENT, Only
+from duetto.server.apis.structured import ResponseFormat, Schema, StructuredOutputs
 
 Role = Literal["system", "developer", "user", "assistant"]
 ServiceTier = Literal["auto", "default"]
@@ -23,11 +24,6 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None  # whether OpenAI may pad chunks; nothing here does
 
 
-class ResponseFormat(Struct, forbid_unknown_fields=True):
-    type: Literal["text"]
-    json_schema: None = None
-
-
 class Features(Struct, forbid_unknown_fields=True, kw_only=True):
     """What this version does not have. The first that is asked for is the one that is named, so
     what others depend on comes first."""
@@ -37,13 +33,6 @@ class Features(Struct, forbid_unknown_fields=True, kw_only=True):
     tool_choice: Annotated[Raw, Only("none", "auto")] = ABSENT  # alike where there are no tools
     function_call: Annotated[Raw, Only("none", "auto")] = ABSENT
     parallel_tool_calls: Annotated[Raw, Only(True, False)] = ABSENT
-    structured_outputs: Annotated[Raw, Only()] = ABSENT
-    guided_json: Annotated[Raw, Only()] = ABSENT
-    guided_regex: Annotated[Raw, Only()] = ABSENT
-    guided_choice: Annotated[Raw, Only()] = ABSENT
-    guided_grammar: Annotated[Raw, Only()] = ABSENT
-    grammar: Annotated[Raw, Only("")] = ABSENT
-    json_schema: Annotated[Raw, Only()] = ABSENT
     audio: Annotated[Raw, Only()] = ABSENT
     modalities: Annotated[Raw, Only(["text"])] = ABSENT
     web_search_options: Annotated[Raw, Only()] = ABSENT
@@ -81,7 +70,6 @@ class Features(Struct, forbid_unknown_fields=True, kw_only=True):
     return_mm_kwargs: Raw = ABSENT  # there is nothing that they could be returned of
     truncation_side: Raw = ABSENT  # of what is not truncated
     guided_decoding_backend: Raw = ABSENT
-    guided_whitespace_pattern: Raw = ABSENT
 
 
 class OtherSamplers(Features, kw_only=True):
@@ -134,8 +122,6 @@ class OtherSamplers(Features, kw_only=True):
 class OtherServers(OtherSamplers, kw_only=True):
     """What clients of SGLang, Ollama and hosted services send, where it asks for nothing."""
 
-    regex: Annotated[Raw, Only()] = ABSENT
-    ebnf: Annotated[Raw, Only()] = ABSENT
     no_stop_trim: Annotated[Raw, Only(False)] = ABSENT
     return_hidden_states: Annotated[Raw, Only(False)] = ABSENT
     lora_path: Annotated[Raw, Only()] = ABSENT
@@ -202,6 +188,17 @@ class SamplingRequest(OtherServers, kw_only=True):
     reuse: bool | str | dict[str, Any] | None = None  # core/reuse_choice.py reads it
     priority: int | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | str | None = None
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    grammar: str | None = None
+    json_schema: Schema | str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     service_tier: ServiceTier | None = None
     store: bool | None = None
     user: Label = None

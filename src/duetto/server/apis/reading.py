@@ -15,7 +15,6 @@ from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
     Message,
-    ResponseFormat,
     Role,
     SamplingRequest,
     SegmentedPrompt,
@@ -24,6 +23,7 @@ from duetto.server.apis.protocol import (
     TextPart,
     WireSegment,
 )
+from duetto.server.apis.structured import JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from duetto.server.http.body import check_structure
 from duetto.server.http.errors import MAX_ECHO, ApiError, cut, invalid
 
@@ -41,6 +41,7 @@ _CHOICES = {
     "role": get_args(Role),
     "service_tier": get_args(ServiceTier),
     "type": ("text",),
+    "response_format.type": ("text", "json_object", "json_schema", "structural_tag"),
     "cache": ("reusable",),
 }
 # The structs within bodies, by their path without indexes.
@@ -53,6 +54,8 @@ _INNER: dict[str, type[msgspec.Struct]] = {
     "prompt[].segments[]": WireSegment,
     "stream_options": StreamOptions,
     "response_format": ResponseFormat,
+    "response_format.json_schema": JsonSchemaFormat,
+    "structured_outputs": StructuredOutputs,
 }
 _ELSEWHERE = {"/v1/chat/completions": ChatRequest, "/v1/completions": CompletionRequest}
 _MAX_SEARCHED_BYTES = 2**18  # of a body, for the key at fault
@@ -196,7 +199,7 @@ def _explain(message: str, body: bytes, into: type) -> ApiError:
         reason = NOT_SUPPORTED
     elif named := _VALUE.match(reason):
         reason = f"{cut(named.group(1))} {NOT_SUPPORTED}"
-        if choices := _CHOICES.get(path.rpartition(".")[2]):
+        if choices := _CHOICES.get(path) or _CHOICES.get(path.rpartition(".")[2]):
             reason += f"; accepted: {', '.join(choices)}"
     reason = reason.replace("`", "")
     return invalid(path or None, reason if path else f"the body: {reason}")

@@ -13,6 +13,7 @@ from duetto.server.apis.protocol import (
     SamplingRequest,
     StreamOptions,
 )
+from duetto.server.apis.structured import constraint_names, structured_outputs
 from duetto.server.http.errors import invalid, refused
 
 MAX_STEP_ENTRIES = 2**20  # about 0.1 s, and six times the largest vocabularies
@@ -130,6 +131,8 @@ def _asked(request: SamplingRequest, params: dict[str, Any], names: Mapping[str,
         raise invalid("prompt_logprobs", "cannot be streamed")
     if request.store:
         raise invalid("store", "nothing is stored by this server; only false is accepted")
+    params["structured_outputs"] = structured_outputs(request)
+    names = {**names, **constraint_names(request)}
     try:
         sampling = SamplingParams(**params)
     except InvalidRequest as error:

@@ -1,0 +1,217 @@
+"""Grammars of one vocabulary: compiled within bounds, and kept.
+
+A grammar takes milliseconds to compile, and hostile ones as long as they are let: fuel and sizes
+bound what llguidance does, and a clock what the caller waits for. Any thread may ask.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future
+from hashlib import sha256
+from importlib import import_module
+from threading import BoundedSemaphore, Lock, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from duetto.core.errors import EngineError, InvalidRequest
+from duetto.core.structured import FIELD, Grammar, StructuredOutputsParams, Vocabulary
+from duetto.core.tenant_lru import TenantLru
+from duetto.grammars.constraints import check_size, grammar_text
+from duetto.grammars.json_schema import blamed_keyword
+from duetto.grammars.lark import LarkWriter
+from duetto.grammars.matcher import MAX_WALK, Matcher, Ways, first_line
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+T = TypeVar("T")
+
+DEADLINE_S = 5.0  # of a compilation, on a busy machine
+NUM_AT_A_TIME = 2
+MAX_KEPT = 256  # grammars
+MAX_KEPT_BYTES = 8 * 2**20  # of their texts; compiled they are many times as large
+LIMITS = {
+    "max_items_in_row": 2000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 200_000,
+}
+
+
+class _Compiled:
+    """A grammar at the beginning of an answer."""
+
+    def __init__(self, grammar: Grammar, engine: "LLMatcher", ways: Ways) -> None:
+        self.grammar = grammar
+        self._engine = engine
+        self._ways = ways
+        self._lock = Lock()
+        self._least: int | None = None
+        self._was_asked = False
+
+    def matcher(self) -> Matcher:
+        return Matcher(self._engine.deep_copy(), self._ways, self._ask_least)
+
+    def _ask_least(self) -> int | None:
+        """How many tokens the shortest answer has that is found, its end among them; asked seldom,
+        as it takes some milliseconds."""
+        with self._lock:
+            if not self._was_asked:
+                path = Matcher(self._engine.deep_copy(), self._ways).shortest_end(MAX_WALK)
+                self._least = None if path is None else len(path) + 1
+                self._was_asked = True
+            return self._least
+
+
+class CompiledGrammars:
+    """Makes grammars, and matchers that follow answers through them."""
+
+    def __init__(
+        self, vocabulary: Callable[[], Vocabulary], *, deadline_s: float = DEADLINE_S
+    ) -> None:
+        """`vocabulary` is asked once, when the first constraint comes; it may take a second."""
+        self._ask_vocabulary = vocabulary
+        self._deadline_s = deadline_s
+        self._loading, self._lock = Lock(), Lock()
+        self._working = BoundedSemaphore(NUM_AT_A_TIME)
+        self._loaded: tuple[Vocabulary, LLTokenizer, Ways] | None = None
+        self._kept: dict[str, _Compiled] = {}
+        self._sizes: TenantLru[str] = TenantLru()
+
+    def make(self, asked: StructuredOutputsParams, tenant: bytes = b"") -> Grammar:
+        """Raises InvalidRequest for what no answer can be, or what is not supported, with its
+        place."""
+        vocabulary, _, _ = self._load()
+        text = grammar_text(asked, vocabulary.special)
+        try:
+            return self._checked(text, f"{FIELD}.{asked.kind}", tenant)
+        except InvalidRequest as error:
+            if asked.json is None:
+                raise
+            place = blamed_keyword(error.message, json.loads(str(asked.json)))
+            message = error.message if place is None else f"{place}: {error.message}"
+            raise InvalidRequest(error.field, message) from None
+
+    def write(self, start: Callable[[LarkWriter], str], field: str, tenant: bytes = b"") -> Grammar:
+        """The grammar whose start `start` writes. Raises InvalidRequest, naming `field`."""
+        vocabulary, _, _ = self._load()
+        lark = LarkWriter(vocabulary.special)
+        text = lark.text(start(lark))
+        check_size(field, text)
+        return self._checked(text, field, tenant)
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """At the beginning of an answer. Raises EngineError."""
+        with self._lock:
+            compiled = self._kept.get(grammar.key)
+            if compiled is not None:
+                self._sizes.touch(grammar.key)
+        if compiled is None:  # it has fallen out
+            try:
+                compiled = self._compile(grammar, FIELD)
+            except InvalidRequest as error:
+                raise EngineError(error.message) from None
+        return compiled.matcher()
+
+    # --- how -------------------------------------------------------------------------------
+
+    def _load(self) -> "tuple[Vocabulary, LLTokenizer, Ways]":
+        with self._loading:
+            if self._loaded is None:
+                vocabulary = self._ask_vocabulary()
+                if not vocabulary.eos_token_ids:
+                    raise InvalidRequest(
+                        FIELD, "this model has no token that ends a text, so no answer could end"
+                    )
+                self._loaded = vocabulary, _tokenizer(vocabulary), Ways(vocabulary)
+            return self._loaded
+
+    def _checked(self, text: str, field: str, tenant: bytes) -> Grammar:
+        """The grammar, compiled and kept."""
+        key = sha256(b"%d:%b%b" % (len(tenant), tenant, text.encode())).hexdigest()[:32]
+        with self._lock:
+            if key in self._kept:
+                self._sizes.touch(key)
+                return self._kept[key].grammar
+        grammar = Grammar(text, key)
+        compiled = self._in_time(lambda: self._compile(grammar, field), field)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = compiled
+                self._sizes.add(key, tenant, len(text))
+            while len(self._kept) > MAX_KEPT or self._sizes.total > MAX_KEPT_BYTES:
+                victim = self._sizes.victim()
+                assert victim is not None
+                self._sizes.remove(victim)
+                del self._kept[victim]
+        return grammar
+
+    def _compile(self, grammar: Grammar, field: str) -> _Compiled:
+        _, tokenizer, ways = self._load()
+        engine = _library().LLMatcher(tokenizer, grammar.text, log_level=0, limits=_limits())
+        problems = [engine.get_error()] if engine.is_error() else engine.get_grammar_warnings()
+        if problems:
+            raise InvalidRequest(field, f"is not supported: {first_line(problems[0])}")
+        compiled = _Compiled(grammar, engine, ways)
+        try:
+            is_empty = not compiled.matcher().allowed().any()
+        except EngineError as error:
+            raise InvalidRequest(field, f"is too complex: {error}") from None
+        if is_empty:
+            raise InvalidRequest(field, "allows no answer that this model's tokens can spell")
+        return compiled
+
+    def _in_time(self, work: Callable[[], T], field: str) -> T:
+        """What a thread of its own makes of it. One that takes too long is left to end by its
+        bounds, and keeps its place until then."""
+        too_long = InvalidRequest(field, f"takes more than {self._deadline_s:g} s to compile")
+        if not self._working.acquire(timeout=self._deadline_s):
+            raise too_long
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # a panic of a native library is not an Exception
+                future.set_exception(error)
+            finally:
+                self._working.release()
+
+        Thread(target=run, name="duetto-grammar", daemon=True).start()
+        try:
+            return future.result(self._deadline_s)
+        except TimeoutError:
+            raise too_long from None
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.eos_token_id = min(vocabulary.eos_token_ids)
+        self.bos_token_id = None
+        self.tokens = list(vocabulary.tokens)
+        self.special_token_ids = sorted(vocabulary.special.values())
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Asked where tokens are forced, which nothing here does."""
+        raise TypeError(f"texts are not tokenized here: {text!r:.40}")
+
+
+def _tokenizer(vocabulary: Vocabulary) -> "LLTokenizer":
+    wrapper = _library().TokenizerWrapper(_Tokens(vocabulary))
+    made: LLTokenizer = _library().LLTokenizer(
+        wrapper, n_vocab=len(vocabulary.tokens), eos_token=sorted(vocabulary.eos_token_ids)
+    )
+    return made
+
+
+def _limits() -> "LLParserLimits":
+    made: LLParserLimits = _library().LLParserLimits(**LIMITS, verbose_errors=False)
+    return made
+
+
+def _library() -> Any:
+    """Loaded when the first constraint comes."""
+    return import_module("llguidance")

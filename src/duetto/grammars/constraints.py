@@ -1,0 +1,69 @@
+"""What callers ask for, as llguidance reads it: one function for each kind of constraint.
+
+Refuses what can be seen without compiling; grammars/compile.py compiles.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from duetto.core.errors import InvalidRequest
+from duetto.core.structured import FIELD, StructuredOutputsParams
+from duetto.grammars.json_schema import WHITESPACE, JsonOptions, prepared_schema, read_json_text
+from duetto.grammars.lark import LarkWriter, quoted
+from duetto.grammars.structural_tag import structural_tag
+
+MAX_BYTES = 2**18  # of a constraint
+
+
+def grammar_text(asked: StructuredOutputsParams, special: Mapping[str, int]) -> str:
+    """The grammar of a constraint, for a vocabulary with these special tokens. Raises
+    InvalidRequest."""
+    lark = LarkWriter(special)
+    field = f"{FIELD}.{asked.kind}"
+    check_size(field, *(asked.choice or ()), _source(asked))
+    if asked.json is not None:
+        return lark.text(lark.schema(prepared_schema(str(asked.json), field, json_options(asked))))
+    if asked.json_object is not None:
+        schema = prepared_schema('{"type": "object"}', field, json_options(asked))
+        return lark.text(lark.schema(schema))
+    if asked.regex is not None:
+        return lark.text(lark.regex(asked.regex))
+    if asked.choice is not None:
+        return lark.text(" | ".join(map(quoted, dict.fromkeys(asked.choice))))
+    if asked.grammar is not None:
+        return lark.text(lark.inner(as_lark(asked.grammar, field)))
+    assert asked.structural_tag is not None
+    tag = read_json_text(str(asked.structural_tag), field)
+    return lark.text(structural_tag(lark, tag, field, json_options(asked)))
+
+
+def json_options(asked: StructuredOutputsParams) -> JsonOptions:
+    whitespace: str | None = asked.whitespace_pattern or WHITESPACE
+    if asked.disable_any_whitespace:
+        whitespace = None
+    return JsonOptions(whitespace, asked.disable_additional_properties)
+
+
+def check_size(field: str, *texts: str) -> None:
+    num_bytes = sum([len(text.encode(errors="replace")) for text in texts])
+    if num_bytes > MAX_BYTES:
+        raise InvalidRequest(field, f"has {num_bytes} bytes; at most {MAX_BYTES} are accepted")
+
+
+def as_lark(text: str, field: str) -> str:
+    """A grammar in either notation. Whoever has a rule `start:` writes Lark's, as vLLM takes it."""
+    notations = import_module("llguidance.gbnf_to_lark")
+    if notations.is_lark_syntax(text):
+        return text
+    try:
+        lark: str = notations.gbnf_to_lark(text)
+    except RecursionError:
+        raise InvalidRequest(field, "is nested too deeply") from None
+    except Exception as error:  # it raises bare ones
+        raise InvalidRequest(field, f"is no grammar: {error!s:.120}") from None
+    return lark
+
+
+def _source(asked: StructuredOutputsParams) -> str:
+    texts = (asked.json, asked.regex, asked.grammar, asked.structural_tag)
+    return "".join([text for text in texts if isinstance(text, str)])
