@@ -7,8 +7,10 @@ import pytest
 
 from duetto import LLM, SamplingParams
 from duetto.backends.cpu.native import why_unavailable
+from duetto.core.cache_control import CachedText, Drop, LookUp
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
+from duetto.scheduler.reuse import text_hashes
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 PROMPT = {"prompt_token_ids": [7 * i % 90 + 1 for i in range(100)]}
@@ -42,6 +44,31 @@ def test_a_second_start_finds_what_the_first_one_computed(tiny_model, tmp_path, 
         assert answer(second) == expected
         assert tiers(second).counts.num_read == 6 == tiers(second).counts.num_loaded
         assert second.engine.scheduler.counts.num_hit_tokens == 96
+
+
+def test_what_is_dropped_is_computed_by_a_second_start(tiny_model, tmp_path):
+    options = {"backend": "reference", "kv_offloading_disk": str(tmp_path), "block_size": 16}
+    with LLM(tiny_model, **options) as first:
+        expected = answer(first)
+        answer(first, OTHER)
+        let_it_write(first)
+        num_files = len([*tmp_path.iterdir()])
+        assert first.engine.control(Drop(b"", text(first))).num_in_tiers == 6
+        while first.engine.has_work:
+            first.engine.step()
+        let_it_write(first)
+        assert 0 < len([*tmp_path.iterdir()]) < num_files
+    with LLM(tiny_model, **options) as second:
+        found = second.engine.control(LookUp(text(second)))
+        assert not found.ranges and not found.num_loadable
+        assert second.engine.control(LookUp(text(second, OTHER))).num_loadable == 96
+        assert answer(second) == expected
+        assert tiers(second).counts.num_read == 0
+
+
+def text(llm: LLM, prompt: dict = PROMPT) -> CachedText:
+    ids = tuple(prompt["prompt_token_ids"])
+    return CachedText(len(ids), tuple(text_hashes(ids[:96], llm.config, b"")))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,26 @@ def test_blocks_leave_an_arena_and_come_into_another(model):
     assert not whole[[0, 2, 4]].any()
 
 
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_of_a_block_that_is_not_full_only_its_tokens_leave(model, count):
+    """Bit for bit; zeros are in the place of what lies behind them, whatever the layout."""
+    kv, other = (model.backend.allocate_kv(6, 8, model.kv_dtype) for _ in range(2))
+    rng = np.random.default_rng(1)
+    model.backend.import_blocks(kv, range(6), rng.integers(1, 120, (6, model.block_bytes), "u1"))
+    whole, first = (np.full((2, model.block_bytes), 255, np.uint8) for _ in range(2))
+    model.backend.export_blocks(kv, (4, 2), whole)
+    model.backend.export_blocks(kv, (4, 2), first, (count, 8))
+    assert np.array_equal(first[1], whole[1])
+    assert np.count_nonzero(first[0]) <= model.block_bytes * count // 8
+    model.backend.import_blocks(other, (1,), first[:1])
+    slots = np.arange(8, dtype=np.int32)
+    for layer in range(len(model.program.kv)):
+        there = model.backend.read_kv(layer, 32 + slots, kv)
+        for old, new in zip(there, model.backend.read_kv(layer, 8 + slots, other), strict=True):
+            assert new[:count].tobytes() == old[:count].tobytes()
+            assert not new[count:].any()
+
+
 @pytest.mark.parametrize("blocks", [(-1,), (6,), (0, 0)])
 def test_blocks_outside_the_arena_or_twice_are_refused(model, blocks):
     kv = model.backend.allocate_kv(6, 8, model.kv_dtype)

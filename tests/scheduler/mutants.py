@@ -30,7 +30,7 @@ ORDER = (  # importers last
         "misses",
         "counts",
     ),
-    *("tier_prices", "ram_slots", "tiers", "retention", "publishing"),
+    *("tier_prices", "ram_slots", "forgotten", "tiers", "retention", "publishing"),
     *("queues", "room", "admission"),
     *("accept", "draft_times", "drafts", "speculate", "fast_forward"),
     "scheduler",

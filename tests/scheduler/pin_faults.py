@@ -70,16 +70,16 @@ PIN_FAULTS = [
     Fault(
         "a look-up that touches what is evicted next",
         "retention",
-        "        num_blocks = len(pool.find(text.hashes))\n",
-        "        num_blocks = len(pool.find(text.hashes))\n"
-        "        pool.retain(pool.find(text.hashes))\n"
-        "        pool.release(pool.find(text.hashes))\n",
+        "        num_blocks = len(self._pool.find(text.hashes))\n",
+        "        num_blocks = len(self._pool.find(text.hashes))\n"
+        "        self._pool.retain(self._pool.find(text.hashes))\n"
+        "        self._pool.release(self._pool.find(text.hashes))\n",
     ),
     Fault(
         "a look-up promises the last token",
         "retention",
-        "(text.num_tokens - 1) // size * size",
-        "text.num_tokens // size * size",
+        "(text.num_tokens - 1) // self._block_size",
+        "text.num_tokens // self._block_size",
     ),
     Fault(
         "another tenant's pin by its text",

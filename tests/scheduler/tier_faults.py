@@ -13,8 +13,8 @@ TIERS = [
     Fault(
         "what failed counts as there",
         "tiers",
-        "if index < done and is_valid and",
-        "if is_valid and",
+        "if index < done and self._is_wanted",
+        "if self._is_wanted",
     ),
     Fault(
         "what is loaded may fall out meanwhile",
@@ -73,8 +73,8 @@ TIERS = [
     Fault(
         "more of RAM is held than half",
         "tiers",
-        "self._ram.num_slots // 2 - self._ram.num_held",
-        "self._ram.num_slots - self._ram.num_held",
+        "[: max(0, self._max_held - self._ram.num_held)]",
+        "[: max(0, self._ram.num_slots - self._ram.num_held)]",
     ),
     Fault(
         "what is held may fall out",
@@ -110,8 +110,8 @@ TIERS = [
     Fault(
         "what is published is not written",
         "tiers",
-        "            self._to_write.append((",
-        "            [].append((",
+        "            self._to_write.append(_Run(",
+        "            [].append(_Run(",
     ),
     Fault(
         "what is to be written is read too late",
@@ -124,7 +124,7 @@ TIERS = [
     Fault(
         "forgotten, and found when it arrives",
         "tiers",
-        "        self._first_valid_id = self._next_id\n",
+        "        self._forgotten.add_all(self._next_id)\n",
         "",
     ),
     Fault(
@@ -164,11 +164,126 @@ TIERS = [
         "return replace(batch, requests=tuple(items), awaits=())",
         "return ScheduledBatch(tuple(items))",
     ),
+    Fault(
+        "a drop leaves the disk alone",
+        "tiers",
+        "        if self._has_disk and keys:  # it",
+        "        if False:  # it",
+    ),
+    Fault(
+        "a drop waits for somebody's request",
+        "tiers",
+        "return bool(self._to_write or self._moves)",
+        "return bool(self._to_write)",
+    ),
+    Fault(
+        "a drop whose step never came is lost",
+        "tiers",
+        "            if not result.was_submitted:\n",
+        "            if False:\n",
+    ),
+    Fault(
+        "dropped, and found when it arrives",
+        "tiers",
+        '(), (), b"")\n        self._forgotten.add(keys, self._next_id)\n',
+        '(), (), b"")\n',
+    ),
+    Fault(
+        "dropped, and written all the same",
+        "tiers",
+        "(left := run.without(gone)).keys]",
+        "(left := run).keys]",
+    ),
+    Fault(
+        "dropped, and in RAM",
+        "tiers",
+        "                self._ram.drop(key)\n        for key in keys:",
+        "                pass\n        for key in keys:",
+    ),
+    Fault(
+        "what is dropped is never kept again",
+        "forgotten",
+        "            self._valid_from[key] = next_id\n",
+        "            self._valid_from[key] = next_id + 1000\n",
+    ),
+    Fault(
+        "what was dropped is remembered for ever",
+        "forgotten",
+        "if self._valid_from[key] > oldest_id:",
+        "if True:",
+    ),
+    Fault(
+        "why what tiers had is gone is not told",
+        "retention",
+        "            self._pool.note_dropped(block_hash)\n",
+        "            pass\n",
+    ),
+    Fault(
+        "a look-up tells of memory alone",
+        "retention",
+        "        return self._tiers.where(block_hash)\n",
+        "        return None\n",
+    ),
+    Fault(
+        "a look-up counts as cached what must be loaded",
+        "retention",
+        "num_cached, num_there - num_cached, tuple(ranges))",
+        "num_there, 0, tuple(ranges))",
+    ),
+    Fault(
+        "a look-up promises more than RAM can hold",
+        "tiers",
+        "return min(count, max(num_in_ram, self._max_held))",
+        "return count",
+    ),
+    Fault(
+        "a look-up goes on behind a gap",
+        "retention",
+        "            if tier is None:\n                break\n",
+        "            if tier is None:\n                continue\n",
+    ),
+    Fault(
+        "a look-up ranks what lies in a tier",
+        "retention",
+        'priority = None if tier != "memory" or level == PINNED else level',
+        "priority = None if level == PINNED else level",
+    ),
+    Fault(
+        "a look-up makes what is in RAM stay longer",
+        "tiers",
+        '            return "ram"\n',
+        '            self._ram.touch(key)\n            return "ram"\n',
+    ),
+    Fault(
+        "others' KV behind a text goes to the disk",
+        "tiers",
+        "counts = [self._num_tokens.get(key, size) for key in keys] if is_short else ()",
+        "counts = ()",
+    ),
+    Fault(
+        "others' KV behind a text goes to RAM",
+        "tiers",
+        "short = () if num_tokens is None else (num_tokens,)",
+        "short = ()",
+    ),
+    Fault(
+        "a text's last block is taken to be full",
+        "publishing",
+        "num_last if num_last < size else None",
+        "None",
+    ),
+    Fault(
+        "a drop is not passed on",
+        "mover",
+        "                self._disk.forget(move)\n",
+        "                self._results.append(MoveResult(move.move_id, len(move.keys)))\n",
+    ),
     Fault("moved again", "mover", "if move.move_id >= self._next_id:", "if True:"),
     Fault(
         "a step that never came has no result",
         "mover",
-        "            self._results.append(MoveResult(each, 0, error=NOT_SUBMITTED))\n",
+        "            self._results.append("
+        "MoveResult(each, 0, error=NOT_SUBMITTED, was_submitted=False))\n",
         "",
     ),
     Fault(
@@ -186,7 +301,7 @@ TIERS = [
     Fault(
         "no room is no reason",
         "mover",
-        "        if not self._disk.has_room_for(num_blocks * block_bytes):\n",
+        "        if not self._disk.has_room_for(len(move.keys) * self._ram.shape[1]):\n",
         "        if False:\n",
     ),
 ]

@@ -4,11 +4,16 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import numpy as np
 from fakes import generate_alone, make_request
+from scheduler.pin_world import text_of
 from scheduler.reuse_world import TEXTS, config, reusing
-from scheduler.tier_world import FakeDisk, TierWorld
+from scheduler.tier_world import INT, FakeDisk, TierWorld
 
 from duetto.core.batch import MoveResult
+from duetto.core.cache_control import CachedText, FoundRange
+from duetto.core.cache_miss import MissReason
+from duetto.core.request import Request
 
 LONG = tuple(Random(7).choices(range(1, 8), k=40))  # ten blocks of four
 OTHER = tuple(Random(8).choices(range(1, 8), k=60))
@@ -277,6 +282,169 @@ def a_queue_that_is_full_loses_nothing_but_copies(**makers: Any) -> None:
     assert not disk.blocks and world.tiers.counts.num_failed == 10
 
 
+# --- what users drop and look up ---------------------------------------------------------------
+
+
+def long_text(world: TierWorld) -> CachedText:
+    return text_of(LONG, world.scheduler.config)
+
+
+def miss_of(world: TierWorld, request: Request) -> MissReason | None:
+    world.run(request)
+    miss = request.timings.cache_miss
+    return None if miss is None else miss.reason
+
+
+def what_is_dropped_is_not_there_after_another_start(**makers: Any) -> None:
+    """Wherever it was: in memory, in RAM, on the disk or waiting to be written."""
+    for num_others, is_written in ((0, True), (0, False), (2, True), (2, False)):
+        disk = full_disk()
+        first = TierWorld(small(), 24, disk, **makers)
+        first.run(make_request("a", LONG, 2))
+        for number in range(num_others):
+            first.run(make_request(f"b{number}", OTHER, 2, seed=number))
+        if is_written:
+            disk.do_all()
+        reply = first.drop(long_text(first))
+        assert reply.num_in_tiers == 10 or not is_written
+        first.run(make_request("c", (1, 2), 2))
+        first.check_disk()
+        assert len(disk.blocks.keys() & set(first.keys_of(LONG))) == 0
+        second = TierWorld(small(), 24, disk, **makers)
+        second.known = first.known
+        assert not second.look_up(long_text(second)).ranges
+        assert miss_of(second, make_request("b", LONG, 2)) is MissReason.NEVER_SEEN
+
+
+def a_drop_is_done_though_nobody_asks_for_anything(**makers: Any) -> None:
+    disk = full_disk()
+    world = TierWorld(small(), 24, disk, **makers)
+    world.run(make_request("a", LONG, 2))
+    disk.do_all()
+    world.drop(long_text(world))
+    assert world.engine.has_work
+    world.run()
+    world.check_disk()
+
+
+def a_drop_leaves_what_others_have_on_the_disk(**makers: Any) -> None:
+    disk = full_disk()
+    world = TierWorld(small(), 24, disk, **makers)
+    world.run(make_request("a", LONG, 2), make_request("b", OTHER[:16], 2))
+    disk.do_all()
+    world.drop(long_text(world))
+    world.run()
+    disk.do_all()
+    assert {*world.keys_of(OTHER[:16])} <= disk.blocks.keys()
+
+
+def what_is_dropped_and_computed_again_is_kept(**makers: Any) -> None:
+    disk = full_disk()
+    first = TierWorld(small(), 24, disk, **makers)
+    for name in "ab":
+        first.drop(long_text(first))
+        first.run(make_request(name, LONG, 2))
+    disk.do_all()
+    second = TierWorld(small(), 24, disk, **makers)
+    second.known = first.known
+    assert second.run(make_request("c", LONG, 2)) == 4 + 1
+
+
+def what_is_read_while_it_is_dropped_is_computed(**makers: Any) -> None:
+    """What was on its way to RAM is not there when it arrives."""
+    disk = full_disk()
+    first = TierWorld(small(), 24, disk, **makers)
+    first.run(make_request("a", LONG, 2))
+    disk.do_all()
+    second = TierWorld(small(), 24, disk, **makers)
+    second.known = first.known
+    take_results, disk.take_results = disk.take_results, list  # type: ignore[method-assign,assignment]
+    second.add(make_request("b", LONG, 2))
+    second.step()
+    assert second.tiers.awaited()
+    second.drop(long_text(second))
+    disk.take_results = take_results  # type: ignore[method-assign]
+    assert second.run(make_request("c", (1, 2), 2)) == 40 + 1 + 2 + 1
+    assert second.tiers.counts.num_loaded == 0
+
+
+def a_drop_whose_step_never_came_is_done_by_another(**makers: Any) -> None:
+    disk = full_disk()
+    world = TierWorld(small(), 24, disk, **makers)
+    world.run(make_request("a", LONG, 2))
+    disk.do_all()
+    world.drop(long_text(world))
+    world.add(make_request("c", (3, 2, 1), 2))
+    world.executor.fails_before_moving = True
+    (update,) = world.engine.step().updates
+    assert update.error is not None
+    for number in range(3):
+        world.run(make_request(f"d{number}", (number + 1,) * 5, 2))  # which is written
+    world.check_disk()
+    assert not disk.blocks.keys() & set(world.keys_of(LONG))
+
+
+def a_look_up_says_where_each_part_is(**makers: Any) -> None:
+    disk = full_disk()
+    first = TierWorld(small(), 24, disk, **makers)
+    first.run(make_request("a", LONG, 2))
+    disk.do_all()
+    second = TierWorld(small(), 6, disk, **makers)
+    second.known = first.known
+    found = second.look_up(long_text(second))
+    assert found.ranges == (FoundRange(0, 40, None, "disk"),)
+    assert (found.num_cached, found.num_loadable) == (0, 12)  # half of what RAM holds
+    request = make_request("b", LONG, 2)
+    second.run(request)
+    assert request.num_cached_tokens == 12
+    for size in (52, 56):  # the last blocks leave memory first, and then RAM
+        second.run(make_request(f"c{size}", OTHER[:size], 2))
+    found = second.look_up(long_text(second))
+    assert [one.tier for one in found.ranges] == ["memory", "ram", "disk"]
+    request = make_request("d", LONG, 2)
+    second.run(request)
+    assert request.num_cached_tokens == found.num_cached + found.num_loadable
+
+
+def a_look_up_ends_at_a_gap(**makers: Any) -> None:
+    world = TierWorld(small(), 24, full_disk(), **makers)
+    world.run(make_request("a", LONG, 2))
+    keys = world.keys_of(LONG)
+    world.drop(CachedText(4, (keys[3],)))
+    found = world.look_up(long_text(world))
+    assert found.ranges == (FoundRange(0, 12, 35),) and found.num_cached == 12
+
+
+def who_misses_what_only_tiers_had_is_told_of_the_drop(**makers: Any) -> None:
+    world = TierWorld(small(), 24, **makers)
+    world.run(make_request("a", LONG, 2))
+    world.run(make_request("b", OTHER, 2), make_request("c", [*reversed(OTHER)], 2))
+    text = long_text(world)
+    assert {one.tier for one in world.look_up(text).ranges} == {"ram"}
+    assert world.drop(text).num_in_tiers == 10
+    assert miss_of(world, make_request("d", LONG, 2)) is MissReason.DROPPED
+    world.run(make_request("e", OTHER, 2))
+    world.tiers.forget_all()
+    assert miss_of(world, make_request("g", LONG, 2)) is MissReason.EVICTED
+
+
+def nothing_of_others_lies_behind_a_texts_last_token(**makers: Any) -> None:
+    """What lay in its last block before is somebody else's. Not in RAM, nor on the disk."""
+    disk = full_disk()
+    world = TierWorld(config(num_blocks=22), 24, disk, **makers)
+    for number in range(3):  # all blocks have been somebody's
+        world.run(make_request(f"a{number}", [*reversed(OTHER)], 20, seed=number))
+    world.run(reusing("b", [TEXTS[0]]))
+    (_, last) = text_of(TEXTS[0], world.scheduler.config, is_segment=True).hashes
+    disk.do_all()
+    kv, tokens = np.frombuffer(disk.blocks[last], INT).reshape(2, 4).tolist()
+    assert (kv[1:], tokens) == ([0] * 3, [TEXTS[0][4], 0, 0, 0])
+    world.run(make_request("c", OTHER, 2), make_request("d", [*reversed(OTHER)], 2))
+    in_ram = world.executor.mover._ram[world.tiers._ram.slot(last)].view(INT).tolist()
+    assert in_ram == [*kv, *tokens]
+    assert world.run(reusing("e", [TEXTS[0]])) == 2 + 3 + 3
+
+
 PROPERTIES: tuple[Callable[..., None], ...] = (
     what_was_evicted_is_loaded,
     without_tiers_it_is_computed,
@@ -299,4 +467,14 @@ PROPERTIES: tuple[Callable[..., None], ...] = (
     who_ends_while_waiting_holds_nothing,
     what_the_disk_has_dropped_is_not_asked_for,
     a_queue_that_is_full_loses_nothing_but_copies,
+    what_is_dropped_is_not_there_after_another_start,
+    a_drop_is_done_though_nobody_asks_for_anything,
+    a_drop_leaves_what_others_have_on_the_disk,
+    what_is_dropped_and_computed_again_is_kept,
+    what_is_read_while_it_is_dropped_is_computed,
+    a_drop_whose_step_never_came_is_done_by_another,
+    a_look_up_says_where_each_part_is,
+    a_look_up_ends_at_a_gap,
+    who_misses_what_only_tiers_had_is_told_of_the_drop,
+    nothing_of_others_lies_behind_a_texts_last_token,
 )

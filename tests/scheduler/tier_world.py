@@ -1,6 +1,7 @@
 """A world with tiers: requests that reuse prefixes and texts, an arena that is too small for them,
-RAM and a disk that are too small too, and a disk that fails. The moves are done by the true Mover;
-the KV is the shadow executor's, so a block that comes back as another changes an answer."""
+RAM and a disk that are too small too, a disk that fails, and users who drop texts and look them up.
+The moves are done by the true Mover; the KV is the shadow executor's, so a block that comes back as
+another changes an answer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from fakes import ShadowExecutor, generate_alone, make_request
+from scheduler.pin_world import text_of
 from scheduler.reuse_world import TEXTS, config, reusing
 from shadow import shadow_kvs
 
 from duetto.core.batch import BlockMove, MoveResult, ScheduledBatch
+from duetto.core.cache_control import CachedText, Drop, Dropped, Found, LookUp
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.executor import Done
@@ -36,6 +39,7 @@ class FakeDisk:
 
     def __init__(self, num_blocks: int, random: Random, failing: float = 0.0) -> None:
         self.blocks: OrderedDict[bytes, bytes] = OrderedDict()
+        self.written_by: dict[bytes, int] = {}  # the last move of this start, by key
         self._num_blocks, self._random, self.failing = num_blocks, random, failing
         self._jobs: list[tuple[BlockMove, Any]] = []
         self._results: list[MoveResult] = []
@@ -49,6 +53,9 @@ class FakeDisk:
 
     def read(self, move: BlockMove, rows: Any) -> None:
         self._jobs.append((move, rows))
+
+    def forget(self, move: BlockMove) -> None:
+        self._jobs.append((move, ()))
 
     def take_results(self) -> list[MoveResult]:
         for _ in range(self._random.randrange(3)):
@@ -71,11 +78,14 @@ class FakeDisk:
         move, data = self._jobs.pop(0)
         dropped: list[bytes] = []
         num_done = len(move.keys)
-        if self._random.random() < self.failing:
+        if move.target == "nowhere":
+            dropped += [key for key in move.keys if self.blocks.pop(key, None) is not None]
+        elif self._random.random() < self.failing:
             num_done = self._random.randrange(num_done) if move.source == "disk" else 0
         for key, row in zip(move.keys[:num_done], data, strict=False):
             if move.target == "disk":
                 self.blocks[key] = row.tobytes()
+                self.written_by[key] = move.move_id
             elif key in self.blocks:
                 row[:] = np.frombuffer(self.blocks[key], np.uint8)
             else:
@@ -103,11 +113,15 @@ class TieredExecutor(ShadowExecutor):
         self.mover = make_mover(self, None, room)  # it is the backend too
         self.fails_before_moving = False
 
-    def export_blocks(self, _kv: None, blocks: Sequence[int], out: Any) -> None:
+    def export_blocks(
+        self, _kv: None, blocks: Sequence[int], out: Any, num_tokens: Sequence[int] = ()
+    ) -> None:
         size = self._block_size
-        for row, block in zip(out, blocks, strict=True):
-            tokens = self._tokens[block * size : (block + 1) * size]
-            row[:] = np.array([*self.read_block(block), *tokens], INT).view(np.uint8)
+        counts = num_tokens or [size] * len(blocks)
+        for row, block, count in zip(out, blocks, counts, strict=True):
+            tokens = self._tokens[block * size : block * size + count]
+            parts = self.read_block(block)[:count], [0] * (size - count)
+            row[:] = np.array([*parts[0], *parts[1], *tokens, *parts[1]], INT).view(np.uint8)
 
     def import_blocks(self, _kv: None, blocks: Sequence[int], data: Any) -> None:
         size = self._block_size
@@ -142,6 +156,8 @@ class TierWorld:
         step_time: StepTime | None = None,
     ) -> None:
         keys = [*disk.blocks] if disk is not None else []
+        if disk is not None:
+            disk.written_by.clear()
         sizes = TierSizes(num_slots, disk is not None)
         self.tiers = make_tiers(sizes, config.block_size, keys, step_time)
         self.scheduler = make_scheduler(config, tiers=self.tiers)
@@ -151,6 +167,15 @@ class TierWorld:
         self.engine = Engine(self.scheduler, self.executor, clock=lambda: self.now, depth=depth)
         self.tokens: dict[str, list[int]] = {}
         self.known: dict[bytes, list[int]] = {}  # what each key stands for
+        self.dropped: set[bytes] = set()  # and not published since
+        self.dropped_before: dict[bytes, int] = {}  # which move, when last
+        note_published = self.tiers.note_published
+
+        def noted(keys: Sequence[bytes], *rest: Any) -> None:
+            self.dropped.difference_update(keys)
+            note_published(keys, *rest)
+
+        self.tiers.note_published = noted  # type: ignore[method-assign]
 
     def add(self, request: Request) -> None:
         self.tokens[request.request_id] = []
@@ -179,6 +204,54 @@ class TierWorld:
             assert self.tokens[request.request_id] == generate_alone(request)
         return self.executor.num_tokens_run - before
 
+    def drop(self, text: CachedText) -> Dropped:
+        """Of the tenant without a name; nobody pins here."""
+        there = {*text.hashes} & {*self.tiers._ram._slot_of, *self.tiers._on_disk}
+        reply = self.engine.control(Drop(b"", text))
+        assert isinstance(reply, Dropped)
+        assert reply.num_in_tiers == len(there)
+        self.dropped.update(text.hashes)
+        self.dropped_before |= dict.fromkeys(text.hashes, self.tiers._next_id)
+        self.check_found()
+        return reply
+
+    def look_up(self, text: CachedText) -> Found:
+        """What is told is what going through all tiers finds, block by block; nothing changes."""
+        ram, pool, size = self.tiers._ram, self.scheduler.pool, self.scheduler.config.block_size
+        before = self._state()
+        found = self.engine.control(LookUp(text))
+        assert isinstance(found, Found)
+        assert self._state() == before, "a look-up changes something"
+        places: list[str] = []
+        for key in text.hashes:
+            tiers = {"memory": pool._block_of, "ram": ram._slot_of, "disk": self.tiers._on_disk}
+            place = next((name for name, its in tiers.items() if key in its), None)
+            if place is None:
+                break
+            places.append(place)
+        told = [(p, one) for one in found.ranges for p in range(one.start, one.end)]
+        assert [p for p, _ in told] == [*range(text.num_tokens_in(len(places), size))]
+        for position, one in told:
+            assert one.tier == places[position // size]
+            assert one.priority == (35 if one.tier == "memory" else None) and not one.is_pinned
+        num_cached = (*places, "end").index(next((p for p in places if p != "memory"), "end"))
+        behind = text.hashes[num_cached:]
+        lies_behind = [key in ram._slot_of or key in self.tiers._on_disk for key in behind]
+        is_in_ram = [key in ram._slot_of for key in behind]
+        num_loadable = (*lies_behind, False).index(False)
+        num_loadable = min(num_loadable, max(ram.num_slots // 2, (*is_in_ram, False).index(False)))
+        limit = text.num_tokens if text.is_segment else (text.num_tokens - 1) // size * size
+        cached = min(limit, text.num_tokens_in(num_cached, size))
+        reached = min(limit, text.num_tokens_in(num_cached + num_loadable, size))
+        assert (found.num_cached, found.num_loadable) == (cached, reached - cached)
+        return found
+
+    def _state(self) -> list[object]:
+        pool, ram, tiers = self.scheduler.pool, self.tiers._ram, self.tiers
+        state: list[object] = [list(pool._free), dict(pool._block_of), list(pool._evicted.items())]
+        idle = {tenant: [*sizes] for tenant, sizes in ram._idle._sizes.items()}
+        return [*state, idle, dict(ram._slot_of), set(tiers._on_disk), tiers._next_id]
+
     def keys_of(self, tokens: Sequence[int]) -> list[bytes]:
         """Of the full blocks of a text, without a salt."""
         config = self.scheduler.config
@@ -190,7 +263,10 @@ class TierWorld:
         return {*self.scheduler.pool._hash_of.values()}
 
     def check_found(self) -> None:
-        """What can be found under a key is what the key stands for, wherever it lies."""
+        """What can be found under a key is what the key stands for, wherever it lies; and nothing
+        is found that was dropped."""
+        places = self.scheduler.pool._block_of, self.tiers._ram._slot_of, self.tiers._on_disk
+        assert all(self.dropped.isdisjoint(place) for place in places), "dropped, and found"
         for block, key in self.scheduler.pool._hash_of.items():
             self._check_content(key, self.executor.read_block(block))
         for key, slot in self.tiers._ram._slot_of.items():
@@ -198,6 +274,15 @@ class TierWorld:
         for key in self.disk.blocks if self.disk is not None else ():
             assert self.disk is not None
             self._check_content(key, np.frombuffer(self.disk.blocks[key], INT).tolist())
+
+    def check_disk(self) -> None:
+        """All is done: nothing is on the disk that was written before it was dropped."""
+        if self.disk is None:
+            return
+        self.disk.do_all()
+        for key in self.dropped_before.keys() & self.disk.blocks.keys():
+            written_by = self.disk.written_by.get(key, -1)
+            assert written_by >= self.dropped_before[key], "dropped, and on the disk"
 
     def _check_content(self, key: bytes, content: list[int]) -> None:
         known = self.known[key]
@@ -282,10 +367,28 @@ def _live_in(world: TierWorld, requests: list[Request], random: Random) -> None:
             world.add(waiting.pop())
         if world.engine.has_work:
             _disturb(world, random)
+            _use(world, random, requests)
             world.step()
     assert not world.engine.has_work, "it does not come to an end"
     for request in requests:
         assert world.tokens[request.request_id] == generate_alone(request)
+    world.check_disk()
+
+
+def _use(world: TierWorld, random: Random, requests: list[Request]) -> None:
+    """What users of the cache do."""
+    draw = random.random()
+    if draw > 0.12:
+        return
+    is_segment, request = random.random() < 0.4, random.choice(requests)
+    tokens = random.choice(TEXTS) if is_segment else request.prompt_token_ids
+    tokens = tokens[: random.choice((8, 16, 200))]
+    salt = request.cache_salt
+    text = text_of(tokens, world.scheduler.config, salt, is_segment=is_segment)
+    if draw < 0.04:
+        world.drop(text)
+    else:
+        world.look_up(text)
 
 
 def _disturb(world: TierWorld, random: Random) -> None:

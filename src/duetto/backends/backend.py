@@ -90,9 +90,12 @@ class Backend(Protocol):
         logit_rows. Raises EngineError, having done nothing, if the model has one layer only."""
         ...
 
-    def export_blocks(self, kv: Any, blocks: Sequence[int], out: Bytes) -> None:
+    def export_blocks(
+        self, kv: Any, blocks: Sequence[int], out: Bytes, num_tokens: Sequence[int] = ()
+    ) -> None:
         """The bytes of whole blocks, all layers, into `out`: [len(blocks), bytes of a block]. What
-        they mean is the backend's own; they fit any arena of equal blocks."""
+        they mean is the backend's own; they fit any arena of equal blocks. `num_tokens` of each
+        block, unless all are full: zeros for what lies behind them."""
         ...
 
     def import_blocks(self, kv: Any, blocks: Sequence[int], data: Bytes) -> None:

@@ -15,6 +15,7 @@ from duetto.core.errors import ConfigError
 
 app = App(name="cache", help="What a server's KV cache holds of a text, and what it keeps.")
 PAGE = 100
+_PLACES = {"memory": "in memory", "ram": "in the RAM tier", "disk": "on the disk"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +139,14 @@ def lookup(
         print_json(found)
         return
     console = open_console()
-    say(console, f"{found['cached_tokens']} of {found['num_tokens']} tokens need not be computed")
+    words = f"{found['cached_tokens']} of {found['num_tokens']} tokens need not be computed"
+    if found["loadable_tokens"]:
+        words += f"; {found['loadable_tokens']} more can be loaded"
+    say(console, words)
     for one in found["ranges"]:
         kind = "exact" if one["exact"] else "approximate"
-        line = f"  {one['start']} ... {one['end'] - 1}: {kind}, in {one['tier']}, {_how(one)}"
+        kept = f", {_how(one)}" if one["tier"] == "memory" else ""
+        line = f"  {one['start']} ... {one['end'] - 1}: {kind}, {_PLACES[one['tier']]}{kept}"
         say(console, line)
 
 
@@ -217,8 +222,8 @@ def drop(
     what: Annotated[TextOptions | None, Flat] = None,
     server: Annotated[CacheServer | None, Flat] = None,
 ) -> None:
-    """Forget a text's KV, from its first token on, and end its pin. What other pins keep stays. So
-    does a file of --kv-offloading-disk, until its room is needed: the next start finds it again.
+    """Forget a text's KV, from its first token on, and end its pin. What other pins keep stays.
+    Files of --kv-offloading-disk are removed a moment later.
 
     Parameters
     ----------
@@ -237,6 +242,8 @@ def drop(
     words = f"{dropped['dropped_blocks']} blocks dropped"
     if dropped["in_use_blocks"]:
         words += f", {dropped['in_use_blocks']} of them as soon as requests are done with them"
+    if dropped["tier_blocks"]:
+        words += f"; {dropped['tier_blocks']} in RAM or on the disk"
     if dropped["pinned_blocks"]:
         words += f"; {dropped['pinned_blocks']} stay, as other pins keep them"
     say(open_console(), words)

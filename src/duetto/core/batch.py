@@ -60,19 +60,23 @@ class KVMove(NamedTuple):
 
 
 Tier = Literal["arena", "ram", "disk"]  # where a block of KV can lie; kernels read the arena
+Target = Literal["arena", "ram", "disk", "nowhere"]  # to nowhere: it is removed from where it lies
 
 
 class BlockMove(NamedTuple):
     """KV of some blocks, copied from one tier to another before the step computes. To the disk and
-    from it, it is under way until it is reported."""
+    from it, it is under way until it is reported. From the disk to nowhere: what was dropped; it
+    wins over all that was to be written before it."""
 
     move_id: int  # ascending; it is done once, however often its step is submitted
     source: Tier
-    target: Tier
+    target: Target
     keys: tuple[bytes, ...]  # hashes of the blocks: what they are called on the disk
     source_blocks: tuple[int, ...]  # of the arena, or of RAM; () on the disk
     target_blocks: tuple[int, ...]
     tenant: bytes = b""  # whose it is: where room is short, who has the most loses some
+    # Of each block, if one is not full: what lies behind them is somebody else's, and stays there.
+    num_tokens: tuple[int, ...] = ()
 
 
 class MoveResult(NamedTuple):
@@ -84,6 +88,7 @@ class MoveResult(NamedTuple):
     seconds: float = 0.0
     error: str | None = None  # why not all
     dropped: tuple[bytes, ...] = ()  # keys that are no longer on the disk
+    was_submitted: bool = True  # False: its step never came, so nobody tried
 
 
 class Look(NamedTuple):

@@ -7,7 +7,7 @@ A text is meant by its chain of block hashes, which is made where the text becam
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from duetto.core.errors import InvalidRequest
 
@@ -105,21 +105,31 @@ class ListPins:
 CacheMessage = LookUp | Pin | Unpin | Drop | ListPins
 
 
+Place = Literal["memory", "ram", "disk"]  # where requests read it, and the tiers behind that
+
+
 class FoundRange(NamedTuple):
-    """Tokens start ... end - 1 of a text, how they are kept, and where they are."""
+    """Tokens start ... end - 1 of a text, where they are, and how they are kept there."""
 
     start: int
     end: int
-    priority: int | None  # None: pinned
-    tier: str = "memory"
+    priority: int | None  # None: pinned; or not in memory, where alone pins and priorities count
+    tier: Place = "memory"
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.tier == "memory" and self.priority is None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look-up found; `num_cached` is what a request of this prompt would not compute."""
+    """What a look-up found. `num_cached` tokens a request of this text would find in memory, and
+    not compute; `num_loadable` more it could load from other tiers, which it does where that is
+    cheaper than computing them."""
 
     num_tokens: int
     num_cached: int
+    num_loadable: int
     ranges: tuple[FoundRange, ...]
 
 
@@ -155,10 +165,12 @@ class KeptBlocks(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """In blocks: forgotten, of those still in use by requests, and kept as another pin has them."""
+    """In blocks: forgotten in memory, of those still in use by requests, forgotten in RAM or on the
+    disk, and kept as another pin has them."""
 
     num_dropped: int
     num_in_use: int
+    num_in_tiers: int
     num_kept: int
     has_ended_pin: bool
     counts: CacheCounts

@@ -183,6 +183,8 @@ class EngineThread:
             while not self._has_failed and self._read_inbox():
                 if self._engine.has_work:
                     self._deliver(self._engine.step())
+            if not self._has_failed and self._engine.has_work:
+                self._engine.step()  # nobody lives: what was dropped is to be forgotten on the disk
         except BaseException:  # a panic of a native library is not an Exception
             logger.exception("the engine thread ends: what it ran raised what it must not")
             with self._lock:

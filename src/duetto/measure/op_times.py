@@ -152,8 +152,10 @@ class TimedBackend:
         self.seconds += perf_counter() - start
         return found
 
-    def export_blocks(self, kv: Any, blocks: Sequence[int], out: Bytes) -> None:
-        self._backend.export_blocks(kv, blocks, out)
+    def export_blocks(
+        self, kv: Any, blocks: Sequence[int], out: Bytes, num_tokens: Sequence[int] = ()
+    ) -> None:
+        self._backend.export_blocks(kv, blocks, out, num_tokens)
 
     def import_blocks(self, kv: Any, blocks: Sequence[int], data: Bytes) -> None:
         self._backend.import_blocks(kv, blocks, data)

@@ -166,6 +166,11 @@ class BlockPool:
         self._forget(block, EvictionReason.DROPPED)
         return is_owned
 
+    def note_dropped(self, block_hash: BlockHash) -> None:
+        """It was dropped where else it was: that is why it is no longer there, whatever was why it
+        left this pool."""
+        self._remember(block_hash, EvictionReason.DROPPED)
+
     def give_way(self, count: int, beside: Collection[int]) -> None:
         """Evict so many pinned blocks, not those `beside`, the least recently kept first: a request
         needs them that could not run otherwise. They are kept again once computed again."""
@@ -225,6 +230,9 @@ class BlockPool:
 
     def _note_eviction(self, block_hash: BlockHash, reason: EvictionReason) -> None:
         self._num_evicted[reason] += 1
+        self._remember(block_hash, reason)
+
+    def _remember(self, block_hash: BlockHash, reason: EvictionReason) -> None:
         self._evicted[block_hash] = reason
         if len(self._evicted) > self.num_blocks:
             self._evicted.popitem(last=False)

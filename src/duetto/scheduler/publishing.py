@@ -37,5 +37,11 @@ class Publisher:
         chain = HashedTokens(source.token_ids, source.hashes, request.cache_salt)
         for index in new:
             self._misses.learn(chain, index)
-        part = slice(new.start, new.stop)
-        self._tiers.note_published(source.hashes[part], source.blocks[part], request.tenant)
+        part, size = slice(new.start, new.stop), self._config.block_size
+        num_last = len(source.token_ids) - (new.stop - 1) * size
+        self._tiers.note_published(
+            source.hashes[part],
+            source.blocks[part],
+            request.tenant,
+            num_last if num_last < size else None,
+        )

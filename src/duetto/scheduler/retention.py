@@ -21,10 +21,11 @@ from duetto.core.cache_control import (
     Pinned,
     PinNotFound,
     PinPage,
+    Place,
     Unpin,
 )
 from duetto.core.config import SchedulerConfig
-from duetto.scheduler.block_pool import PINNED, BlockPool
+from duetto.scheduler.block_pool import PINNED, BlockHash, BlockPool
 from duetto.scheduler.pins import Hold, Pins
 from duetto.scheduler.tiers import Tiers
 
@@ -73,20 +74,37 @@ class Retention:
     # --- what is asked -----------------------------------------------------------------------
 
     def _look_up(self, text: CachedText) -> Found:
-        size, pool = self._block_size, self._pool
-        num_blocks = len(pool.find(text.hashes))
+        size = self._block_size
         ranges: list[FoundRange] = []
-        for index, block_hash in enumerate(text.hashes[:num_blocks]):
-            level = pool.level(block_hash)
-            priority = None if level == PINNED else level
+        for index, block_hash in enumerate(text.hashes):
+            tier = self._where(block_hash)
+            if tier is None:
+                break
+            level = self._pool.level(block_hash)
+            priority = None if tier != "memory" or level == PINNED else level
             start, end = index * size, text.num_tokens_in(index + 1, size)
-            if ranges and ranges[-1].priority == priority:
+            if ranges and (ranges[-1].tier, ranges[-1].priority) == (tier, priority):
                 start = ranges.pop().start
-            ranges.append(FoundRange(start, end, priority))
-        num_cached = text.num_tokens_in(num_blocks, size)
-        if not text.is_segment:  # the last token of a prompt is always computed
-            num_cached = min(num_cached, (text.num_tokens - 1) // size * size)
-        return Found(text.num_tokens, num_cached, tuple(ranges))
+            ranges.append(FoundRange(start, end, priority, tier))
+        num_blocks = len(self._pool.find(text.hashes))
+        num_reached = num_blocks + self._tiers.num_reachable(text.hashes[num_blocks:])
+        num_cached, num_there = (
+            self._num_reusable(text, count) for count in (num_blocks, num_reached)
+        )
+        return Found(text.num_tokens, num_cached, num_there - num_cached, tuple(ranges))
+
+    def _where(self, block_hash: BlockHash) -> Place | None:
+        if self._pool.find((block_hash,)):
+            return "memory"
+        return self._tiers.where(block_hash)
+
+    def _num_reusable(self, text: CachedText, num_blocks: int) -> int:
+        """Tokens that need not be computed where so many blocks are there."""
+        num_tokens = text.num_tokens_in(num_blocks, self._block_size)
+        if text.is_segment:
+            return num_tokens
+        # The last token of a prompt is always computed.
+        return min(num_tokens, (text.num_tokens - 1) // self._block_size * self._block_size)
 
     def _pin(self, message: Pin, now: float) -> Pinned:
         message.check()
@@ -123,11 +141,13 @@ class Retention:
             self._end(hold)
         goes = [block_hash for block_hash in reversed(hashes) if not self._pins.is_held(block_hash)]
         are_owned = [self._pool.drop(block_hash) for block_hash in goes]
-        for block_hash in goes:
-            self._tiers.forget(block_hash)
+        in_tiers = self._tiers.forget(goes)
+        for block_hash in in_tiers:
+            self._pool.note_dropped(block_hash)
         return Dropped(
             num_dropped=len(goes) - are_owned.count(None),
             num_in_use=are_owned.count(True),
+            num_in_tiers=len(in_tiers),
             num_kept=len(self._pool.find(hashes)),
             has_ended_pin=hold is not None,
             counts=self._pool.counts,

@@ -5,16 +5,17 @@ Nothing is findable in a tier before the move that brought it there has been rep
 goes wrong with a move is a miss. What is found is exact: it was published under its key.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from duetto.core.batch import BlockMove, MoveResult, Tier
+from duetto.core.batch import BlockMove, MoveResult, Target, Tier
 from duetto.core.request import Request
 from duetto.core.reuse import Source
 from duetto.core.shape import StepTime
 from duetto.scheduler.block_pool import BlockHash
+from duetto.scheduler.forgotten import Forgotten
 from duetto.scheduler.ram_slots import RamSlots
 from duetto.scheduler.tier_prices import TierPrices
 
@@ -43,6 +44,18 @@ class TierCounts:
     num_failed: int = 0  # of all moves
     num_declined: int = 0  # not read, as computing them was cheaper
     num_ram_declined: int = 0  # in RAM, and not loaded for the same reason
+
+
+class _Run(NamedTuple):
+    """Published blocks of the arena, which are to be written to the disk together."""
+
+    keys: tuple[BlockHash, ...]
+    blocks: tuple[int, ...]
+    tenant: bytes
+
+    def without(self, gone: Collection[BlockHash]) -> "_Run":
+        left = [pair for pair in zip(self.keys, self.blocks, strict=True) if pair[0] not in gone]
+        return _Run(tuple([k for k, _ in left]), tuple([b for _, b in left]), self.tenant)
 
 
 class BlockLoad(NamedTuple):
@@ -74,30 +87,38 @@ class Tiers:
         self._on_disk = set(disk_keys)
         self._writing: set[BlockHash] = set()
         self._tenant_of: dict[BlockHash, bytes] = {}  # of what is published in the arena
-        self._to_write: list[tuple[list[BlockHash], list[int], bytes]] = []
+        self._num_tokens: dict[BlockHash, int] = {}  # of that, in blocks that are not full
+        self._to_write: list[_Run] = []
         self._arriving: dict[BlockHash, float] = {}  # in RAM, and until when it is waited for
         self._held: dict[str, Sequence[BlockHash]] = {}  # in RAM, for requests that asked
         self._moves: list[BlockMove] = []  # of the step that is being planned
         self._open: dict[int, BlockMove] = {}  # not reported yet
-        self._next_id = self._first_valid_id = 0
-        self._valid_from: dict[BlockHash, int] = {}  # of what was dropped; while moves are open
+        self._next_id = 0
+        self._forgotten = Forgotten()
         self._now = 0.0  # when the step is planned
         self.num_taken = 0  # results of moves
 
     @property
     def has_pending(self) -> bool:
         """Whether something is to be moved although nothing is to be computed."""
-        return bool(self._to_write)
+        return bool(self._to_write or self._moves)
 
     # --- what the pool tells ---------------------------------------------------------------
 
     def note_published(
-        self, keys: Sequence[BlockHash], blocks: Sequence[int], tenant: bytes
+        self,
+        keys: Sequence[BlockHash],
+        blocks: Sequence[int],
+        tenant: bytes,
+        num_last: int | None = None,
     ) -> None:
-        """These blocks of the arena are findable from now on."""
-        if not self.is_on:
+        """These blocks of the arena are findable from now on. `num_last` tokens are in the last
+        one, where it is not full."""
+        if not self.is_on or not keys:
             return
         self._tenant_of.update(dict.fromkeys(keys, tenant))
+        if num_last is not None:
+            self._num_tokens[keys[-1]] = num_last
         if not self._has_disk:
             return
         new = [
@@ -107,21 +128,24 @@ class Tiers:
         ]
         for start in range(0, len(new), MAX_RUN):
             run = new[start : start + MAX_RUN]
-            self._to_write.append(([key for key, _ in run], [block for _, block in run], tenant))
-            self._writing.update(self._to_write[-1][0])
+            its_keys, its_blocks = zip(*run, strict=True)
+            self._to_write.append(_Run(its_keys, its_blocks, tenant))
+            self._writing.update(its_keys)
 
     def keep(self, key: BlockHash, block: int) -> None:
         """A published block is about to be taken by somebody else."""
         if not self.is_on:
             return
         tenant = self._tenant_of.pop(key, b"")
+        num_tokens = self._num_tokens.pop(key, None)
         if key in self._ram:
             self._ram.touch(key)
             return
         if key in self._arriving or (slot := self._free_slot()) is None:
             return
         self._arriving[key] = self._now + WAIT_S
-        self._move("arena", "ram", (key,), (block,), (slot,), tenant)
+        short = () if num_tokens is None else (num_tokens,)
+        self._move("arena", "ram", (key,), (block,), (slot,), tenant, short)
 
     def _free_slot(self) -> int | None:
         """Of what falls out, the disk gets a copy if it has none."""
@@ -135,7 +159,24 @@ class Tiers:
             self._move("ram", "disk", (victim,), (place,), (), tenant)
         return self._ram.take()
 
-    # --- what admission asks ---------------------------------------------------------------
+    # --- what is asked -----------------------------------------------------------------------
+
+    def where(self, key: BlockHash) -> Literal["ram", "disk"] | None:
+        """The first tier behind the arena that has a block; None if none has. Changes nothing."""
+        if key in self._ram:
+            return "ram"
+        return "disk" if key in self._on_disk else None
+
+    def num_reachable(self, keys: Sequence[BlockHash]) -> int:
+        """How many of the first of these blocks a request could load, at most. Changes nothing."""
+        count = len([*takewhile(self.where, keys)])
+        num_in_ram = len([*takewhile(self._ram.__contains__, keys)])
+        return min(count, max(num_in_ram, self._max_held))
+
+    @property
+    def _max_held(self) -> int:
+        """Slots of RAM that are held for requests, at most."""
+        return self._ram.num_slots // 2
 
     def num_loadable(self, keys: Sequence[BlockHash], num_past: int, num_tokens: int) -> int:
         """How many of the first of these blocks, which follow `num_past` tokens that have KV, may
@@ -168,8 +209,7 @@ class Tiers:
             return False
         num_before = len(self._arriving)
         for keys, num_past in lacking:
-            run = [*takewhile(lambda key: key in self._ram or key in self._on_disk, keys)]
-            run = run[: max(0, self._ram.num_slots // 2 - self._ram.num_held)]
+            run = [*takewhile(self.where, keys)][: max(0, self._max_held - self._ram.num_held)]
             wanted = [key for key in run if key not in self._ram and key not in self._arriving]
             if not wanted:
                 continue
@@ -218,8 +258,11 @@ class Tiers:
     def begin(self, now: float) -> None:
         """A step is about to be planned: what is to be written is read before it is overwritten."""
         self._now = now
+        size = self._block_size
         for keys, blocks, tenant in self._to_write:
-            self._move("arena", "disk", tuple(keys), tuple(blocks), (), tenant)
+            is_short = any(key in self._num_tokens for key in keys)
+            counts = [self._num_tokens.get(key, size) for key in keys] if is_short else ()
+            self._move("arena", "disk", keys, blocks, (), tenant, tuple(counts))
         self._to_write = []
 
     def departing(self) -> tuple[BlockMove, ...]:
@@ -243,22 +286,22 @@ class Tiers:
             self._prices.observe(move, result)
             self._take(move, result)
             self._on_disk.difference_update(result.dropped)
-        if not self._open:
-            self._valid_from.clear()
+        self._forgotten.sweep(next(iter(self._open), self._next_id))
 
     def _take(self, move: BlockMove, result: MoveResult) -> None:
         done, counts = result.num_done, self.counts
         counts.num_failed += len(move.keys) - done
-        is_valid = move.move_id >= self._first_valid_id
         if move.target == "disk":
             self._writing.difference_update(move.keys)
-            if is_valid:
-                self._on_disk.update([k for k in move.keys[:done] if self._is_wanted(k, move)])
+            self._on_disk.update([key for key in move.keys[:done] if self._is_wanted(key, move)])
             counts.num_written += done
+        elif move.target == "nowhere":
+            if not result.was_submitted:
+                self._forget_on_disk(move.keys)
         elif move.target == "ram":
             for index, (key, slot) in enumerate(zip(move.keys, move.target_blocks, strict=True)):
                 del self._arriving[key]
-                if index < done and is_valid and self._is_wanted(key, move):
+                if index < done and self._is_wanted(key, move):
                     self._ram.put(key, slot, move.tenant)
                 else:
                     self._ram.give_back(slot)
@@ -273,48 +316,64 @@ class Tiers:
         self._on_disk.clear()
         self._writing.clear()
         self._tenant_of.clear()
+        self._num_tokens.clear()
         self._to_write = []
-        self._first_valid_id = self._next_id
+        self._forgotten.add_all(self._next_id)
 
-    def forget(self, key: BlockHash) -> None:
-        """Dropped by its user: not findable, nor is what is on its way. A file stays until its
-        place is needed."""
-        if key in self._ram:
-            self._ram.drop(key)
-        self._on_disk.discard(key)
-        self._tenant_of.pop(key, None)
-        if key in self._writing:
-            self._writing.discard(key)
-            runs = [(zip(keys, blocks, strict=True), who) for keys, blocks, who in self._to_write]
-            left = [([pair for pair in run if pair[0] != key], who) for run, who in runs]
-            self._to_write = [
-                ([k for k, _ in run], [block for _, block in run], who) for run, who in left if run
-            ]
-        if self._open:
-            self._valid_from[key] = self._next_id
+    def forget(self, keys: Sequence[BlockHash]) -> list[BlockHash]:
+        """Dropped by their user: not findable in any tier, nor is what is on its way, and no file
+        is to hold them. Returns those that were in RAM or on the disk."""
+        if not self.is_on:
+            return []
+        there, gone = [key for key in keys if self.where(key)], frozenset(keys)
+        for key in there:
+            if key in self._ram:
+                self._ram.drop(key)
+        for key in keys:
+            self._tenant_of.pop(key, None)
+            self._num_tokens.pop(key, None)
+        self._writing -= gone
+        self._to_write = [left for run in self._to_write if (left := run.without(gone)).keys]
+        if self._has_disk and keys:  # it may have what is not known of here
+            self._forget_on_disk(tuple(keys))
+        elif self._open:
+            self._forgotten.add(keys, self._next_id)
+        return there
+
+    def _forget_on_disk(self, keys: tuple[BlockHash, ...]) -> None:
+        self._on_disk.difference_update(keys)
+        self._move("disk", "nowhere", keys, (), (), b"")
+        self._forgotten.add(keys, self._next_id)
 
     def check(self) -> None:
-        """Assert that no slot is lost."""
+        """Assert that no slot is lost, and that nothing is remembered for nobody."""
         on_their_way = [
             s for m in self._open.values() if m.target == "ram" for s in m.target_blocks
         ]
         self._ram.check(on_their_way)
         assert len(self._arriving) == len(on_their_way)
+        assert self._num_tokens.keys() <= self._tenant_of.keys()
+        assert self._open or not self._forgotten
+        to_write = {key for run in self._to_write for key in run.keys}
+        writing = {key for m in self._open.values() if m.target == "disk" for key in m.keys}
+        assert self._writing <= to_write | writing, "it will never be written"
 
     def _is_wanted(self, key: BlockHash, move: BlockMove) -> bool:
         """It was not dropped after the move was planned."""
-        return move.move_id >= self._valid_from.get(key, 0)
+        return self._forgotten.is_wanted(key, move.move_id)
 
     def _move(
         self,
         source: Tier,
-        target: Tier,
+        target: Target,
         keys: tuple[BlockHash, ...],
         source_blocks: tuple[int, ...],
         target_blocks: tuple[int, ...],
         tenant: bytes,
+        num_tokens: tuple[int, ...] = (),
     ) -> None:
-        move = BlockMove(self._next_id, source, target, keys, source_blocks, target_blocks, tenant)
+        blocks = source_blocks, target_blocks
+        move = BlockMove(self._next_id, source, target, keys, *blocks, tenant, num_tokens)
         self._next_id += 1
         self._moves.append(move)
         self._open[move.move_id] = move

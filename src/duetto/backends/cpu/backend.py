@@ -116,9 +116,26 @@ class CpuBackend:
         self._plan.run(*step, kv, self._logits, num_ops=num_ops)
         return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
 
-    def export_blocks(self, kv: "KvArena", blocks: Sequence[int], out: Bytes) -> None:
-        """The bytes of whole blocks, all layers."""
+    def export_blocks(
+        self, kv: "KvArena", blocks: Sequence[int], out: Bytes, num_tokens: Sequence[int] = ()
+    ) -> None:
+        """The bytes of whole blocks, all layers; zeros behind the last token of one that is not
+        full."""
         copy_out([kv.blocks(layer) for layer in range(kv.num_layers)], blocks, out)
+        for row, count in enumerate(num_tokens):
+            if count < kv.block_size:
+                self._export_first(kv, blocks[row], out[row : row + 1], count)
+
+    def _export_first(self, kv: "KvArena", block: int, out: Bytes, num_tokens: int) -> None:
+        """A block's first tokens, brought to one of zeros: kernels alone know where they lie."""
+        layers = [(layer.num_kv_heads, layer.head_dim) for layer in self._program.kv]
+        two = native.KvArena(2, kv.block_size, layers, kv.format, self._isa)
+        arrays = [two.blocks(layer) for layer in range(kv.num_layers)]
+        for layer, array in enumerate(arrays):
+            array[0], array[1] = kv.blocks(layer)[block], 0
+        slots = np.arange(num_tokens, dtype=np.int32)
+        two.move(self._pool, slots, slots + np.int32(kv.block_size), [None] * kv.num_layers)
+        copy_out(arrays, (1,), out)
 
     def import_blocks(self, kv: "KvArena", blocks: Sequence[int], data: Bytes) -> None:
         """What `export_blocks` gave, into blocks of the arena."""

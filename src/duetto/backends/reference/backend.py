@@ -94,9 +94,18 @@ class ReferenceBackend:
         _compute_all(ops, Run(step, kv, self._weights, self._program.buffers))
         return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
 
-    def export_blocks(self, kv: KVArena, blocks: Sequence[int], out: Bytes) -> None:
-        """The bytes of whole blocks, all layers."""
-        copy_out(kv.rows_of_blocks(), blocks, out)
+    def export_blocks(
+        self, kv: KVArena, blocks: Sequence[int], out: Bytes, num_tokens: Sequence[int] = ()
+    ) -> None:
+        """The bytes of whole blocks, all layers; zeros behind the last token of one that is not
+        full."""
+        arrays, start = kv.rows_of_blocks(), 0
+        copy_out(arrays, blocks, out)
+        for array in arrays if num_tokens else ():
+            token_bytes = array.shape[1] // kv.block_size
+            for row, count in zip(out, num_tokens, strict=True):
+                row[start + count * token_bytes : start + array.shape[1]] = 0
+            start += array.shape[1]
 
     def import_blocks(self, kv: KVArena, blocks: Sequence[int], data: Bytes) -> None:
         """What `export_blocks` gave, into blocks of the arena."""

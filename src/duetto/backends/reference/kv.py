@@ -81,8 +81,13 @@ class KVArena:
         keys, values = self.keys[layer], self.values[layer]
         return keys.read(blocks, num_tokens), values.read(blocks, num_tokens)
 
+    @property
+    def block_size(self) -> int:
+        return int(self.keys[0].numbers.shape[1])
+
     def rows_of_blocks(self) -> list[Bytes]:
-        """All that is stored, as the bytes of each block: arrays of [num_blocks, bytes]."""
+        """All that is stored, as the bytes of each block, token by token: arrays of [num_blocks,
+        bytes]."""
         stored = [a for rows in (*self.keys, *self.values) for a in (rows.numbers, rows.scales)]
         return [a.reshape(len(a), -1).view(np.uint8) for a in stored if a is not None]
 

@@ -1,8 +1,9 @@
-"""The disk's thread: reads and writes files of KV while steps go on.
+"""The disk's thread: reads, writes and removes files of KV while steps go on.
 
-Reads come first, as requests wait for them. What is to be written is bounded in bytes, and refused
-beyond that. The thread starts with the first job and ends when nothing has come for a while; at
-the end of the process what is still to be written is, for a few seconds. Knows no step.
+Reads come first, as requests wait for them; then what is to be forgotten, before all that is to be
+written. What is to be written is bounded in bytes, and refused beyond that. The thread starts with
+the first job and ends when nothing has come for a while; at the end of the process what is still to
+be written or forgotten is, for a few seconds. Knows no step.
 """
 
 import atexit
@@ -29,6 +30,7 @@ class _Job(NamedTuple):
     move: BlockMove
     rows: Sequence[Bytes]  # to read into
     blocks: Bytes | None  # to write
+    forgotten: frozenset[bytes] = frozenset()  # keys that are not to be written after all
 
     @property
     def num_bytes(self) -> int:
@@ -49,6 +51,7 @@ class DiskTier:
         self._clock = clock
         self._changed = Condition()  # guards all below
         self._reads: deque[_Job] = deque()
+        self._forgets: deque[_Job] = deque()
         self._writes: deque[_Job] = deque()
         self._queued_bytes = 0  # to be written, the job under way included
         self._under_way: set[int] = set()  # moves without a result
@@ -75,6 +78,14 @@ class DiskTier:
     def read(self, move: BlockMove, rows: Sequence[Bytes]) -> None:
         """`rows` are the disk's own until the move has a result."""
         self._add(_Job(move, rows, None), self._reads)
+
+    def forget(self, move: BlockMove) -> None:
+        """These blocks are to be in no file, nor be written if they wait for it."""
+        keys = frozenset(move.keys)
+        with self._changed:
+            waiting = [job._replace(forgotten=job.forgotten | keys) for job in self._writes]
+            self._writes = deque(waiting)
+            self._add(_Job(move, (), None), self._forgets)
 
     def take_results(self) -> list[MoveResult]:
         with self._changed:
@@ -120,24 +131,38 @@ class DiskTier:
 
     def _next(self) -> _Job | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._reads or self._writes, IDLE_S)
-            if self._reads:
-                return self._reads.popleft()
-            if self._writes:
-                return self._writes.popleft()
+            self._changed.wait_for(lambda: any(self._in_order()), IDLE_S)
+            for queue in self._in_order():
+                if queue:
+                    return queue.popleft()
             self._is_running = False
             return None
 
+    def _in_order(self) -> tuple[deque[_Job], ...]:
+        return self._reads, self._forgets, self._writes
+
     def _do(self, job: _Job) -> MoveResult:
         start, keys = self._clock(), job.move.keys
-        if job.blocks is None:
+        if job.move.target == "nowhere":
+            error = self._folder.forget(keys)
+            num_done = 0 if error else len(keys)
+        elif job.blocks is None:
             num_done, error = self._folder.read(keys, job.rows)
         else:
-            error = self._folder.write(keys, job.blocks, job.move.tenant)
+            error = self._write(job, job.blocks)
             num_done = 0 if error else len(keys)
         seconds = self._clock() - start
         dropped = self._folder.take_dropped()
         return MoveResult(job.move.move_id, num_done, seconds, error, dropped)
+
+    def _write(self, job: _Job, blocks: Bytes) -> str | None:
+        keys = job.move.keys
+        wanted = [index for index, key in enumerate(keys) if key not in job.forgotten]
+        if not wanted:
+            return None
+        if len(wanted) < len(keys):
+            keys, blocks = tuple([keys[index] for index in wanted]), blocks[wanted]
+        return self._folder.write(keys, blocks, job.move.tenant)
 
 
 def _flush_at_exit(disk: DiskTier) -> None:

@@ -16,6 +16,8 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import numpy as np
+
 from duetto.backends.blocks import Bytes
 from duetto.core.files import UnfitFile, open_file
 from duetto.core.tenant_lru import TenantLru
@@ -90,6 +92,46 @@ class Folder:
 
     def write(self, keys: Sequence[bytes], blocks: Bytes, tenant: bytes) -> str | None:
         """Keep blocks in a file. Why not, if it cannot be; nothing is left behind then."""
+        return self._keep(keys, blocks, hashlib.sha256(tenant).hexdigest()[:16])
+
+    def forget(self, keys: Sequence[bytes]) -> str | None:
+        """Have no file with these blocks, those of other processes included. Why not, if one cannot
+        be removed: it is used no more, but another start may find it.
+
+        A file that holds others' blocks too is removed first and then written again without these:
+        who is killed between the two has lost the others, which is a miss.
+        """
+        gone, why, is_any = frozenset(keys), None, False
+        self._look_again()
+        for name in [*self._keys_of]:
+            if gone.isdisjoint(self._keys_of.get(name, ())):  # or it went for what was kept
+                continue
+            rest = self._rest_of(name, gone)
+            error, is_any = self._remove(name), True
+            why = why or error
+            if rest is not None:
+                self._keep(*rest)
+        if is_any:
+            self._sync()
+        return why
+
+    def _rest_of(self, name: str, gone: frozenset[bytes]) -> tuple[list[bytes], Bytes, str] | None:
+        """What else a file holds that no other file does, and whose it is; None for nothing, or if
+        it cannot be read."""
+        held = self._keys_of[name]
+        keys = [key for key in held if key not in gone and self._file_of.get(key) == name]
+        if not keys:
+            return None
+        try:
+            blocks = np.empty((len(keys), self._block_bytes), np.uint8)
+            with self._opened(name, is_used=False) as (descriptor, header):
+                for key, row in zip(keys, blocks, strict=True):
+                    read_block(descriptor, header, header.keys.index(key), row)
+        except (ValueError, OSError, MemoryError):
+            return None
+        return keys, blocks, header.tenant
+
+    def _keep(self, keys: Sequence[bytes], blocks: Bytes, whose: str) -> str | None:
         name = f"{self._fingerprint}-{keys[0].hex()[:48]}.kv"
         size = file_bytes(len(keys), self._block_bytes)
         if size > self._max_bytes:
@@ -100,7 +142,6 @@ class Folder:
             self._drop(name)
         while self._files.total + size > self._max_bytes:
             self._remove(str(self._files.victim()))
-        whose = hashlib.sha256(tenant).hexdigest()[:16]
         try:
             self._write_file(name, whose, keys, blocks)
         except OSError as error:
@@ -145,6 +186,15 @@ class Folder:
             self.is_usable = False
             self._report("folder", f"{self.path} cannot be used for KV: {error.strerror}")
             return
+        self._admit_all(found)
+        self._dropped = []
+
+    def _look_again(self) -> None:
+        """Other processes may write here too."""
+        with suppress(OSError):
+            self._admit_all([each for each in sorted(self._found()) if each[1] not in self._files])
+
+    def _admit_all(self, found: Sequence[tuple[float, str, int]]) -> None:
         for _, name, size in found:
             if name.startswith(self._fingerprint):
                 self._admit(name, size)
@@ -152,7 +202,6 @@ class Folder:
                 self._note(name, name[:16].encode(), size, ())
         while self._files.total > self._max_bytes:
             self._remove(str(self._files.victim()))
-        self._dropped = []
 
     def _found(self) -> Iterator[tuple[float, str, int]]:
         """Last use, name and size of files like ours; removes what somebody died over."""
@@ -192,12 +241,24 @@ class Folder:
                 del self._file_of[key]
                 self._dropped.append(key)
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str) -> str | None:
+        """Why not, if it cannot be; it is known no more all the same."""
         self._drop(name)
         try:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            self._report("remove", f"{self.path / name} cannot be removed: {error.strerror}")
+            why = f"{self.path / name} cannot be removed: {error.strerror}"
+            return self._report("remove", why)
+        return None
+
+    def _sync(self) -> None:
+        """What was removed stays so after a power cut."""
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _give_up(self, name: str, why: str) -> str:
         """A file that is of no use is a miss from now on, and goes."""

@@ -72,21 +72,23 @@ class Mover:
         """Steps before may have failed before they came here."""
         for each in range(self._next_id, move_id):
             self._skipped.add(each)
-            self._results.append(MoveResult(each, 0, error=NOT_SUBMITTED))
+            self._results.append(MoveResult(each, 0, error=NOT_SUBMITTED, was_submitted=False))
         self._next_id = max(self._next_id, move_id)
 
     def _do(self, move: BlockMove) -> None:
         start = perf_counter()
         match move.source, move.target:
             case "arena", "ram":
-                out = np.empty((len(move.keys), self._ram.shape[1]), np.uint8)
-                self._backend.export_blocks(self._kv, move.source_blocks, out)
-                self._ram[list(move.target_blocks)] = out
+                self._ram[list(move.target_blocks)] = self._exported(move)
             case "ram", "arena":
                 data = self._ram[list(move.source_blocks)]
                 self._backend.import_blocks(self._kv, move.target_blocks, data)
             case _, "disk":
                 self._write(move)
+                return
+            case "disk", "nowhere":
+                assert self._disk is not None, "there is no disk"
+                self._disk.forget(move)
                 return
             case "disk", "ram":
                 assert self._disk is not None, "there is no disk"
@@ -100,13 +102,17 @@ class Mover:
     def _write(self, move: BlockMove) -> None:
         """From a copy: the place may be written before the disk has it."""
         assert self._disk is not None, "there is no disk"
-        num_blocks, block_bytes = len(move.keys), self._ram.shape[1]
-        if not self._disk.has_room_for(num_blocks * block_bytes):
+        if not self._disk.has_room_for(len(move.keys) * self._ram.shape[1]):
             self._results.append(MoveResult(move.move_id, 0, error=BEHIND))
             return
         if move.source == "ram":
             data = self._ram[list(move.source_blocks)]
         else:
-            data = np.empty((num_blocks, block_bytes), np.uint8)
-            self._backend.export_blocks(self._kv, move.source_blocks, data)
+            data = self._exported(move)
         self._disk.write(move, data)
+
+    def _exported(self, move: BlockMove) -> Bytes:
+        """Blocks of the arena, without what others have left behind the last token of a text."""
+        out = np.empty((len(move.keys), self._ram.shape[1]), np.uint8)
+        self._backend.export_blocks(self._kv, move.source_blocks, out, move.num_tokens)
+        return out

@@ -120,6 +120,7 @@ def found_reply(found: Found) -> Json:
         "object": "cache.lookup",
         "num_tokens": found.num_tokens,
         "cached_tokens": found.num_cached,
+        "loadable_tokens": found.num_loadable,
         "ranges": [_range(one) for one in found.ranges],
     }
 
@@ -130,7 +131,7 @@ def _range(one: FoundRange) -> Json:
         "end": one.end,
         "tier": one.tier,
         "exact": True,  # what is approximate is never found
-        "pinned": one.priority is None,
+        "pinned": one.is_pinned,
         "priority": one.priority,
     }
 
@@ -148,6 +149,7 @@ def dropped_reply(dropped: Dropped) -> Json:
         "object": "cache.drop",
         "dropped_blocks": dropped.num_dropped,
         "in_use_blocks": dropped.num_in_use,
+        "tier_blocks": dropped.num_in_tiers,
         "pinned_blocks": dropped.num_kept,
         "unpinned": dropped.has_ended_pin,
     }
