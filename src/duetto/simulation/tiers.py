@@ -113,8 +113,10 @@ class MovingExecutor:
                 self._fill(move.target_blocks)
                 self._reading[move.move_id] = move
                 self.disk.add(move, self._clock.now)
-            case _:
+            case _, "disk":
                 self._write(move)
+            case _:
+                raise AssertionError(f"nobody drops here: {move.source} to {move.target}")
 
     def _write(self, move: BlockMove) -> None:
         assert self.disk is not None, "there is no disk"
