@@ -51,7 +51,7 @@ format: setup  ## Format Python and C++
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp
 
-oracle: $(VENV)/.oracle  ## Compare live with transformers
+oracle: $(VENV)/.oracle  ## Compare live with transformers, and walk a million steps
 	@$(BIN)/python -m pytest -n 2 -m oracle
 
 $(VENV)/.train: $(VENV)/.oracle

@@ -160,7 +160,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=200,
+    max_examples=80,
     stateful_step_count=40,
     derandomize=True,
     database=None,
