@@ -1,9 +1,12 @@
 """Write docs/cli.md from the commands themselves. `--check` only says whether it is current."""
 
-import os
-import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+
+from rich.console import Console
+
+from duetto.cli.app import app
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = (
@@ -33,14 +36,10 @@ COMMANDS = (
 
 def help_of(command: tuple[str, ...]) -> str:
     """The command's help as a person sees it in a terminal of 100 columns."""
-    run = subprocess.run(
-        [sys.executable, "-m", "duetto", *command, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"},
-    )
-    return "\n".join(line.rstrip() for line in run.stdout.strip().splitlines())
+    shown = StringIO()
+    console = Console(file=shown, width=100, color_system=None, force_terminal=True)
+    app([*command, "--help"], console=console, result_action="return_value")
+    return "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
 
 
 def reference() -> str:

@@ -10,10 +10,16 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  teaches numpy bfloat16
 import numpy as np
 import pytest
+from cli.in_process import duetto
 from safetensors.numpy import load_file, save_file
 
 
-def duetto(
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def in_a_process(
     *words: str | Path, stdin: str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -22,7 +28,7 @@ def duetto(
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | variables,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | variables,
     )
 
 
@@ -51,7 +57,7 @@ def edit_json(file: Path, **changes: object) -> None:
 
 
 def test_complete_streams_the_answer_and_tells_its_timings(tiny_model):
-    run = duetto("complete", tiny_model, "def f", "--max-tokens", 8, "--ignore-eos")
+    run = in_a_process("complete", tiny_model, "def f", "--max-tokens", 8, "--ignore-eos")
     assert run.returncode == 0
     assert run.stdout.strip()
     assert "8 generated, TTFT" in run.stderr
@@ -81,7 +87,7 @@ def test_without_a_model_the_reader_continues(tiny_model):
 def test_what_was_chosen_on_the_users_behalf_is_told(tiny_model):
     note = "note: the baseline kernels run, which are slow"
     for words in (("complete", tiny_model, "def f"), ("chat", tiny_model, "-q", "hi")):
-        run = duetto(*words, "--max-tokens", 2, DUETTO_ISA="baseline")
+        run = in_a_process(*words, "--max-tokens", 2, DUETTO_ISA="baseline")
         assert run.returncode == 0
         assert run.stderr.startswith(note) and run.stderr.count("note: ") == 1
 
@@ -113,7 +119,8 @@ def fill_weights(model, value):
 
 
 def test_a_terminal_that_knows_only_ascii(tiny_model):
-    run = duetto("tokenize", "ö", "--model", tiny_model, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    run = in_a_process("tokenize", "ö", "--model", tiny_model, **ascii_only)
     assert run.returncode == 0
 
 
@@ -136,13 +143,13 @@ def test_doctor(tmp_path):
 @pytest.mark.parametrize("variable", ["DUETTO_ISA", "DUETTO_NUM_THREADS"])
 def test_doctor_says_no_where_serve_refuses(tiny_model, variable):
     asked = {variable: "[foo]"}
-    refused = duetto("serve", tiny_model, "--port", "0", **asked)
+    refused = in_a_process("serve", tiny_model, "--port", "0", **asked)
     check_fails_in_one_line(refused, variable)
-    run = duetto("doctor", **asked)
+    run = in_a_process("doctor", **asked)
     assert run.returncode == 1
     (verdict,) = (line for line in run.stdout.splitlines() if "ready to serve" in line)
     assert verdict.split()[3] == "no:" and variable in verdict and "[foo]" in verdict
-    report = json.loads(duetto("doctor", "--json", **asked).stdout)
+    report = json.loads(in_a_process("doctor", "--json", **asked).stdout)
     assert report["ready"] is False and report["refusal"] in refused.stderr
 
 
@@ -186,7 +193,8 @@ def test_no_such_directory(tmp_path):
 
 
 def test_a_hub_name_without_a_network():
-    check_fails_in_one_line(serve("someone/some-model"), "someone/some-model", "hub")
+    run = in_a_process("serve", "someone/some-model", "--port", "0")
+    check_fails_in_one_line(run, "someone/some-model", "hub")
 
 
 def test_unknown_model_type(broken):

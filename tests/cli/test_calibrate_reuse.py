@@ -1,12 +1,11 @@
 """`duetto calibrate-reuse`: what it measures, keeps, prints and refuses."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.in_process import duetto
 
 from duetto.build import build, model_key, reuse_rules
 from duetto.cli.calibrate_reuse import calibrate_reuse
@@ -149,17 +148,7 @@ def test_nothing_is_kept_of_what_fails(cache: Path) -> None:
 def test_a_damaged_verdict_is_an_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     file = Path(run_json(capsys, READER)["file"])
     file.write_text("{")
-    command = [
-        sys.executable,
-        "-m",
-        "duetto",
-        "calibrate-reuse",
-        READER,
-        "--show",
-        "--threads",
-        "1",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = duetto("calibrate-reuse", READER, "--show", "--threads", "1")
     assert run.returncode == 1
     assert run.stderr.startswith(f"duetto: {file} cannot be read")
     assert len(run.stderr.splitlines()) == 1

@@ -1,10 +1,9 @@
 """`duetto complete`: which word is the model and which is the prompt."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cli.in_process import duetto
 
 from duetto.cli.complete import complete, tell_apart
 from duetto.core.errors import ConfigError
@@ -82,14 +81,8 @@ def test_llm_stops_between_two_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("complete", "--prompt", "hi"), ("chat", "-q", "hi"), ("serve",)]
+    "words", [("complete", "--prompt", "hi"), ("chat", "-q", "hi"), ("serve", "--port", "0")]
 )
 def test_what_is_wrong_with_a_draft_is_the_first_line(words):
-    run = subprocess.run(
-        [sys.executable, "-m", "duetto", *words, "--speculative-model", "nonsense"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
+    run = duetto(*words, "--speculative-model", "nonsense")
     assert run.returncode and run.stderr.startswith("duetto: --speculative-config: the draft model")

@@ -85,6 +85,6 @@ def test_without_a_model_the_reader_is_asked(capsys: pytest.CaptureFixture[str])
 )
 def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        evaluate(**options)
+        evaluate(**FEW | options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.in_process import duetto
 
 from duetto.core.engine_args import EngineArgs
 from duetto.fit import examine
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = EngineArgs(backend="reference", kv_cache_memory_bytes=2**20)
-
-
-def duetto(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "duetto", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_what_is_too_large_for_a_machine_is_told_what_would_do() -> None:

@@ -1,11 +1,10 @@
 """`duetto make-model` writes a model, says what it wrote, and refuses in one line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cli.in_process import duetto
 
 from duetto.checkpoints.shapes import SHAPES
 from duetto.cli.make_model import make_model
@@ -54,8 +53,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_the_command_ends_with_one_line_and_1(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
-    command = [sys.executable, "-m", "duetto", "make-model", "tiny", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = duetto("make-model", "tiny", tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.splitlines() == [

@@ -1,21 +1,17 @@
 """`duetto simulate` and `duetto plan`, as they are typed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.in_process import duetto
 
-QUICK = ("llama-3.2-1b", "--num-prompts", "20", "--random-input-len", "200", "--request-rate", "5")
+QUICK = (
+    "llama-3.2-1b", "--num-prompts", "10", "--random-input-len", "200", "--random-output-len", "16",
+    "--request-rate", "5",
+)  # fmt: skip
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-
-
-def duetto(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "duetto", *words], capture_output=True, text=True, check=False
-    )
 
 
 def document(*words: str) -> Any:
@@ -33,7 +29,7 @@ def test_simulate_prints_the_same_bytes_again(tmp_path: Path) -> None:
         outputs.append((done.stdout, trace.read_bytes()))
     assert outputs[0] == outputs[1]
     found = json.loads(outputs[0][0])
-    assert found["completed"] == 20
+    assert found["completed"] == 10
     assert found["slo_ms"] == {"ttft": 1000, "itl": 50}
     assert found["slo_attainment"] == 1
     other = duetto(*words[:-1], "itl=50ms", "--json", "--random-range-ratio", "0.5", "--seed", "4")
@@ -116,7 +112,7 @@ def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_host_means_what_was_calibrated(calibrated: Path) -> None:
     words = ("simulate", "smollm2-135m", *QUICK[1:])
     found = document(*words, "--hardware", "host")
-    assert found["completed"] == 20 and "bfloat16" in found["layout"]
+    assert found["completed"] == 10 and "bfloat16" in found["layout"]
     by_file = document(*words, "--hardware", str(calibrated))
     assert by_file["mean_itl_ms"] == found["mean_itl_ms"]
     int8 = document(*words, "--hardware", "host", "--quantization", "int8")
@@ -128,8 +124,7 @@ def test_the_host_means_what_was_calibrated(calibrated: Path) -> None:
     assert best["best"]["num_devices"] == 1 and best["best"]["layout"]["dtype"] == "bfloat16"
 
 
-LOAD = (*QUICK, "--random-output-len", "16")
-PLAN = ("plan", *LOAD, "--hardware", "l4:2", "--budgets", "512", "--processes", "1")
+PLAN = ("plan", *QUICK, "--hardware", "l4:2", "--budgets", "512", "--processes", "1")
 
 
 def test_plan_finds_a_layout_and_its_rate() -> None:
@@ -155,7 +150,7 @@ def test_plan_says_what_limits_when_nothing_will_do() -> None:
 
 
 def test_plan_of_a_rate_alone() -> None:
-    words = ("plan", *LOAD, "--hardware", "l4:2", "--only-rate", "--slo")
+    words = ("plan", *QUICK, "--hardware", "l4:2", "--only-rate", "--slo")
     done = duetto(*words, "ttft=1s")
     assert done.returncode == 0
     assert "highest rate" in done.stdout and "best" not in done.stdout

@@ -1,12 +1,11 @@
 """The models that ship: whole, small, a match for each other, and readers of documents."""
 
 import json
-import subprocess
-import sys
 from math import prod
 from pathlib import Path
 
 import pytest
+from cli.in_process import duetto
 from safetensors import safe_open
 
 from duetto import LLM, SamplingParams
@@ -60,8 +59,8 @@ def test_the_reader_is_the_model_when_none_is_named(capsys):
 
 def test_chat_answers_without_a_model():
     question = "Document: Malsteel is based in Gulbridge.\nQuestion: Where is Malsteel based?"
-    command = [sys.executable, "-m", "duetto", "chat", "-q", question, "--backend", "reference"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = duetto("chat", "-q", question, "--backend", "reference")
+    assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "Gulbridge"
     assert READER in run.stderr
 

@@ -2,12 +2,12 @@
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.in_process import duetto
 
 pytest.importorskip("matplotlib", reason="pictures need the plot extra")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -71,9 +71,8 @@ def test_a_command_of_the_page_gives_its_row(words: str) -> None:
     """With a quarter of the load: what is compared is that both simulate the same."""
     point = lessons.examples(10)[words]
     shown = shlex.split(lessons.command(point).replace("\\\n", " "))
-    done = subprocess.run(
-        [sys.executable, "-m", *shown, "--json"], capture_output=True, text=True, check=False
-    )
+    assert shown[0] == "duetto"
+    done = duetto(*shown[1:], "--json")
     assert done.returncode == 0, done.stderr
     found, expected = json.loads(done.stdout.splitlines()[-1]), lessons.simulated(point)
     assert found["num_devices"] == (4 if "long prompts" in words else 1)

@@ -1,8 +1,6 @@
 """Traces that Perfetto loads, and Gantt pictures."""
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.in_process import duetto
 from pricing.prices import A100, program
 from simulation.loads import fleet, mixed_load, replica
 
@@ -159,11 +158,5 @@ def test_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -
         for file, why in ((tmp_path, "is a folder"), (missing, "there is no folder")):
             if (words[0], file) == ("calibrate", missing):
                 continue  # it makes the folder that it keeps its file in
-            done = subprocess.run(
-                [sys.executable, "-m", "duetto", *words, str(file)],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=120,
-            )
+            done = duetto(*words, file)
             assert done.returncode != 0 and f"{words[-1]} {file}: {why}" in done.stderr, words

@@ -111,33 +111,33 @@ def serve(
         shutdown_timeout_s=shutdown_timeout,
         step_timeout_s=step_timeout_s,
     )
-    listener = listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth)
-    built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
-    settings = replace(
-        settings,
-        served_model_name=served_model_name or built.name,
-        default_sampling=built.default_sampling,
-        model_root=str(built.root),
-        dtype=built.model.dtype,
-        quantization=built.model.quantization,
-        kv_cache_dtype=built.model.kv_dtype,
-        backend=built.model.computed_by,
-        max_drafts=built.model.max_drafts,
-        reuse=reuse_rules(built, default_reuse, allow_unmeasured=allow_unmeasured_reuse),
-    )
-    app = create_app(
-        engine=built.engine,
-        codec=built.codec,
-        config=built.scheduler_config,
-        settings=settings,
-        roof_time=built.prices.roof_time,
-        grammars=built.grammars,
-    )
-    if not is_named:
-        say_that_none_was_named()
-    _announce(built, settings, listener.getsockname())
-    gc.freeze()  # what is there now stays: no collection looks at it between two tokens
-    run(app, settings, listener, log_level=log_level)
+    with listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth) as listener:
+        built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
+        settings = replace(
+            settings,
+            served_model_name=served_model_name or built.name,
+            default_sampling=built.default_sampling,
+            model_root=str(built.root),
+            dtype=built.model.dtype,
+            quantization=built.model.quantization,
+            kv_cache_dtype=built.model.kv_dtype,
+            backend=built.model.computed_by,
+            max_drafts=built.model.max_drafts,
+            reuse=reuse_rules(built, default_reuse, allow_unmeasured=allow_unmeasured_reuse),
+        )
+        app = create_app(
+            engine=built.engine,
+            codec=built.codec,
+            config=built.scheduler_config,
+            settings=settings,
+            roof_time=built.prices.roof_time,
+            grammars=built.grammars,
+        )
+        if not is_named:
+            say_that_none_was_named()
+        _announce(built, settings, listener.getsockname())
+        gc.freeze()  # what is there now stays: no collection looks at it between two tokens
+        run(app, settings, listener, log_level=log_level)
 
 
 def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) -> None:
