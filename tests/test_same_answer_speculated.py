@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from recorded_answers import RecordedAnswers
 
-NUM_OUTPUT = 24
+NUM_OUTPUT = 16
 SAMPLINGS: Sequence[dict[str, Any]] = (
     {"temperature": 0},
     {"temperature": 0.3, "top_p": 0.9},

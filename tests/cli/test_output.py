@@ -117,6 +117,8 @@ CASES: dict[tuple[str, ...], list[str]] = {
         "ttft=9s",
         "--processes",
         "1",
+        "--budgets",
+        "512",
         *LOAD,
     ],
     ("doctor",): [],
@@ -134,6 +136,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Any:
     monkeypatch.setattr("duetto.models.make_model._TRAINING_CHARACTERS", 50_000)
+    monkeypatch.setattr("duetto.measure.kernels.SECONDS", 0.01)
     monkeypatch.setattr(
         "duetto.cli.calibrate.measure_host", lambda *_, **_more: find_hardware("a100")
     )
