@@ -103,8 +103,8 @@ PLAN = [
     Fault(
         "one end too many forbidden",
         "plan",
-        "is_short = num_output < request.sampling",
-        "is_short = num_output <= request.sampling",
+        "if num_outputs(request, drafts) < request.sampling",
+        "if num_outputs(request, drafts) <= request.sampling",
     ),
     Fault("bad words read from the prompt", "plan", "size <= num_output and ", ""),
     Fault("token scored that was given", "plan", "[start + 1 : end + 1]", "[start:end]"),
@@ -856,8 +856,8 @@ FAST_FORWARD = [
     Fault(
         "a block is taken a step late",
         "fast_forward",
-        "* size + 1 - num_tokens",
-        "* size + 2 - num_tokens",
+        "taken = len(request.block_table) * size + 1 - num_tokens",
+        "taken = len(request.block_table) * size + 2 - num_tokens",
     ),
     Fault(
         "a block is published a step late",
