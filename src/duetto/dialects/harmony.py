@@ -16,12 +16,13 @@ from duetto.dialects.dialect import CallDialect, CallForm
 from duetto.dialects.pieces import Content, Reasoning, ToolSchema
 from duetto.dialects.reader import NotACall, Reader, Reading
 from duetto.dialects.stepped import Read
-from duetto.dialects.words import Markers
+from duetto.dialects.words import Markers, Words
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 _MARKERS = Markers(_START, _CHANNEL, *_ENDS)
 _HEADER_ENDS = Markers(_MESSAGE, *_ENDS, _START)
+_END_WORDS = Words(_ENDS)
 _MOST_HEADER = 256
 _TO = r"to=functions\.(?P<{}>[^\s<]+)"
 _HEADER = re.compile(
@@ -70,6 +71,9 @@ def _header_on(
     yield from reader.spaces()
     yield from reader.json_arguments(name)
     yield from reader.marker_ends()
+    if (yield from reader.peek()) == "<":
+        yield from reader.expect(_END_WORDS)
+        yield from reader.marker_ends()
     return Content
 
 

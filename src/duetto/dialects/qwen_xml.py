@@ -10,8 +10,8 @@
 
 Source: the chat templates of Qwen/Qwen3-Coder and ByteDance-Seed/Seed-OSS (whose outer tag is
 `<seed:tool_call>`, with no line breaks around values), "qwen3_coder" and "seed_oss" in vLLM's
-documentation of tool calling. The outer tag may be missing. One line break behind and before a
-value's tags is not part of it. Types are those of the tool's schema; a string is handed on as it
+documentation of tool calling. The outer tag may be missing. Qwen's line break behind and before
+a value's tags is not part of it. Types are those of the tool's schema; a string is handed on as it
 comes, and ends at the first `</parameter>`.
 """
 
@@ -22,7 +22,7 @@ from duetto.dialects.dialect import ArgumentForm, CallDialect, CallForm
 from duetto.dialects.json_calls import calls_in
 from duetto.dialects.literals import string_to_json
 from duetto.dialects.pieces import ToolSchema
-from duetto.dialects.reader import CutOff, Reader, Reading, newline_before
+from duetto.dialects.reader import CutOff, Kept, Reader, Reading, newline_before, nothing_before
 from duetto.dialects.schema_types import parameter_types, typed_json
 from duetto.dialects.stepped import Read
 from duetto.dialects.words import Markers, Words
@@ -38,8 +38,10 @@ _LINE_END = Words(["\n"])
 _MOST_KEY = 256
 
 
-def _function(reader: Reader, tools: dict[str, ToolSchema], names: Words) -> Reading[None]:
-    """A function behind `<function=`, up to its end."""
+def _function(
+    reader: Reader, tools: dict[str, ToolSchema], names: Words, line: str
+) -> Reading[None]:
+    """A function behind `<function=`, up to its end. `line` is around values, no part of them."""
     name = yield from reader.expect(names)
     yield from reader.expect(_NAME_ENDS)
     reader.start_call(name)
@@ -47,28 +49,30 @@ def _function(reader: Reader, tools: dict[str, ToolSchema], names: Words) -> Rea
     keys = 0
     while (yield from reader.expect(_BODY)) == _PARAMETER:
         key, _ = yield from reader.upto(_KEY_END, _MOST_KEY)
-        yield from reader.literal(_LINE_END)
+        if line:
+            yield from reader.literal(_LINE_END)
         reader.commit()
         reader.arguments(f"{', ' if keys else '{'}{string_to_json(key)}: ")
         keys += 1
-        yield from _value(reader, parameter_types(tools[name].parameters, key))
+        types = parameter_types(tools[name].parameters, key)
+        yield from _value(reader, types, newline_before if line else nothing_before)
         yield from reader.marker_ends()
     reader.arguments("}" if keys else "{}")
     reader.end_call()
 
 
-def _value(reader: Reader, types: frozenset[str]) -> Reading[None]:
+def _value(reader: Reader, types: frozenset[str], kept: Kept) -> Reading[None]:
     parts: list[str] = []
     if types == {"string"}:
         reader.arguments('"')
         end = yield from reader.value_until(
             _VALUE_END,
             lambda text: reader.arguments(json.dumps(text, ensure_ascii=False)[1:-1]),
-            newline_before,
+            kept,
         )
         tail = '"'
     else:
-        end = yield from reader.value_until(_VALUE_END, parts.append, newline_before)
+        end = yield from reader.value_until(_VALUE_END, parts.append, kept)
         tail = typed_json("".join(parts), types)
     if end is None:
         if parts:
@@ -89,7 +93,7 @@ def _dialect(name: str, tag: str, line: str, aliases: tuple[str, ...]) -> CallDi
 
         def call(reader: Reader, marker: str) -> Reading[None]:
             if marker == _FUNCTION:
-                yield from _function(reader, by_name, names)
+                yield from _function(reader, by_name, names, line)
                 yield from reader.marker_ends()
                 if (yield from reader.peek()) == "<":
                     yield from reader.literal(closings)
@@ -98,7 +102,7 @@ def _dialect(name: str, tag: str, line: str, aliases: tuple[str, ...]) -> CallDi
             yield from reader.spaces()
             yield from reader.expect(_FUNCTION_WORDS)
             while True:
-                yield from _function(reader, by_name, names)
+                yield from _function(reader, by_name, names, line)
                 yield from reader.marker_ends()
                 if (yield from reader.expect(outer)) == closing:
                     break

@@ -23,6 +23,7 @@ from duetto.dialects.words import Markers, Words
 T = TypeVar("T")
 Reading = Generator[None, None, T]  # yields where more text is needed
 Emit = Callable[[str], None]
+Kept = Callable[[str, int, int], int]  # of text[start:end]: where the end begins that is kept back
 
 SPACE = " \t\r\n"
 MOST_SPACE = 64  # characters of white space beside a marker that count as part of it
@@ -202,9 +203,7 @@ class Reader:
         self._is_closing = False
         return marker
 
-    def value_until(
-        self, markers: Markers, emit: Emit, kept: Callable[[str, int, int], int]
-    ) -> Reading[str | None]:
+    def value_until(self, markers: Markers, emit: Emit, kept: Kept) -> Reading[str | None]:
         """Hand text on as it comes, up to a marker, which is held.
 
         `kept` says where in a text the end begins that is held with the marker, if one follows.

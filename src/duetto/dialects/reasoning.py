@@ -32,7 +32,8 @@ class ReasoningDialect:
     def steps(self, reader: Reader, *, is_open: bool) -> Reading[None]:
         """Read the reasoning, if there is any; not what is behind it."""
         yield from reader.spaces()
-        if (yield from reader.literal(Words(self.openings))) is None and not is_open:
+        opening = yield from reader.literal(Words(self.openings))
+        if opening is None and not (is_open or self.is_always_open):
             reader.reread()
             return
         yield from reader.marker_ends()

@@ -46,9 +46,10 @@ def _types(start: Any, root: Mapping[str, Any]) -> set[str]:
         if not isinstance(schema, Mapping):
             continue
         named = schema.get("type")
-        found |= {named} if isinstance(named, str) else set(filter(_is_text, named or ()))
+        types = named if isinstance(named, list) else [named]
+        found |= {name for name in types if isinstance(name, str)}
         values = schema.get("enum", [schema["const"]] if "const" in schema else [])
-        if not named and isinstance(values, list):
+        if named is None and isinstance(values, list):
             found |= {_TYPES[type(value)] for value in values if type(value) in _TYPES}
         for key in ("anyOf", "oneOf", "allOf"):
             alternatives = schema.get(key)
@@ -65,10 +66,6 @@ def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
     for part in reference[2:].split("/"):
         at = at.get(part) if isinstance(at, Mapping) else None
     return at
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _is_json(text: str) -> bool:
