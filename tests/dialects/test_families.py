@@ -11,6 +11,9 @@ SEP, BEGIN, END = "<｜tool▁sep｜>", "<｜tool▁call▁begin｜>", "<｜tool
 ALL_BEGIN, ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL = "<|channel|>commentary to=functions.get <|constrain|>json<|message|>"
 
+# What is read as an id, up to the limit of one, is not read again.
+LONG_ID = '[TOOL_CALLS]get[CALL_ID][TOOL_CALLS] [{"name": "get", "arguments": {}}]' + "x" * 30
+
 
 def short(pieces):
     """Content as it is, reasoning in a tuple, a call as name and arguments, "cut" if not whole."""
@@ -114,6 +117,7 @@ CASES = [
     ),
     ("mistral_list", '[TOOL_CALLS]get{"a":1} x', [["get", '{"a":1}'], "x"]),
     ("mistral", "[TOOL_CALLS]gets[ARGS]{}", ["[TOOL_CALLS]gets[ARGS]{}"]),
+    ("mistral", LONG_ID, [LONG_ID]),
     # Phi
     (
         "phi4_mini_json",
@@ -174,6 +178,11 @@ CASES = [
     ("openai", "<|channel|>final<|message|>Hi.<|return|>", ["Hi."]),
     ("openai", "<|channel|>analysis<|message|>cut", [("cut",)]),
     ("openai", "plain", ["plain"]),
+    (
+        "openai",
+        "<|channel|>commentary to=functions.other<|message|>{}<|call|>x",
+        ["<|channel|>commentary to=functions.other<|message|>{}x"],
+    ),
     ("openai", "<|channel|>anal", []),
     (
         "openai",

@@ -5,6 +5,7 @@ from dialects.answers import TOOLS, parsed_alike
 
 from duetto.dialects.hermes import HERMES
 from duetto.dialects.pieces import CallArguments, CallEnd, CallStart, Content
+from duetto.dialects.words import Words
 
 WEATHER = [
     CallStart(0, "get_weather"),
@@ -114,3 +115,28 @@ def test_brackets_and_tags_within_strings_are_text():
     arguments = r'{"code": "if x: {[ \"</tool_call>\" \\"}'
     text = f'<tool_call>{{"name": "get", "arguments": {arguments}}}</tool_call>'
     assert pieces_of(text) == [CallStart(0, "get"), CallArguments(0, arguments), CallEnd(0)]
+
+
+def test_white_space_beside_a_marker_is_part_of_it_up_to_a_bound():
+    call = '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>'
+    assert pieces_of("x" + " " * 64 + call + "\n" * 64) == [Content("x"), *WEATHER]
+    assert pieces_of("x" + " " * 66 + call) == [Content("x  "), *WEATHER]
+    assert pieces_of(call + "\n" * 66) == [*WEATHER, Content("\n\n")]
+
+
+def test_a_value_that_is_too_long_to_be_dropped():
+    """What was read of it is content; what is behind is looked at."""
+    call = '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>'
+    start = '<tool_call>{"id": "' + "x" * 256
+    assert pieces_of(start + call) == [Content(start), *WEATHER]
+
+
+def test_a_second_call_of_a_list_that_is_cut_off_is_content():
+    first = '<tool_call>[{"name": "get_weather", "arguments": {"city": "Oslo"}}'
+    assert pieces_of(first + ', {"name": "ge') == [*WEATHER, Content(', {"name": "ge')]
+    assert pieces_of(first) == WEATHER
+
+
+def test_a_word_that_is_complete_waits_for_no_more():
+    assert Words(["get", "get_weather"]).may_become("get")
+    assert not Words(["get", "get_weather"]).may_become("get_weather")

@@ -104,3 +104,9 @@ def test_special_tokens_are_dropped_but_for_markers():
 def test_what_a_parser_has_to_see():
     assert markers_of(HERMES, THINK) == ("<tool_call>", "</tool_call>", "<think>", "</think>")
     assert markers_of(None, None) == ()
+
+
+def test_a_special_token_is_not_made_of_two_pieces():
+    text = "<think>x<|</think>a|>"
+    expected = [Reasoning("x<|"), Content("a|>")]
+    assert pieces_of(text, special_tokens=["<|a|>"]) == expected
