@@ -632,7 +632,7 @@ ACCEPTED = [
     ),
     Fault(
         "tokens are sent to the proposer again",
-        "scheduler",
+        "in_flight",
         "        request.num_sent_tokens = drafting.start + len(drafting.token_ids)\n",
         "        pass\n",
     ),
@@ -680,19 +680,19 @@ IN_FLIGHT = [
     ),
     Fault(
         "steps in flight are not counted down",
-        "scheduler",
+        "in_flight",
         "    request.num_in_flight -= 1\n",
         "",
     ),
     Fault(
         "placeholders are not counted",
-        "scheduler",
+        "in_flight",
         "        request.num_pending_tokens += 1\n",
         "        pass\n",
     ),
     Fault(
         "placeholders stay",
-        "scheduler",
+        "in_flight",
         "        request.num_pending_tokens -= 1\n",
         "        pass\n",
     ),
@@ -716,7 +716,7 @@ IN_FLIGHT = [
     ),
     Fault(
         "who waits for drafts waits for ever",
-        "scheduler",
+        "in_flight",
         "        request.has_drafts_in_flight = False  #",
         "        pass  #",
     ),
@@ -777,7 +777,7 @@ IN_FLIGHT = [
     Fault(
         "who lost its blocks is in flight for ever",
         "scheduler",
-        "                _arrive(request, item)  # and brings nothing\n",
+        "                arrive(request, item)  # and brings nothing\n",
         "                pass\n",
     ),
     Fault(

@@ -33,7 +33,7 @@ ORDER = (  # importers last
     ),
     *("tier_prices", "ram_slots", "forgotten", "tiers", "retention", "publishing"),
     *("queues", "room", "admission"),
-    *("accept", "draft_times", "drafts", "speculate", "fast_forward"),
+    *("accept", "draft_times", "drafts", "speculate", "fast_forward", "in_flight"),
     "scheduler",
 )
 FOLDER = Path(duetto.scheduler.scheduler.__file__).parent

@@ -81,7 +81,7 @@ REUSE = [
     ),
     Fault(
         "texts are given back too early",
-        "scheduler",
+        "in_flight",
         "brings_the_last(request, item):\n        request.has_moved = True\n",
         "brings_the_last(request, item):\n        request.has_moved = True\n"
         "        request.sources = []\n",
@@ -106,7 +106,7 @@ REUSE = [
     ),
     Fault(
         "a text's tokens count as the request's own",
-        "scheduler",
+        "in_flight",
         "        request.sources[item.source].num_computed += len(item.token_ids)\n        return",
         "        request.num_computed_tokens += len(item.token_ids)\n        return",
     ),
@@ -228,7 +228,7 @@ REUSE = [
     ),
     Fault(
         "texts count as brought with the first look",
-        "scheduler",
+        "in_flight",
         "    if item.moves and brings_the_last(request, item):\n        request.has_moved",
         "    if item.moves:\n        request.has_moved",
     ),

@@ -35,6 +35,7 @@ from duetto.scheduler.fast_forward import (
     num_steps_in_block,
     num_steps_with_room,
 )
+from duetto.scheduler.in_flight import arrive, departing
 from duetto.scheduler.latency import account_run, account_step
 from duetto.scheduler.misses import MissMemory
 from duetto.scheduler.plan import may_go_on, plan, resolved
@@ -134,7 +135,7 @@ class Scheduler:
         running = self.running
         plans = [(request := running[i], plan(request, n)) for i, n in counts.items()]
         plans = speculated(self._drafts, plans, budget, self.pool, self.config)
-        requests = tuple([_departing(request, item) for request, item in plans])
+        requests = tuple([departing(request, item) for request, item in plans])
         if not self.tiers.is_on:
             return ScheduledBatch(requests)
         awaits = self.tiers.awaited() if self.waiting and not requests else ()
@@ -166,7 +167,7 @@ class Scheduler:
             request = self._live.get(item.request_id)
             if request is None:
                 continue  # it ended while the step was in flight
-            _arrive(request, item)
+            arrive(request, item)
             if result.error is not None:
                 updates.append(self._finish(request, FinishReason.ERROR, now, error=result.error))
                 continue
@@ -188,7 +189,7 @@ class Scheduler:
             if item.epoch == request.timings.num_preemptions:
                 items.append(resolved(request, item))
             else:
-                _arrive(request, item)  # and brings nothing
+                arrive(request, item)  # and brings nothing
         return replace(batch, requests=tuple(items), awaits=())
 
     def take_back(self, request: Request, count: int) -> None:
@@ -382,36 +383,6 @@ class Scheduler:
 
 def _num_uncomputed(request: Request) -> int:
     return num_wanted(request, request.num_computed_tokens)
-
-
-def _departing(request: Request, item: ScheduledRequest) -> ScheduledRequest:
-    """The step is about to be in flight: the progress of the request moves."""
-    request.num_in_flight += 1
-    if item.source is not None:
-        request.sources[item.source].num_computed += len(item.token_ids)
-        return item
-    request.num_computed_tokens = item.end
-    if item.moves and brings_the_last(request, item):
-        request.has_moved = True
-    if item.rows:
-        request.num_pending_tokens += 1
-    drafting = item.drafting
-    if drafting is not None:
-        request.num_sent_tokens = drafting.start + len(drafting.token_ids)
-        request.sent_to = drafting.method
-        request.has_drafts_in_flight = drafting.num_wanted > 0
-    if item.num_drafts:
-        request.has_drafts_in_flight = True
-    return item
-
-
-def _arrive(request: Request, item: ScheduledRequest) -> None:
-    """The step is no longer in flight, whatever came of it."""
-    request.num_in_flight -= 1
-    if item.rows:
-        request.num_pending_tokens -= 1
-    if item.num_drafts or (item.drafting is not None and item.drafting.num_wanted):
-        request.has_drafts_in_flight = False  # and no later step has any: it waited
 
 
 def _let_have(request: Request, num_computed: int, token_id: int) -> None:
