@@ -8,6 +8,7 @@ import pytest
 
 from duetto import LLM, InvalidRequest, SamplingParams
 from duetto.core.reuse_count import ALL_CHOSEN, UNMARKED
+from duetto.models.make_model import make_model
 
 PARAMS = SamplingParams(temperature=1.0, seed=3, max_tokens=12, logprobs=2, ignore_eos=True)
 TEXTS = ["def add(a, b):\n    return a + b\n", "class Engine:\n    pass\n" * 3, "import os\n" * 5]
@@ -212,6 +213,23 @@ def test_a_window_shorter_than_a_segment(path, tmp_path):
         assert "sliding window of 20" in output.outputs[0].timings.reuse.why_not
         short = {"segments": ["a", {"text": "b c", "reusable": True}, "d"]}
         assert answer(llm, short, reuse="none")[1].outputs[0].timings.reuse.num_reused > 0
+
+
+def test_a_model_of_one_layer_tells_no_deviation(path, tmp_path):
+    """So hkvd is refused at the door, or all is computed; not an error of the engine."""
+    config = json.loads((path / "config.json").read_text()) | {"num_hidden_layers": 1}
+    make_model(config, tmp_path / "one")
+    with LLM(tmp_path / "one", max_num_seqs=4, block_size=8) as llm:
+        with pytest.raises(
+            InvalidRequest, match=r"method hkvd cannot .* this model has 1"
+        ) as refusal:
+            llm.generate(prompt(0, 1), PARAMS, reuse="hkvd:0.25")
+        assert refusal.value.field == "reuse"
+        choice = {"method": "hkvd", "ratio": 0.25, "on_unsupported": "compute"}
+        found, output = answer(llm, prompt(0, 1), reuse=choice)
+        assert found == answer(llm, prompt(0, 1))[0]
+        assert "this model has 1" in output.outputs[0].timings.reuse.why_not
+        assert answer(llm, prompt(0, 1), reuse="query:0.25")[1].outputs[0].timings.reuse.num_reused
 
 
 def test_without_a_prefix_cache_there_is_nothing_to_reuse_from(path):

@@ -38,7 +38,7 @@ from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, host_prices
 from duetto.pricing.learned import LearnedStepTime
-from duetto.program.rotation import move_limits
+from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 from duetto.runner.load import Companion, LoadedModel, load_model
 from duetto.runner.masks import Masks
@@ -151,13 +151,13 @@ def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: 
 
     Raises ConfigError for a default that cannot be, or that nobody vouches for.
     """
-    limits = move_limits(built.model.program)
+    limits = reuse_limits(built.model.program)
     why_not = insisted if allow_unmeasured else _gate(built)
     if default is None:
         return ReuseRules(why_not=why_not, limits=limits)
     if not built.scheduler_config.enable_prefix_caching:
         raise ConfigError("--reuse with --no-enable-prefix-caching: what is reused is kept there")
-    if (reason := why_not(default) or limits.refusal) is not None:
+    if (reason := limits.why_not(default) or why_not(default)) is not None:
         raise ConfigError(f"--reuse {default}: {reason}")
     # What nobody asked for must not be the reason to refuse.
     default = replace(default, on_unsupported="compute")

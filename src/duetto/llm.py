@@ -25,7 +25,7 @@ from duetto.demo import NO_MODEL_NAMED, READER
 from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
 from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
-from duetto.program.rotation import move_limits
+from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class LLM:
         self._open: Built | None = build(READER if model is None else model, args)
         for note in self._open.notes:
             logger.warning("note: %s", note)
-        self._reuse = ReuseRules(why_not=insisted, limits=move_limits(self._open.model.program))
+        self._reuse = ReuseRules(why_not=insisted, limits=reuse_limits(self._open.model.program))
         self._seed = 0 if args.seed is None else args.seed
         self._num_prompts = 0
         self.is_stopped: Callable[[], bool] = lambda: False

@@ -8,13 +8,15 @@ import pytest
 from cli.in_process import duetto
 
 from duetto.build import build, model_key, reuse_rules
-from duetto.cli.calibrate_reuse import calibrate_reuse
+from duetto.cli.calibrate_reuse import CHOICES, _possible, calibrate_reuse
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.core.reuse import TokenRange
-from duetto.core.reuse_choice import ReuseChoice
-from duetto.demo import READER
+from duetto.core.reuse_choice import ReuseChoice, ReuseLimits, parse_reuse
+from duetto.demo import READER, demo_model_dir
 from duetto.evals.reuse_verdicts import refusal, verdict_file
+from duetto.models.make_model import make_model
+from duetto.program.reuse import reuse_limits
 
 FEW: dict[str, Any] = {"num_questions": 16, "seed": 5, "choices": ("none", "first:1000")}
 ONE_THREAD = EngineArgs(threads=1)
@@ -132,6 +134,23 @@ def test_what_cannot_be_measured_is_refused(options: dict[str, Any], message: st
         calibrate_reuse(READER, **FEW | options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_this_model_cannot_do_is_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((demo_model_dir(READER) / "config.json").read_text())
+    make_model(config | {"num_hidden_layers": 1}, tmp_path / "one")
+    limits = reuse_limits(build(tmp_path / "one", ONE_THREAD).model.program)
+    all_of_them = [choice for word in CHOICES if (choice := parse_reuse(word))]
+    possible = _possible(all_of_them, limits, is_asked=False)
+    assert {choice.method for choice in possible} == {"none", "first", "query"}
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: not measured: ") and note.endswith("this model has 1")
+    with pytest.raises(ConfigError, match=r"--choices hkvd:0.05: .* this model has 1"):
+        _possible(all_of_them, limits, is_asked=True)
+    with pytest.raises(ConfigError, match="--choices none: not moved: no rotation"):
+        _possible(all_of_them, ReuseLimits("no rotation"), is_asked=False)
 
 
 def test_a_model_that_is_not_there() -> None:

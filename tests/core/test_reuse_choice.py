@@ -7,8 +7,8 @@ from duetto.core.reuse import METHODS, Reuse, TokenRange
 from duetto.core.reuse_choice import (
     MAX_SEGMENTS,
     NUMBERS,
-    MoveLimits,
     ReuseChoice,
+    ReuseLimits,
     ReuseRules,
     insisted,
     parse_reuse,
@@ -135,10 +135,25 @@ def test_there_may_be_so_many_segments() -> None:
 
 
 def test_what_cannot_be_moved_is_refused() -> None:
-    def refusal(limits: MoveLimits) -> str:
+    def refusal(limits: ReuseLimits) -> str:
         found = ReuseRules(why_not=insisted, limits=limits).asked(FIRST, SEGMENTS).refusal
         return "" if found is None else str(found)
 
-    assert refusal(MoveLimits()) == refusal(MoveLimits(window=28)) == ""
-    assert "not moved: a segment of 28 tokens" in refusal(MoveLimits(window=27))
-    assert refusal(MoveLimits("no rotation")) == "reuse: not moved: no rotation"
+    assert refusal(ReuseLimits()) == refusal(ReuseLimits(window=28)) == ""
+    assert "not moved: a segment of 28 tokens" in refusal(ReuseLimits(window=27))
+    assert refusal(ReuseLimits("no rotation")) == "reuse: not moved: no rotation"
+
+
+def test_a_look_that_the_model_has_no_layer_for_is_refused() -> None:
+    limits = ReuseLimits(no_deviation="one layer")
+    rules = ReuseRules(why_not=insisted, limits=limits)
+    refused = rules.asked(ReuseChoice("hkvd", (("ratio", 0.5),)), SEGMENTS).refusal
+    assert str(refused) == "reuse: method hkvd cannot choose: one layer"
+    for word in ("none", "first:16", "query:0.5", "hkvd:0", "hkvd:1"):  # which look at nothing
+        choice = parse_reuse(word)
+        assert choice is not None and rules.asked(choice, SEGMENTS).refusal is None
+
+
+def test_what_no_measurement_can_help_is_not_sent_to_be_measured() -> None:
+    refusal = ReuseRules(limits=ReuseLimits("no rotation")).asked(FIRST, SEGMENTS).refusal
+    assert str(refusal) == "reuse: not moved: no rotation"

@@ -1,6 +1,7 @@
 """What reuse does to answers is measured through the engine, and the gate acts on it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from duetto.core.batch import TokenLogprob
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.reuse import TokenRange
-from duetto.core.reuse_choice import ReuseChoice
+from duetto.core.reuse_choice import ReuseChoice, ReuseLimits
 from duetto.demo import READER
 from duetto.engine.engine import Engine
 from duetto.evals.reuse_quality import (
@@ -121,6 +122,13 @@ def test_a_prompt_that_does_not_fit_is_named(bench: QualityBench) -> None:
     long = AskedPrompt((1,) * 5000, (TokenRange(1, 4000),))
     with pytest.raises(ConfigError, match=r"question 2: .*maximum context length"):
         bench.answers([AskedPrompt((1, 2), ()), long], NONE)
+
+
+def test_what_the_model_cannot_do_is_not_measured(bench: QualityBench, full: FullAnswers) -> None:
+    narrow = replace(bench, limits=ReuseLimits(window=4))
+    with pytest.raises(ConfigError, match=r"question 1: reuse: not moved: .* window of 4"):
+        narrow.answers(full.prompts[:1], NONE)
+    assert narrow.answers(full.prompts[:1]) == bench.answers(full.prompts[:1])
 
 
 # --- the gate ----------------------------------------------------------------------------------

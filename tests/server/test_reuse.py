@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import openai
 import pytest
+from program.rewrites.models import odd
 from server.fakes_server import chunks, post, running
 from starlette.testclient import TestClient
 
@@ -15,7 +16,7 @@ from duetto import LLM, SamplingParams
 from duetto.build import build, reuse_choice, reuse_rules
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
-from duetto.core.reuse_choice import MoveLimits, ReuseRules, insisted, parse_reuse
+from duetto.core.reuse_choice import ReuseLimits, ReuseRules, insisted, parse_reuse
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -180,10 +181,36 @@ def test_what_nobody_vouches_for_is_refused(serve, path):
         assert told["reused"] == 0 and "changes answers" in told["why_not"]
 
 
-def test_what_cannot_be_moved_is_refused(serve):
-    with serve(why_not=insisted, limits=MoveLimits(window=8)) as client:
-        error = error_of(client.post("/v1/completions", json={**COMPLETION, "reuse": "none"}))
-        assert error["param"] == "reuse" and "not moved: " in error["message"]
+DOCUMENTS = {
+    **CHAT,
+    "messages": [{"role": "user", "content": QUESTION}],
+    "documents": [{"text": text} for text in TEXTS],
+}
+
+
+@pytest.mark.parametrize("path_and_body", [*PATHS.items(), ("/v1/chat/completions", DOCUMENTS)])
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (ReuseLimits(window=8), "not moved: a segment of"),
+        (ReuseLimits("no rotation"), "not moved: no rotation"),
+        (ReuseLimits(no_deviation="one layer"), "method hkvd cannot choose: one layer"),
+    ],
+    ids=str,
+)
+def test_what_the_model_cannot_do_is_refused_or_computed(serve, limits, words, path_and_body):
+    """At every door: segments, parts of a chat, documents."""
+    path, body = path_and_body
+    with serve(why_not=insisted, limits=limits) as client:
+        error = error_of(client.post(path, json={**body, "reuse": "hkvd:0.5"}))
+        assert error["param"] == "reuse" and words in error["message"]
+        choice = {"method": "hkvd", "ratio": 0.5, "on_unsupported": "compute"}
+        found = post(client, path, {**body, "reuse": choice})
+        assert words in found["timings"]["reuse"]["why_not"]
+        plain = post(client, path, body)
+        assert found["choices"][0]["token_ids"] == plain["choices"][0]["token_ids"]
+    with serve(default=parse_reuse(choice), why_not=insisted, limits=limits) as client:
+        assert words in post(client, path, body)["timings"]["reuse"]["why_not"]
 
 
 LONG = {"segments": [{"text": "abcd " * 400, "reusable": True}]}
@@ -310,12 +337,15 @@ def test_the_rules_that_flags_make(built):
         reuse_rules(built, choice, allow_unmeasured=False)
     rules = reuse_rules(built, choice, allow_unmeasured=True)
     assert rules.default == replace(choice, on_unsupported="compute")
-    assert rules.why_not(choice) is None and rules.limits == MoveLimits()
+    assert rules.why_not(choice) is None and rules.limits == ReuseLimits()
     strict = reuse_rules(built, None, allow_unmeasured=False)
     assert strict.default is None and strict.why_not(choice) is not None
     assert reuse_choice("off") is None
     with pytest.raises(ConfigError, match="--reuse best: 'best' is not one of none, first"):
         reuse_choice("best")
+    built_of_one = replace(built, model=replace(built.model, program=odd(num_hidden_layers=1)[0]))
+    with pytest.raises(ConfigError, match=r"--reuse hkvd:0.5: .* this model has 1"):
+        reuse_rules(built_of_one, reuse_choice("hkvd:0.5"), allow_unmeasured=True)
     uncached = replace(built.scheduler_config, enable_prefix_caching=False)
     with pytest.raises(ConfigError, match="--no-enable-prefix-caching"):
         reuse_rules(replace(built, scheduler_config=uncached), choice, allow_unmeasured=True)

@@ -6,6 +6,7 @@ from duetto.core.batch import KVMove, Look, ScheduledBatch, ScheduledRequest
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import ConfigError
 from duetto.core.reuse import METHODS, TokenRange
+from duetto.core.reuse_choice import ReuseLimits
 from duetto.pricing.reuse import ReusePrices
 from duetto.simulation.disaggregation import Disaggregation, KVLink
 from duetto.simulation.load import TrafficOptions
@@ -170,6 +171,19 @@ def test_documents_that_cannot_be(options: dict[str, int], message: str) -> None
 def test_a_choice_that_is_none_is_refused(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         with_reuse(load((1, 2)), word)
+
+
+def test_what_the_model_cannot_do_is_refused() -> None:
+    for limits, words in (
+        (
+            ReuseLimits(no_deviation="one layer"),
+            "--reuse hkvd:0.25: method hkvd cannot choose: one layer",
+        ),
+        (ReuseLimits(window=63), "--reuse hkvd:0.25: not moved: a segment of 64 tokens"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            with_reuse(load((1, 2)), "hkvd:0.25", limits)
+    assert with_reuse(load((1, 2)), "hkvd:0.25", ReuseLimits(window=64)).reuse is not None
 
 
 def test_a_load_without_documents_is_refused() -> None:

@@ -14,7 +14,7 @@ from duetto.cli.default_model import say_that_none_was_named
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError, InvalidRequest
-from duetto.core.reuse_choice import ReuseChoice, parse_reuse
+from duetto.core.reuse_choice import ReuseChoice, ReuseLimits, parse_reuse
 from duetto.demo import READER
 from duetto.engine.engine import Engine
 from duetto.evals.evaluate import MAX_ANSWER_TOKENS
@@ -37,6 +37,7 @@ from duetto.evals.reuse_verdicts import (
     verdict_file,
     write_verdicts,
 )
+from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 from duetto.scheduler.scheduler import Scheduler
 
@@ -103,6 +104,7 @@ def calibrate_reuse(
         model=built.name, numerics=built.model.numerics, rows=()
     )
     if not show:
+        parsed = _possible(parsed, reuse_limits(built.model.program), is_asked=choices != CHOICES)
         kept = kept.with_rows(_measure(built, parsed, asked, source, max_answer_tokens))
         write_verdicts(key, kept)
     elif not kept.rows:
@@ -126,6 +128,20 @@ def _parse(words: tuple[str, ...]) -> list[ReuseChoice]:
     if not found:
         raise ConfigError(f"--choices: names none; accepted: such as {', '.join(CHOICES[:3])}")
     return list(dict.fromkeys(found))
+
+
+def _possible(
+    choices: list[ReuseChoice], limits: ReuseLimits, *, is_asked: bool
+) -> list[ReuseChoice]:
+    """Those that this model can do. Raises ConfigError, with the reason, for one that was asked
+    for and is not, and where none is."""
+    refused = {choice: reason for choice in choices if (reason := limits.why_not(choice))}
+    if is_asked or len(refused) == len(choices):
+        for choice, reason in refused.items():
+            raise ConfigError(f"--choices {choice}: {reason}")
+    for reason in dict.fromkeys(refused.values()):
+        print(f"note: not measured: {reason}", file=sys.stderr)
+    return [choice for choice in choices if choice not in refused]
 
 
 def _engine_args(args: EngineArgs | None) -> EngineArgs:
@@ -154,7 +170,8 @@ def _measure(
         print(f"note: {line}", file=sys.stderr)
     config, followed = built.scheduler_config, FollowedAnswers(built.model.runner)
     engine = Engine(Scheduler(config), followed)
-    bench = QualityBench(engine, followed, built.codec, config, max_tokens)
+    limits = reuse_limits(built.model.program)
+    bench = QualityBench(engine, followed, built.codec, config, max_tokens, limits)
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     rows = []
     with show_progress("choices", total=len(choices) + 1) as bar:

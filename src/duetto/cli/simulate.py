@@ -19,6 +19,7 @@ from duetto.planner.speculation import notes_on_drafts
 from duetto.pricing.find_hardware import find_hardware
 from duetto.pricing.gpus import notes_on_host
 from duetto.pricing.pyplot import pyplot_for
+from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 from duetto.simulation.gantt import draw_gantt
 from duetto.simulation.load import TrafficOptions
@@ -88,7 +89,7 @@ def simulate(
     program = build_program(config, layout.max_model_len)
     layout = with_weights(layout, config.dtype, quantization)
     fleet = make_fleet(program, spec, layout, find_draft(layout, program))
-    workload = with_reuse(load.load(seed), reuse)
+    workload = with_reuse(load.load(seed), reuse, reuse_limits(program))
     with show_progress("simulating", total=len(workload.arrivals)) as bar:
         simulation = run(workload, fleet, on_arrival=bar.advance)
     outcome = sum_up(

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from duetto.core.errors import InvalidRequest
-from duetto.core.reuse import MAX_ROUNDS, METHODS, Reuse, ReuseMethod, TokenRange
+from duetto.core.reuse import (
+    LOOKS,
+    MAX_ROUNDS,
+    METHODS,
+    LookMethod,
+    Reuse,
+    ReuseMethod,
+    TokenRange,
+)
 
 OnUnsupported = Literal["refuse", "compute"]
 OFF = "off"
@@ -47,6 +55,11 @@ class ReuseChoice:
         """Whether an answer may differ from that of a full prefill."""
         return dict(self.numbers).get("ratio") != 1
 
+    @property
+    def looks_by(self) -> LookMethod | None:
+        """What must be looked at before it can choose; None if nothing must."""
+        return LOOKS.get(self.method) if 0 < (self.amount or 0) < 1 else None
+
     def __str__(self) -> str:
         return _word(self.method, dict(self.numbers))
 
@@ -62,13 +75,17 @@ def _word(method: str, numbers: Mapping[str, float]) -> str:
     return ":".join([method, *[str(number) for number in numbers.values()]])
 
 
-class MoveLimits(NamedTuple):
-    """What of a model's KV cannot be brought to another place."""
+class ReuseLimits(NamedTuple):
+    """What cannot be done with a model's KV."""
 
-    refusal: str | None = None  # why nothing can
+    refusal: str | None = None  # why none of it can be brought to another place
     window: int | None = None  # tokens that its shortest sliding window holds
+    no_deviation: str | None = None  # why nothing tells how far it deviates
 
-    def why_not(self, segments: tuple[TokenRange, ...]) -> str | None:
+    def why_not(self, choice: ReuseChoice, segments: tuple[TokenRange, ...] = ()) -> str | None:
+        """Why this choice cannot be made on the model, or not of these segments."""
+        if self.no_deviation is not None and choice.looks_by == "deviation":
+            return f"method {choice.method} cannot choose: {self.no_deviation}"
         longest = max((end - start for start, end in segments), default=0)
         if self.refusal is None and self.window is not None and longest > self.window:
             return (
@@ -78,7 +95,7 @@ class MoveLimits(NamedTuple):
         return None if self.refusal is None else f"not moved: {self.refusal}"
 
 
-NO_LIMITS = MoveLimits()
+NO_LIMITS = ReuseLimits()
 
 
 class ReuseAsked(NamedTuple):
@@ -109,7 +126,7 @@ class ReuseRules:
 
     default: ReuseChoice | None = None
     why_not: Callable[[ReuseChoice], str | None] = not_measured
-    limits: MoveLimits = NO_LIMITS
+    limits: ReuseLimits = NO_LIMITS
 
     def chosen(self, given: object) -> ReuseChoice | None:
         """Raises InvalidRequest, naming the field, for what is no choice."""
@@ -123,7 +140,7 @@ class ReuseRules:
     ) -> ReuseAsked:
         """What is asked for a prompt with these segments; `refusal` is of who knows one already."""
         if refusal is None and segments:
-            reason = self.why_not(choice) or self.limits.why_not(segments)
+            reason = self.limits.why_not(choice, segments) or self.why_not(choice)
             if len(segments) > MAX_SEGMENTS:
                 reason = f"{len(segments)} segments are reusable; at most {MAX_SEGMENTS} can be"
             refusal = None if reason is None else InvalidRequest("reuse", reason)

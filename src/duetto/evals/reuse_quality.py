@@ -22,7 +22,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.errors import ConfigError, EngineError, InvalidRequest
 from duetto.core.executor import Done, Executor
 from duetto.core.request import FinishReason, Request
-from duetto.core.reuse_choice import ReuseChoice
+from duetto.core.reuse_choice import NO_LIMITS, ReuseChoice, ReuseLimits
 from duetto.core.sampling_params import MAX_LOGPROBS, SamplingParams
 from duetto.core.text import TextCodec
 from duetto.engine.engine import Engine
@@ -65,6 +65,7 @@ class QualityBench:
     codec: TextCodec
     config: SchedulerConfig
     max_tokens: int  # of an answer
+    limits: ReuseLimits = NO_LIMITS
 
     def answers(
         self,
@@ -106,8 +107,10 @@ class QualityBench:
                 request_id=str(number),
                 arrival_time=0.0,
             )
-            reuse = None if choice is None else choice.over(prompt.segments)
-            request = replace(request, reuse=reuse)
+            if choice is not None:
+                if (reason := self.limits.why_not(choice, prompt.segments)) is not None:
+                    raise InvalidRequest("reuse", reason)
+                request = replace(request, reuse=choice.over(prompt.segments))
             self.config.check_fits(request)
         except InvalidRequest as error:
             raise ConfigError(f"question {number + 1}: {error}") from error

@@ -5,9 +5,8 @@ al., RoFormer, 2021). So a key that was computed at one place is the key for ano
 is turned by the difference. Knows no backend and no numbers.
 """
 
-from duetto.core.reuse_choice import MoveLimits
 from duetto.program.op import Ref
-from duetto.program.ops import Attention, Rope, RopeSpec, WriteKV
+from duetto.program.ops import Rope, RopeSpec, WriteKV
 from duetto.program.program import Program
 
 
@@ -23,12 +22,3 @@ def key_rotations(program: Program) -> tuple[RopeSpec | None, ...]:
             found[op.layer] = next((s for x, s in turned.items() if x.covers(op.k)), None)
             turned.clear()  # buffers are used again by the next layer
     return tuple([found[layer] for layer in range(len(program.kv))])
-
-
-def move_limits(program: Program) -> MoveLimits:
-    """What of the program's KV cannot be brought to other positions."""
-    rotations = key_rotations(program)
-    if None in rotations:
-        return MoveLimits("not all keys of this model are rotated by their positions")
-    windows = [op.window for op in program.ops if isinstance(op, Attention)]
-    return MoveLimits(window=min((w for w in windows if w is not None), default=None))

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from duetto.core.errors import ConfigError, InvalidRequest
-from duetto.core.reuse_choice import parse_reuse
+from duetto.core.reuse import TokenRange
+from duetto.core.reuse_choice import NO_LIMITS, ReuseLimits, parse_reuse
 from duetto.core.timings import RequestTimings
 from duetto.measure.metrics import JsonValue
 from duetto.simulation.workload import Traffic
@@ -15,9 +16,9 @@ _NO_DOCUMENTS = "nothing of it is there to be reused: it needs --random-document
 with hash_ids (mooncake)"
 
 
-def with_reuse(traffic: Traffic, word: str | None) -> Traffic:
+def with_reuse(traffic: Traffic, word: str | None, limits: ReuseLimits = NO_LIMITS) -> Traffic:
     """A load whose documents are marked. Raises ConfigError, naming the flag, for what is no
-    choice, and for a load without documents."""
+    choice, or none on this model, and for a load without documents."""
     try:
         choice = None if word is None else parse_reuse(word, FLAG)
     except InvalidRequest as error:
@@ -27,6 +28,8 @@ def with_reuse(traffic: Traffic, word: str | None) -> Traffic:
     marked = replace(traffic, reuse=choice)
     if not any(marked.num_documents(arrival) for arrival in marked.arrivals):
         raise ConfigError(f"{FLAG} {word}: {_NO_DOCUMENTS}")
+    if reason := limits.why_not(choice, (TokenRange(0, traffic.hash_block),)):
+        raise ConfigError(f"{FLAG} {word}: {reason}")
     notes = [f"documents are blocks of {traffic.hash_block} tokens, and reused by {choice}"]
     if not _has_moved(traffic):
         notes.append(
