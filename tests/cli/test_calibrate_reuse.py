@@ -71,6 +71,22 @@ def test_what_was_measured_before_stays(capsys: pytest.CaptureFixture[str]) -> N
     assert [row["choice"] for row in again["choices"]] == ["none", "first:1000", "first:2"]
 
 
+def test_what_few_questions_say_is_told_and_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    before = run_json(capsys, READER)
+    assert before.pop("not_kept") == []
+    few: dict[str, Any] = {"num_questions": 8, "choices": ("first:1000", "first:2")}
+    after = run_json(capsys, READER, **few)
+    (not_kept,) = after.pop("not_kept")
+    assert not_kept["choice"] == "first:1000" and not_kept["kept_num_asked"] == 16
+    assert not_kept["scores"]["all"]["num_asked"] == 8
+    assert after["choices"][:2] == before["choices"]
+    assert after["choices"][2]["scores"]["all"]["num_asked"] == 8  # there were none before
+    calibrate_reuse(READER, **FEW | few, args=ONE_THREAD)
+    *_, last = capsys.readouterr().out.splitlines()
+    start = "first:1000: not kept, as 8 questions say less than the 16 of 20"
+    assert last.startswith(start) and last.endswith(f"To begin anew, remove {before['file']}")
+
+
 def test_people_get_a_table_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     calibrate_reuse(READER, **FEW, args=ONE_THREAD)
     out = capsys.readouterr().out

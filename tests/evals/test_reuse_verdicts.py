@@ -216,6 +216,25 @@ def test_a_choice_that_is_measured_again_has_its_last_row() -> None:
     ]
 
 
+def test_few_questions_do_not_stand_over_many() -> None:
+    few = PairedScore(num_asked=50, num_right_full=50, num_lost=0, num_gained=0)
+    kept = ModelVerdicts(model="m", numerics="cpu", rows=(row("query", 0.15),))
+    quick = row("query", 0.15, by_kind={"one_hop": few}, kl=0.0)
+    assert kept.with_rows((quick,)) == kept
+    assert kept.kept_over(quick) == kept.rows[0]
+    more = row("query", 0.15, by_kind={"one_hop": GOOD, "two_hop": few})
+    assert kept.with_rows((quick, more)).rows == (more,)
+    assert kept.with_rows((more,)).kept_over(more) is None
+
+
+def test_a_choice_has_one_row_however_it_is_written() -> None:
+    """Else the gate might ask the one that was measured with few questions."""
+    few = PairedScore(num_asked=50, num_right_full=50, num_lost=0, num_gained=0)
+    kept = ModelVerdicts(model="m", numerics="cpu", rows=(row("query", 0.15),))
+    another = row("query", 0.15, word="query:0.15:1", by_kind={"one_hop": few})
+    assert kept.with_rows((another,)) == kept
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"rows": []}', b"\xff"])
 def test_a_damaged_file_allows_nothing(tmp_path: Path, data: bytes) -> None:
     keep(tmp_path, row("query", 0.3))

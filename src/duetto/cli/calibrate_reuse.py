@@ -63,7 +63,7 @@ def calibrate_reuse(
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Measure what reused KV does to a model's answers, against full prefill, and keep it: a server
-    refuses what is not good enough.
+    refuses what is not good enough. Of one choice what more questions said is kept.
 
     Parameters
     ----------
@@ -103,16 +103,24 @@ def calibrate_reuse(
     kept = read_verdicts(key) or ModelVerdicts(
         model=built.name, numerics=built.model.numerics, rows=()
     )
+    measured: tuple[ChoiceQuality, ...] = ()
     if not show:
         parsed = _possible(parsed, reuse_limits(built.model.program), is_asked=choices != CHOICES)
-        kept = kept.with_rows(_measure(built, parsed, asked, source, max_answer_tokens))
+        measured = _measure(built, parsed, asked, source, max_answer_tokens)
+        kept = (read_verdicts(key) or kept).with_rows(measured)  # others may measure meanwhile
         write_verdicts(key, kept)
     elif not kept.rows:
         raise ConfigError(f"--show: nothing is kept ({file} is not there)")
+    not_kept = [(row, better) for row in measured if (better := kept.kept_over(row)) is not None]
     if as_json:
-        print_json({"file": str(file), **_as_json(kept)})
+        told = [
+            {**_row_json(row), "kept_num_asked": best.total.num_asked} for row, best in not_kept
+        ]
+        print_json({"file": str(file), **_as_json(kept), "not_kept": told})
     else:
         _print(kept, file)
+        for row, better in not_kept:
+            say(open_console(), _why_not_kept(row, better, file))
 
 
 def _parse(words: tuple[str, ...]) -> list[ReuseChoice]:
@@ -184,32 +192,40 @@ def _measure(
 
 
 def _as_json(kept: ModelVerdicts) -> dict[str, object]:
+    rows = [_row_json(row) for row in kept.rows]
+    return {"model": kept.model, "numerics": kept.numerics, "choices": rows}
+
+
+def _row_json(row: ChoiceQuality) -> dict[str, object]:
     return {
-        "model": kept.model,
-        "numerics": kept.numerics,
-        "choices": [
-            {
-                "choice": row.word,
-                "is_good_enough": not row.faults,
-                "faults": list(row.faults),
-                "agreement": row.agreement,
-                "kl": row.kl,
-                "num_tokens": row.num_tokens,
-                "source": row.source,
-                "date": row.date,
-                "scores": {
-                    name: {
-                        "num_asked": score.num_asked,
-                        "full": score.num_right_full / score.num_asked,
-                        "reused": score.num_right / score.num_asked,
-                        "loss": list(score.loss),
-                    }
-                    for name, score in {"all": row.total, **row.by_kind}.items()
-                },
+        "choice": row.word,
+        "is_good_enough": not row.faults,
+        "faults": list(row.faults),
+        "agreement": row.agreement,
+        "kl": row.kl,
+        "num_tokens": row.num_tokens,
+        "source": row.source,
+        "date": row.date,
+        "scores": {
+            name: {
+                "num_asked": score.num_asked,
+                "full": score.num_right_full / score.num_asked,
+                "reused": score.num_right / score.num_asked,
+                "loss": list(score.loss),
             }
-            for row in kept.rows
-        ],
+            for name, score in {"all": row.total, **row.by_kind}.items()
+        },
     }
+
+
+def _why_not_kept(row: ChoiceQuality, better: ChoiceQuality, file: Path) -> str:
+    total = row.total
+    return (
+        f"{row.word}: not kept, as {total.num_asked} questions say less than the "
+        f"{better.total.num_asked} of {better.date} that are kept; of these it answered "
+        f"{total.num_right / total.num_asked:.1%} right, a full prefill "
+        f"{total.num_right_full / total.num_asked:.1%}. To begin anew, remove {file}"
+    )
 
 
 def _print(kept: ModelVerdicts, file: Path) -> None:

@@ -57,6 +57,9 @@ class PairedScore(msgspec.Struct, frozen=True, kw_only=True):
         return (self.num_lost - self.num_gained) / self.num_asked, center - spread, center + spread
 
 
+ChoiceKey = tuple[str, float | None, int]  # method, amount and rounds, however they are written
+
+
 class ChoiceQuality(msgspec.Struct, frozen=True, kw_only=True):
     """What one choice does to the answers to some questions."""
 
@@ -70,6 +73,10 @@ class ChoiceQuality(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int  # of the answers after a full prefill, which were followed token by token
     num_agreeing: int  # of those: the likeliest token is the same
     kl: float  # of the distribution with reused KV from the full one, mean over those tokens
+
+    @property
+    def key(self) -> ChoiceKey:
+        return self.method, self.amount, self.num_rounds
 
     @property
     def total(self) -> PairedScore:
@@ -123,9 +130,18 @@ class ModelVerdicts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     rows: tuple[ChoiceQuality, ...]
 
     def with_rows(self, rows: tuple[ChoiceQuality, ...]) -> "ModelVerdicts":
-        """A choice that is measured again has its last row only."""
-        kept = {row.word: row for row in (*self.rows, *rows)}
+        """A choice has one row: what was measured with the most questions, and of that the last.
+        Few questions may miss what more have shown, or show by chance what more have not."""
+        kept: dict[ChoiceKey, ChoiceQuality] = {}
+        for row in (*self.rows, *rows):
+            known = kept.get(row.key)
+            if known is None or known.total.num_asked <= row.total.num_asked:
+                kept[row.key] = row
         return msgspec.structs.replace(self, rows=tuple(kept.values()))
+
+    def kept_over(self, row: ChoiceQuality) -> ChoiceQuality | None:
+        """What stands for its choice instead of a row that was measured; None if that row does."""
+        return next((kept for kept in self.rows if kept.key == row.key and kept != row), None)
 
 
 @dataclass(frozen=True, slots=True)
