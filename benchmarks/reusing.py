@@ -15,6 +15,7 @@ from duetto.core.reuse import Reuse, ReuseMethod, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.engine import Engine
 from duetto.pricing.learned import LearnedStepTime
+from duetto.pricing.reuse import look_share
 from duetto.runner.load import LoadedModel
 from duetto.runner.model_runner import ModelRunner
 from duetto.scheduler.scheduler import Scheduler
@@ -92,7 +93,7 @@ def new_engine(
     """A fresh scheduler, so an empty cache, over the model that is loaded already; with the KV
     arena of `runner`, by default the model's own, which one engine at a time may have."""
     config = replace(served_config(built.model, args), **changes)
-    times = LearnedStepTime(built.prices.step_time)
+    times = LearnedStepTime(built.prices.step_time, look_share(built.model.program))
     return Engine(
         Scheduler(config, times.late_time), runner or built.model.runner, step_times=times
     )

@@ -38,6 +38,7 @@ from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, host_prices
 from duetto.pricing.learned import LearnedStepTime
+from duetto.pricing.reuse import look_share
 from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 from duetto.runner.load import Companion, LoadedModel, load_model
@@ -230,7 +231,7 @@ def make_engine(
 ) -> Engine:
     """An engine with an empty cache, which learns from its own steps what a step takes; it begins
     with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
-    times, thinking = LearnedStepTime(step_time), Thinking(perf_counter)
+    times, thinking = LearnedStepTime(step_time, look_share(loaded.program)), Thinking(perf_counter)
     policy, tiers = _draft_policy(loaded, times, thinking), _tiers(loaded, times)
     scheduler = Scheduler(config, times.late_time, policy, tiers)
     return Engine(scheduler, loaded.runner, decode=decode, step_times=times, thinking=thinking)

@@ -7,6 +7,7 @@ import pytest
 
 from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.pricing.learned import LearnedStepTime
+from duetto.pricing.reuse import LookShare
 
 PRICES = (2e-3, 3e-4, 5e-4, 1e-8, 2e-7)  # per step, token, logit row, pair, KV token
 
@@ -78,6 +79,32 @@ def test_what_was_never_measured_does_not_bend_what_was() -> None:
         found.append(model.step_time(shape) / true_time(shape))
         model.observe(shape, true_time(shape) * rng.lognormvariate(0, 0.04))
     assert sum(found[60:]) / 60 == pytest.approx(1, abs=0.03)
+
+
+def test_looks_at_deviations_are_told_from_chunks() -> None:
+    """They take a tenth, and neither spoil the price of the other."""
+
+    def cost(shape: BatchShape) -> float:
+        looks = [r for r in shape.requests if r.is_short]
+        others = BatchShape(tuple([r for r in shape.requests if not r.is_short]))
+        pairs = sum(r.attended_pairs(None) for r in looks)
+        read = sum(r.read_tokens(None) for r in looks)
+        amounts = (0, 0.1 * sum(r.num_new for r in looks), 0, 0.25 * pairs, 0.25 * read)
+        look_s = sum(price * amount for price, amount in zip(PRICES, amounts, strict=True))
+        return true_time(others) + look_s
+
+    model = LearnedStepTime(cost, LookShare(0.1, 0.25))
+    rng = random.Random(1)
+    for number in range(200):
+        own = RequestShape(rng.randint(100, 400), rng.choice([0, 300]), 0, number % 2 == 0)
+        shape = BatchShape((*streams(rng.choice([0, 4]), 700), own))
+        model.observe(shape, cost(shape) * rng.lognormvariate(0, 0.04))
+    for is_short in (False, True):
+        shape = BatchShape((RequestShape(300, 200, 0, is_short),))
+        assert model.step_time(shape) == pytest.approx(cost(shape), rel=0.1)
+        assert model.has_measured(shape)
+        beside = BatchShape((*streams(4, 700), RequestShape(300, 200, 0, is_short)))
+        assert model.step_time(beside) == pytest.approx(cost(beside), rel=0.1)
 
 
 def test_thousands_of_next_tokens_do_not_make_it_forget_chunks() -> None:

@@ -7,7 +7,7 @@ from duetto.models.find import find_config
 from duetto.models.programs import build_program
 from duetto.pricing.cost_model import CostModel, Deployment
 from duetto.pricing.hardware import HardwareSpec
-from duetto.pricing.reuse import first_layers, reuse_prices
+from duetto.pricing.reuse import first_layers, look_share, reuse_prices, with_looks
 from duetto.program.program import Program
 from duetto.program.shape import Precision
 
@@ -47,6 +47,17 @@ def test_a_look_goes_through_one_layer_and_a_part_of_the_next(program: Program) 
     look_s = reuse_prices(model(program)).look_time(SHAPE)
     layer_s = model(program).step_time(SHAPE) / 16
     assert layer_s < look_s < 1.5 * layer_s
+
+
+def test_what_is_learned_of_steps_counts_a_look_as_its_share(program: Program) -> None:
+    found = look_share(program)
+    assert 1 / 16 < found.compute < 1.3 / 16 and found.context == 1 / 16
+    look, whole = BatchShape((RequestShape(512, 0, 0, True),)), BatchShape((RequestShape(512, 0),))
+    priced = with_looks(model(program))
+    assert priced(whole) == model(program).step_time(whole)
+    assert priced(look) == pytest.approx(priced(whole) * found.compute, rel=0.2)
+    both = BatchShape((*whole.requests, *look.requests))
+    assert priced(both) == priced(whole) + priced(look)
 
 
 def test_a_model_of_one_layer_and_one_in_stages_have_prices(program: Program) -> None:

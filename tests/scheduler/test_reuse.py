@@ -31,8 +31,12 @@ from duetto.core.batch import (
 from duetto.core.errors import InvalidRequest, RefusedOutput
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse, TokenRange
+from duetto.core.shape import BatchShape, StepTime
 from duetto.scheduler.accept import check_whole
+from duetto.scheduler.budget import StepBudget
 from duetto.scheduler.choice import begin, take_look
+from duetto.scheduler.plan import plan, shape_of
+from duetto.scheduler.reuse import num_wanted
 
 
 def test_what_is_reused_is_not_what_a_full_prefill_gives() -> None:
@@ -214,6 +218,39 @@ def test_what_deviates_by_no_number_is_computed() -> None:
     reused = {p for run in request.reused for p in range(*run)}
     assert {*range(start, end)} - reused == {start + 9, start + 20, 18, 6}  # 18 is between texts
     assert request.num_written_tokens == start and request.choosing is None
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_what_is_priced_is_what_is_planned(choice: dict[str, Any]) -> None:
+    """Of each stage; looks at deviations, and nothing else, go through two layers only."""
+    request = choosing("a", choice)
+    begin(request)
+    found = []
+    while count := num_wanted(request, request.num_computed_tokens):
+        item = plan(request, count)
+        assert shape_of(request, request.num_computed_tokens, count) == item.shape
+        assert item.shape.is_short == (item.look == Look("deviation"))
+        found.append(item.shape.is_short)
+        request.num_computed_tokens = item.end
+    assert any(found) == ("num_rounds" not in choice)
+
+
+def test_a_look_at_deviations_takes_no_more_of_a_step_than_it_needs() -> None:
+    def step_time(shape: BatchShape) -> float:
+        return sum([(0.0001 if r.is_short else 0.001) * r.num_new for r in shape.requests])
+
+    target = config(target_itl_s=0.01, target_itl_steps=4.0, max_num_batched_tokens=100)
+    stream, request = make_request("s", [5, 6], 60), choosing("a", {"ratio": 0.3})
+    stream.token_ids.append(1)
+    begin(request)
+
+    def most(step_time: StepTime) -> int:
+        budget = StepBudget(target, step_time)
+        budget.spend(stream, 2, 1)
+        return budget.most(request, request.candidates[0].start)
+
+    assert most(step_time) == 16 + 1 + 11  # all of it
+    assert most(lambda shape: 0.001 * shape.num_tokens) == 9
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ class ScheduledRequest(NamedTuple):
         num_rows = len(self.prompt_logprob_targets) + len(self.rows)
         if self.positions is not None:
             return shape_at(self.positions, num_rows)
-        return RequestShape(len(self.token_ids), self.num_computed_tokens, num_rows)
+        is_short = self.look is not None and self.look.method == "deviation"
+        return RequestShape(len(self.token_ids), self.num_computed_tokens, num_rows, is_short)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ class RequestShape(NamedTuple):
     num_new: int  # tokens to compute
     num_past: int  # tokens before them, with KV in the cache
     num_logit_rows: int = 1  # of the new tokens, those whose logits are wanted
+    is_short: bool = False  # a look at deviations: layer 0, and layer 1 up to its KV (batch.Look)
 
     def attended_pairs(self, window: int | None) -> int:
         """Query-key pairs under the causal mask, exactly. `window` counts the query itself."""

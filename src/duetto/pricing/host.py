@@ -12,6 +12,7 @@ from duetto.core.shape import StepTime
 from duetto.pricing.cost_model import CostModel, Deployment
 from duetto.pricing.find_hardware import HOST, calibration_file, find_hardware
 from duetto.pricing.hardware import HardwareSpec
+from duetto.pricing.reuse import with_looks
 from duetto.program.program import Program
 from duetto.program.shape import Precision
 
@@ -38,13 +39,13 @@ def host_prices(program: Program, precision: Precision) -> HostPrices:
         model = CostModel(program, host, _on(host, precision))
     except ConfigError as error:
         return _guessed(program, precision, f"ignored: {error}")
-    return HostPrices(model.step_time, model.on(host.ideal()).step_time)
+    return HostPrices(with_looks(model), with_looks(model.on(host.ideal())))
 
 
 def _guessed(program: Program, precision: Precision, *notes: str) -> HostPrices:
     guess = _guess()
     model = CostModel(program, guess, _on(guess, precision))
-    return HostPrices(model.step_time, None, notes)
+    return HostPrices(with_looks(model), None, notes)
 
 
 def computable(deployment: Deployment, hardware: HardwareSpec) -> Deployment:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.pricing.least_squares import Equations, Vector, solve
+from duetto.pricing.reuse import LookShare
 from duetto.pricing.row_steps import RowSteps
 
 NUM_AMOUNTS = 5
@@ -27,15 +28,22 @@ MAX_RATIO = 8.0  # a step may count as this many times slower than predicted, no
 ON_TIME = 0.95  # of the steps with prompts: their part that ends by `late_time`
 LATE_GAIN = 0.01  # how much of a price one step with a prompt may change that by
 MAX_LATENESS = 1.25
+ALL_LAYERS = LookShare(1.0, 1.0)
 
 
 class LearnedStepTime:
     """A `step_time` that gets better with each `observe`. One thread calls both."""
 
-    def __init__(self, start: Callable[[BatchShape], float] | None = None) -> None:
+    def __init__(
+        self,
+        start: Callable[[BatchShape], float] | None = None,
+        look_share: LookShare = ALL_LAYERS,
+    ) -> None:
         """`start` prices steps of sizes that were not measured; its scale is corrected by those
-        that were. None: the first steps say all."""
+        that were. None: the first steps say all. Tokens of looks at deviations count as
+        `look_share` of others."""
         self._start = start
+        self._look_share = look_share
         self._started: dict[int, Equations] = {}  # by size
         self._measured: dict[int, Equations] = {}
         self._row_steps = RowSteps()
@@ -48,7 +56,8 @@ class LearnedStepTime:
         if start is not None:
             for shape in _PROBES:
                 time_s = start(shape)
-                self._at(self._started, shape).add(_amounts(shape), time_s, time_s, 1.0)
+                amounts = self._amounts(shape)
+                _at(self._started, amounts).add(amounts, time_s, time_s, 1.0)
             self._solve(200)
 
     @property
@@ -58,7 +67,7 @@ class LearnedStepTime:
 
     def step_time(self, shape: BatchShape) -> float:
         """Seconds that a step of this shape should take; more work never takes less."""
-        amounts = _amounts(shape)
+        amounts = self._amounts(shape)
         has_any = self._row_steps.has_any
         if has_any and amounts[1] == amounts[2]:  # nearly always, before each step
             return self._rows_s(amounts)
@@ -67,7 +76,7 @@ class LearnedStepTime:
             return seconds
         # A chunk is beyond what was measured row by row, but takes no time off its streams.
         streams = BatchShape(tuple([r for r in shape.requests if r.num_new == r.num_logit_rows]))
-        return max(seconds, self._rows_s(_amounts(streams))) if streams.requests else seconds
+        return max(seconds, self._rows_s(self._amounts(streams))) if streams.requests else seconds
 
     def row_times(self, shape: BatchShape, num_more: int) -> list[float]:
         """`step_time` with 0, 1, ... `num_more` drafts in addition, each with the mean context of
@@ -85,7 +94,7 @@ class LearnedStepTime:
 
     def has_measured(self, shape: BatchShape) -> bool:
         """Whether steps of about this many tokens have been learned from. Any thread may ask."""
-        return shape.num_tokens.bit_length() in self._measured
+        return _size(self._amounts(shape)) in self._measured
 
     def observe(self, shape: BatchShape, seconds: float) -> None:
         """A step of this shape has taken so long."""
@@ -95,7 +104,7 @@ class LearnedStepTime:
             if self._was_rows:
                 self._row_steps.follow(seconds)
             return
-        amounts = _amounts(shape)
+        amounts = self._amounts(shape)
         predicted = sum(map(float.__mul__, self._prices, amounts)) or seconds
         if self.num_observed >= NUM_TO_SCALE:
             if shape.num_tokens > len(shape.requests):
@@ -106,13 +115,33 @@ class LearnedStepTime:
             self._slowness *= (ratio / self._slowness) ** (1.0 / (self.num_observed + 1))
         # Steps of one size fade as others of the same size come, so a thousand next tokens do not
         # make the model forget what a chunk took.
-        self._at(self._measured, shape).add(amounts, seconds, predicted, 1.0 - 1.0 / MEMORY)
+        _at(self._measured, amounts).add(amounts, seconds, predicted, 1.0 - 1.0 / MEMORY)
         self._was_rows = amounts[1] == amounts[2]
         if self._was_rows:
             self._row_steps.observe(int(amounts[1]), amounts[3], amounts[4], seconds, self._row_s)
         self.num_observed += 1
         if self.num_observed <= NUM_TO_SCALE or self.num_observed % SOLVE_EVERY == 0:
             self._solve(SWEEPS)
+
+    def _amounts(self, shape: BatchShape) -> Vector:
+        requests, tokens = shape.requests, 0.0
+        rows = pairs = read = 0.0
+        if requests and requests.count(requests[0]) == len(requests):  # as a policy of drafts asks
+            requests, count = requests[:1], float(len(requests))
+        else:
+            count = 1.0
+        for new, past, num_rows, is_short in requests:
+            own_pairs, own_read = new * past + new * (new + 1) // 2, new + past
+            if is_short:
+                tokens += self._look_share.compute * new
+                pairs += self._look_share.context * own_pairs
+                read += self._look_share.context * own_read
+                continue
+            tokens += new
+            rows += num_rows
+            pairs += own_pairs
+            read += own_read
+        return [1.0, count * tokens, count * rows, count * pairs, count * read]
 
     @property
     def _row_s(self) -> float:
@@ -130,7 +159,7 @@ class LearnedStepTime:
     def _more_rows(
         self, shape: BatchShape, num_more: int, rows_s: Callable[[int, int, float], list[float]]
     ) -> list[float]:
-        amounts, prices = _amounts(shape), self._prices
+        amounts, prices = self._amounts(shape), self._prices
         tokens = int(amounts[1])
         pasts = [r.num_past for r in shape.requests if r.num_new == 1]
         past = sum(pasts) / len(pasts) if pasts else 0.0
@@ -151,9 +180,6 @@ class LearnedStepTime:
         self._last_tokens = num_tokens
         return self._num_alike > NUM_ALIKE and self._num_alike % ONE_IN != 0
 
-    def _at(self, table: dict[int, Equations], shape: BatchShape) -> Equations:
-        return table.setdefault(shape.num_tokens.bit_length(), Equations(NUM_AMOUNTS))
-
     def _solve(self, sweeps: int) -> None:
         """Minimise the squared relative errors over prices >= 0, one price after the other."""
         known = [*self._measured.values()]
@@ -166,21 +192,12 @@ class LearnedStepTime:
         self._row_steps.price_context(self._prices[3], self._prices[4])
 
 
-def _amounts(shape: BatchShape) -> Vector:
-    requests, tokens = shape.requests, 0
-    rows = pairs = read = 0
-    if requests and requests.count(requests[0]) == len(requests):  # as a policy of drafts asks
-        new, past, num_rows = requests[0]
-        read, count = new + past, float(len(requests))
-        pairs = new * past + new * (new + 1) // 2
-        return [1.0, count * new, count * num_rows, count * pairs, count * read]
-    for request in requests:
-        new, past = request.num_new, request.num_past
-        tokens += new
-        rows += request.num_logit_rows
-        pairs += new * past + new * (new + 1) // 2
-        read += new + past
-    return [1.0, float(tokens), float(rows), float(pairs), float(read)]
+def _size(amounts: Vector) -> int:
+    return int(amounts[1]).bit_length()
+
+
+def _at(table: dict[int, Equations], amounts: Vector) -> Equations:
+    return table.setdefault(_size(amounts), Equations(NUM_AMOUNTS))
 
 
 def _even(num_requests: int, num_new: int, num_past: int) -> BatchShape:

@@ -5,10 +5,11 @@ A look that adds up attention takes what computing its tokens takes. Knows no re
 
 from dataclasses import dataclass, replace
 
-from duetto.core.batch import ScheduledBatch, ScheduledRequest
-from duetto.core.shape import BatchShape, StepTime
+from duetto.core.batch import ScheduledBatch
+from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.pricing.cost_model import CostModel
 from duetto.program.program import Program
+from duetto.program.shape import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,17 +22,37 @@ class ReusePrices:
         the other."""
         items = batch.requests
         move_s = self.move_s * sum([move.end - move.start for item in items for move in item.moves])
-        looks = [item.shape for item in items if _is_short(item)]
+        return move_s + self.time_of(batch.shape, step_time)
+
+    def time_of(self, shape: BatchShape, step_time: StepTime) -> float:
+        """`step_time`, but of looks at deviations what they take: they run apart."""
+        looks = tuple([request for request in shape.requests if request.is_short])
         if not looks:
-            return move_s + step_time(batch.shape)
-        look_s = self.look_time(BatchShape(tuple(looks)))
-        others = [item.shape for item in items if not _is_short(item)]
-        return move_s + look_s + (step_time(BatchShape(tuple(others))) if others else 0.0)
+            return step_time(shape)
+        look_s = self.look_time(BatchShape(looks))
+        others = tuple([request for request in shape.requests if not request.is_short])
+        return look_s + (step_time(BatchShape(others)) if others else 0.0)
 
 
-def _is_short(item: ScheduledRequest) -> bool:
-    """Whether its tokens go through the first layers only."""
-    return item.look is not None and item.look.method == "deviation"
+@dataclass(frozen=True, slots=True)
+class LookShare:
+    """What a token of a look at deviations takes, of what it takes in a whole step."""
+
+    compute: float  # of all but attention
+    context: float  # of attention
+
+
+def look_share(program: Program) -> LookShare:
+    """By arithmetic: of many tokens it is what takes the time, and looks are at whole texts."""
+    one = BatchShape((RequestShape(1, 0, 0),))
+    look, whole = (p.cost(one, Precision()).flops for p in (first_layers(program), program))
+    return LookShare(look / whole, 1 / len(program.kv))
+
+
+def with_looks(model: CostModel) -> StepTime:
+    """What a step takes, its looks at deviations as what they are."""
+    prices = reuse_prices(model)
+    return lambda shape: prices.time_of(shape, model.step_time)
 
 
 def reuse_prices(model: CostModel) -> ReusePrices:

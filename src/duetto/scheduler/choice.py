@@ -56,12 +56,18 @@ def next_in_stage(choosing: Choosing, num_past: int, count: int) -> list[int]:
     return found
 
 
-def look_at(request: Request, last: int) -> Look | None:
-    """What a step tells whose last token is at this position."""
+def look_method(request: Request, last: int) -> LookMethod | None:
+    """How a step looks whose last token is at this position."""
     stage = None if request.choosing is None else _stage_at(request.choosing, last)
-    if stage is None or stage.method is None:
+    return None if stage is None else stage.method
+
+
+def look_at(request: Request, last: int) -> Look | None:
+    """What such a step tells."""
+    method = look_method(request, last)
+    if method is None:
         return None
-    if stage.method == "deviation":
+    if method == "deviation":
         return Look("deviation")
     before = tuple([reused for reused in request.reused if reused.start < last])
     return Look("attention", before) if before else None

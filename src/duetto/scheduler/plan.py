@@ -7,7 +7,7 @@ from duetto.core.request import Request
 from duetto.core.reuse import Source
 from duetto.core.shape import RequestShape, shape_at
 from duetto.core.structured import Grammar
-from duetto.scheduler.choice import look_at
+from duetto.scheduler.choice import look_at, look_method
 from duetto.scheduler.reuse import moves, next_positions, next_source, plan_source
 
 
@@ -123,7 +123,8 @@ def _shape_beside_reused(
     )
     if end - positions[0] > count:
         return shape_at(positions, num_rows)
-    return RequestShape(count, positions[0], num_rows)
+    is_short = look_method(request, end - 1) == "deviation"
+    return RequestShape(count, positions[0], num_rows, is_short)
 
 
 def sampling_input(request: Request, drafts: tuple[int, ...] = ()) -> SamplingInput:

@@ -15,7 +15,7 @@ from duetto.core.draft_counts import NOTHING_DRAFTED
 from duetto.core.errors import EngineError
 from duetto.core.executor import Executor, Pending
 from duetto.core.request import Request
-from duetto.core.shape import StepTime
+from duetto.core.shape import BatchShape, StepTime
 from duetto.engine.engine import Engine
 from duetto.pricing.reuse import ReusePrices
 from duetto.scheduler.scheduler import Scheduler
@@ -50,6 +50,12 @@ class ReplicaSpec:
         if self.reuse is None:
             return self.step_time(batch.shape)
         return self.reuse.of(batch, self.step_time)
+
+    def planned_time(self, shape: BatchShape) -> float:
+        """What the scheduler takes a step for that it has not planned yet: without moves."""
+        if self.reuse is None:
+            return self.step_time(shape)
+        return self.reuse.time_of(shape, self.step_time)
 
     @property
     def num_stages(self) -> int:
@@ -148,7 +154,7 @@ class Replica:
         if spec.tiers is not None:
             tiers = spec.tiers.tiers(spec.scheduler.block_size, spec.step_time)
             executor = self._moving = MovingExecutor(executor, spec.tiers, self.clock)
-        self._scheduler = Scheduler(spec.scheduler, spec.step_time, policy, tiers)
+        self._scheduler = Scheduler(spec.scheduler, spec.planned_time, policy, tiers)
         self._pipeline = pipeline
         self._executor = _Watched(executor)
         self._engine = Engine(self._scheduler, self._executor, clock=self.clock)

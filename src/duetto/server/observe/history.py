@@ -18,7 +18,7 @@ from duetto.core.shape import EMPTY, BatchShape, RequestShape
 from duetto.core.timings import Part
 
 MAX_STEPS = 4096
-MAX_ROWS = 2**17  # requests of all remembered steps together: about 3 MB
+MAX_ROWS = 2**17  # requests of all remembered steps together: about 4 MB
 MAX_REQUESTS = 1024
 
 
@@ -37,7 +37,8 @@ class RememberedStep(NamedTuple):
     def request_shape(self, place: int) -> RequestShape:
         """What the step did for the request at this place of `request_ids`."""
         start = place * _ROW
-        return RequestShape(*self.rows[start : start + _ROW])
+        num_new, num_past, num_logit_rows, is_short = self.rows[start : start + _ROW]
+        return RequestShape(num_new, num_past, num_logit_rows, bool(is_short))
 
     def shape(self) -> BatchShape:
         return BatchShape(tuple([self.request_shape(i) for i in range(len(self.rows) // _ROW)]))
