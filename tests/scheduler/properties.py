@@ -14,6 +14,7 @@ from scheduler.driver import MakeScheduler
 from scheduler.reuse_world import (
     brings_texts_to_their_places,
     chooses_the_same_whatever_happens,
+    chooses_what_stands_before,
     computes_a_text_once,
     is_passed_over_no_more_than_some_times,
 )
@@ -637,6 +638,7 @@ OF_THE_SCHEDULER: list[Callable[[MakeScheduler], None]] = [
     advances_as_step_by_step,
     computes_a_text_once,
     is_passed_over_no_more_than_some_times,
+    chooses_what_stands_before,
     chooses_the_same_whatever_happens,
     brings_texts_to_their_places,  # takes longest
 ]

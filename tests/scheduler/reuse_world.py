@@ -260,6 +260,24 @@ def chooses_the_same_whatever_happens(make_scheduler: MakeScheduler = Scheduler)
             meddle_at_any_stage(choice, number % 3, meddle, make_scheduler)
 
 
+def chooses_what_stands_before(make_scheduler: MakeScheduler = Scheduler) -> None:
+    """Of texts with and without own tokens between them, and of shares of any size."""
+    world, requests = World(config(), make_scheduler=make_scheduler), list[Request]()
+    for number, ratio in enumerate((0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6) * 3):
+        texts = Random(number).sample(TEXTS, 4)
+        between = (6,) * (number % 3)
+        options: dict[str, Any] = {
+            "ratio": ratio,
+            "num_rounds": 1,
+            "between": between,
+            "seed": number,
+        }
+        requests.append(reusing(f"r{number}", texts, max_tokens=4, seed=number, **options))
+    world.seen = requests
+    for request in requests:
+        world.run(request)
+
+
 def is_passed_over_no_more_than_some_times(make_scheduler: MakeScheduler = Scheduler) -> None:
     """While others, who come before it, compute its text anew in each step, since it is evicted."""
     scheduler = make_scheduler(

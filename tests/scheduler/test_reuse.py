@@ -10,6 +10,7 @@ from scheduler.reuse_world import (
     CHOICES,
     TEXTS,
     World,
+    chooses_what_stands_before,
     choosing,
     config,
     fail,
@@ -174,6 +175,10 @@ def test_it_chooses_the_same_whatever_happens_at_any_stage(
     choice: dict[str, Any], depth: int, meddle: Callable[[World, Request], None]
 ) -> None:
     assert meddle_at_any_stage(choice, depth, meddle) > 10
+
+
+def test_what_stands_before_a_chosen_token_is_chosen_with_it() -> None:
+    chooses_what_stands_before()
 
 
 def test_nobody_is_passed_over_for_ever() -> None:

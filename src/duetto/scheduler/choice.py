@@ -134,7 +134,7 @@ def _with_what_stands_before(
 
     A token that is computed anew reads what it stands behind. Where that is not, it takes the text
     that it is read from for the first of all, and says so better than those who are right."""
-    free, starts = set(ranked), [text.start for text in texts]
+    starts = [text.start for text in texts]
     own = ranked[: ceil(OWN_SHARE * number)]
     before = []
     for position in own:
@@ -143,8 +143,7 @@ def _with_what_stands_before(
             before.append(position - 1)
         if text > 0:
             before.append(texts[text - 1].end - 1)
-    wanted = [*own, *[position for position in before if position in free], *ranked]
-    return [*dict.fromkeys(wanted)][:number]
+    return [*dict.fromkeys([*own, *before, *ranked])][:number]
 
 
 def _hkvd_stages(request: Request) -> tuple[Stage, ...]:
