@@ -5,25 +5,26 @@ Names and result shapes are vLLM's. Knows no arrays: everything it runs, it runs
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
 from duetto.build import Built, build
-from duetto.core.batch import RequestUpdate, TokenLogprob
 from duetto.core.config import SchedulerConfig
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import EngineError, InvalidRequest
-from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
-from duetto.core.request import Request, fan_out
+from duetto.core.outputs import RequestOutput
+from duetto.core.request import fan_out
 from duetto.core.reuse_choice import ReuseChoice, ReuseRules, insisted
 from duetto.core.sampling_params import SamplingParams
-from duetto.core.text import TextCodec, bytes_shown
+from duetto.core.text import TextCodec
 from duetto.demo import NO_MODEL_NAMED, READER
 from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
+from duetto.engine.offline_answer import OfflineAnswer
+from duetto.engine.offline_cache import OfflineCache
 from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
 from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
@@ -70,7 +71,7 @@ class LLM:
         self._num_prompts = 0
         self.is_stopped: Callable[[], bool] = lambda: False
         """Asked before each step: once true, what runs is aborted, and ends as it is."""
-        self._running: dict[str, _Answer] = {}  # by the id of each request that has not ended
+        self._running: dict[str, OfflineAnswer] = {}  # by the id of each request that has not ended
 
     def __enter__(self) -> "LLM":
         return self
@@ -195,6 +196,12 @@ class LLM:
             documents=documents,
         )
 
+    @property
+    def cache(self) -> OfflineCache:
+        """What the KV cache holds of a text, and what it keeps: `lookup`, `pin`, `unpin`, `drop`
+        and `pins` (docs/design/cache-control.md)."""
+        return OfflineCache(self._built.codec, self.config, self.engine.control)
+
     def reset_prefix_cache(self) -> None:
         """Forget every reusable prefix. What lies on a disk is found by the next start only."""
         self.engine.scheduler.forget_cached()
@@ -207,7 +214,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
         reuse: ReuseGiven,
-    ) -> list["_Answer"]:
+    ) -> list[OfflineAnswer]:
         """All or nothing: a call that is refused changes no later one's seeds."""
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
@@ -234,7 +241,7 @@ class LLM:
         params: SamplingParams,
         priority: int,
         choice: ReuseChoice | None,
-    ) -> "_Answer":
+    ) -> OfflineAnswer:
         self.config.check_priority(priority)
         read = read_prompt(prompt, self._built.codec)
         asked = None if choice is None else self._reuse.asked(choice, read.reusable, read.refusal)
@@ -252,7 +259,7 @@ class LLM:
             reuse=asked,
             grammar=None if wanted is None else self._built.grammars.make(wanted),
         )
-        return _Answer.of(read.text, fan_out(request), self._built.codec)
+        return OfflineAnswer.of(read.text, fan_out(request), self._built.codec)
 
     def _params_for(
         self,
@@ -272,7 +279,7 @@ class LLM:
                 raise InvalidRequest("sampling_params", f"must be SamplingParams, not {params!r}")
         return each
 
-    def _run(self, answers: list["_Answer"]) -> Iterator["_Answer"]:
+    def _run(self, answers: list[OfflineAnswer]) -> Iterator[OfflineAnswer]:
         """Run requests to their end, yielding each answer that has grown."""
         try:
             for answer in answers:
@@ -307,84 +314,6 @@ class LLM:
             answer = self._running.pop(request_id, None)
             if answer is not None and (update := self.engine.abort(request_id)) is not None:
                 answer.take(update)
-
-
-@dataclass(slots=True)
-class _Answer:
-    """The growing answer to one prompt, from the requests that make it."""
-
-    output: RequestOutput
-    requests: list[Request]
-    codec: TextCodec
-    has_grown: bool = False  # since it was last shown
-
-    @staticmethod
-    def of(prompt: str | None, requests: list[Request], codec: TextCodec) -> "_Answer":
-        first = requests[0]
-        scored = first.sampling.prompt_logprobs is not None
-        output = RequestOutput(
-            request_id=first.request_id,
-            prompt=prompt,
-            prompt_token_ids=list(first.prompt_token_ids),
-            outputs=[_empty_completion(i, r.sampling) for i, r in enumerate(requests)],
-            prompt_logprobs=[None] if scored else None,
-        )
-        return _Answer(output, requests, codec)
-
-    def arrive(self, now: float) -> None:
-        """Latency counts from here: a stream may be made long before it is begun."""
-        self.requests = [replace(request, arrival_time=now) for request in self.requests]
-
-    def snapshot(self) -> RequestOutput:
-        """The output as it is now; later growth does not show in it."""
-        outputs = [
-            replace(
-                completion,
-                token_ids=list(completion.token_ids),
-                logprobs=None if completion.logprobs is None else list(completion.logprobs),
-            )
-            for completion in self.output.outputs
-        ]
-        return replace(self.output, outputs=outputs)
-
-    def take(self, update: RequestUpdate) -> None:
-        self.has_grown = True
-        index = next(i for i, r in enumerate(self.requests) if r.request_id == update.request_id)
-        completion = self.output.outputs[index]
-        completion.text += update.text
-        for token in update.tokens:
-            completion.token_ids.append(token.token_id)
-            if completion.logprobs is not None and token.logprob is not None:
-                text = update.text if len(update.tokens) == 1 else ""
-                completion.logprobs.append(self._logprobs(token.logprob, text))
-                completion.cumulative_logprob = (
-                    completion.cumulative_logprob or 0.0
-                ) + token.logprob.logprob
-        if index == 0:  # every one of n answers scores the same prompt
-            self.output.num_cached_tokens = update.num_cached_tokens
-            if self.output.prompt_logprobs is not None:
-                self.output.prompt_logprobs += map(self._logprobs, update.prompt_logprobs)
-        if update.finish_reason is not None:
-            completion.finish_reason = update.finish_reason.value
-            completion.stop_reason = update.stop_reason
-            completion.error = update.error
-            completion.timings = update.timings
-            self.output.finished = all(c.finish_reason for c in self.output.outputs)
-
-    def _logprobs(self, scored: TokenLogprob, text: str = "") -> dict[int, Logprob]:
-        """The token itself, which added `text` (if that is known), and the likeliest, by id."""
-        found = {scored.token_id: (scored.logprob, scored.rank)}
-        for rank, (token_id, logprob) in enumerate(scored.top, start=1):
-            found.setdefault(token_id, (logprob, rank))
-        names = {token_id: self.codec.token_text(token_id) for token_id in found}
-        if text:
-            shown = bytes_shown(self.codec.token_bytes(scored.token_id), text)
-            names[scored.token_id] = shown.decode(errors="replace")
-        return {i: Logprob(p, rank, names[i]) for i, (p, rank) in found.items()}
-
-
-def _empty_completion(index: int, sampling: SamplingParams) -> CompletionOutput:
-    return CompletionOutput(index=index, logprobs=None if sampling.logprobs is None else [])
 
 
 def _listed(field: str, given: Iterable[T], accepted: str) -> list[T]:

@@ -66,6 +66,18 @@ def test_from_looking_up_to_dropping(server, capsys):
     assert shown() == "0 pins: 0 of at most 64 blocks are kept"
 
 
+def test_of_what_is_marked_it_is_said_how_much_is_there(server, capsys, tmp_path):
+    compute(server, "12345678")
+    parts = [
+        {"type": "text", "text": "12345678", "cache": "reusable"},
+        {"type": "text", "text": "x"},
+    ]
+    (tmp_path / "m").write_text(json.dumps([{"role": "user", "content": parts}]))
+    lookup(what=TextOptions(messages=tmp_path / "m"), server=server)
+    *_, last = capsys.readouterr().out.strip().split("\n")
+    assert last == "  reusable at 33 ... 40: 8 of its 8 tokens are there"
+
+
 def test_json_is_what_the_server_says(server, capsys):
     def document():
         return json.loads(capsys.readouterr().out)

@@ -104,6 +104,30 @@ def test_a_segment_is_a_text_alone_with_its_last_tokens(client):
     assert (made["segment"], made["num_tokens"], made["num_blocks"]) == (True, 9, 3)
 
 
+def test_of_a_prompt_in_segments_it_is_told_what_is_there_of_each(client):
+    say(client, {"prompt": "12345678"})
+    marked = [{"text": text, "reusable": True} for text in ("12345678", "123456789", "abc")]
+    prompt = {"segments": ["Read: ", *marked, [49, 50]]}
+    found = ask(client, "lookup", {"prompt": prompt})
+    assert (found["num_tokens"], found["cached_tokens"], found["ranges"]) == (28, 0, [])
+    told = [(s["start"], s["end"], s["num_tokens"], s["cached_tokens"]) for s in found["segments"]]
+    assert told == [(6, 14, 8, 8), (14, 23, 9, 8), (23, 26, 3, 0)]
+    (part,) = found["segments"][0]["ranges"]
+    assert (part["start"], part["end"]) == (0, 8)  # of the segment's own tokens
+    parts = [{"type": "text", "text": "12345678", "cache": "reusable"}]
+    parts.append({"type": "text", "text": "what?"})
+    asked = {"messages": [{"role": "user", "content": parts}]}
+    (only,) = ask(client, "lookup", asked)["segments"]
+    assert only["end"] - only["start"] == only["cached_tokens"] == 8
+    assert ask(client, "pin", asked)["segment"] is False  # its prefix
+    salted = ask(client, "lookup", {"prompt": prompt, "cache_salt": "x"})
+    assert [s["cached_tokens"] for s in salted["segments"]] == [0, 0, 0]
+    plain = ask(client, "lookup", {"prompt": {"segments": ["1234", "5678"]}})
+    assert "segments" not in plain and plain["cached_tokens"] == 4
+    for path in ("pin", "unpin", "drop"):
+        refused(client, path, {"prompt": prompt}, "prompt", words="send each as segment")
+
+
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_what_is_pinned_stays_and_is_listed_until_it_is_unpinned(server, text):
     client, engine = server
@@ -248,6 +272,13 @@ def test_without_a_prefix_cache_there_is_nothing_to_ask():
         ("lookup", {"prompt": "a" * 600}, "prompt"),
         ("lookup", {"messages": [{"role": "user", "content": "a" * 600}]}, "messages"),
         ("lookup", {"prompt": [1.5]}, "prompt[0]"),
+        ("lookup", {"prompt": {}}, "prompt.segments"),
+        ("lookup", {"prompt": {"segments": []}}, "prompt.segments"),
+        ("lookup", {"prompt": {"segments": ["a", {}]}}, "prompt.segments[1]"),
+        ("lookup", {"prompt": {"segments": ["a", [300]]}}, "prompt"),
+        ("lookup", {"prompt": {"segments": ["a" * 300, "a" * 300]}}, "prompt"),
+        ("lookup", {"prompt": {"segments": [{"text": "a", "reusable": True}] * 257}}, "prompt"),
+        ("lookup", {"prompt": {"segments": ["a"]}, "documents": [{"text": "a"}]}, "documents"),
         ("lookup", {"prompt": "a", "cache_salt": ""}, "cache_salt"),
         ("lookup", {"prompt": "a", "cache_salt": "x" * 129}, "cache_salt"),
         ("lookup", {"prompt": "a", "ttl_s": 3}, "ttl_s"),

@@ -148,6 +148,9 @@ def lookup(
         kept = f", {_how(one)}" if one["tier"] == "memory" else ""
         line = f"  {one['start']} ... {one['end'] - 1}: {kind}, {_PLACES[one['tier']]}{kept}"
         say(console, line)
+    for one in found.get("segments", ()):
+        own = f"{one['cached_tokens']} of its {one['num_tokens']} tokens are there"
+        say(console, f"  reusable at {one['start']} ... {one['end'] - 1}: {own}")
 
 
 @app.command

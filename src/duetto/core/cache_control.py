@@ -50,9 +50,11 @@ class CachedText:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """How much of a text is there. Changes nothing, not even what is evicted next."""
+    """How much of a text is there, and of segments of it that may stand elsewhere too. Changes
+    nothing, not even what is evicted next."""
 
     text: CachedText
+    segments: tuple[CachedText, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class Found:
     num_cached: int
     num_loadable: int
     ranges: tuple[FoundRange, ...]
+    segments: tuple["Found", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ class PinNotFound(InvalidRequest):
     """The tenant has no such pin."""
 
     def __init__(self) -> None:
-        super().__init__("id", "no pin of this id or text is there; GET /v1/cache lists them")
+        super().__init__("id", "no pin of this id or text is there")
 
 
 class PinQuotaExceeded(InvalidRequest):

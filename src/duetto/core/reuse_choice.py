@@ -106,6 +106,10 @@ class ReuseAsked(NamedTuple):
     refusal: InvalidRequest | None = None  # why it cannot be done, if that is known already
 
 
+def too_many_segments(field: str, count: int) -> InvalidRequest:
+    return InvalidRequest(field, f"{count} segments are reusable; at most {MAX_SEGMENTS} can be")
+
+
 def not_measured(choice: ReuseChoice) -> str | None:
     """What is said of a lossy choice where nothing is known of its quality."""
     if not choice.is_lossy:
@@ -141,9 +145,9 @@ class ReuseRules:
         """What is asked for a prompt with these segments; `refusal` is of who knows one already."""
         if refusal is None and segments:
             reason = self.limits.why_not(choice, segments) or self.why_not(choice)
-            if len(segments) > MAX_SEGMENTS:
-                reason = f"{len(segments)} segments are reusable; at most {MAX_SEGMENTS} can be"
             refusal = None if reason is None else InvalidRequest("reuse", reason)
+            if len(segments) > MAX_SEGMENTS:
+                refusal = too_many_segments("reuse", len(segments))
         return ReuseAsked(choice, segments, refusal)
 
 

@@ -7,15 +7,18 @@ no HTTP, no chat and no engine: it asks the codec and the configuration, and cha
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from duetto.core.cache_control import CachedText
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
-from duetto.core.reuse_choice import ReuseAsked
+from duetto.core.reuse import TokenRange
+from duetto.core.reuse_choice import MAX_SEGMENTS, ReuseAsked, too_many_segments
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar
 from duetto.core.text import TextCodec
+from duetto.engine.segments import SegmentedIds
 from duetto.scheduler.reuse import text_hashes
 
 
@@ -122,6 +125,33 @@ def cached_text(
     num_kept = num_tokens if is_segment else num_tokens // size * size
     hashes = text_hashes(tuple(token_ids[:num_kept]), config, cache_salt)
     return CachedText(num_tokens, tuple(hashes), is_segment)
+
+
+class MeantText(NamedTuple):
+    """Whose KV is meant: a prompt's, with those of its segments that may stand elsewhere too, or a
+    segment's."""
+
+    text: CachedText
+    places: tuple[TokenRange, ...] = ()  # of the segments in the prompt
+    segments: tuple[CachedText, ...] = ()
+
+
+def meant_text(
+    prompt: SegmentedIds,
+    *,
+    codec: TextCodec,
+    config: SchedulerConfig,
+    cache_salt: bytes,
+    is_segment: bool = False,
+) -> MeantText:
+    """Raises InvalidRequest as `cached_text` does, and for too many segments."""
+    token_ids, places = prompt
+    if len(places) > MAX_SEGMENTS:
+        raise too_many_segments("prompt", len(places))
+    how: dict[str, Any] = {"codec": codec, "config": config, "cache_salt": cache_salt}
+    text = cached_text(token_ids, is_segment=is_segment, **how)
+    segments = [cached_text(token_ids[s:e], is_segment=True, **how) for s, e in places]
+    return MeantText(text, places, tuple(segments))
 
 
 def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:

@@ -5,6 +5,7 @@ is kept from then on. Time is an argument. What is refused changes nothing. Boun
 """
 
 import heapq
+from dataclasses import replace
 
 from duetto.core.cache_control import (
     CachedText,
@@ -44,8 +45,9 @@ class Retention:
         """Raises InvalidRequest, and has then changed nothing but what time changes."""
         self.expire(now)
         match message:
-            case LookUp(text):
-                return self._look_up(text)
+            case LookUp(text, segments):
+                found = tuple([self._look_up(segment) for segment in segments])
+                return replace(self._look_up(text), segments=found)
             case Pin():
                 return self._pin(message, now)
             case Unpin(tenant, pin):

@@ -211,7 +211,7 @@ class Api:
                 wire = await self._work.read(lambda: decode(body, TokenizeRequest), len(body))
                 self._check_model(wire.model)
                 door = self._door.tokenize(wire, len(body))
-                tokens = await while_connected(request, door)
+                tokens = [*(await while_connected(request, door)).token_ids]
 
         def reply() -> list[bytes]:
             fields: Json = {

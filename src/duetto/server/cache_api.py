@@ -30,7 +30,8 @@ from duetto.core.cache_control import (
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.text import TextCodec
-from duetto.engine.intake import cached_text
+from duetto.engine.intake import MeantText, meant_text
+from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
 from duetto.server.apis.cache import (
     CacheTextRequest,
     PinOrTextRequest,
@@ -42,6 +43,7 @@ from duetto.server.apis.cache import (
     pin_number,
     pin_reply,
     segment_of,
+    segments_sent,
     token_ids_of,
     tokenize_request,
     unpinned_reply,
@@ -92,28 +94,28 @@ class CacheApi:
         ]
 
     async def look_up(self, request: Request) -> Response:
-        _, text = await self._read(request, CacheTextRequest)
-        assert isinstance(text, CachedText)
-        found = await self._ask(LookUp(text))
+        _, meant = await self._read(request, CacheTextRequest)
+        assert isinstance(meant, MeantText)
+        found = await self._ask(LookUp(meant.text, meant.segments))
         assert isinstance(found, Found)
-        return json_response(found_reply(found))
+        return json_response(found_reply(found, meant.places))
 
     async def pin(self, request: Request) -> Response:
-        wire, text = await self._read(request, PinRequest)
-        assert isinstance(text, CachedText)
-        made = await self._ask(Pin(_tenant(request), text, wire.ttl_s, wire.priority), wire)
+        wire, meant = await self._read(request, PinRequest)
+        assert isinstance(meant, MeantText)
+        made = await self._ask(Pin(_tenant(request), meant.text, wire.ttl_s, wire.priority), wire)
         assert isinstance(made, Pinned)
         return json_response(pin_reply(made))
 
     async def unpin(self, request: Request) -> Response:
-        wire, pin = await self._read(request, PinOrTextRequest)
-        ended = await self._ask(Unpin(_tenant(request), pin), wire)
+        wire, meant = await self._read(request, PinOrTextRequest)
+        ended = await self._ask(Unpin(_tenant(request), _pin_of(meant)), wire)
         assert isinstance(ended, Pinned)
         return json_response(unpinned_reply(ended))
 
     async def drop(self, request: Request) -> Response:
-        wire, pin = await self._read(request, PinOrTextRequest)
-        dropped = await self._ask(Drop(_tenant(request), pin), wire)
+        wire, meant = await self._read(request, PinOrTextRequest)
+        dropped = await self._ask(Drop(_tenant(request), _pin_of(meant)), wire)
         assert isinstance(dropped, Dropped)
         return json_response(dropped_reply(dropped))
 
@@ -136,7 +138,7 @@ class CacheApi:
 
     # --- steps of a request ----------------------------------------------------------------------
 
-    async def _read(self, request: Request, into: type[W]) -> tuple[W, CachedText | int]:
+    async def _read(self, request: Request, into: type[W]) -> tuple[W, MeantText | int]:
         """A body, and the pin that it means: by its number, or by its text."""
         async with body_of(request, self._settings, self._work) as body:
             with self._relay.reserved(1, client_of(request.scope)):
@@ -151,14 +153,14 @@ class CacheApi:
 
     async def _text(
         self, wire: CacheTextRequest, field: str, tenant: bytes, num_bytes: int
-    ) -> CachedText:
+    ) -> MeantText:
         """The text as a request would be tokenized and hashed."""
         salt = tenant + checked_salt(wire.cache_salt)
         try:
-            token_ids = await self._token_ids(wire, num_bytes)
+            ids = await self._ids(wire, num_bytes)
             return await self._work.text(
-                lambda: cached_text(
-                    token_ids,
+                lambda: meant_text(
+                    ids,
                     codec=self._codec,
                     config=self._config,
                     cache_salt=salt,
@@ -169,16 +171,17 @@ class CacheApi:
         except InvalidRequest as error:
             raise refused(error, {"prompt": field}) from None
 
-    async def _token_ids(self, wire: CacheTextRequest, num_bytes: int) -> list[int]:
+    async def _ids(self, wire: CacheTextRequest, num_bytes: int) -> SegmentedIds:
         sent = token_ids_of(wire)
         if sent is not None:
-            return sent
-        segment = segment_of(wire)
-        if segment is None:
+            return SegmentedIds(tuple(sent), ())
+        segments, add_special = segments_sent(wire), wire.add_special_tokens is not False
+        if (segment := segment_of(wire)) is not None:
+            segments, add_special = (PromptSegment(segment),), False
+        if not segments:
             return await self._door.tokenize(tokenize_request(wire), num_bytes)
-        encode = partial(self._codec.encode_apart, segment)
-        _, own, _ = await self._work.text(encode, num_bytes)
-        return own
+        encode = partial(encode_segments, self._codec, segments, add_special_tokens=add_special)
+        return await self._work.text(encode, num_bytes)
 
     async def _ask(self, message: CacheMessage, wire: CacheTextRequest | None = None) -> CacheReply:
         """What the engine answers, or a refusal in the caller's words."""
@@ -186,7 +189,8 @@ class CacheApi:
         try:
             reply = await self._relay.control(message)
         except PinNotFound as error:
-            raise ApiError(404, error.message, param=field, code="pin_not_found") from None
+            words = f"{error.message}; GET /v1/cache lists them"
+            raise ApiError(404, words, param=field, code="pin_not_found") from None
         except PinQuotaExceeded as error:
             words = f"{field}: {error.message}; unpin something (GET /v1/cache lists what is there)"
             raise ApiError(400, words, param=field, code="pin_quota_exceeded") from None
@@ -200,6 +204,10 @@ class CacheApi:
         served = self._settings.served_model_name
         if name is not None and name != served:
             raise unknown_model(name, served)
+
+
+def _pin_of(meant: MeantText | int) -> CachedText | int:
+    return meant.text if isinstance(meant, MeantText) else meant
 
 
 def _tenant(request: Request) -> bytes:

@@ -116,20 +116,21 @@ class Door:
 
         return self._accept(await self._work.chat(build, arrival.num_bytes))
 
-    async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> list[int]:
-        """Raises ApiError 400, naming the field."""
+    async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> SegmentedIds:
+        """The ids, and where what is marked as reusable stands. Raises ApiError 400, naming the
+        field."""
         check_text_or_chat(request)
         if (text := request.prompt) is not None:
             add_special = request.add_special_tokens is not False
-            encode = partial(self._codec.encode, text, add_special_tokens=add_special)
+            encode = partial(self._ids, text, add_special=add_special)
             return await self._work.text(encode, num_bytes)
         prompt = chat_prompt(request)
 
-        def build() -> list[int]:
+        def build() -> SegmentedIds:
             with _naming({"prompt": "messages"}):
                 chat = render(self._codec, prompt)
                 given = chat.segments or chat.text
-                return [*self._ids(given, add_special=prompt.add_special_tokens).token_ids]
+                return self._ids(given, add_special=prompt.add_special_tokens)
 
         return await self._work.chat(build, num_bytes)
 

@@ -5,6 +5,7 @@ Plain functions; they know no engine, no HTTP and no tokenizer.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from duetto.core.cache_control import (
@@ -17,7 +18,17 @@ from duetto.core.cache_control import (
     Pinned,
     PinPage,
 )
-from duetto.server.apis.protocol import Documents, Features, Label, Messages, TokenizeRequest
+from duetto.core.reuse import TokenRange
+from duetto.engine.segments import PromptSegment
+from duetto.server.apis.prompts import segments_of
+from duetto.server.apis.protocol import (
+    Documents,
+    Features,
+    Label,
+    Messages,
+    SegmentedPrompt,
+    TokenizeRequest,
+)
 from duetto.server.http.errors import invalid
 from duetto.server.http.json_parts import Json
 
@@ -29,7 +40,7 @@ class CacheTextRequest(Features, kw_only=True):
     segment, which is tokenized alone."""
 
     model: str | None = None
-    prompt: str | list[int] | None = None
+    prompt: str | list[int] | SegmentedPrompt | None = None
     messages: Messages | None = None
     documents: Documents | None = None  # type: ignore[assignment]  # which completions refuse
     segment: str | list[int] | None = None
@@ -66,6 +77,8 @@ def named_text(wire: CacheTextRequest) -> str | None:
         if wire.cache_salt is not None:
             raise invalid("cache_salt", "is for a text; a pin's id says all")
         return None
+    if isinstance(wire.prompt, SegmentedPrompt) and isinstance(wire, PinRequest | PinOrTextRequest):
+        raise invalid("prompt", "segments are kept and dropped one by one: send each as segment")
     return given[0]
 
 
@@ -78,6 +91,14 @@ def token_ids_of(wire: CacheTextRequest) -> list[int] | None:
         raise invalid("add_special_tokens", "is for texts; token ids stay as they are")
     _check_no_template(wire)
     return sent
+
+
+def segments_sent(wire: CacheTextRequest) -> tuple[PromptSegment, ...]:
+    """The segments of a prompt; () if it has none."""
+    if not isinstance(wire.prompt, SegmentedPrompt):
+        return ()
+    _check_no_template(wire)
+    return segments_of(wire.prompt, "prompt")
 
 
 def segment_of(wire: CacheTextRequest) -> str | None:
@@ -115,9 +136,18 @@ def pin_number(pin_id: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def found_reply(found: Found) -> Json:
+def found_reply(found: Found, places: Sequence[TokenRange] = ()) -> Json:
+    """`places`: where the segments of `found` stand in it."""
+    segments = [
+        {"start": start, "end": end, **_found(segment)}
+        for (start, end), segment in zip(places, found.segments, strict=True)
+    ]
+    more: Json = {"segments": segments} if segments else {}
+    return {"object": "cache.lookup", **_found(found), **more}
+
+
+def _found(found: Found) -> Json:
     return {
-        "object": "cache.lookup",
         "num_tokens": found.num_tokens,
         "cached_tokens": found.num_cached,
         "loadable_tokens": found.num_loadable,

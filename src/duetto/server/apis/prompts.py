@@ -17,7 +17,7 @@ def split_prompts(
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, SegmentedPrompt):
-        return [_segments(prompt, "prompt")]
+        return [segments_of(prompt, "prompt")]
     if not prompt:
         raise invalid("prompt", "must hold at least one prompt or token id")
     if isinstance(prompt[0], int):
@@ -36,7 +36,7 @@ def split_prompts(
     if len(id_lists) == len(prompt):
         return [*id_lists]
     if len(segmented) == len(prompt):
-        return [_segments(p, f"prompt[{index}]") for index, p in enumerate(segmented)]
+        return [segments_of(p, f"prompt[{index}]") for index, p in enumerate(segmented)]
     raise invalid(
         "prompt",
         "must be a text, texts, token ids, lists of token ids or objects with segments, "
@@ -44,7 +44,8 @@ def split_prompts(
     )
 
 
-def _segments(prompt: SegmentedPrompt, field: str) -> tuple[PromptSegment, ...]:
+def segments_of(prompt: SegmentedPrompt, field: str) -> tuple[PromptSegment, ...]:
+    """Raises ApiError 400, naming the one that is none."""
     if not prompt.segments:
         raise invalid(f"{field}.segments", "must hold at least one segment")
     found = [_segment(s, f"{field}.segments[{i}]") for i, s in enumerate(prompt.segments)]
