@@ -86,9 +86,9 @@ def test_the_api_pages_python_runs():
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
-    assert re.fullmatch(
-        r"[1-9]\d* tokens were reused, 8 of the segments computed", run.stdout.strip()
-    )
+    counts, answer = run.stdout.strip().split("\n")
+    assert re.fullmatch(r"[1-9]\d* tokens were reused, 8 of the segments computed", counts)
+    assert answer.strip() == "Gilcross"
 
 
 def test_the_api_pages_bodies_are_answered():
@@ -106,6 +106,9 @@ def test_the_api_pages_bodies_are_answered():
         for path, body in (("/v1/completions", completion), ("/v1/chat/completions", chat)):
             reply = client.post(path, json=body)
             assert reply.status_code == 200, reply.text
+            (choice,) = reply.json()["choices"]
+            text = choice["text"] if "text" in choice else choice["message"]["content"]
+            assert text.strip() == "Gilcross"
             told = reply.json()["timings"]["reuse"]
             assert told["reused"] > 0
             assert all(f"| `{key}` |" in API.read_text() for key in told)
