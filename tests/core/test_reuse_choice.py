@@ -79,6 +79,9 @@ def test_all_of_it_is_lossless() -> None:
         ({"method": ["first"]}, "reuse.method"),
         ({"method": "first", "num_first": True}, "reuse.num_first"),
         ({"method": "first", "num_first": 2**40}, "reuse.num_first"),
+        ("query:nan", "reuse.ratio"),
+        ("hkvd:inf", "reuse.ratio"),
+        ("hkvd:-0.1", "reuse.ratio"),
         ({"method": "first", "num_first": 4, "ratio": 0.1}, "reuse.ratio"),
         ({"method": "none", "nun_first": 4}, "reuse.nun_first"),
         ({"method": "none", "on_unsupported": "ignore"}, "reuse.on_unsupported"),
@@ -96,6 +99,14 @@ def test_a_ratio_is_from_0_to_1(ratio) -> None:
     with pytest.raises(InvalidRequest, match="from 0 to 1") as refusal:
         parse_reuse({"method": "query", "ratio": ratio})
     assert refusal.value.field == "reuse.ratio"
+
+
+@pytest.mark.parametrize("name", ["ratio", "num_rounds", "method", "on_unsupported"])
+def test_a_number_that_python_does_not_write_is_refused_like_others(name: str) -> None:
+    given = {"method": "query", "ratio": 0.5, name: 10**5000}
+    with pytest.raises(InvalidRequest, match="a number of more than 64 bits") as refusal:
+        parse_reuse(given)
+    assert refusal.value.field == f"reuse.{name}"
 
 
 def test_ratio_and_rounds() -> None:

@@ -3,6 +3,7 @@
 The oracle is the offline door on the same checkpoint: another engine, alone, without HTTP.
 """
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -231,6 +232,15 @@ TWICE = [{"role": "user", "content": [{"type": "text", "text": " a ", "cache": "
                 ({"reuse": {"method": "hkvd", "ratio": 1.5}}, "reuse.ratio"),
                 ({"reuse": {"method": "query", "ratio": 0.1, "num_rounds": 0}}, "reuse.num_rounds"),
                 ({"reuse": "query:0.1:99"}, "reuse.num_rounds"),
+                *(
+                    ({"reuse": {"method": method, "ratio": ratio}}, "reuse.ratio")
+                    for method in ("hkvd", "query")
+                    for ratio in (-0.1, True, "0.5", [0.5])
+                ),
+                *(
+                    ({"reuse": word}, "reuse.ratio")
+                    for word in ("hkvd:nan", "query:inf", "query:x")
+                ),
                 ({"reuse": {"method": "none", "x": 1}}, "reuse.x"),
                 ({"reuse": "none", "prompt_logprobs": 0}, "prompt_logprobs"),
             )
@@ -268,6 +278,70 @@ TWICE = [{"role": "user", "content": [{"type": "text", "text": " a ", "cache": "
 def test_bad_input_is_named(client, path, change, field):
     error = error_of(client.post(path, json={**PATHS[path], **change}))
     assert error["param"] == field and error["message"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "param"),
+    [
+        ("NaN", "ratio"),
+        ("-Infinity", "ratio"),
+        ("9" * 5000, "reuse[...]"),
+        ("9" * 30, "reuse.ratio"),
+    ],
+    ids=lambda value: value[:9],
+)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_ratio_that_is_no_json_or_no_number_is_refused(client, path, ratio, param):
+    body = json.dumps({**PATHS[path], "reuse": {"method": "query", "ratio": "?"}})
+    error = error_of(client.post(path, content=body.replace('"?"', ratio)))
+    assert error["param"] == param
+
+
+FAR_TOO_LONG = [{"text": "abcd " * 100, "reusable": True} for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "field"),
+    [
+        ("/v1/completions", {"prompt": {"segments": FAR_TOO_LONG}}, "prompt"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{**PARTS[0], "text": "abcd " * 400}]}]},
+            "messages",
+        ),
+        ("/v1/chat/completions", {"documents": [{"text": "abcd " * 400}]}, "messages"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("on_unsupported", ["refuse", "compute"])
+def test_segments_that_exceed_the_context_are_refused_however(
+    client, path, change, field, on_unsupported
+):
+    choice = {"method": "none", "on_unsupported": on_unsupported}
+    error = error_of(client.post(path, json={**PATHS[path], **change, "reuse": choice}))
+    assert error["param"] == field and "maximum context length is 512" in error["message"]
+
+
+def test_segments_that_fit_but_not_beside_the_prompt(checkpoint):
+    """Are refused with the numbers, or all is computed."""
+    args = EngineArgs(max_num_seqs=1, max_model_len=512, block_size=8)
+    small = build(checkpoint, args)
+    app = create_app(
+        engine=small.engine,
+        codec=small.codec,
+        config=small.scheduler_config,
+        settings=ServerSettings(served_model_name=NAME, reuse=ReuseRules(why_not=insisted)),
+    )
+    marked = [{"text": "abcd " * (40 + n), "reusable": True} for n in range(3)]
+    body = {**COMPLETION, "prompt": {"segments": ["a", *marked, "b"]}}
+    with TestClient(app) as client:
+        error = error_of(client.post("/v1/completions", json={**body, "reuse": "none"}))
+        assert error["param"] == "reuse" and "blocks of KV and its segments" in error["message"]
+        choice = {"method": "none", "on_unsupported": "compute"}
+        found = post(client, "/v1/completions", {**body, "reuse": choice})
+        assert "blocks of KV and its segments" in found["timings"]["reuse"]["why_not"]
+        plain = post(client, "/v1/completions", body)
+        assert found["choices"][0]["token_ids"] == plain["choices"][0]["token_ids"]
 
 
 def test_documents_are_for_chats(client):

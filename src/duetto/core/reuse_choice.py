@@ -168,7 +168,7 @@ def parse_reuse(given: object, field: str = "reuse") -> ReuseChoice | None:
     if method is None:
         raise InvalidRequest(f"{field}.method", f"is required: one of {accepted}")
     if method not in METHODS:
-        raise InvalidRequest(f"{field}.method", f"{method!r:.60} is not one of {accepted}")
+        raise InvalidRequest(f"{field}.method", f"{_shown(method)} is not one of {accepted}")
     names = NUMBERS[method]
     for key in given:
         if key not in (*names, "method", "on_unsupported"):
@@ -177,7 +177,7 @@ def parse_reuse(given: object, field: str = "reuse") -> ReuseChoice | None:
     asks: Any = given.get("on_unsupported") or "refuse"
     if asks not in get_args(OnUnsupported):
         accepted = ", ".join(get_args(OnUnsupported))
-        raise InvalidRequest(f"{field}.on_unsupported", f"{asks!r:.60} is not one of {accepted}")
+        raise InvalidRequest(f"{field}.on_unsupported", f"{_shown(asks)} is not one of {accepted}")
     numbers = [(name, given[name]) for name in names if given.get(name) is not None]
     if names and (not numbers or numbers[0][0] != names[0]):
         raise InvalidRequest(f"{field}.{names[0]}", f"method {method} needs it")
@@ -207,10 +207,17 @@ def _number(text: str) -> object:
 def _check(field: str, name: str, value: object) -> None:
     if name == "ratio":
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InvalidRequest(field, f"must be from 0 to 1, not {value!r:.60}")
+            raise InvalidRequest(field, f"must be from 0 to 1, not {_shown(value)}")
         return
     least, most = (0, _MAX_NUMBER) if name == "num_first" else (1, MAX_ROUNDS)
     if type(value) is not int or not least <= value <= most:
         raise InvalidRequest(
-            field, f"must be a whole number from {least} to {most:,}, not {value!r:.60}"
+            field, f"must be a whole number from {least} to {most:,}, not {_shown(value)}"
         )
+
+
+def _shown(value: object) -> str:
+    """Python refuses to write numbers of thousands of digits."""
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "a number of more than 64 bits"
+    return f"{value!r:.60}"
