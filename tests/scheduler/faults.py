@@ -927,13 +927,13 @@ FAST_FORWARD = [
     ),
     Fault(
         "what a run wrote is not written",
-        "scheduler",
+        "fast_forward",
         "request.num_computed_tokens = request.num_written_tokens = num_computed",
         "request.num_computed_tokens = num_computed",
     ),
     Fault(
         "the last token of a run is missing",
-        "scheduler",
+        "fast_forward",
         "[token_id] * (num_computed + 1 - request.num_tokens)",
         "[token_id] * (num_computed - request.num_tokens)",
     ),

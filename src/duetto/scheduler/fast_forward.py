@@ -75,3 +75,9 @@ def block_events(
             ]
     events.sort(key=itemgetter(0, 1, 2))
     return events
+
+
+def let_have(request: Request, num_computed: int, token_id: int) -> None:
+    """Let a request have `num_computed` tokens computed, and the next one sampled."""
+    request.token_ids += [token_id] * (num_computed + 1 - request.num_tokens)
+    request.num_computed_tokens = request.num_written_tokens = num_computed

@@ -32,6 +32,7 @@ from duetto.scheduler.drafts import DraftPolicy, NoDrafts
 from duetto.scheduler.fast_forward import (
     block_events,
     is_streaming,
+    let_have,
     num_steps_in_block,
     num_steps_with_room,
 )
@@ -251,14 +252,14 @@ class Scheduler:
             num_free += [self.pool.num_free] * (event.step - len(num_free))
             if event.is_full:
                 num_computed = first[request.request_id] + event.step
-                _let_have(request, num_computed, token_of(request))
+                let_have(request, num_computed, token_of(request))
                 self._publisher.publish(request)
             else:
                 request.block_table += self.pool.allocate(1)
         num_free += [self.pool.num_free] * (len(end_times) - len(num_free))
         for request in running:
             num_computed = first[request.request_id] + len(end_times) - 1
-            _let_have(request, num_computed, token_of(request))
+            let_have(request, num_computed, token_of(request))
             account_run(request, end_times)
         return num_free
 
@@ -383,12 +384,6 @@ class Scheduler:
 
 def _num_uncomputed(request: Request) -> int:
     return num_wanted(request, request.num_computed_tokens)
-
-
-def _let_have(request: Request, num_computed: int, token_id: int) -> None:
-    """Let a request have `num_computed` tokens computed, and the next one sampled."""
-    request.token_ids += [token_id] * (num_computed + 1 - request.num_tokens)
-    request.num_computed_tokens = request.num_written_tokens = num_computed
 
 
 def _untold(
