@@ -272,7 +272,7 @@ def chooses_what_stands_before(make_scheduler: MakeScheduler = Scheduler) -> Non
             "between": between,
             "seed": number,
         }
-        requests.append(reusing(f"r{number}", texts, max_tokens=4, seed=number, **options))
+        requests.append(reusing(f"r{number}", texts, max_tokens=4, **options))
     world.seen = requests
     for request in requests:
         world.run(request)

@@ -60,7 +60,9 @@ class KVMove(NamedTuple):
 
 
 Tier = Literal["arena", "ram", "disk"]  # where a block of KV can lie; kernels read the arena
-Target = Literal["arena", "ram", "disk", "nowhere"]  # to nowhere: it is removed from where it lies
+MoveTarget = Literal[
+    "arena", "ram", "disk", "nowhere"
+]  # to nowhere: it is removed from where it lies
 
 
 class BlockMove(NamedTuple):
@@ -70,7 +72,7 @@ class BlockMove(NamedTuple):
 
     move_id: int  # ascending; it is done once, however often its step is submitted
     source: Tier
-    target: Target
+    target: MoveTarget
     keys: tuple[bytes, ...]  # hashes of the blocks: what they are called on the disk
     source_blocks: tuple[int, ...]  # of the arena, or of RAM; () on the disk
     target_blocks: tuple[int, ...]

@@ -15,7 +15,7 @@ OPTIONS = "x-guidance"  # llguidance's own, for which there are fields
 # Between the parts of JSON: what people and models write, and nothing that could go on for ever.
 WHITESPACE = r"[\x20]{1,2}|\r?\n[\x20\t]{0,40}"
 MAX_PLACE = 120  # characters
-Place = tuple[str | int, ...]
+SchemaPath = tuple[str | int, ...]
 
 
 class JsonOptions(NamedTuple):
@@ -67,7 +67,7 @@ def place_of(schema: Any, keyword: str) -> str | None:
     return None if path is None else shown_place((*path, keyword))
 
 
-def shown_place(path: Place) -> str:
+def shown_place(path: SchemaPath) -> str:
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
     place = "$" + "".join(parts)
     return place if len(place) <= MAX_PLACE else place[: MAX_PLACE - 1] + "…"
@@ -88,15 +88,15 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentS
 _VALUES = ("const", "enum", "default", "examples", "required", "type")
 
 
-def _schemas(schema: Any) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _schemas(schema: Any) -> Iterator[tuple[SchemaPath, dict[str, Any]]]:
     """A schema and those within it, with their places, as they are read."""
-    left: list[tuple[Place, Any]] = [((), schema)]
+    left: list[tuple[SchemaPath, Any]] = [((), schema)]
     while left:
         path, each = left.pop()
         if not isinstance(each, dict):
             continue
         yield path, each
-        inner: list[tuple[Place, Any]] = []
+        inner: list[tuple[SchemaPath, Any]] = []
         for name, value in each.items():
             if name in _VALUES:
                 continue

@@ -4,13 +4,13 @@ Knows seconds for each block and the price of a step. What it says decides when 
 never what it is.
 """
 
-from duetto.core.batch import BlockMove, MoveResult, Target, Tier
+from duetto.core.batch import BlockMove, MoveResult, MoveTarget, Tier
 from duetto.core.shape import BatchShape, RequestShape, StepTime
 
 GAIN = 0.2  # of the newest measurement
 ONE_IN = 16  # of those that do not pay are loaded all the same: it may have been a slow moment
 
-_Way = tuple[Tier, Target]
+_Way = tuple[Tier, MoveTarget]
 
 
 class TierPrices:

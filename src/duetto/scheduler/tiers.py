@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal, NamedTuple
 
-from duetto.core.batch import BlockMove, MoveResult, Target, Tier
+from duetto.core.batch import BlockMove, MoveResult, MoveTarget, Tier
 from duetto.core.request import Request
 from duetto.core.reuse import Source
 from duetto.core.shape import StepTime
@@ -365,7 +365,7 @@ class Tiers:
     def _move(
         self,
         source: Tier,
-        target: Target,
+        target: MoveTarget,
         keys: tuple[BlockHash, ...],
         source_blocks: tuple[int, ...],
         target_blocks: tuple[int, ...],
