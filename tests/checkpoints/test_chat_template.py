@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from duetto.checkpoints import chat_template
-from duetto.checkpoints.chat_template import ChatTemplate, load_chat_template
+from duetto.checkpoints.chat_template import ChatTemplate
 from duetto.checkpoints.json_file import JsonSection
+from duetto.checkpoints.template_files import load_chat_template
 from duetto.core.errors import CheckpointError, InvalidRequest
 
 FILE = Path("model/chat_template.jinja")
@@ -193,7 +194,7 @@ def test_documents_are_for_templates_that_read_them() -> None:
 
 
 def test_tools_are_no_argument_since_the_api_has_a_field_for_them() -> None:
-    template = ChatTemplate("{% for t in tools %}{% endfor %}", FILE)
+    template = ChatTemplate("{{ 'Tools: ' + tools[0].function.name }}", FILE)
     assert "no tools are given" in refused(template, [USER]).message
     assert refused(template, [USER], template_kwargs={"tools": []}).field == "chat_template_kwargs"
 
@@ -266,6 +267,35 @@ def test_where_the_template_is_found(tmp_path: Path) -> None:
             shown(config(chat_template=bad))
     (tmp_path / "chat_template.jinja").write_text("file")
     assert shown(config(chat_template="a")) == "file"
+
+
+def test_which_template_is_for_tools(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "t"}}
+
+    def shown(section: JsonSection | None, instead: Path | None = None) -> list[str]:
+        template = load_chat_template(tmp_path, section, {}, instead)
+        assert template is not None
+        return [template.render([USER], tools=given) for given in ([], [tool])]
+
+    def named(*names: str) -> JsonSection:
+        source = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+        templates = [{"name": name, "template": name[0] + source} for name in names]
+        return config(chat_template=templates)
+
+    assert shown(named("default", "tool_use")) == ["d", "tt"]
+    assert shown(named("default", "rag")) == ["d", "dt"]
+    assert shown(named("tool_use")) == ["t", "tt"]
+    with pytest.raises(CheckpointError, match="none of rag, tool_use is named"):
+        shown(named("rag", "tool_use"))
+    given = tmp_path / "given.jinja"
+    given.write_text("G{{ tools }}")
+    (tmp_path / "chat_template.jinja").write_text("file{{ tools }}")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("T{{ tools }}")
+    assert [text[:4] for text in shown(named("default"))] == ["file", "T[{'"]
+    assert [text[:2] for text in shown(named("default"), given)] == ["GN", "G["]
+    with pytest.raises(CheckpointError, match=r"nowhere\.jinja: is missing"):
+        shown(None, tmp_path / "nowhere.jinja")
 
 
 @pytest.mark.oracle

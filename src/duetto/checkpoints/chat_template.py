@@ -1,4 +1,4 @@
-"""A checkpoint's chat template: messages to the text of a prompt.
+"""A checkpoint's chat template: messages and tools to the text of a prompt.
 
 Templates are programs that came with the weights, so each runs in a process of its own, within a
 budget of time and memory (docs/design/chat-templates.md), in jinja2's immutable sandbox, and sees
@@ -9,29 +9,27 @@ templates. Knows no tokens.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from math import isfinite
+from itertools import dropwhile, zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
-from duetto.checkpoints.checkpoint_file import is_there, read_text_part
-from duetto.checkpoints.json_file import JsonSection
-from duetto.checkpoints.template_answer import AnswerKind
+from duetto.checkpoints.chat_messages import plain_messages
+from duetto.checkpoints.chat_tools import TOOLS, plain_tools
+from duetto.checkpoints.continued_message import FIELD as CONTINUE
+from duetto.checkpoints.continued_message import ContinuedMessage
+from duetto.checkpoints.template_answer import NO_TOOLS, AnswerKind
+from duetto.checkpoints.template_arguments import TemplateArguments
+from duetto.checkpoints.template_forms import TemplateForms
 from duetto.checkpoints.template_process import BudgetBroken, TemplateProcesses
 from duetto.core.errors import CheckpointError, InvalidRequest
+from duetto.core.text import ChatTemplateFacts
 
 MAX_CHARACTERS = 16 * 2**20  # of a rendered prompt
 _MAX_SOURCE_CHARACTERS = 2**20
-_MAX_DEPTH = 16  # of the data that a client hands to a template
-_MAX_VALUES = 200_000  # in it
-_MAX_INTEGER = 2**63  # that the data may hold
-
-# What is passed to every template; a client's extra arguments can be none of these.
-_OURS = frozenset(("messages", "add_generation_prompt", "tools", "chat_template", "tokenize"))
-# Names that clients leave out more often than not: None, as transformers has them.
-_ABSENT = {"tools": None, "documents": None}
 _TRIED_ROLES = ("user", "system", "developer", "assistant", "tool")
+_PLAIN = ({"role": "user", "content": "Hello"},)
 
 
 class ChatTemplate:
@@ -43,8 +41,10 @@ class ChatTemplate:
         file: Path,
         special_tokens: Mapping[str, str] | None = None,
         now: Callable[[], datetime] = datetime.now,
+        for_tools: "ChatTemplate | None" = None,
     ) -> None:
-        """`special_tokens` are what the template knows as `bos_token` and the like.
+        """`special_tokens` are what the template knows as `bos_token` and the like; `for_tools` is
+        another template, which is taken for chats with tools.
 
         Raises CheckpointError, naming `file`, if the template is no Jinja.
         """
@@ -53,6 +53,7 @@ class ChatTemplate:
                 file, f"the chat template is longer than {_MAX_SOURCE_CHARACTERS} characters"
             )
         self._now = now
+        self._source, self._for_tools = source, for_tools
         self._special_tokens = dict(special_tokens or {})
         try:
             self._processes = TemplateProcesses(source)
@@ -60,23 +61,44 @@ class ChatTemplate:
         except UnicodeEncodeError:
             raise CheckpointError(file, "the chat template holds half a surrogate pair") from None
         self._broken: str | None = None  # why it cannot even be loaded
-        self._reads: frozenset[str] = frozenset()
-        self._default_takes, self._takes = "string", dict[str, str | None]()
+        self._no_tools = NO_TOOLS["none"]
+        self._shows_tools = False
+        self._forms = TemplateForms()
+        self._generation_prompt: str | None = None
         self.note: str | None = None  # for people: what chats lack, or why there are none
+        facts = self._load(file)
+        self._reads = frozenset[str](facts["reads"] if facts else ())
+        self._extra = TemplateArguments(self._reads, self._special_tokens)
+        if facts is not None:
+            self._try_out(facts)
+
+    def _load(self, file: Path) -> dict[str, Any] | None:
+        """What the template's source tells; None for one that is broken."""
         try:
             kind, data = self._processes.load()
         except (BudgetBroken, OSError) as error:
             self._broken = self.note = f"the chat template {error} when it is compiled"
-            return
-        if kind != AnswerKind.FACTS:
-            why = f"the chat template does not compile: {data.decode()}"
-            if kind == AnswerKind.NO_JINJA:
-                raise CheckpointError(file, why)
-            self._broken = self.note = why
-            return
-        facts = json.loads(data)
-        self._reads, self._default_takes = frozenset(facts["reads"]), facts["takes"]
-        self._try_out()
+            return None
+        if kind == AnswerKind.FACTS:
+            facts: dict[str, Any] = json.loads(data)
+            return facts
+        why = f"the chat template does not compile: {data.decode()}"
+        if kind == AnswerKind.NO_JINJA:
+            raise CheckpointError(file, why)
+        self._broken = self.note = why
+        return None
+
+    def facts(self, *, with_tools: bool = False) -> ChatTemplateFacts:
+        """Of the template that renders chats with tools, or without."""
+        if with_tools and self._for_tools is not None:
+            return self._for_tools.facts(with_tools=True)
+        return ChatTemplateFacts(
+            source=self._source,
+            reads=frozenset({*self._extra.accepted, *({TOOLS} if self._shows_tools else ())}),
+            shows_calls=self._forms.shows_calls,
+            shows_reasoning=bool(self._forms.reasoning_keys),
+            generation_prompt=self._generation_prompt,
+        )
 
     def render(
         self,
@@ -85,25 +107,53 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt. A message's content is a string or a list of text parts, and becomes what
-        the template takes: parts are joined by lines where it takes strings.
+        the template takes: parts are joined by lines where it takes strings. `tools` are in
+        transformers' form, and calls in OpenAI's.
 
-        `template_kwargs` may set what the template itself reads (`enable_thinking`, ...).
+        `template_kwargs` may set what the template itself reads (`enable_thinking`, ...). With
+        `continue_final_message` the prompt ends within the last message.
         Waits for another process: never to be called on an event loop.
 
-        Raises InvalidRequest: "messages" if they are malformed, the template refuses them or
-        breaks its budget, "chat_template_kwargs" for an argument that the template does not read,
-        "documents" if it reads none, or both name them.
+        Raises InvalidRequest: "messages" or a place in them if they are malformed, the template
+        refuses them or breaks its budget, "tools" likewise, or if it reads none,
+        "chat_template_kwargs" for an argument that the template does not read, "documents" if it
+        reads none, or both name them, "continue_final_message" for a message that cannot be.
         """
+        if tools and self._for_tools is not None:
+            return self._for_tools.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                template_kwargs=template_kwargs,
+                documents=documents,
+                tools=tools,
+                continue_final_message=continue_final_message,
+            )
+        if continue_final_message and add_generation_prompt:
+            raise InvalidRequest(
+                CONTINUE, "with add_generation_prompt: an answer either goes on or begins; give one"
+            )
+        plain = plain_messages(messages)
+        continued = ContinuedMessage(plain) if continue_final_message else None
         arguments = {
             **self._arguments(add_generation_prompt),
-            "messages": [self._as_taken(each) for each in _plain_messages(messages)],
-            **self._checked(template_kwargs or {}),
-            **self._given_documents(documents, template_kwargs or {}),
+            "messages": self._shown(plain if continued is None else continued.marked(plain)),
+            **self._extra.checked(template_kwargs or {}),
+            **self._extra.documents(documents, template_kwargs or {}),
         }
         if self._broken is not None:
             raise InvalidRequest("messages", self._broken)
+        if tools:
+            arguments[TOOLS] = self._given_tools(tools)
+        prompt = self._prompt(arguments, template_kwargs or {}, has_tools=bool(tools))
+        return prompt if continued is None else continued.cut(prompt)
+
+    def _prompt(
+        self, arguments: dict[str, Any], given: Mapping[str, Any], *, has_tools: bool
+    ) -> str:
         try:
             kind, data = self._processes.ask(self._request("render", arguments))
         except BudgetBroken as error:
@@ -112,7 +162,17 @@ class ChatTemplate:
             raise InvalidRequest("messages", "hold half a surrogate pair") from error
         if kind == AnswerKind.TEXT:
             return data.decode()
-        raise InvalidRequest("messages", self._why(kind, data.decode(), template_kwargs or {}))
+        field = TOOLS if has_tools and self._renders_without(arguments) else "messages"
+        raise InvalidRequest(field, self._why(kind, data.decode(), given, has_tools=has_tools))
+
+    def _renders_without(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether tools are all that the template fails on."""
+        others = {name: value for name, value in arguments.items() if name != TOOLS}
+        try:
+            kind, _ = self._processes.ask(self._request("render", others | self._no_tools))
+        except BudgetBroken:
+            return False
+        return kind == AnswerKind.TEXT
 
     def _request(self, op: str, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         return {
@@ -125,74 +185,68 @@ class ChatTemplate:
 
     def _arguments(self, add_generation_prompt: bool) -> dict[str, Any]:
         ours = {"add_generation_prompt": add_generation_prompt}
-        return self._special_tokens | _ABSENT | ours
+        return self._special_tokens | {"documents": None} | self._no_tools | ours
 
-    def _try_out(self) -> None:
-        """Find what each role's content is to be, and whether one plain message is rendered."""
-        request = self._request("try", self._arguments(True), roles=_TRIED_ROLES)
+    def _shown(self, plain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [self._forms.shown(f"messages[{i}]", each) for i, each in enumerate(plain)]
+
+    # --- what is found out at the start ------------------------------------------------------
+
+    def _try_out(self, facts: Mapping[str, Any]) -> None:
+        """Find what conversations and tools are to be, and whether one plain message is rendered.
+
+        What trying does not tell, the source has to."""
+        self._shows_tools = TOOLS in self._reads
+        self._forms = TemplateForms.of(facts, {}, None)
         try:
-            _, data = self._processes.ask(request)
-            self._takes = json.loads(data)
-            content = self._as_taken({"role": "user", "content": "Hello"})
-            arguments = self._arguments(True) | {"messages": [content]}
-            kind, data = self._processes.ask(self._request("render", arguments))
+            request = self._request("try", self._arguments(True), roles=_TRIED_ROLES)
+            tried = json.loads(self._processes.ask(request)[1])
+            self._no_tools = NO_TOOLS[tried["no_tools"]]
+            self._forms = TemplateForms.of(facts, tried["takes"], None)
+            kind, data = self._try_plain(add_generation_prompt=True)
+            if kind == AnswerKind.TEXT:
+                _, without = self._try_plain(add_generation_prompt=False)
+                self._generation_prompt = _added(data.decode(), without.decode())
         except BudgetBroken as error:
             self.note = f"on one user message, the chat template {error}"
             return
         if kind not in (AnswerKind.TEXT, AnswerKind.REFUSED):
-            why = self._why(kind, data.decode(), {})
+            why = self._why(kind, data.decode(), {}, has_tools=False)
             self.note = f"on one user message, {why}"
+        self._try_tools(facts, tried)
 
-    def _as_taken(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message with its content as the template takes that of its role."""
-        content = message["content"]
-        takes = self._takes.get(message["role"]) or self._default_takes
-        if takes == "parts" and isinstance(content, str):
-            content = [{"type": "text", "text": content}]
-        elif takes == "string" and not isinstance(content, str):
-            content = "\n".join(part["text"] for part in content)  # as vLLM joins them
-        return {**message, "content": content}
+    def _try_plain(self, *, add_generation_prompt: bool) -> tuple[AnswerKind, bytes]:
+        arguments = self._arguments(add_generation_prompt)
+        arguments["messages"] = self._shown(plain_messages(_PLAIN))
+        return self._processes.ask(self._request("render", arguments))
 
-    def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        field = "chat_template_kwargs"
-        if not isinstance(arguments, Mapping):
-            raise InvalidRequest(field, f"must be an object, not {arguments!r:.80}")
-        accepted = self._accepted()
-        for name in arguments:
-            if name not in accepted:
-                raise InvalidRequest(
-                    field,
-                    f"{name!r:.80} is not read by this model's template; "
-                    f"accepted: {', '.join(accepted) or 'none'}",
-                )
-        return _Copy(field).of(arguments)
+    def _try_tools(self, facts: Mapping[str, Any], tried: Mapping[str, Any]) -> None:
+        takes = tried["takes"]
+        user, no_tools = takes["user"] or facts["takes"], tried["no_tools"]
+        request = self._request("try_tools", self._arguments(True), user=user, no_tools=no_tools)
+        try:
+            found = json.loads(self._processes.ask(request)[1])
+        except BudgetBroken:
+            return  # a chat that does the same will hear of it
+        self._forms = TemplateForms.of(facts, takes, found["calls"])
+        if found["shows_tools"] is not None:
+            self._shows_tools = found["shows_tools"]
 
-    def _given_documents(
-        self, documents: Sequence[Mapping[str, Any]], others: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        field = "documents"
-        if not documents:
-            return {}
-        if field not in self._reads:
+    # --- what a chat gives ---------------------------------------------------------------------
+
+    def _given_tools(self, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        plain = plain_tools(tools)
+        if not self._shows_tools:
             raise InvalidRequest(
-                field, "this model's chat template reads none; put them into messages, as parts"
+                TOOLS,
+                "this model's chat template shows none; leave them out, or serve the model with "
+                "--chat-template and one that does",
             )
-        if field in others:
-            raise InvalidRequest(field, "are in chat_template_kwargs too; give them once")
-        if isinstance(documents, str | Mapping) or not isinstance(documents, Sequence):
-            raise InvalidRequest(field, f"must be a list of objects, not {documents!r:.60}")
-        for index, document in enumerate(documents):
-            if not isinstance(document, Mapping):
-                raise InvalidRequest(
-                    f"{field}[{index}]", f"must be an object, not {document!r:.60}"
-                )
-        return _Copy(field).of({field: documents})
+        return plain
 
-    def _accepted(self) -> list[str]:
-        """The arguments that a client may give, in order."""
-        return sorted(self._reads - _OURS - self._special_tokens.keys())
-
-    def _why(self, kind: AnswerKind, text: str, given: Mapping[str, Any]) -> str:
+    def _why(
+        self, kind: AnswerKind, text: str, given: Mapping[str, Any], *, has_tools: bool
+    ) -> str:
         """Why there is no prompt."""
         match kind:
             case AnswerKind.REFUSED:
@@ -201,112 +255,20 @@ class ChatTemplate:
                 return f"they become more than {MAX_CHARACTERS} characters"
             case AnswerKind.SURROGATE:
                 return "hold half a surrogate pair"
-        lacks = [name for name in self._accepted() if name not in given]
-        if "tools" in self._reads:
+        lacks = [name for name in self._extra.accepted if name not in given]
+        if TOOLS in self._reads and not has_tools:
             text += " (no tools are given to it)"
         hint = f"; chat_template_kwargs can give it {', '.join(lacks)}" if lacks else ""
         return f"the chat template fails: {text}{hint}"
 
 
-def load_chat_template(
-    model_dir: Path, tokenizer_config: JsonSection | None, special_tokens: Mapping[str, str]
-) -> ChatTemplate | None:
-    """The template in chat_template.jinja, else in tokenizer_config.json; None if there is none.
-
-    Raises CheckpointError for a template that cannot be read; see ChatTemplate.
-    """
-    file = model_dir / "chat_template.jinja"
-    if is_there(file):
-        return ChatTemplate(read_text_part(file), file, special_tokens)
-    if tokenizer_config is None or tokenizer_config.get("chat_template") is None:
-        return None
-    source = tokenizer_config.get("chat_template")
-    if isinstance(source, list):
-        source = _default(source, tokenizer_config)
-    if not isinstance(source, str):
-        tokenizer_config.refuse("chat_template", "must be a string or a list of named templates")
-    return ChatTemplate(source, tokenizer_config.file, special_tokens)
-
-
-def _default(templates: list[Any], config: JsonSection) -> Any:
-    """Of several named templates the one called "default", or the only one."""
-    try:
-        named = {template["name"]: template["template"] for template in templates}
-    except (TypeError, KeyError):
-        config.refuse("chat_template", "each of a list must have a name and a template")
-    if len(named) == 1:
-        return next(iter(named.values()))
-    if "default" not in named:
-        config.refuse("chat_template", f'none of {", ".join(map(str, named))} is named "default"')
-    return named["default"]
-
-
-def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise InvalidRequest("messages", "must be a list of messages")
-    if not messages:
-        raise InvalidRequest("messages", "must hold at least one message")
-    plain = []
-    for index, message in enumerate(messages):
-        field = f"messages[{index}]"
-        if not isinstance(message, Mapping):
-            raise InvalidRequest(
-                field, f"must be an object with role and content, not {message!r:.80}"
+def _added(text: str, shorter: str) -> str:
+    """What `text` has where it is no longer the other."""
+    return "".join(
+        [
+            a
+            for a, _ in dropwhile(
+                lambda pair: pair[0] == pair[1], zip_longest(text, shorter, fillvalue="")
             )
-        if not isinstance(message.get("role"), str) or not message["role"]:
-            raise InvalidRequest(f"{field}.role", "must be a string")
-        content = _text_of(f"{field}.content", message.get("content"))
-        others = {key: value for key, value in message.items() if key != "content"}
-        plain.append(_Copy(field).of(others) | {"content": content})
-    return plain
-
-
-def _text_of(field: str, content: Any) -> str | list[dict[str, str]]:
-    """A string, or text parts with nothing else in them."""
-    if isinstance(content, str):
-        return str(content)
-    if not isinstance(content, Sequence):
-        raise InvalidRequest(
-            field, f"must be a string or a list of text parts, not {content!r:.80}"
-        )
-    parts = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise InvalidRequest(field, 'only parts {"type": "text", "text": ...} are accepted')
-        if not isinstance(part.get("text"), str):
-            raise InvalidRequest(field, "the text of a part must be a string")
-        parts.append({"type": "text", "text": str(part["text"])})
-    return parts
-
-
-class _Copy:
-    """Copies data in JSON's own types: the sandbox guards those, not the methods of others."""
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-        self._num_values = 0
-
-    def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises InvalidRequest for what JSON cannot say, and for more than is reasonable."""
-        return {str(key): self._value(value, 1) for key, value in values.items()}
-
-    def _value(self, value: Any, depth: int) -> Any:
-        self._num_values += 1
-        if depth > _MAX_DEPTH:
-            self._refuse(f"is nested more than {_MAX_DEPTH} deep")
-        if self._num_values > _MAX_VALUES:
-            self._refuse(f"holds more than {_MAX_VALUES} values")
-        if value is None or type(value) in (str, bool):
-            return value
-        if type(value) in (int, float):
-            if not (abs(value) < _MAX_INTEGER if type(value) is int else isfinite(value)):
-                self._refuse("holds a number that is too large, or none")
-            return value
-        if isinstance(value, Mapping):
-            return {str(key): self._value(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._value(item, depth + 1) for item in value]
-        return self._refuse(f"must be what JSON can say, not {type(value).__name__}")
-
-    def _refuse(self, why: str) -> NoReturn:
-        raise InvalidRequest(self._field, why)
+        ]
+    )

@@ -26,6 +26,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from duetto.checkpoints.config import read_config
+from duetto.checkpoints.template_files import TEMPLATE_FILE, TOOL_USE_FILE
 from duetto.checkpoints.weight_files import (
     ADAPTER_CONFIG,
     INDEX,
@@ -41,7 +42,8 @@ SMALL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
+    TOOL_USE_FILE,
 )
 _LOOK_S = 0.5  # between two looks at how far a download has come
 _MAX_NAMED = 4  # of the files that are missing

@@ -5,9 +5,17 @@ Read by both sides, so it imports next to nothing.
 
 import struct
 from enum import IntEnum
+from typing import Any
 
 LENGTH = struct.Struct("!I")  # before each message, and before each answer's kind
 MEMORY_STATUS = 77  # the exit status of a process that took more memory than its budget
+
+# What a template is given where there are no tools: None, as transformers has it, is tried first.
+NO_TOOLS: dict[str, dict[str, Any]] = {
+    "none": {"tools": None},
+    "empty": {"tools": []},
+    "absent": {},
+}
 
 
 class AnswerKind(IntEnum):

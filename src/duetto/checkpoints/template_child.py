@@ -8,7 +8,6 @@ it. Imports the standard library and jinja2 only: it is to be small, and to star
 
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -26,11 +25,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from duetto.checkpoints.template_answer import LENGTH, MEMORY_STATUS, AnswerKind
-from duetto.checkpoints.template_content import Takes, content_taken
+from duetto.checkpoints.template_content import content_taken, keys_read
+from duetto.checkpoints.template_trials import Trials
 
 _STATM = Path("/proc/self/statm")
-_MARKER = "Kq7zWv"  # a content that no template writes by itself
-_PRINTED_PART = re.compile(rf"""['"]text['"]\s*:\s*['"]{_MARKER}""")
 
 
 class _Refusal(TemplateError):
@@ -61,12 +59,12 @@ class CompiledTemplate:
         environment.globals["strftime_now"] = lambda form: self._now.strftime(form)
         parsed = environment.parse(source)
         self._template = environment.from_string(parsed)
-        self._takes = content_taken(parsed)
+        self._takes, self._keys = content_taken(parsed), keys_read(parsed)
         self._reads = meta.find_undeclared_variables(parsed) - environment.globals.keys()
 
     def facts(self) -> dict[str, Any]:
-        """Names that it reads, and what it takes as content as far as its source tells."""
-        return {"reads": sorted(self._reads), "takes": self._takes}
+        """Names and keys that it reads, and what it takes as content as far as its source tells."""
+        return {"reads": sorted(self._reads), "keys": sorted(self._keys), "takes": self._takes}
 
     def render(self, arguments: Mapping[str, Any], now: str, max_characters: int) -> str:
         """Raises whatever the template raises, and _TooLong."""
@@ -79,41 +77,10 @@ class CompiledTemplate:
                 raise _TooLong
         return "".join(pieces)
 
-    def taken_by(self, role: str, others: Takes, request: Mapping[str, Any]) -> Takes | None:
-        """What this role's content is to be, found by trying; None if that does not tell.
-
-        `others` is what the other messages of the conversation are written in.
-        """
-        shows = {}
-        for form in ("string", "parts"):
-            messages = [
-                {"role": each, "content": _content(form if text == _MARKER else others, text)}
-                for each, text in _conversation(role)
-            ]
-            arguments = request["arguments"] | {"messages": messages}
-            try:
-                text = self.render(arguments, request["now"], request["max_characters"])
-            except MemoryError:
-                raise
-            except Exception:  # a template can raise whatever Python's operators raise
-                text = ""
-            shows[form] = _MARKER in text and not _PRINTED_PART.search(text)
-        if shows["string"]:
-            return "either" if shows["parts"] else "string"
-        return "parts" if shows["parts"] else None
-
-
-def _conversation(role: str) -> list[tuple[str, str]]:
-    """Roles and texts: the shortest one that most templates take, in which `role` has the marker"""
-    if role == "user":
-        return [("user", _MARKER)]
-    if role == "assistant":
-        return [("user", "a"), ("assistant", _MARKER), ("user", "b")]
-    return [(role, _MARKER), ("user", "a")]
-
-
-def _content(form: str, text: str) -> str | list[dict[str, str]]:
-    return [{"type": "text", "text": text}] if form == "parts" else text
+    def trials(self, request: Mapping[str, Any]) -> Trials:
+        """What a request's arguments are tried with."""
+        now, max_characters = request["now"], request["max_characters"]
+        return Trials(lambda each: self.render(each, now, max_characters), request["arguments"])
 
 
 def _environment() -> Environment:
@@ -174,13 +141,14 @@ class _Child:
             return AnswerKind.FACTS, json.dumps(self._program.facts()).encode()
         assert self._program is not None
         if request["op"] == "try":
-            user = self._program.taken_by("user", "string", request)
-            taken = {"user": user} | {
-                role: self._program.taken_by(role, user or "string", request)
-                for role in request["roles"]
-                if role != "user"
-            }
-            return AnswerKind.FACTS, json.dumps(taken).encode()
+            trials = self._program.trials(request)
+            no_tools = trials.no_tools()
+            takes = trials.contents(request["roles"], no_tools)
+            facts = {"no_tools": no_tools, "takes": takes}
+            return AnswerKind.FACTS, json.dumps(facts).encode()
+        if request["op"] == "try_tools":
+            found = self._program.trials(request).tools(request["user"], request["no_tools"])
+            return AnswerKind.FACTS, json.dumps(found).encode()
         text = self._program.render(request["arguments"], request["now"], request["max_characters"])
         return AnswerKind.TEXT, text.encode()  # half a surrogate pair is not text
 

@@ -29,6 +29,20 @@ def content_taken(template: nodes.Template) -> Takes:
     return "either" if asks else "parts"
 
 
+def keys_read(template: nodes.Template) -> set[str]:
+    """The keys that it looks for in something: in a message, for one."""
+    found = {node.attr for node in template.find_all(nodes.Getattr)}
+    looked_up: list[nodes.Node] = [node.arg for node in template.find_all(nodes.Getitem)]
+    for call in template.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr == "get":
+            looked_up += call.args[:1]
+    for compare in template.find_all(nodes.Compare):
+        if any(operand.op in ("in", "notin") for operand in compare.ops):
+            looked_up.append(compare.expr)
+    constants = [node.value for node in looked_up if isinstance(node, nodes.Const)]
+    return found | {value for value in constants if isinstance(value, str)}
+
+
 class _Reading:
     """Which expressions of a template are the content of a message.
 

@@ -18,9 +18,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from duetto.checkpoints.chat_template import ChatTemplate, load_chat_template
+from duetto.checkpoints.chat_template import ChatTemplate
 from duetto.checkpoints.checkpoint_file import is_there, read_part
 from duetto.checkpoints.json_file import JsonSection, read_json
+from duetto.checkpoints.template_files import load_chat_template
 from duetto.checkpoints.token_bytes import TokenBytes, byte_pieces, decoder_types
 from duetto.checkpoints.token_rows import check_vocabulary, tokens_beyond
 from duetto.checkpoints.token_starts import keep_offsets, token_starts
@@ -28,6 +29,7 @@ from duetto.checkpoints.tokenizer_growth import check_growth
 from duetto.checkpoints.tokenizer_library import LibraryError, call, library_error, refusing_panics
 from duetto.core.errors import CheckpointError, InvalidRequest
 from duetto.core.structured import Vocabulary
+from duetto.core.text import ChatTemplateFacts
 
 # Texts come one at a time, for which the library's own threads do nothing; so a text is worked on
 # by the thread that asks, with the priority that this thread has.
@@ -226,6 +228,8 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        continue_final_message: bool = False,
     ) -> str:
         """Apply the chat template; see ChatTemplate.render. Raises InvalidRequest if it refuses."""
         if self._chat_template is None:
@@ -239,22 +243,34 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             template_kwargs=template_kwargs,
             documents=documents,
+            tools=tools,
+            continue_final_message=continue_final_message,
         )
+
+    def chat_template_facts(self, *, with_tools: bool = False) -> ChatTemplateFacts | None:
+        """Of the template of chats with tools, or without; None if there is none."""
+        template = self._chat_template
+        return None if template is None else template.facts(with_tools=with_tools)
 
 
 def load_tokenizer(
-    model_dir: Path, *, eos_token_ids: Iterable[int] = (), vocab_size: int | None = None
+    model_dir: Path,
+    *,
+    eos_token_ids: Iterable[int] = (),
+    vocab_size: int | None = None,
+    chat_template: Path | None = None,
 ) -> Tokenizer:
     """The tokenizer of a checkpoint directory.
 
     `eos_token_ids` are those that config.json and generation_config.json name, `vocab_size` the
-    rows of the model. Raises CheckpointError, naming the file, if one is missing, corrupt or
-    disagrees with another, or if the tokenizer belongs to another model.
+    rows of the model, `chat_template` a file instead of the checkpoint's own. Raises
+    CheckpointError, naming the file, if one is missing, corrupt or disagrees with another, or if
+    the tokenizer belongs to another model.
     """
     file = model_dir / "tokenizer.json"
     config = _read_optional(model_dir / "tokenizer_config.json")
     special_tokens = _special_tokens(config, _read_optional(model_dir / "special_tokens_map.json"))
-    chat_template = load_chat_template(model_dir, config, special_tokens)
+    template = load_chat_template(model_dir, config, special_tokens, chat_template)
     with refusing_panics(file):
         tokenizer = _read_tokenizer(file)
         if config is not None:
@@ -264,7 +280,7 @@ def load_tokenizer(
             file=file,
             special_tokens=special_tokens,
             eos_token_ids=eos_token_ids,
-            chat_template=chat_template,
+            chat_template=template,
             vocab_size=vocab_size,
         )
         _try_out(tokenizer)

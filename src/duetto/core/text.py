@@ -1,7 +1,34 @@
 """What the deciding half needs from a tokenizer, as a protocol; models/ implements it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+THINK = "<think>"  # opens what a model thinks, in most families that do
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplateFacts:
+    """What a model's chat template tells of how its model speaks."""
+
+    source: str
+    reads: frozenset[str]  # what a chat may give it: tools, enable_thinking, reasoning_effort, ...
+    shows_calls: bool  # of messages with tool_calls
+    shows_reasoning: bool  # of messages with reasoning_content
+    generation_prompt: str | None  # what begins an answer; None if a plain chat is not rendered
+
+    @property
+    def opens_think(self) -> bool:
+        """Whether an answer begins within what the model thinks, where a chat says nothing of it.
+
+        A chat may turn it off (enable_thinking): of a prompt that is there, ask `opens_thinking`.
+        """
+        return opens_thinking(self.generation_prompt or "")
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Whether an answer to this prompt begins within what the model thinks."""
+    return prompt.rstrip().endswith(THINK)
 
 
 class TextCodec(Protocol):
@@ -59,12 +86,18 @@ class TextCodec(Protocol):
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        continue_final_message: bool = False,
     ) -> str:
-        """Apply the chat template. Raises InvalidRequest("messages", ...) if it refuses, and
-        "documents" if it reads none.
+        """Apply the chat template. Raises InvalidRequest("messages", ...) if it refuses, "tools" or
+        "documents" if it reads none, and others for what is wrong in them, with its place.
 
         May wait for another process: not to be called on an event loop.
         """
+        ...
+
+    def chat_template_facts(self, *, with_tools: bool = False) -> ChatTemplateFacts | None:
+        """Of the template of chats with tools, or without; None if the model has none."""
         ...
 
 
