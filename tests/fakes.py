@@ -37,6 +37,7 @@ from duetto.core.request import Request
 from duetto.core.reuse import Reuse
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar
+from duetto.core.text import ChatTemplateFacts
 
 UNWRITTEN = -1  # no KV: hash() never returns it
 
@@ -369,13 +370,30 @@ class ByteCodec:
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        continue_final_message: bool = False,
     ) -> str:
         if documents:
             raise InvalidRequest("documents", "this template reads none")
         if any(m["role"] == "forbidden" for m in messages):
             raise InvalidRequest("messages", "the template refuses this role")
+        if continue_final_message and add_generation_prompt:
+            raise InvalidRequest("continue_final_message", "with add_generation_prompt: give one")
         lines = [f"{m['role']}: {m['content']}\n" for m in messages]
+        if tools:
+            lines.insert(0, f"tools: {', '.join(tool['function']['name'] for tool in tools)}\n")
+        if continue_final_message:
+            return "".join(lines).removesuffix("\n")
         return "".join(lines) + ("assistant: " if add_generation_prompt else "")
+
+    def chat_template_facts(self, *, with_tools: bool = False) -> ChatTemplateFacts:
+        return ChatTemplateFacts(
+            source="",
+            reads=frozenset({"tools"}),
+            shows_calls=False,
+            shows_reasoning=False,
+            generation_prompt="assistant: ",
+        )
 
 
 class FunctionExecutor:

@@ -207,6 +207,28 @@ def test_options_that_do_not_fit_name_the_flag(tiny_model, options, words):
         LLM(tiny_model, **options)
 
 
+def test_a_template_is_given_with_tools_and_a_message_to_go_on_with(llm, tiny_model, tmp_path):
+    turn = {"role": "user", "content": "Q"}
+    tool = {"type": "function", "function": {"name": "look"}}
+    with pytest.raises(InvalidRequest, match="tools: this model's chat template shows none"):
+        llm.chat([turn], GREEDY, tools=[tool])
+    file = tmp_path / "mine.jinja"
+    file.write_text(
+        "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}"
+        "{% for m in messages %}{{ m.content }}.{% endfor %}{{ '>' if add_generation_prompt }}"
+    )
+    with LLM(tiny_model, chat_template=str(file)) as other:
+        (answer,) = other.chat([turn], GREEDY, tools=[tool])
+        assert answer.prompt == "look;Q.>" and len(answer.outputs[0].token_ids) == 12
+        said = [turn, {"role": "assistant", "content": "A"}]
+        assert other.chat_prompt(said, continue_final_message=True)["prompt"] == "Q.A"
+        assert other.chat_prompt(said, add_generation_prompt=False)["prompt"] == "Q.A."
+    with pytest.raises(CheckpointError, match=r"nowhere\.jinja: is missing"):
+        LLM(tiny_model, chat_template=tmp_path / "nowhere.jinja")
+    with pytest.raises(ConfigError, match="--chat-template: must be a file"):
+        LLM(tiny_model, chat_template="")
+
+
 def test_an_unknown_option_is_refused(tiny_model):
     with pytest.raises(TypeError, match="tensor_parallel_size"):
         LLM(tiny_model, tensor_parallel_size=2)

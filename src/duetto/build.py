@@ -83,7 +83,12 @@ def build(
     ends = {*model_config.eos_token_ids, *generation.eos_token_ids}
     strange = sorted(i for i in ends if not 0 <= i < model_config.vocab_size)
     rows = model_config.vocab_size
-    codec = load_tokenizer(root, eos_token_ids=ends.difference(strange), vocab_size=rows)
+    codec = load_tokenizer(
+        root,
+        eos_token_ids=ends.difference(strange),
+        vocab_size=rows,
+        chat_template=None if args.chat_template is None else Path(args.chat_template),
+    )
     notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
     notes += _notes_on_rows(codec.tokens_without_row)
     notes += [codec.chat_note] if codec.chat_note else []

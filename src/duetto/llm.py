@@ -157,7 +157,9 @@ class LLM:
         messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
         reuse: ReuseGiven = None,
@@ -165,13 +167,18 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or several through the checkpoint's chat template.
 
-        Reusable are text parts with "cache": "reusable", and the "text" of each of `documents`,
-        which all conversations are given, where the template reads them.
+        `tools` are functions that the model is told of, [{"type": "function", "function": {...}}],
+        where the template shows them. With `continue_final_message` the last message, which is the
+        assistant's, is gone on with. Reusable are text parts with "cache": "reusable", and the
+        "text" of each of `documents`, which all conversations are given, where the template reads
+        them.
         """
         prompts = [
             self.chat_prompt(
                 conversation,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
                 chat_template_kwargs=chat_template_kwargs,
                 documents=documents,
             )
@@ -183,7 +190,9 @@ class LLM:
         self,
         messages: Sequence[ChatMessage],
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
@@ -194,6 +203,8 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             template_kwargs=chat_template_kwargs,
             documents=documents,
+            tools=tools or (),
+            continue_final_message=continue_final_message,
         )
 
     @property

@@ -125,6 +125,7 @@ SAMPLING = [
     ("model", {"model": 7}),
 ]
 COMPLETIONS = [
+    ("continue_final_message", {"continue_final_message": True}),
     ("prompt", {"prompt": ""}),
     ("prompt", {"prompt": []}),
     ("prompt", {"prompt": [[]]}),
@@ -184,6 +185,8 @@ CHATS = [
     ("chat_template_kwargs", {"chat_template_kwargs": {"tokenize": True}}),
     ("chat_template_kwargs", {"chat_template_kwargs": {"a": [1]}}),
     ("echo", {"echo": True}),
+    ("continue_final_message", {"continue_final_message": 1}),
+    ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}),
 ]  # fmt: skip
 CASES = (
     [("completion", *case) for case in SAMPLING + COMPLETIONS]
@@ -362,6 +365,7 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read(client):
         ("/tokenize", "messages", {"prompt": "a", "messages": []}),
         ("/tokenize", "chat_template_kwargs", {"prompt": "a", "chat_template_kwargs": {"b": 1}}),
         ("/tokenize", "add_generation_prompt", {"prompt": "a", "add_generation_prompt": False}),
+        ("/tokenize", "continue_final_message", {"prompt": "a", "continue_final_message": True}),
         ("/tokenize", "messages", {"messages": []}),
         ("/tokenize", "tools", {"prompt": "a", "tools": [{}]}),
         ("/tokenize", "prompt", {"prompt": 5}),

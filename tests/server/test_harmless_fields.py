@@ -121,7 +121,6 @@ REFUSED = [
     ("modalities", ["text", "audio"]),
     ("verbosity", "low"),
     ("reasoning_effort", "high"),
-    ("continue_final_message", True),
     ("use_beam_search", True),
     ("use_beam_search", 0),
     ("length_penalty", 1.5),

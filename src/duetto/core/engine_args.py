@@ -66,6 +66,8 @@ class EngineArgs:
     """Threads that compute; by default as many as this process may use."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub; by default its main branch."""
+    chat_template: str | None = None
+    """A file with a Jinja template, instead of the checkpoint's own."""
     packed_cache: str = "auto"
     """Where quantized weights are kept for the next start; off for nowhere."""
     speculative_config: str | dict[str, Any] | list[Any] | None = None
@@ -99,6 +101,9 @@ class EngineArgs:
             raise ConfigError(
                 f"--revision: must be a branch, a tag or a commit, not {self.revision!r}"
             )
+        template = self.chat_template
+        if template is not None and (not isinstance(template, str | Path) or not str(template)):
+            raise ConfigError(f"--chat-template: must be a file, not {template!r:.80}")
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
         SpeculativeConfig.parse(self.speculative_config, self.speculative_model)

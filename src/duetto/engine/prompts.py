@@ -51,19 +51,24 @@ def prompt_of_chat(
     codec: TextCodec,
     messages: Conversation,
     *,
-    add_generation_prompt: bool,
+    add_generation_prompt: bool | None,
     template_kwargs: Mapping[str, Any] | None,
     documents: Conversation = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+    continue_final_message: bool = False,
 ) -> dict[str, Any]:
     """The prompt that a conversation becomes, as `read_prompt` takes it. Where texts are marked,
     its segments; where the template leaves them no place of their own, why."""
+    begins = begins_answer(add_generation_prompt, continue_final_message)
 
     def render(shown: Conversation, shown_documents: Conversation) -> str:
         return codec.render_chat(
             shown,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=begins,
             template_kwargs=template_kwargs,
             documents=shown_documents,
+            tools=tools,
+            continue_final_message=continue_final_message,
         )
 
     chat = render_marked(render, messages, documents)
@@ -74,6 +79,12 @@ def prompt_of_chat(
     token_ids = codec.encode(chat.text, add_special_tokens=False)
     why = {} if chat.refusal is None else {"why_not_reusable": str(chat.refusal)}
     return {"prompt": chat.text, "prompt_token_ids": token_ids, **why}
+
+
+def begins_answer(add_generation_prompt: bool | None, continue_final_message: bool | None) -> bool:
+    """Whether a prompt ends with the beginning of an answer: unless it is said, where it does not
+    end within one."""
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
 
 def _encoded(codec: TextCodec, segment: PromptSegment) -> dict[str, Any]:

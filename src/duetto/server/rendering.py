@@ -40,6 +40,8 @@ def _render_with(codec: TextCodec, given: Mapping[str, Any], prompt: ChatPrompt)
                 add_generation_prompt=prompt.add_generation_prompt,
                 template_kwargs={**more, **given},
                 documents=documents,
+                tools=prompt.tools,
+                continue_final_message=prompt.continue_final_message,
             )
 
         return render_marked(render_chat, prompt.messages, prompt.documents)

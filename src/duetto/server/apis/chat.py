@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from duetto.engine.prompts import begins_answer
 from duetto.server.apis.asked import AskedChat, ChatPrompt
 from duetto.server.apis.protocol import ChatRequest, TokenizeRequest
 from duetto.server.apis.sampling import chat_asked
@@ -15,12 +16,14 @@ def read_chat(request: ChatRequest, defaults: Mapping[str, Any]) -> AskedChat:
 
 
 def chat_prompt(request: ChatRequest | TokenizeRequest) -> ChatPrompt:
+    continues = request.continue_final_message is True
     return ChatPrompt(
         messages=[message.shown() for message in request.messages or ()],
         documents=request.documents or (),
         template_kwargs=request.chat_template_kwargs or {},
         reasoning_effort=request.reasoning_effort,
-        add_generation_prompt=request.add_generation_prompt is not False,
+        add_generation_prompt=begins_answer(request.add_generation_prompt, continues),
+        continue_final_message=continues,
         add_special_tokens=request.add_special_tokens is True,
     )
 
@@ -33,6 +36,7 @@ def check_text_or_chat(request: TokenizeRequest) -> None:
     templated = {
         "chat_template_kwargs": bool(request.chat_template_kwargs),
         "add_generation_prompt": request.add_generation_prompt is False,
+        "continue_final_message": request.continue_final_message is True,
         "reasoning_effort": request.reasoning_effort not in (None, "none"),
         "documents": bool(request.documents),
     }
