@@ -14,7 +14,7 @@ _REASONING = ("reasoning_content", "reasoning")  # one thing, of which servers h
 _OURS = {"content", "tool_calls", *_REASONING}
 
 
-class CallArguments(NamedTuple):
+class SentArguments(NamedTuple):
     """What a tool was called with: an object, and the JSON that says so."""
 
     values: Mapping[str, Any]
@@ -23,7 +23,7 @@ class CallArguments(NamedTuple):
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each with its role and content: a string, a list of text parts, or None beside calls. The
-    arguments of its tool_calls are CallArguments; its reasoning has the name "reasoning_content".
+    arguments of its tool_calls are SentArguments; its reasoning has the name "reasoning_content".
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise InvalidRequest("messages", "must be a list of messages")
@@ -119,7 +119,7 @@ def _call(field: str, call: Any) -> dict[str, Any]:
     }
 
 
-def _arguments(field: str, given: Any) -> CallArguments:
+def _arguments(field: str, given: Any) -> SentArguments:
     """JSON in a string, as APIs have it, or the object itself. Nothing is no arguments."""
 
     def refuse(why: str) -> NoReturn:
@@ -142,7 +142,7 @@ def _arguments(field: str, given: Any) -> CallArguments:
         refuse(f"this is {values!r:.60}")
     plain = PlainData(field).of(values)
     text = given if isinstance(given, str) and given else json.dumps(plain, ensure_ascii=False)
-    return CallArguments(plain, text)
+    return SentArguments(plain, text)
 
 
 def _reasoning_of(field: str, message: Mapping[str, Any]) -> str | None:

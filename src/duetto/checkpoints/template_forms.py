@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from duetto.checkpoints.chat_messages import CallArguments
+from duetto.checkpoints.chat_messages import SentArguments
 from duetto.core.errors import InvalidRequest
 
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
@@ -92,7 +92,7 @@ class TemplateForms:
 
     def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
         function = call["function"]
-        arguments: CallArguments = function["arguments"]
+        arguments: SentArguments = function["arguments"]
         is_object = self.call_arguments == "object"
         shown = arguments.values if is_object else arguments.text
         return {
