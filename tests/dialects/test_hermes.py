@@ -5,7 +5,7 @@ from dialects.answers import TOOLS, parsed_alike
 
 from duetto.dialects.hermes import HERMES
 from duetto.dialects.pieces import CallArguments, CallEnd, CallStart, Content
-from duetto.dialects.words import Words
+from duetto.dialects.words import Markers, Words
 
 WEATHER = [
     CallStart(0, "get_weather"),
@@ -140,3 +140,9 @@ def test_a_second_call_of_a_list_that_is_cut_off_is_content():
 def test_a_word_that_is_complete_waits_for_no_more():
     assert Words(["get", "get_weather"]).may_become("get")
     assert not Words(["get", "get_weather"]).may_become("get_weather")
+
+
+@pytest.mark.parametrize("names", [["a", "b", "ab"], ["a", "a"], [""], ["<a>", "<a>b", "<"]])
+def test_no_marker_begins_with_another(names):
+    with pytest.raises(AssertionError):
+        Markers(*names)

@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import pairwise
 
 
 class Words:
@@ -34,8 +35,8 @@ class Markers:
         """Those of `at_line_start` count only where nothing but white space is before them."""
         self.at_line_start = frozenset(at_line_start)
         self.names = (*names, *sorted(self.at_line_start))
-        for name in self.names:
-            assert name and not any(n != name and n.startswith(name) for n in self.names), name
+        for name, after in pairwise(["", *sorted(self.names)]):
+            assert after and not (name and after.startswith(name)), name
         self._pattern = re.compile("|".join(map(re.escape, self.names)))
         self._prefixes = {name[:end] for name in self.names for end in range(1, len(name))}
         self._longest = max(map(len, self.names))
