@@ -73,8 +73,8 @@ TIERS = [
     Fault(
         "more of RAM is held than half",
         "tiers",
-        "[: max(0, self._max_held - self._ram.num_held)]",
-        "[: max(0, self._ram.num_slots - self._ram.num_held)]",
+        "num_slots // 2 - num_held",
+        "num_slots - num_held",
     ),
     Fault(
         "what is held may fall out",
@@ -233,7 +233,7 @@ TIERS = [
     Fault(
         "a look-up promises more than RAM can hold",
         "tiers",
-        "return min(count, max(num_in_ram, self._max_held))",
+        "return min(count, max(num_in_ram, self._ram.num_slots))",
         "return count",
     ),
     Fault(

@@ -4,17 +4,18 @@ from duetto.core.errors import ConfigError
 
 GIB = 2**30
 DISK_GIB = 10.0  # that files may take, where nothing else is said
-SHARE = 8  # of the arena's blocks, one in so many is RAM for a disk to load through
+SHARE = 8  # of the arena's blocks, one in so many is RAM for a disk to load through, at least
 LEAST_SLOTS = 4
 MAX_QUEUED_BYTES = 64 << 20  # to be written to the disk; what comes beyond is refused
 WAIT_S = 0.05  # for the disk, before the engine reads what came in
 
 
-def num_ram_slots(size_gib: float | None, num_blocks: int, block_bytes: int) -> int:
-    """Blocks of RAM beside an arena: as was asked for, or a few for a disk to load through. Raises
-    ConfigError, naming the flag, for what holds too little to be of use."""
+def num_ram_slots(size_gib: float | None, num_blocks: int, block_bytes: int, longest: int) -> int:
+    """Blocks of RAM beside an arena: as was asked for, or enough for a disk to load a request of
+    `longest` blocks through, if that is no more than half of the arena. Raises ConfigError, naming
+    the flag, for what holds too little to be of use."""
     if size_gib is None:
-        return max(LEAST_SLOTS, num_blocks // SHARE)
+        return max(LEAST_SLOTS, num_blocks // SHARE, min(longest, num_blocks // 2))
     num_slots = int(size_gib * GIB) // block_bytes
     if num_slots < LEAST_SLOTS:
         least = LEAST_SLOTS * block_bytes

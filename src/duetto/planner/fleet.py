@@ -49,15 +49,17 @@ def make_fleet(
     model = CostModel(program, hardware, layout.on(hardware, program))
     guesser = None if draft is None else DraftModel(draft, draft_layout(layout).on(hardware, draft))
     num_blocks = _blocks_of_batch(num_kv_blocks(program, hardware, layout, draft), layout)
+    scheduler = _scheduler(program, layout, num_blocks)
+    longest = scheduler.num_blocks_for(scheduler.max_model_len)
     replica = ReplicaSpec(
         drafts=simulated_drafts(layout, hardware, guesser),
-        scheduler=_scheduler(program, layout, num_blocks),
+        scheduler=scheduler,
         step_time=model.step_time,
         next_token_times=next_token_times(model),
         num_devices=layout.devices_per_replica,
         pipeline=_pipeline(model, layout),
         reuse=reuse_prices(model),
-        tiers=simulated_tiers(model, layout, num_blocks),
+        tiers=simulated_tiers(model, layout, num_blocks, longest),
     )
     fleet = Fleet(replica=replica, num_replicas=layout.replicas, router=layout.router)
     if not layout.prefill_replicas:

@@ -33,9 +33,9 @@ class OffloadingOptions(Protocol):
 
 
 def simulated_tiers(
-    model: CostModel, options: OffloadingOptions, num_blocks: int
+    model: CostModel, options: OffloadingOptions, num_blocks: int, longest: int
 ) -> TierSpec | None:
-    """Beside an arena of `num_blocks`; None without tiers. Raises ConfigError, naming the flag."""
+    """Beside an arena of `num_blocks`, for requests of up to `longest`; None without tiers. Raises ConfigError, naming the flag."""
     if not options.has_tiers:
         return None
     for flag, is_there in (
@@ -47,7 +47,7 @@ def simulated_tiers(
     kv_bytes = model.deployment.precision.kv_bytes
     block_bytes = int(model.program.kv_bytes_per_token(kv_bytes) * options.block_size)
     return TierSpec(
-        num_ram_blocks=num_ram_slots(options.kv_offloading_size, num_blocks, block_bytes),
+        num_ram_blocks=num_ram_slots(options.kv_offloading_size, num_blocks, block_bytes, longest),
         block_bytes=block_bytes,
         copy_bytes_per_s=_copy_bandwidth(model, options),
         disk=_disk(model, options),

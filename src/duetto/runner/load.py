@@ -181,7 +181,8 @@ def _open_tiers(model_dir: Path, plan: ModelPlan, args: EngineArgs) -> TierRoom 
         computed_by = plan.loader.computed_by
         names.append(_numerics(computed_by, plan.dtype, plan.quantization, plan.kv_dtype))
         names += [fingerprint_of(plan.program), str(plan.block_size)]
-    return open_room(args, plan.kv.num_blocks, block_bytes, names)
+    longest = -(-plan.kv.max_model_len // plan.block_size)
+    return open_room(args, plan.kv.num_blocks, block_bytes, names, longest=longest)
 
 
 def _load_weights(

@@ -171,12 +171,7 @@ class Tiers:
         """How many of the first of these blocks a request could load, at most. Changes nothing."""
         count = len([*takewhile(self.where, keys)])
         num_in_ram = len([*takewhile(self._ram.__contains__, keys)])
-        return min(count, max(num_in_ram, self._max_held))
-
-    @property
-    def _max_held(self) -> int:
-        """Slots of RAM that are held for requests, at most."""
-        return self._ram.num_slots // 2
+        return min(count, max(num_in_ram, self._ram.num_slots))
 
     def num_loadable(self, keys: Sequence[BlockHash], num_past: int, num_tokens: int) -> int:
         """How many of the first of these blocks, which follow `num_past` tokens that have KV, may
@@ -209,7 +204,7 @@ class Tiers:
             return False
         num_before = len(self._arriving)
         for keys, num_past in lacking:
-            run = [*takewhile(self.where, keys)][: max(0, self._max_held - self._ram.num_held)]
+            run = [*takewhile(self.where, keys)][: self._room_to_hold()]
             wanted = [key for key in run if key not in self._ram and key not in self._arriving]
             if not wanted:
                 continue
@@ -223,6 +218,11 @@ class Tiers:
             for start in range(0, len(wanted), MAX_RUN):
                 self._read(wanted[start : start + MAX_RUN], until, request.tenant)
         return len(self._arriving) > num_before
+
+    def _room_to_hold(self) -> int:
+        """Slots that one more request may hold: all while nobody holds any, else up to half."""
+        num_held, num_slots = self._ram.num_held, self._ram.num_slots
+        return max(0, num_slots // 2 - num_held) if num_held else num_slots
 
     def _read(self, keys: Sequence[BlockHash], until: float, tenant: bytes) -> None:
         slots: list[int] = []

@@ -22,13 +22,19 @@ def reserved_bytes(args: EngineArgs) -> int:
 
 
 def open_room(
-    args: EngineArgs, num_blocks: int, block_bytes: int, fingerprints: Sequence[str]
+    args: EngineArgs,
+    num_blocks: int,
+    block_bytes: int,
+    fingerprints: Sequence[str],
+    *,
+    longest: int,
 ) -> TierRoom | None:
     """The tiers that `args` ask for beside an arena; None for none. `fingerprints`: whatever makes
-    KV another. Raises ConfigError, naming the flag, for what holds too little to be of use."""
+    KV another; `longest`: blocks of the longest request. Raises ConfigError, naming the flag, for
+    what holds too little to be of use."""
     if args.kv_offloading_size is None and args.kv_offloading_disk is None:
         return None
-    num_slots = num_ram_slots(args.kv_offloading_size, num_blocks, block_bytes)
+    num_slots = num_ram_slots(args.kv_offloading_size, num_blocks, block_bytes, longest)
     if args.kv_offloading_disk is None:
         return TierRoom(num_slots, block_bytes)
     max_bytes = int((args.kv_offloading_disk_size or DISK_GIB) * GIB)
