@@ -12,7 +12,7 @@ from simulation.test_fast_forward import everything
 
 from duetto.core.batch import BlockMove
 from duetto.core.config import SchedulerConfig
-from duetto.core.offloading import MAX_QUEUED_BYTES
+from duetto.core.offloading import max_queued_bytes
 from duetto.core.shape import BatchShape
 from duetto.runner.tiers.block_file import file_bytes
 from duetto.runner.tiers.folder import Folder
@@ -267,12 +267,14 @@ def test_reads_go_first_and_one_by_one() -> None:
 
 
 def test_what_is_to_be_written_is_bounded() -> None:
-    one = VirtualDisk(replace(disk(), write_bytes_per_s=1.0), MAX_QUEUED_BYTES // 4)
+    block_bytes = 16 << 20
+    assert max_queued_bytes(block_bytes) == 16 * block_bytes
+    one = VirtualDisk(replace(disk(), write_bytes_per_s=1.0), block_bytes)
     assert one.has_room_for(100)  # nothing else waits
     one.add(move(0, 1, 2), 0.0)
-    assert one.has_room_for(2) and not one.has_room_for(3)
+    assert one.has_room_for(14) and not one.has_room_for(15)
     one.add(move(1, 3, to_disk=False), 0.0)
-    assert one.has_room_for(2)
+    assert one.has_room_for(14)
 
 
 def test_files_fall_out_as_a_folders_do(tmp_path: Path) -> None:

@@ -6,8 +6,13 @@ GIB = 2**30
 DISK_GIB = 10.0  # that files may take, where nothing else is said
 SHARE = 8  # of the arena's blocks, one in so many is RAM for a disk to load through, at least
 LEAST_SLOTS = 4
-MAX_QUEUED_BYTES = 64 << 20  # to be written to the disk; what comes beyond is refused
 WAIT_S = 0.05  # for the disk, before the engine reads what came in
+
+
+def max_queued_bytes(block_bytes: int) -> int:
+    """To be written to the disk; what comes beyond is refused, and a chain of blocks ends at the
+    first that is missing. So there is room for some blocks of a large model too."""
+    return max(64 << 20, min(1 << 30, 16 * block_bytes))
 
 
 def num_ram_slots(size_gib: float | None, num_blocks: int, block_bytes: int, longest: int) -> int:

@@ -35,7 +35,8 @@ class OffloadingOptions(Protocol):
 def simulated_tiers(
     model: CostModel, options: OffloadingOptions, num_blocks: int, longest: int
 ) -> TierSpec | None:
-    """Beside an arena of `num_blocks`, for requests of up to `longest`; None without tiers. Raises ConfigError, naming the flag."""
+    """Beside an arena of `num_blocks`, for requests of up to `longest`; None without tiers. Raises
+    ConfigError, naming the flag."""
     if not options.has_tiers:
         return None
     for flag, is_there in (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from duetto.core.batch import BlockMove, MoveResult
-from duetto.core.offloading import MAX_QUEUED_BYTES
+from duetto.core.offloading import max_queued_bytes
 from duetto.core.tenant_lru import TenantLru
 
 
@@ -58,7 +58,7 @@ class VirtualDisk:
         """Whether so much may be written now. A run that is larger than the whole queue may, when
         nothing else waits."""
         after = self._queued_bytes + num_blocks * self._block_bytes
-        return not self._queued_bytes or after <= MAX_QUEUED_BYTES
+        return not self._queued_bytes or after <= max_queued_bytes(self._block_bytes)
 
     def add(self, move: BlockMove, now: float) -> None:
         self.run(now)

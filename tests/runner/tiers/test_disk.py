@@ -76,7 +76,7 @@ def test_reads_go_before_writes_that_wait(tmp_path):
 
 
 def test_what_waits_to_be_written_is_bounded(tmp_path):
-    disk = DiskTier(open_folder(tmp_path), max_queued_bytes=2 * BLOCK_BYTES)
+    disk = DiskTier(open_folder(tmp_path), max_queued=2 * BLOCK_BYTES)
     gate = Gate(disk)
     assert disk.has_room_for(5 * BLOCK_BYTES), "a run larger than the queue has to go too"
     disk.write(writing(0, 1), blocks(1))

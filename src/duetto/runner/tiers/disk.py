@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from duetto.backends.blocks import Bytes
 from duetto.core.batch import BlockMove, MoveResult
-from duetto.core.offloading import MAX_QUEUED_BYTES
+from duetto.core.offloading import max_queued_bytes
 from duetto.runner.tiers.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,11 @@ class DiskTier:
     def __init__(
         self,
         folder: Folder,
-        max_queued_bytes: int = MAX_QUEUED_BYTES,
+        max_queued: int | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._folder = folder
-        self._max_queued_bytes = max_queued_bytes
+        self._max_queued_bytes = max_queued or max_queued_bytes(folder.block_bytes)
         self._clock = clock
         self._changed = Condition()  # guards all below
         self._reads: deque[_Job] = deque()

@@ -45,7 +45,7 @@ class Folder:
         self.path = path
         self._max_bytes = max_bytes
         self._fingerprint = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-        self._block_bytes = block_bytes
+        self.block_bytes = block_bytes
         self._files = TenantLru[str]()
         self._keys_of: dict[str, tuple[bytes, ...]] = {}  # by file
         self._file_of: dict[bytes, str] = {}  # by key
@@ -133,7 +133,7 @@ class Folder:
 
     def _keep(self, keys: Sequence[bytes], blocks: Bytes, whose: str) -> str | None:
         name = f"{self._fingerprint}-{keys[0].hex()[:48]}.kv"
-        size = file_bytes(len(keys), self._block_bytes)
+        size = file_bytes(len(keys), self.block_bytes)
         if size > self._max_bytes:
             return self._report(
                 "size", f"{self.path}: {size} bytes of KV are more than it may have"
@@ -167,7 +167,7 @@ class Folder:
         descriptor = open_file(self.path / name, is_private=True)
         try:
             header = read_header(descriptor)
-            if header.fingerprint != self._fingerprint or header.block_bytes != self._block_bytes:
+            if header.fingerprint != self._fingerprint or header.block_bytes != self.block_bytes:
                 raise BadBlockFile("holds other KV than its name says")
             yield descriptor, header
             if is_used:
