@@ -239,7 +239,7 @@ class TierWorld:
         lies_behind = [key in ram._slot_of or key in self.tiers._on_disk for key in behind]
         is_in_ram = [key in ram._slot_of for key in behind]
         num_loadable = (*lies_behind, False).index(False)
-        num_loadable = min(num_loadable, max(ram.num_slots // 2, (*is_in_ram, False).index(False)))
+        num_loadable = min(num_loadable, max(ram.num_slots, (*is_in_ram, False).index(False)))
         limit = text.num_tokens if text.is_segment else (text.num_tokens - 1) // size * size
         cached = min(limit, text.num_tokens_in(num_cached, size))
         reached = min(limit, text.num_tokens_in(num_cached + num_loadable, size))
