@@ -404,7 +404,7 @@ def a_look_up_says_where_each_part_is(**makers: Any) -> None:
     request = make_request("b", LONG, 2)
     second.run(request)
     assert request.num_cached_tokens == 24
-    for size in (52, 56):  # the last blocks leave memory first, and then RAM
+    for size in (32, 56):  # the last blocks leave memory first, and then RAM
         second.run(make_request(f"c{size}", OTHER[:size], 2))
     found = second.look_up(long_text(second))
     assert [one.tier for one in found.ranges] == ["memory", "ram", "disk"]

@@ -123,7 +123,7 @@ class Folder:
         if not keys:
             return None
         try:
-            blocks = np.empty((len(keys), self._block_bytes), np.uint8)
+            blocks = np.empty((len(keys), self.block_bytes), np.uint8)
             with self._opened(name, is_used=False) as (descriptor, header):
                 for key, row in zip(keys, blocks, strict=True):
                     read_block(descriptor, header, header.keys.index(key), row)
