@@ -5,6 +5,7 @@ bound what llguidance does, and a clock what the caller waits for. Any thread ma
 """
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from hashlib import sha256
@@ -18,7 +19,7 @@ from duetto.core.tenant_lru import TenantLru
 from duetto.grammars.constraints import check_size, grammar_text
 from duetto.grammars.json_schema import blamed_keyword
 from duetto.grammars.lark import LarkWriter
-from duetto.grammars.matcher import MAX_WALK, Matcher, Ways, first_line
+from duetto.grammars.matcher import MAX_SAID, MAX_WALK, Matcher, Ways, first_line
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -27,13 +28,14 @@ T = TypeVar("T")
 
 DEADLINE_S = 5.0  # of a compilation, on a busy machine
 NUM_AT_A_TIME = 2
+MAX_TRIED = 8  # tokens of an answer, when it is compiled
 MAX_KEPT = 256  # grammars
 MAX_KEPT_BYTES = 8 * 2**20  # of their texts; compiled they are many times as large
 LIMITS = {
-    "max_items_in_row": 2000,
+    "max_items_in_row": 20_000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
+    "step_max_items": 100_000,
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
@@ -62,6 +64,16 @@ class _Compiled:
                 self._least = None if path is None else len(path) + 1
                 self._was_asked = True
             return self._least
+
+
+def in_words(message: str) -> str:
+    """What llguidance says of a grammar, without what only its own authors can use."""
+    if message.startswith("panic"):
+        return "it cannot be compiled"
+    detail = re.search(r"^error: (.+)$", message, re.MULTILINE)  # of a regex, below a drawing of it
+    if detail is not None:
+        return f"a regex: {detail.group(1)[:MAX_SAID]}"
+    return re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: )+", "", first_line(message))
 
 
 class CompiledGrammars:
@@ -152,14 +164,12 @@ class CompiledGrammars:
         engine = _library().LLMatcher(tokenizer, grammar.text, log_level=0, limits=_limits())
         problems = [engine.get_error()] if engine.is_error() else engine.get_grammar_warnings()
         if problems:
-            raise InvalidRequest(field, f"is not supported: {first_line(problems[0])}")
+            raise InvalidRequest(field, f"is not supported: {in_words(problems[0])}")
         compiled = _Compiled(grammar, engine, ways)
-        try:
-            is_empty = not compiled.matcher().allowed().any()
+        try:  # what fails at once should not fail in the middle of an answer
+            compiled.matcher().shortest_end(MAX_TRIED)
         except EngineError as error:
-            raise InvalidRequest(field, f"is too complex: {error}") from None
-        if is_empty:
-            raise InvalidRequest(field, "allows no answer that this model's tokens can spell")
+            raise InvalidRequest(field, f"cannot be followed: {error}") from None
         return compiled
 
     def _in_time(self, work: Callable[[], T], field: str) -> T:

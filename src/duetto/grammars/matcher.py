@@ -20,6 +20,7 @@ Bools = NDArray[np.bool_]
 Ceiling = NDArray[np.float32]
 Scores = NDArray[np.int32]  # [vocabulary]: what is tried first, of what may follow
 
+MAX_SAID = 160  # characters of what a library says
 MAX_WALK = 256  # tokens of an end that is searched
 WATCHED = 64  # last tokens of an answer, beside twice what its shortest one takes
 _LETTERS = (b"q", b"Z", b"j", b"X")  # that texts have, and names seldom
@@ -192,7 +193,7 @@ class Matcher:
 
 def first_line(message: str) -> str:
     """What a library says, as far as a reply may show it."""
-    return message.strip().partition("\n")[0][:160]
+    return message.strip().partition("\n")[0][:MAX_SAID]
 
 
 def _num_same(some: Sequence[int], others: Sequence[int]) -> int:
