@@ -118,8 +118,8 @@ def constraint_names(request: Constraining) -> dict[str, str]:
 
 def _asked(request: Constraining) -> list[GivenConstraint]:
     found = []
-    if (format_ := request.response_format) is not None and format_.type != "text":
-        found.append(_of_format(format_))
+    if (format_ := request.response_format) is not None:
+        found += _of_format(format_)
     if (given := request.structured_outputs) is not None:
         values = {name: getattr(given, name) for name in given.__struct_fields__}
         found.append(GivenConstraint(FIELD, {k: v for k, v in values.items() if v is not None}))
@@ -134,7 +134,8 @@ def _asked(request: Constraining) -> list[GivenConstraint]:
     return found
 
 
-def _of_format(given: ResponseFormat) -> GivenConstraint:
+def _of_format(given: ResponseFormat) -> list[GivenConstraint]:
+    """One, or none for the type text."""
     has_tag = (given.structures, given.triggers, given.format) != (None, None, None)
     if has_tag and given.type != "structural_tag":
         raise invalid("response_format.type", "must be structural_tag beside its fields")
@@ -142,15 +143,17 @@ def _of_format(given: ResponseFormat) -> GivenConstraint:
         raise invalid("response_format.json_schema", f"is not for the type {given.type}")
     if given.schema is not None and given.type != "json_object":
         raise invalid("response_format.schema", f"is not for the type {given.type}")
+    if given.type == "text":
+        return []
     if given.type == "json_object":
         if given.schema is None:
-            return GivenConstraint("response_format", {"json_object": True})
-        return GivenConstraint("response_format.schema", {"json": given.schema})
+            return [GivenConstraint("response_format", {"json_object": True})]
+        return [GivenConstraint("response_format.schema", {"json": given.schema})]
     if given.type == "structural_tag":
         tag: dict[str, Any] = {"format": given.format} if given.format is not None else {}
         if given.structures is not None or given.triggers is not None:
             tag |= {"structures": given.structures, "triggers": given.triggers}
-        return GivenConstraint("response_format", {"structural_tag": tag})
+        return [GivenConstraint("response_format", {"structural_tag": tag})]
     if given.json_schema is None:
         raise invalid("response_format.json_schema", "is required for the type json_schema")
     if not 1 <= len(given.json_schema.name) <= MAX_NAME:
@@ -160,4 +163,5 @@ def _of_format(given: ResponseFormat) -> GivenConstraint:
         )
     if given.json_schema.schema is None:
         raise invalid("response_format.json_schema.schema", "is required")
-    return GivenConstraint("response_format.json_schema.schema", {"json": given.json_schema.schema})
+    field = "response_format.json_schema.schema"
+    return [GivenConstraint(field, {"json": given.json_schema.schema})]
