@@ -82,7 +82,9 @@ WAYS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("way", "is_valid"), WAYS, ids=lambda way: str(way)[:60])
+@pytest.mark.parametrize(
+    ("way", "is_valid"), WAYS, ids=lambda value: getattr(value, "__name__", str(value)[:60])
+)
 def test_each_name_for_it_constrains(client, path, way, is_valid):
     (choice,) = post(client, path, {**PATHS[path], **way})["choices"]
     assert choice["finish_reason"] == "stop"
