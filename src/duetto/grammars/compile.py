@@ -66,7 +66,7 @@ class _Compiled:
             return self._least
 
 
-def in_words(message: str) -> str:
+def said_of(message: str) -> str:
     """What llguidance says of a grammar, without what only its own authors can use."""
     if message.startswith("panic"):
         return "it cannot be compiled"
@@ -164,7 +164,7 @@ class CompiledGrammars:
         engine = _library().LLMatcher(tokenizer, grammar.text, log_level=0, limits=_limits())
         problems = [engine.get_error()] if engine.is_error() else engine.get_grammar_warnings()
         if problems:
-            raise InvalidRequest(field, f"is not supported: {in_words(problems[0])}")
+            raise InvalidRequest(field, f"is not supported: {said_of(problems[0])}")
         compiled = _Compiled(grammar, engine, ways)
         try:  # what fails at once should not fail in the middle of an answer
             compiled.matcher().shortest_end(MAX_TRIED)
