@@ -55,11 +55,11 @@ _DESCRIPTIONS = [
 ]
 
 
-def mix(*draws: Draw) -> Draw:
-    """One of these for every RUN seeds of training, and for every held-out seed."""
+def mix(*draws: Draw, run: int = RUN) -> Draw:
+    """One of these for every `run` seeds of training, and for every held-out seed."""
 
     def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
-        place = seed // RUN if split == "train" else seed
+        place = seed // run if split == "train" else seed
         return Random(f"mix/{place}").choice(draws)(seed, split, tokenizer)
 
     return draw
@@ -152,7 +152,11 @@ def retold(count: int, num_relations: int, *, whole: bool = True) -> Draw:
 
 
 def bridged(
-    num_pairs: int, num_others: int = 0, order: DocumentOrder = "given", style: Style = PLAIN
+    num_pairs: int,
+    num_others: int = 0,
+    order: DocumentOrder = "given",
+    style: Style = PLAIN,
+    num_sentences: int = 1,
 ) -> Draw:
     """Pairs that only names and order tell apart: two hops, their second hops alone, and a few
     of one hop.
@@ -164,6 +168,7 @@ def bridged(
         num_documents=2 * num_pairs + num_others,
         num_pairs=num_pairs,
         has_pairs_alike=True,
+        num_sentences=num_sentences,
         order=order,
         style=style,
     )
@@ -185,14 +190,19 @@ def worlds(
     style: Style,
     num_pairs: int | None = None,
     most_not_stated: int = MAX_ASKED,
+    num_sentences: int = 1,
 ) -> Draw:
-    """Worlds of one of these numbers of documents, with questions of these kinds."""
+    """Worlds of one of these numbers of documents, with questions of these kinds.
+
+    `num_sentences`: of each document, with those that are beside the point.
+    """
 
     def draw(seed: int, split: Split, tokenizer: Tokenizer) -> TrainingSequence:
         rng = Random(f"questions/{split}/{seed}")
         options = WorldOptions(
             num_documents=rng.choice(sizes),
             num_pairs=num_pairs,
+            num_sentences=num_sentences,
             order="given" if rng.random() < 0.25 else "shuffled",
             style=style,
         )

@@ -28,6 +28,9 @@ STATED: tuple[QuestionKind, ...] = ("one_hop", "two_hop")
 ONE_HOP: tuple[QuestionKind, ...] = ("one_hop", "not_stated")
 TOLD: tuple[QuestionKind, ...] = ("one_hop", "two_hop", "not_stated")
 LAST_STEPS = 1600
+LONGEST_STEPS = 100
+LONGER_STEPS = 240
+LONGER_BATCH = 8
 RECALL_RATE = 2e-3
 WORDED = Style(second_sentence=0.0)
 SECOND = Style(wordings=1)
@@ -84,6 +87,33 @@ def ladder() -> tuple[Rung, ...]:
             tested=worlds((6,), QUESTION_KINDS, VARIED),
             marks=whole,
             max_steps=LAST_STEPS,
+            decays=True,
+        ),
+    )
+
+
+def longer() -> tuple[Rung, ...]:
+    """For a reader that has climbed the ladder: documents of more sentences, most of them beside
+    the point, and those that it knows, or it would forget them.
+
+    The second rung leaves out the longest: they cost most, and few steps did not teach them.
+    """
+    return (
+        Rung(
+            name="longest",
+            draw=_longest_mix(),
+            tested=worlds((6,), QUESTION_KINDS, VARIED, num_sentences=8),
+            marks={"one_hop": 0.95, "two_hop": 0.90},
+            batch_size=LONGER_BATCH,
+            max_steps=LONGEST_STEPS,
+        ),
+        Rung(
+            name="longer",
+            draw=_longer_mix(),
+            tested=worlds((6,), QUESTION_KINDS, VARIED, num_sentences=4),
+            marks={"one_hop": 0.95, "two_hop": 0.90},
+            batch_size=LONGER_BATCH,
+            max_steps=LONGER_STEPS,
             decays=True,
         ),
     )
@@ -175,4 +205,37 @@ def _whole_mix() -> Draw:
         compared(3, VARIED),
         compared(4, VARIED),
         without_documents(),
+    )
+
+
+def _longest_mix() -> Draw:
+    """Mostly two hops, which longer documents take from a reader first. A step costs what its
+    documents are long."""
+    return mix(
+        worlds(tuple(range(1, 9)), QUESTION_KINDS, VARIED),
+        worlds((4, 6), QUESTION_KINDS, VARIED, num_sentences=2, most_not_stated=4),
+        worlds((4, 6), QUESTION_KINDS, VARIED, num_sentences=4, most_not_stated=4),
+        worlds((4, 6), QUESTION_KINDS, VARIED, num_sentences=8, most_not_stated=4),
+        worlds((6,), QUESTION_KINDS, VARIED, num_sentences=8, most_not_stated=4),
+        bridged(3, style=VARIED, num_sentences=2),
+        bridged(3, style=VARIED, num_sentences=4),
+        bridged(2, 2, "shuffled", style=VARIED, num_sentences=4),
+        bridged(3, style=VARIED, num_sentences=8),
+        bridged(2, 2, "shuffled", style=VARIED, num_sentences=8),
+        run=LONGER_BATCH,
+    )
+
+
+def _longer_mix() -> Draw:
+    return mix(
+        worlds(tuple(range(1, 9)), QUESTION_KINDS, VARIED),
+        worlds((4, 6), QUESTION_KINDS, VARIED, num_sentences=2, most_not_stated=4),
+        worlds((4, 6), QUESTION_KINDS, VARIED, num_sentences=4, most_not_stated=4),
+        worlds((6,), STATED, VARIED, num_sentences=4),
+        bridged(3, style=VARIED, num_sentences=2),
+        bridged(3, style=VARIED, num_sentences=4),
+        bridged(3, 0, "shuffled", style=VARIED, num_sentences=4),
+        bridged(2, 2, "shuffled", style=VARIED, num_sentences=4),
+        bridged(2, 2, "shuffled", style=VARIED, num_sentences=4),
+        run=LONGER_BATCH,
     )

@@ -16,7 +16,7 @@ from training.draws import MAX_ASKED, bridged  # noqa: E402
 from training.export import export  # noqa: E402
 from training.llama import Llama  # noqa: E402
 from training.measure import agreement, exact, held_out, load  # noqa: E402
-from training.rungs import ladder  # noqa: E402
+from training.rungs import ladder, longer  # noqa: E402
 from training.sequences import from_world, make_batch  # noqa: E402
 from training.shapes import named_shape  # noqa: E402
 from training.tokenizer import END, train_tokenizer, write_tokenizer  # noqa: E402
@@ -98,7 +98,7 @@ def test_apart_hides_documents_from_each_other_only(tokenizer, sequence):
     assert torch.equal(batch.positions, make_batch([drawn]).positions)
 
 
-@pytest.mark.parametrize("rung", ladder(), ids=lambda rung: rung.name)
+@pytest.mark.parametrize("rung", (*ladder(), *longer()), ids=lambda rung: rung.name)
 def test_every_rung_draws_the_same_again_and_other_held_out_data(rung, tokenizer):
     drawn = rung.draw(7, "train", tokenizer)
     assert drawn == rung.draw(7, "train", tokenizer)
