@@ -3,6 +3,7 @@
     python benchmarks/reuse.py
     python benchmarks/reuse.py --parts ttft --quantization none
     python benchmarks/reuse.py --parts quality --questions 2000
+    python benchmarks/reuse.py --parts longer --questions 200 --model READER
     python benchmarks/reuse.py --smoke
 
 Parts:
@@ -10,6 +11,9 @@ Parts:
     ttft     documents warmed one by one, then asked about in another order: time to first token
     quality  the demo reader's answers to held-out questions, by choice and by share computed
     restart  documents and questions, asked again after a restart, with KV on a disk
+    longer   quality where documents have more sentences, most of them beside the point; only if it
+             is named, since it takes a reader that has learned to read them (training.train
+             --longer)
 
 In `ttft` a full prefill and all choices are measured in each round, over one model in memory; the
 full prefill goes on between the others' steps, so that a slow moment of the machine meets it too.
@@ -27,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from in_process import machine, today
+from reuse_longer import longer
 from reuse_page import write_page
 from reuse_quality import quality
 from reuse_restart import restart
@@ -35,6 +40,7 @@ from speculating import directory_of
 
 from duetto.build import Built, build
 from duetto.core.engine_args import EngineArgs
+from duetto.demo import demo_model_dir
 from duetto.engine.engine import Engine
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "reuse.md"
@@ -46,7 +52,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "longer"), default=list(PARTS))
     parser.add_argument("--shape", default="llama-3.2-1b", help="a shape, or a checkpoint")
     parser.add_argument("--quantization", choices=("none", "int8", "int4"), default="int8")
     parser.add_argument("--rounds", type=int, default=6, help="of ttft; the first does not count")
@@ -55,7 +61,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--question-len", type=int, default=32, help="tokens")
     parser.add_argument("--ratio", type=float, default=0.15, help="of ttft's hkvd and query")
     parser.add_argument("--num-first", type=int, default=16, help="of ttft's first")
-    parser.add_argument("--questions", type=int, default=2000, help="of quality")
+    parser.add_argument(
+        "--questions", type=int, default=2000, help="of quality; of longer: of each kind"
+    )
+    parser.add_argument("--sentences", type=int, nargs="+", default=[1, 2, 4], help="of longer")
+    parser.add_argument("--model", type=Path, help="of longer; by default the demo reader")
     parser.add_argument(
         "--ratios", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]
     )
@@ -83,6 +93,9 @@ def main() -> None:
         results |= ttft(options)
     if "quality" in options.parts:
         results["quality"] = quality(options.questions, options.ratios, options.query_rounds)
+    if "longer" in options.parts:
+        model = options.model or demo_model_dir()
+        results["longer"] = longer(model, options.questions, options.ratios, options.sentences)
     if "restart" in options.parts:
         result = restart(
             options.shape,

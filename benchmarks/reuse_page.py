@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from in_process import markdown_table
+from reuse_longer_page import longer_section, score_text
 
 Found = Mapping[str, Any]  # by part; for ttft by "ttft, model, quantization"
 
@@ -86,7 +87,7 @@ def _quality(result: Found) -> str:
         [
             row["name"],
             "" if row["curve"] is None and row["name"] != "none" else f"{row['share']:.0%}",
-            *[_score(row["scores"][kind]) for kind in kinds],
+            *[score_text(row["scores"][kind]) for kind in kinds],
         ]
         for row in result["rows"]
     ]
@@ -99,10 +100,6 @@ computed in its place. `documents(n)` does not mark the n documents that share t
 the question.
 
 {markdown_table(header, rows)}"""
-
-
-def _score(score: Found) -> str:
-    return f"{score['exact_match']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
 
 
 def _restart(result: Found) -> str:
@@ -127,7 +124,12 @@ start finds what the first one left on the disk: {result["disk_bytes"] / 2**20:.
 {markdown_table(header, rows)}"""
 
 
-SECTIONS = (("ttft", _ttft), ("quality", _quality), ("restart", _restart))
+SECTIONS = (
+    ("ttft", _ttft),
+    ("quality", _quality),
+    ("longer", longer_section),
+    ("restart", _restart),
+)
 
 
 def _picture(found: Found, file: Path) -> str | None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from reusing import Choice, Prompt, new_engine
@@ -18,6 +19,9 @@ from duetto.evals.worlds.prompt import DOCUMENT
 NUM_FIRST = (1, 2, 4, 6, 8)  # tokens of a document, which has about 14
 WHOLE_DOCUMENTS = (1, 2, 3)
 AT_ONCE = 64  # requests
+KV_CACHE_BYTES = 1 << 30  # so that no document is evicted before it is used
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,12 @@ class Question:
     item: Item
     prompt: Prompt
 
+    @property
+    def num_others(self) -> int:
+        """Tokens of all documents but the first."""
+        _, *others = self.prompt.documents
+        return sum(end - start for start, end in others)
+
     def request(self, name: str, variant: Variant, ends: frozenset[int]) -> Request:
         whole = _by_words(self.item.question.text, self.item.world.documents)
         return self.prompt.request(
@@ -62,6 +72,16 @@ class Question:
             ends=ends,
             unmarked=frozenset(whole[: variant.num_whole]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """`share` and `num_tokens`: of the documents' tokens, but for the first document's, those
+    that were computed in their place; means over questions."""
+
+    texts: tuple[str | None, ...]  # None: none came
+    share: float
+    num_tokens: float
 
 
 def variants(ratios: Sequence[float], query_rounds: Sequence[int]) -> list[Variant]:
@@ -81,39 +101,53 @@ def variants(ratios: Sequence[float], query_rounds: Sequence[int]) -> list[Varia
     ]
 
 
-def quality(
-    num_questions: int, ratios: Sequence[float], query_rounds: Sequence[int]
-) -> dict[str, Any]:
+def quality(num_questions: int, ratios: Sequence[float], query_rounds: Sequence[int]) -> Json:
     """All variants answer the same questions, shared evenly by their kinds."""
-    args = EngineArgs(max_num_seqs=AT_ONCE, kv_cache_memory_bytes=256 << 20)
-    built = build(demo_model_dir(), args)
+    reader = Reader(demo_model_dir())
     plan = EvalPlan(num_questions=num_questions)
-    items = draw_items(plan)
-    questions = [Question(item, _prompt(built, item)) for item in items]
-    rows = []
-    for variant in variants(ratios, query_rounds):
-        print(f"quality: {variant.name}", flush=True)
-        engine = new_engine(built, args, enable_prefix_caching=not variant.is_full)
-        answers, share = ask(built, engine, questions, variant)
-        counted = count_answers(plan, items, answers)
-        scores = {row.kind or "all_stated": row.score.as_json() for row in counted.rows}
-        rows.append(
-            {"name": variant.name, "curve": variant.curve, "share": share, "scores": scores}
-        )
-    lengths = [end - start for q in questions for start, end in q.prompt.documents]
+    questions = reader.questions(draw_items(plan))
+    chosen = variants(ratios, query_rounds)
     return {
         "num_questions": num_questions,
-        "model": built.name,
-        "mean_document_len": sum(lengths) / len(lengths),
-        "rows": rows,
+        "model": reader.built.name,
+        "mean_document_len": mean_document_len(questions),
+        "rows": [reader.row(plan, questions, variant) for variant in chosen],
     }
 
 
-def ask(
-    built: Built, engine: Engine, questions: Sequence[Question], variant: Variant
-) -> tuple[list[str | None], float]:
-    """The answers, None where there is none, and the mean share of the documents' tokens (but for
-    the first document's) that was computed in its place."""
+class Reader:
+    """A model that answers questions, in an engine of its own for each variant."""
+
+    def __init__(self, model: Path) -> None:
+        self._args = EngineArgs(max_num_seqs=AT_ONCE, kv_cache_memory_bytes=KV_CACHE_BYTES)
+        self.built = build(model, self._args)
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        return [Question(item, _prompt(self.built, item)) for item in items]
+
+    def row(self, plan: EvalPlan, questions: Sequence[Question], variant: Variant) -> Json:
+        """How many answers are right, by kind of question."""
+        print(f"quality: {variant.name}", flush=True)
+        is_cached = not variant.is_full
+        engine = new_engine(self.built, self._args, enable_prefix_caching=is_cached)
+        answered = ask(self.built, engine, questions, variant)
+        counted = count_answers(plan, [q.item for q in questions], answered.texts)
+        return {
+            "name": variant.name,
+            "curve": variant.curve,
+            "share": answered.share,
+            "num_tokens": answered.num_tokens,
+            "scores": {row.kind or "all_stated": row.score.as_json() for row in counted.rows},
+        }
+
+
+def mean_document_len(questions: Sequence[Question]) -> float:
+    lengths = [end - start for q in questions for start, end in q.prompt.documents]
+    return sum(lengths) / len(lengths)
+
+
+def ask(built: Built, engine: Engine, questions: Sequence[Question], variant: Variant) -> Answered:
+    """All of them, AT_ONCE at a time."""
     ends = built.codec.eos_token_ids
     requests = [q.request(str(n), variant, ends) for n, q in enumerate(questions)]
     tokens: list[list[int]] = [[] for _ in requests]
@@ -130,17 +164,13 @@ def ask(
     texts = [
         None if place in failed else built.codec.decode(ids) for place, ids in enumerate(tokens)
     ]
-    shares = [
-        _share(request, question) for request, question in zip(requests, questions, strict=True)
+    computed = [
+        question.num_others - sum(end - start for start, end in request.reused)
+        for request, question in zip(requests, questions, strict=True)
     ]
-    return texts, sum(shares) / len(shares)
-
-
-def _share(request: Request, question: Question) -> float:
-    """Of the tokens of all documents but the first."""
-    _, *others = question.prompt.documents
-    num_reused = sum(end - start for start, end in request.reused)
-    return 1 - num_reused / sum(end - start for start, end in others)
+    shares = [n / question.num_others for n, question in zip(computed, questions, strict=True)]
+    count = len(requests)
+    return Answered(tuple(texts), sum(shares) / count, sum(computed) / count)
 
 
 def _prompt(built: Built, item: Item) -> Prompt:
