@@ -32,7 +32,9 @@ from duetto.core.reuse_choice import (
 from duetto.core.shape import StepTime
 from duetto.core.speculation import FLAG, DraftModelOptions, SpeculativeConfig
 from duetto.demo import DEMO_MODELS, demo_model_dir
+from duetto.dialects.choose import choose_dialects
 from duetto.engine.engine import Engine
+from duetto.engine.speech import Speech
 from duetto.evals.reuse_verdicts import ReuseGate
 from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.drafting import SpeculationPrices
@@ -66,6 +68,7 @@ class Built:
     notes: tuple[str, ...]
     prices: HostPrices  # of its steps on this machine
     grammars: CompiledGrammars  # of its vocabulary
+    speech: Speech  # what its answers mean
 
 
 def build(
@@ -94,6 +97,7 @@ def build(
     notes += [codec.chat_note] if codec.chat_note else []
     companion = companion_of(args, model_config.context_length, codec)
     grammars = CompiledGrammars(codec.vocabulary)
+    speech = _speech(codec, args, grammars)
     with show_progress(f"loading {root.name}") as bar:
         loaded = load_model(
             root,
@@ -123,7 +127,20 @@ def build(
         notes=(*loaded.notes, *notes, *prices.notes),
         prices=prices,
         grammars=grammars,
+        speech=speech,
     )
+
+
+def _speech(codec: Tokenizer, args: EngineArgs, grammars: CompiledGrammars) -> Speech:
+    """Raises ConfigError for a parser that is not known."""
+    facts = codec.chat_template_facts(with_tools=True)
+    dialects = choose_dialects(
+        None if facts is None else facts.source,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
+    )
+    special = frozenset(token for token, is_special in codec.tokens().values() if is_special)
+    return Speech(dialects, special, grammars)
 
 
 def model_key(built: Built) -> str:

@@ -22,6 +22,7 @@ from duetto.core.batch import (
 from duetto.core.config import SchedulerConfig
 from duetto.core.executor import Done
 from duetto.engine.engine import Engine
+from duetto.engine.speech import Speech
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.http.serve import bind, make_server
@@ -97,11 +98,19 @@ def make_app(
     config: SchedulerConfig = CONFIG,
     codec: Any = CODEC,
     roof_time: Any = None,
+    speech: Speech = Speech(),  # noqa: B008  # frozen
     **settings: Any,
 ) -> tuple[Starlette, Engine]:
     engine = make_engine(executor, config)
     made = ServerSettings(served_model_name=MODEL, version="1.2.3", **settings)
-    app = create_app(engine=engine, codec=codec, config=config, settings=made, roof_time=roof_time)
+    app = create_app(
+        engine=engine,
+        codec=codec,
+        config=config,
+        settings=made,
+        roof_time=roof_time,
+        speech=speech,
+    )
     return app, engine
 
 

@@ -154,12 +154,12 @@ COMPLETIONS = [
 CHATS = [
     ("messages", {"messages": []}),
     ("messages", {"messages": "hi"}),
-    ("messages[0].role", {"messages": [{"role": "tool", "content": "x"}]}),
+    ("messages[0].tool_call_id", {"messages": [{"role": "tool", "content": "x"}]}),
     ("messages[0].content", {"messages": [{"role": "user"}]}),
     ("messages[0].content", {"messages": [{"role": "user", "content": None}]}),
     ("messages[0].content[0].type", {"messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "http://x"}}]}]}),
-    ("messages[1].tool_calls", {"messages": [
+    ("messages[1].tool_calls[0].id", {"messages": [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "tool_calls": [{}]}]}),
     ("messages[0].extra", {"messages": [{"role": "user", "content": "a", "extra": 1}]}),
@@ -171,7 +171,7 @@ CHATS = [
     ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
     ("top_logprobs", {"top_logprobs": 2}),
     ("logprobs", {"logprobs": 5}),
-    ("tools", {"tools": [{"type": "function"}]}),
+    ("tools[0].function", {"tools": [{"type": "function"}]}),
     ("tool_choice", {"tool_choice": "required"}),
     ("functions", {"functions": [{"name": "f"}]}),
     ("reasoning_effort", {"reasoning_effort": "low"}),
@@ -241,10 +241,14 @@ def test_a_missing_field_is_named(client, kind):
 @pytest.mark.parametrize(
     ("change", "accepted"),
     [
-        ({"messages": [{"role": "alien", "content": "a"}]}, "system, developer, user, assistant"),
+        (
+            {"messages": [{"role": "alien", "content": "a"}]},
+            "system, developer, user, assistant, tool",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "x", "text": "a"}]}]}, "text"),
         ({"service_tier": "flex"}, "auto, default"),
-        ({"tool_choice": "required"}, '"none", "auto"'),
+        ({"tool_choice": "any"}, "none, auto, required"),
+        ({"tools": [{"type": "web_search"}]}, "function"),
         ({"response_format": {"type": "xml"}}, "text, json_object, json_schema, structural_tag"),
     ],
 )
@@ -256,7 +260,7 @@ def test_a_value_that_is_not_supported_is_answered_with_those_that_are(client, c
 
 
 def test_what_is_not_supported_says_so(client):
-    for change in ({"tools": [{}]}, {"chat_template": "x"}, {"response_format": {"type": "x"}}):
+    for change in ({"functions": [{}]}, {"chat_template": "x"}, {"response_format": {"type": "x"}}):
         reply = client.post("/v1/chat/completions", json={**CHAT, **change})
         assert "not supported in this version" in reply.json()["error"]["message"]
         nothing = dict.fromkeys(change)
@@ -367,7 +371,12 @@ def test_a_body_beyond_the_limit_is_413_before_it_is_read(client):
         ("/tokenize", "add_generation_prompt", {"prompt": "a", "add_generation_prompt": False}),
         ("/tokenize", "continue_final_message", {"prompt": "a", "continue_final_message": True}),
         ("/tokenize", "messages", {"messages": []}),
-        ("/tokenize", "tools", {"prompt": "a", "tools": [{}]}),
+        ("/tokenize", "tools[0].type", {"prompt": "a", "tools": [{}]}),
+        (
+            "/tokenize",
+            "tools",
+            {"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},
+        ),
         ("/tokenize", "prompt", {"prompt": 5}),
         ("/detokenize", "tokens", {}),
         ("/detokenize", "tokens", {"tokens": [257]}),

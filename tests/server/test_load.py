@@ -268,7 +268,7 @@ def test_an_answer_of_any_length_ends_where_its_reply_would_be_too_large():
 
 
 def test_large_replies_together_are_bounded_and_small_ones_go_on(monkeypatch):
-    monkeypatch.setattr("duetto.server.app.LITTLE_REPLY_BYTES", 10_000)
+    monkeypatch.setattr("duetto.server.answering.LITTLE_REPLY_BYTES", 10_000)
     executor = SpeakingExecutor()
     app, _ = make_app(executor, max_replies_bytes=200_000)
     executor.gate.clear()

@@ -18,11 +18,12 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.reuse_choice import OFF, ReuseRules
 from duetto.demo import demo_model_dir
+from duetto.engine.speech import Speech
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
 from duetto.server.http.serve import listen
 from duetto.server.http.serve import serve as run
-from duetto.server.settings import ServerSettings
+from duetto.server.settings import STORED_BYTES, ServerSettings
 
 API_KEY_VARIABLE = "DUETTO_API_KEY"
 
@@ -42,6 +43,7 @@ def serve(
     sse_keep_alive_interval: float = 15.0,
     shutdown_timeout: float = 30.0,
     step_timeout_s: float | Literal["auto", "off"] = "auto",
+    store_responses: bool = True,
     reuse: str = OFF,
     allow_unmeasured_reuse: Annotated[bool, Parameter(negative="")] = False,
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info",
@@ -81,6 +83,8 @@ def serve(
     step_timeout_s
         Seconds that a step may take, after which the server ends with exit code 70, for a
         supervisor to start it again; auto is ten times what was predicted, and at least 10.
+    store_responses
+        Keep what /v1/responses answers in memory, so that clients may go on from it.
     reuse
         How texts are reused that callers mark as reusable (docs/api.md), where they do not choose
         themselves: off, or a method with its numbers, as first:16. This changes answers.
@@ -110,6 +114,7 @@ def serve(
         sse_keep_alive_s=sse_keep_alive_interval,
         shutdown_timeout_s=shutdown_timeout,
         step_timeout_s=step_timeout_s,
+        max_stored_bytes=STORED_BYTES if store_responses else 0,
     )
     with listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth) as listener:
         built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
@@ -132,6 +137,7 @@ def serve(
             settings=settings,
             roof_time=built.prices.roof_time,
             grammars=built.grammars,
+            speech=built.speech,
         )
         if not is_named:
             say_that_none_was_named()
@@ -154,6 +160,7 @@ def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) 
         f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
         *_drafts(model.max_drafts),
         *_reuse(settings.reuse),
+        *_speech(built.speech),
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)
@@ -170,6 +177,16 @@ def _reuse(rules: ReuseRules) -> list[str]:
     if rules.default is None:
         return []
     return [f"  reuse: {rules.default} of what callers mark as reusable; this changes answers"]
+
+
+def _speech(speech: Speech) -> list[str]:
+    calls, reasoning = speech.dialects
+    known = {
+        "calls of tools": None if calls is None else calls.name,
+        "reasoning": None if reasoning is None else reasoning.name,
+    }
+    told = [f"{what} as {name}" for what, name in known.items() if name is not None]
+    return [f"  answers are read: {', '.join(told)}"] if told else []
 
 
 def _kept_as(model: LoadedModel) -> str:

@@ -68,6 +68,12 @@ class EngineArgs:
     """Branch, tag or commit of a model on the hub; by default its main branch."""
     chat_template: str | None = None
     """A file with a Jinja template, instead of the checkpoint's own."""
+    tool_call_parser: str | None = None
+    """How this model writes calls of tools, as hermes or llama3_json; by default what its chat
+    template shows."""
+    reasoning_parser: str | None = None
+    """How this model marks its reasoning, as think or openai_gptoss; by default what its chat
+    template shows."""
     packed_cache: str = "auto"
     """Where quantized weights are kept for the next start; off for nowhere."""
     speculative_config: str | dict[str, Any] | list[Any] | None = None

@@ -19,13 +19,15 @@ from starlette.routing import Route
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
-from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import GrammarMaker
 from duetto.core.text import TextCodec, bytes_in_place
+from duetto.engine.speech import Speech
 from duetto.engine.thread import SteppedEngine
+from duetto.server.answering import Answering
 from duetto.server.apis.asked import AskedChat, AskedPrompts
 from duetto.server.apis.chat import read_chat
 from duetto.server.apis.chunks import ChunkTranslator
+from duetto.server.apis.error_shapes import reply_in_shape
 from duetto.server.apis.prompts import split_prompts
 from duetto.server.apis.protocol import (
     ChatRequest,
@@ -37,21 +39,17 @@ from duetto.server.apis.protocol import (
 )
 from duetto.server.apis.reading import decode
 from duetto.server.apis.replies import Envelope
-from duetto.server.apis.sampling import check_lists, check_step_entries, completion_asked
+from duetto.server.apis.sampling import check_lists, completion_asked
 from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
 from duetto.server.apis.translator import Translator
 from duetto.server.cache_api import CacheApi
-from duetto.server.door import Door, Job, RequestHead
-from duetto.server.exchange import CLIENT_GONE, EventStream, Exchange
+from duetto.server.door import Job, RequestHead
+from duetto.server.exchange import CLIENT_GONE
 from duetto.server.http.body import body_of
-from duetto.server.http.byte_budget import ByteBudget, Held
 from duetto.server.http.errors import (
     ApiError,
-    error_response,
-    invalid,
     json_response,
     refused,
-    unknown_model,
 )
 from duetto.server.http.json_parts import Json, PartsResponse, json_parts, packed
 from duetto.server.http.middleware import HostGuard, KeyGuard, RequestFrame
@@ -60,16 +58,17 @@ from duetto.server.http.paths import on_http_exception
 from duetto.server.http.places import client_of
 from duetto.server.http.presence import while_connected
 from duetto.server.http.text_work import TextWork
+from duetto.server.messages_api import MessagesApi
 from duetto.server.observe.journal import Journal
 from duetto.server.observe.metrics import Metrics
 from duetto.server.observe.questions import Questions
 from duetto.server.observe.timeline import RoofTime
 from duetto.server.relay import Relay
+from duetto.server.responses_api import ResponsesApi
 from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-LITTLE_REPLY_BYTES = 2**20
 TOKEN_BYTES = 16  # roughly a token's id and text in a reply of /tokenize
 
 
@@ -81,18 +80,20 @@ def create_app(
     settings: ServerSettings,
     roof_time: RoofTime | None = None,
     grammars: GrammarMaker | None = None,
+    speech: Speech = Speech(),  # noqa: B008  # frozen
 ) -> Starlette:
     """An ASGI application that serves one model; the engine's thread lives as long as it does.
 
     The engine must use `time.monotonic` as its clock. `app.state.relay` shows what is
     running, `app.state.replies` how many bytes replies could take.
-    `roof_time` is what a step would take if it reached the roof of this machine; `grammars` makes
-    those of structured outputs.
+    `speech` tells what the model's answers mean; `roof_time` what a step would take if it reached
+    the roof of this machine; `grammars` makes those of structured outputs.
     """
     metrics = Metrics(settings, config)
     relay = Relay(engine, config, settings, metrics)
     work = TextWork(settings.max_held_bytes)
-    api = Api(codec, config, settings, relay, metrics, work, grammars)
+    answering = Answering(codec, config, settings, relay, work, grammars, speech)
+    apis = (Api(answering, metrics), MessagesApi(answering), ResponsesApi(answering))
     cache = CacheApi(codec, config, settings, relay, metrics, work)
     questions = Questions(relay, settings, roof_time)
 
@@ -105,7 +106,11 @@ def create_app(
             await relay.stop()
             work.stop()
 
-    routes = [*api.routes(), *cache.routes(), *questions.routes()]
+    routes = [
+        *(route for api in apis for route in api.routes()),
+        *cache.routes(),
+        *questions.routes(),
+    ]
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -121,7 +126,7 @@ def create_app(
     )
     app.router.redirect_slashes = False  # an unknown path is an error, not a guess
     app.state.relay = relay
-    app.state.replies = api.replies
+    app.state.replies = answering.replies
     return app
 
 
@@ -133,7 +138,7 @@ def _middleware(
     frame = Middleware(RequestFrame, metrics, journal, handlers)
     guards = [Middleware(HostGuard)] if settings.only_local_hosts else []
     if settings.api_keys:
-        guards.append(Middleware(KeyGuard, settings.api_keys))
+        guards.append(Middleware(KeyGuard, settings.api_keys, reply_in_shape))
     else:
         guards.append(Middleware(OriginGuard, origins))
     return [frame, origins.cors(), *guards]
@@ -142,26 +147,14 @@ def _middleware(
 class Api:
     """The handlers, one method each."""
 
-    def __init__(
-        self,
-        codec: TextCodec,
-        config: SchedulerConfig,
-        settings: ServerSettings,
-        relay: Relay,
-        metrics: Metrics,
-        work: TextWork,
-        grammars: GrammarMaker | None,
-    ) -> None:
-        self._codec = codec
-        self._config = config
-        self._settings = settings
-        self._relay = relay
+    def __init__(self, answering: Answering, metrics: Metrics) -> None:
+        self._answering = answering
+        self._codec = answering.codec
+        self._config = answering.config
+        self._settings = answering.settings
+        self._relay = answering.relay
+        self._work = answering.work
         self._metrics = metrics
-        self._work = work
-        self.replies = ByteBudget(
-            settings.max_replies_bytes, LITTLE_REPLY_BYTES, "large replies are being made and read"
-        )
-        self._door = Door(codec, config, settings, work, relay.clock, grammars)
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -180,37 +173,22 @@ class Api:
         ]
 
     async def completions(self, request: Request) -> Response:
-        async with body_of(request, self._settings, self._work) as body:
-            wire, asked = await self._work.read(lambda: self._read_completion(body), len(body))
-            num_answers = self._checked_fan(len(asked.prompts), asked.asked.sampling)
-            with self._relay.reserved(num_answers, client_of(request.scope)):
-                arrival = self._arrival(request, len(body))
-                job = await while_connected(request, self._door.completion(asked, arrival))
-                held = self.replies.hold(job.reply_bytes)
-                shape = CompletionShape(wire, job, self._codec)
-                translator = self._translator(wire, job, shape, arrival)
-                scores_only = wire.max_tokens == 0
-                exchange = self._submit(job, translator, arrival, only_prompt=scores_only)
-        return await self._reply(wire.stream, exchange, held, request)
+        return await self._answering.answer(
+            request,
+            self._read_completion,
+            self._completion_chunks,
+            only_prompt=lambda asked: asked.body.max_tokens == 0,
+        )
 
     async def chat_completions(self, request: Request) -> Response:
-        async with body_of(request, self._settings, self._work) as body:
-            wire, conversation = await self._work.read(lambda: self._read_chat(body), len(body))
-            num_answers = self._checked_fan(1, conversation.asked.sampling)
-            with self._relay.reserved(num_answers, client_of(request.scope)):
-                arrival = self._arrival(request, len(body))
-                job = await while_connected(request, self._door.chat(conversation, arrival))
-                held = self.replies.hold(job.reply_bytes)
-                shape = ChatShape(wire, job, self._codec)
-                exchange = self._submit(job, self._translator(wire, job, shape, arrival), arrival)
-        return await self._reply(wire.stream, exchange, held, request)
+        return await self._answering.answer(request, self._read_chat, self._chat_chunks)
 
     async def tokenize(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
             with self._relay.reserved(1, client_of(request.scope)):
                 wire = await self._work.read(lambda: decode(body, TokenizeRequest), len(body))
-                self._check_model(wire.model)
-                door = self._door.tokenize(wire, len(body))
+                self._answering.check_model(wire.model)
+                door = self._answering.door.tokenize(wire, len(body))
                 tokens = [*(await while_connected(request, door)).token_ids]
 
         def reply() -> list[bytes]:
@@ -230,8 +208,8 @@ class Api:
         async with body_of(request, self._settings, self._work) as body:
             with self._relay.reserved(1, client_of(request.scope)):
                 wire = await self._work.read(lambda: decode(body, DetokenizeRequest), len(body))
-                self._check_model(wire.model)
-                door = self._door.detokenize(wire.tokens, len(body))
+                self._answering.check_model(wire.model)
+                door = self._answering.door.detokenize(wire.tokens, len(body))
                 text = await while_connected(request, door)
         parts = await self._work.reply(lambda: packed(json_parts({"prompt": text})), len(text))
         return PartsResponse(parts)
@@ -240,7 +218,7 @@ class Api:
         return json_response({"object": "list", "data": [self._model_card()]})
 
     async def model(self, request: Request) -> Response:
-        self._check_model(request.path_params["id"])
+        self._answering.check_model(request.path_params["id"])
         return json_response(self._model_card())
 
     async def health(self, _: Request) -> Response:
@@ -258,54 +236,33 @@ class Api:
 
     # --- steps of a request ----------------------------------------------------------------------
 
-    def _read_completion(self, body: bytes) -> tuple[CompletionRequest, AskedPrompts]:
+    def _read_completion(self, body: bytes) -> AskedPrompts:
         """Runs on any thread."""
         wire = decode(body, CompletionRequest)
-        self._check_model(wire.model)
+        self._answering.check_model(wire.model)
         check_lists(wire, self._codec.vocab_size)
-        asked = completion_asked(wire, self._settings.default_sampling)
-        prompts = AskedPrompts(
-            asked=asked,
+        return AskedPrompts(
+            asked=completion_asked(wire, self._settings.default_sampling),
             prompts=split_prompts(wire.prompt, self._config, self._settings.max_answers),
+            body=wire,
             add_special_tokens=wire.add_special_tokens is not False,
             echo=bool(wire.echo),
             echo_tokens=wire.logprobs is not None,
         )
-        return wire, prompts
 
-    def _read_chat(self, body: bytes) -> tuple[ChatRequest, AskedChat]:
+    def _read_chat(self, body: bytes) -> AskedChat:
         """Runs on any thread."""
         wire = decode(body, ChatRequest)
-        self._check_model(wire.model)
+        self._answering.check_model(wire.model)
         check_lists(wire, self._codec.vocab_size)
-        return wire, read_chat(wire, self._settings.default_sampling)
+        return read_chat(wire, self._settings.default_sampling)
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._settings.served_model_name:
-            raise unknown_model(name, self._settings.served_model_name)
+    def _completion_chunks(self, asked: AskedPrompts, job: Job, arrival: RequestHead) -> Translator:
+        shape = CompletionShape(asked.body, job, self._codec)
+        return self._translator(asked.body, job, shape, arrival)
 
-    def _checked_fan(self, num_prompts: int, sampling: SamplingParams) -> int:
-        """How many requests of the engine this is; refused if they could never be held at once."""
-        asked, field = num_prompts * sampling.n, "n" if sampling.n > 1 else "prompt"
-        what = f"{num_prompts} prompts with n={sampling.n} ask for {asked} answers"
-        if asked > self._settings.max_answers:
-            raise invalid(field, f"{what}; at most {self._settings.max_answers} per request")
-        running, queued = self._config.max_num_seqs, self._settings.max_num_queued_reqs
-        if asked > running + queued:
-            raise invalid(
-                field,
-                f"{what}; this server holds at most {running + queued}: {running} that run and "
-                f"{queued} that wait (--max-num-seqs, --max-num-queued-reqs)",
-            )
-        check_step_entries(sampling, min(asked, running))
-        return asked
-
-    def _arrival(self, request: Request, num_bytes: int) -> RequestHead:
-        state = request.scope["state"]
-        tenant = state.get("tenant", b"")
-        own = state["request_id"]
-        name = self._relay.history.claim(tenant, state["request_label"], own)
-        return RequestHead(own, num_bytes, tenant, name, client_of(request.scope))
+    def _chat_chunks(self, asked: AskedChat, job: Job, arrival: RequestHead) -> Translator:
+        return self._translator(asked.body, job, ChatShape(asked.body, job, self._codec), arrival)
 
     def _translator(
         self, wire: SamplingRequest, job: Job, shape: ReplyShape, arrival: RequestHead
@@ -327,25 +284,6 @@ class Api:
             return_token_ids=bool(wire.return_token_ids),
         )
 
-    def _submit(
-        self, job: Job, translator: Translator, arrival: RequestHead, *, only_prompt: bool = False
-    ) -> Exchange:
-        return Exchange(
-            job,
-            self._relay.submit(job.requests, arrival.name),
-            translator,
-            clock=self._relay.clock,
-            only_prompt=only_prompt,
-            tells_other_salts=self._settings.only_local_hosts,
-        )
-
-    async def _reply(
-        self, streams: bool | None, exchange: Exchange, held: Held, request: Request
-    ) -> Response:
-        if streams:
-            return EventStream(exchange, self._relay, self._settings.sse_keep_alive_s)
-        return await exchange.reply(self._relay, request.receive, self._work, held.release)
-
     def _model_card(self) -> Json:
         name = self._settings.served_model_name
         return {
@@ -364,17 +302,17 @@ class Api:
         }
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
-    return error_response(error)
+    return reply_in_shape(request.scope["path"], error)
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> Response:
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
     """What a codec refuses: a template that raises, a text that has no ids."""
     if not isinstance(error, InvalidRequest):
         raise error
-    return error_response(refused(error, {}))
+    return reply_in_shape(request.scope["path"], refused(error, {}))
 
 
 async def _on_disconnect(_: Request, error: Exception) -> Response:

@@ -16,9 +16,11 @@ from duetto.core.reuse_choice import ReuseAsked, ReuseChoice
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar, GrammarMaker
 from duetto.core.text import TextCodec
+from duetto.dialects.pieces import AnswerParser
 from duetto.engine.intake import encode_bad_words, make_request
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
-from duetto.server.apis.asked import Asked, AskedChat, AskedPrompts
+from duetto.engine.speech import AnswerReading, Speech
+from duetto.server.apis.asked import Asked, AskedChat, AskedPrompts, ChatPrompt
 from duetto.server.apis.chat import chat_prompt, check_text_or_chat
 from duetto.server.apis.echo import Echo, echo_of_ids, echo_of_text
 from duetto.server.apis.prompts import GivenPrompt
@@ -30,6 +32,7 @@ from duetto.server.rendering import render
 from duetto.server.settings import ServerSettings
 
 MAX_SALT_CHARS = 128
+MESSAGES = {"prompt": "messages"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Job:
     sampling: SamplingParams
     size: ReplySize
     reply_bytes: int  # that the reply could take, if it is not streamed
+    make_parser: Callable[[], AnswerParser] | None = None  # of each answer; None: it is all content
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,10 @@ class Door:
         work: TextWork,
         clock: Callable[[], float],
         grammars: GrammarMaker | None = None,
+        speech: Speech = Speech(),  # noqa: B008  # frozen
     ) -> None:
         """`clock` must be the engine's own; without `grammars` no answer can be constrained."""
+        self._speech = speech
         self._work = work
         self._codec = codec
         self._config = config
@@ -110,9 +116,19 @@ class Door:
         def build() -> Job:
             with _naming(asked.names):
                 chat = render(self._codec, conversation.prompt)
+                reading = self._reading(conversation, chat.text)
             given, why = chat.segments or chat.text, chat.refusal
             prompt = self._encode(asked, given, choice, add_special=add_special, refusal=why)
-            return self._draft(asked, [prompt], arrival)
+            if reading is None:
+                return self._draft(asked, [prompt], arrival)
+            sampling = asked.sampling
+            if reading.needs_special:
+                sampling = replace(sampling, skip_special_tokens=False)
+            with _naming(asked.names):
+                grammar = self._call_grammar(conversation, chat.text, arrival.tenant)
+            asked_so = replace(asked, sampling=sampling)
+            job = self._draft(asked_so, [prompt], arrival, grammar)
+            return replace(job, make_parser=reading.make_parser)
 
         return self._accept(await self._work.chat(build, arrival.num_bytes))
 
@@ -124,10 +140,15 @@ class Door:
             add_special = request.add_special_tokens is not False
             encode = partial(self._ids, text, add_special=add_special)
             return await self._work.text(encode, num_bytes)
-        prompt = chat_prompt(request)
+        return await self.tokenize_chat(chat_prompt(request), num_bytes)
+
+    async def tokenize_chat(
+        self, prompt: ChatPrompt, num_bytes: int, names: Mapping[str, str] = MESSAGES
+    ) -> SegmentedIds:
+        """Raises ApiError 400, naming the field in the caller's words."""
 
         def build() -> SegmentedIds:
-            with _naming({"prompt": "messages"}):
+            with _naming(names):
                 chat = render(self._codec, prompt)
                 given = chat.segments or chat.text
                 return self._ids(given, add_special=prompt.add_special_tokens)
@@ -158,6 +179,10 @@ class Door:
             self._num_accepted += 1
             requests += fan_out(replace(request, arrival_time=now, seed=seed))
         return replace(draft, requests=tuple(requests))
+
+    def _reading(self, conversation: AskedChat, prompt: str) -> AnswerReading | None:
+        reads_reasoning = conversation.reads_reasoning
+        return self._speech.reading(conversation.tools, prompt, reads_reasoning=reads_reasoning)
 
     # --- these run on any thread ---------------------------------------------------------------
 
@@ -240,8 +265,11 @@ class Door:
         asked: Asked,
         prompts: list[EncodedPrompt],
         arrival: RequestHead,
+        grammar: Grammar | None = None,
     ) -> Job:
-        """One request per prompt; what depends on the order of requests is still missing."""
+        """One request per prompt; what depends on the order of requests is still missing.
+
+        `grammar` is of calls; without one it is that of the structured outputs."""
         sampling = asked.sampling
         salt = arrival.tenant + checked_salt(asked.cache_salt)
         size = ReplySize.of(asked, self._max_reply_bytes)
@@ -250,7 +278,7 @@ class Door:
         with _naming(asked.names):
             self._config.check_priority(asked.priority)
             bad_word_ids = encode_bad_words(sampling.bad_words, self._codec)
-            grammar = self._grammar(sampling, arrival.tenant)
+            grammar = grammar or self._grammar(sampling, arrival.tenant)
             requests = [
                 make_request(
                     prompt.token_ids,
@@ -274,6 +302,15 @@ class Door:
             num_scored = sum(r.num_prompt_tokens for r in requests)
             raise too_large(asked, size, num_bytes, num_scored)
         return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)
+
+    def _call_grammar(self, chat: AskedChat, prompt: str, tenant: bytes) -> Grammar | None:
+        """None: any text, or the structured output that is asked for."""
+        if chat.tools is None:
+            return None
+        output = chat.asked.sampling.structured_outputs
+        if chat.asked.sampling.ignore_eos and not chat.tools.is_required:
+            return None  # who measures speed wants the tokens, whatever they say
+        return self._speech.grammar(chat.tools, prompt, tenant, output)
 
     def _grammar(self, sampling: SamplingParams, tenant: bytes) -> Grammar | None:
         asked = sampling.structured_outputs

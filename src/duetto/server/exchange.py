@@ -47,6 +47,7 @@ class _Choice:
     tokens: list[SampledToken] = field(default_factory=list)
     scored: list[TokenLogprob] = field(default_factory=list)
     final: RequestUpdate | None = None
+    steps: list[tuple[str, int]] = field(default_factory=list)  # if the answer is parsed
 
 
 class Exchange:
@@ -116,6 +117,8 @@ class Exchange:
         self.check(delta)
         text, tokens = self._count(delta)
         choice.texts.append(text)
+        if self._job.make_parser is not None:
+            choice.steps += [(step.text, len(step.tokens)) for step in delta.steps()]
         choice.tokens += tokens
         choice.scored += delta.prompt_logprobs
         choice.final = delta.final
@@ -126,7 +129,9 @@ class Exchange:
             # It was complete when the last of all choices was: no reader was waited for.
             ending = None if choice.final is None else self._ending(index, choice.final, 0.0)
             text = "".join(choice.texts)
-            answers.append(WholeAnswer(index, text, choice.tokens, choice.scored, ending))
+            answers.append(
+                WholeAnswer(index, text, choice.tokens, choice.scored, ending, choice.steps)
+            )
         return self.translator.whole(answers, self.usage())
 
     # --- streamed --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from duetto.engine.watchdog import StepTimeout
 from duetto.server.http.origins import Origins
 
 DAY_S = 86_400.0
+STORED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class ServerSettings:
     max_reply_bytes: int = 128 * 2**20  # that one reply could take which is not streamed
     max_replies_bytes: int = 2**30  # that all of them could take together
     max_pending_bytes: int = 64 * 1024  # of one stream whose client takes nothing
+    max_stored_bytes: int = STORED_BYTES  # of responses that can be asked for again; 0: none are
+    stored_ttl_s: float = 30 * DAY_S
     sse_keep_alive_s: float = 15.0  # a comment is sent into a stream that was silent this long
     body_timeout_s: float = 30.0
     step_timeout_s: StepTimeout = "auto"  # of one step, after which the engine counts as hung

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from duetto.core.sampling_params import SamplingParams
+from duetto.engine.tool_rules import ToolRules
 from duetto.server.apis.prompts import GivenPrompt
 
 
@@ -42,20 +43,10 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolRules:
-    """What an answer may call, and whether it must."""
-
-    tools: Sequence[Mapping[str, Any]]  # as the template is given them
-    is_required: bool = False
-    only: str | None = None  # the one tool that may be called
-    strict: frozenset[str] = frozenset()  # tools whose arguments must follow their schema
-    parallel: bool = True  # more than one call in an answer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AskedChat:
     asked: Asked
     prompt: ChatPrompt
+    body: Any = None  # as it was read: what the translator repeats of it
     tools: ToolRules | None = None  # None: calls are neither made nor looked for
     reads_reasoning: bool = True  # it is told apart from content
 
@@ -66,6 +57,7 @@ class AskedPrompts:
 
     asked: Asked
     prompts: Sequence[GivenPrompt]
+    body: Any = None  # as it was read: what the translator repeats of it
     add_special_tokens: bool = True
     echo: bool = False  # each answer begins with its prompt ...
     echo_tokens: bool = False  # ... and shows where each of its tokens begins

@@ -52,14 +52,14 @@ class ChunkTranslator:
         choice = self._shape.delta(step) | self._ids(step.tokens)
         if step.ending is None:
             return self._event(self._envelope.around([choice | NOT_ENDED]), usage)
-        choice |= _finish(step.ending)
+        choice |= self._finish(step.choice, step.ending)
         chunk = self._envelope.around([choice], timings=step.ending.timings)
         return self._event(chunk, usage)
 
     def closing(self, usage: Usage) -> bytes:
         if not self._options.include_usage:
             return DONE
-        return data_event(self._envelope.around([], usage=usage_body(usage))) + DONE
+        return data_event(self._envelope.around([], usage=self._usage(usage))) + DONE
 
     def failed(self, error: ApiError) -> bytes:
         return data_event(error.body) + DONE
@@ -71,22 +71,25 @@ class ChunkTranslator:
             first = answer.choice - answer.choice % self._num_per_prompt
             body = self._shape.complete(answer._replace(scored=answers[first].scored))
             if answer.ending is not None:
-                body |= _finish(answer.ending)
+                body |= self._finish(answer.choice, answer.ending)
                 (more if is_single else body)["timings"] = answer.ending.timings
             bodies.append(body | self._ids(answer.tokens))
         return self._envelope.around(
-            bodies, usage=usage_body(usage), service_tier=None, kv_transfer_params=None, **more
+            bodies, usage=self._usage(usage), service_tier=None, kv_transfer_params=None, **more
         )
 
     def _event(self, chunk: Json, usage: Callable[[], Usage]) -> bytes:
         if self._options.include_usage:  # OpenAI's is null in every chunk but the last
             each = self._options.continuous_usage_stats
-            chunk["usage"] = usage_body(usage()) if each else None
+            chunk["usage"] = self._usage(usage()) if each else None
         return data_event(chunk)
+
+    def _finish(self, choice: int, ending: Ending) -> Json:
+        reason = self._shape.finish_reason(choice, ending.reason)
+        return {"finish_reason": reason, "stop_reason": ending.stop_reason}
+
+    def _usage(self, usage: Usage) -> Json:
+        return usage_body(usage, self._shape.num_reasoning)
 
     def _ids(self, tokens: Sequence[SampledToken]) -> Json:
         return {"token_ids": [t.token_id for t in tokens] if self._return_token_ids else None}
-
-
-def _finish(ending: Ending) -> Json:
-    return {"finish_reason": ending.reason, "stop_reason": ending.stop_reason}

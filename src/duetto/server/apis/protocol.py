@@ -11,10 +11,11 @@ from msgspec import Meta, Raw, Struct
 from duetto.server.apis.accepted import ABSENT, Only
 from duetto.server.apis.structured import ResponseFormat, Schema, StructuredOutputs
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 ServiceTier = Literal["auto", "default"]
 Label = str | None  # for the caller's own books; by definition it changes nothing
 MAX_MESSAGES = 5000  # and parts of one; beyond, a body costs more to read than a model would take
+MAX_TOOLS = 512
 MAX_DETOKENIZED = 2**18
 
 
@@ -254,20 +255,72 @@ class TextPart(Struct, forbid_unknown_fields=True):
         return {"type": self.type, "text": self.text, **marked}
 
 
+class CalledFunction(Struct, forbid_unknown_fields=True):
+    name: str
+    arguments: str  # JSON, as the model wrote it
+
+
+class ToolCall(Struct, forbid_unknown_fields=True):
+    """A call that an assistant's message made."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+    index: Raw = ABSENT  # of streams; the order says it
+    provider_specific_fields: Raw = ABSENT
+    extra_content: Raw = ABSENT
+
+    def shown(self) -> dict[str, Any]:
+        called = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": self.type, "function": called}
+
+
+class Function(Struct, forbid_unknown_fields=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema
+    strict: bool | None = None
+
+
+class Tool(Struct, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: Function
+    cache_control: Raw = ABSENT
+
+    def shown(self) -> dict[str, Any]:
+        """What a chat template is given."""
+        given = {
+            "name": self.function.name,
+            "description": self.function.description,
+            "parameters": self.function.parameters,
+        }
+        named = {name: value for name, value in given.items() if value is not None}
+        return {"type": self.type, "function": named}
+
+
+class NamedFunction(Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedTool(Struct, forbid_unknown_fields=True):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class Message(Struct, forbid_unknown_fields=True):
     role: Role
-    content: str | Annotated[list[TextPart], Meta(max_length=MAX_MESSAGES)]
+    content: str | Annotated[list[TextPart], Meta(max_length=MAX_MESSAGES)] | None = None
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_MESSAGES)] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
     # What clients write into an assistant's message that is sent back.
-    tool_calls: Annotated[Raw, Only([])] = ABSENT
     function_call: Annotated[Raw, Only()] = ABSENT
-    tool_call_id: Annotated[Raw, Only("")] = ABSENT
     audio: Annotated[Raw, Only()] = ABSENT
     images: Annotated[Raw, Only([])] = ABSENT
     annotations: Annotated[Raw, Only([])] = ABSENT
     refusal: Annotated[Raw, Only("")] = ABSENT
-    reasoning: Annotated[Raw, Only("")] = ABSENT
-    reasoning_content: Annotated[Raw, Only("")] = ABSENT
     reasoning_details: Annotated[Raw, Only([])] = ABSENT
     thinking_blocks: Annotated[Raw, Only([])] = ABSENT
     parsed: Annotated[Raw, Only()] = ABSENT
@@ -286,21 +339,34 @@ class Message(Struct, forbid_unknown_fields=True):
 
     def shown(self) -> dict[str, Any]:
         """What a chat template is given, and marks: what changes nothing is not there."""
-        content: str | list[dict[str, str]] = (
-            self.content
-            if isinstance(self.content, str)
-            else [part.shown() for part in self.content]
+        content: str | list[dict[str, str]] | None = (
+            [part.shown() for part in self.content]
+            if isinstance(self.content, list)
+            else self.content
         )
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "content": content, **named}
+        more = {
+            "name": self.name,
+            "tool_calls": [call.shown() for call in self.tool_calls or ()] or None,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content or self.reasoning or None,
+        }
+        given = {name: value for name, value in more.items() if value is not None}
+        return {"role": self.role, "content": content, **given}
 
 
 Messages = Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
 Documents = Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
 
 
+Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
+
+
 class ChatRequest(SamplingRequest, kw_only=True):
     messages: Messages
+    tools: Tools | None = None  # type: ignore[assignment]  # which completions refuse
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None  # type: ignore[assignment]
+    parallel_tool_calls: bool | None = None  # type: ignore[assignment]
+    include_reasoning: bool | None = None  # type: ignore[assignment]
     documents: Documents | None = None  # type: ignore[assignment]  # which completions refuse
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
@@ -318,6 +384,7 @@ class TokenizeRequest(Features, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    tools: Tools | None = None  # type: ignore[assignment]  # which completions refuse
     documents: Documents | None = None  # type: ignore[assignment]  # which completions refuse
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None

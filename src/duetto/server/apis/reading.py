@@ -6,14 +6,16 @@ then what the parser met first. Runs on any thread.
 
 import re
 from difflib import get_close_matches
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 
 from duetto.server.apis.accepted import ABSENT, NOT_SUPPORTED, Only, limited, refusals, unread
 from duetto.server.apis.protocol import (
+    CalledFunction,
     ChatRequest,
     CompletionRequest,
+    Function,
     Message,
     Role,
     SamplingRequest,
@@ -21,6 +23,8 @@ from duetto.server.apis.protocol import (
     ServiceTier,
     StreamOptions,
     TextPart,
+    Tool,
+    ToolCall,
     WireSegment,
 )
 from duetto.server.apis.structured import JsonSchemaFormat, ResponseFormat, StructuredOutputs
@@ -40,14 +44,24 @@ _TOKEN_ID = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _CHOICES = {
     "role": get_args(Role),
     "service_tier": get_args(ServiceTier),
-    "type": ("text",),
-    "response_format.type": ("text", "json_object", "json_schema", "structural_tag"),
     "cache": ("reusable",),
+    "tool_choice": ("none", "auto", "required"),
+}
+# The same, where it depends on what the field is in; without indexes.
+_TYPES = {
+    "messages[].content[].type": ("text",),
+    "tools[].type": ("function",),
+    "messages[].tool_calls[].type": ("function",),
+    "response_format.type": ("text", "json_object", "json_schema", "structural_tag"),
 }
 # The structs within bodies, by their path without indexes.
 _INNER: dict[str, type[msgspec.Struct]] = {
     "messages[]": Message,
     "messages[].content[]": TextPart,
+    "messages[].tool_calls[]": ToolCall,
+    "messages[].tool_calls[].function": CalledFunction,
+    "tools[]": Tool,
+    "tools[].function": Function,
     "prompt": SegmentedPrompt,
     "prompt[]": SegmentedPrompt,
     "prompt.segments[]": WireSegment,
@@ -70,7 +84,6 @@ class _Format(msgspec.Struct):
 class _Said(msgspec.Struct):
     """Of a message, what a client may have been after; before its content, which it may lack."""
 
-    tool_calls: Annotated[msgspec.Raw, Only([])] = ABSENT
     function_call: Annotated[msgspec.Raw, Only()] = ABSENT
     audio: Annotated[msgspec.Raw, Only()] = ABSENT
 
@@ -133,11 +146,21 @@ def _without_nulls(value: msgspec.Raw, kind: type, path: str = "") -> msgspec.Ra
     return msgspec.Raw(msgspec.json.encode(kept))
 
 
-def _check_messages(messages: list[Message]) -> None:
+def _check_messages(messages: list[Any]) -> None:
+    """What chat's own messages cannot be. Those of other APIs are their parsers' to read."""
     for index, message in enumerate(messages):
+        if not isinstance(message, Message):
+            return
         for refusal in refusals(message, Message, f"messages[{index}]."):
             raise refusal
-        for at, part in enumerate(() if isinstance(message.content, str) else message.content):
+        if message.content is None and not message.tool_calls:
+            raise invalid(f"messages[{index}].content", "is required")
+        if message.tool_calls and message.role != "assistant":
+            raise invalid(f"messages[{index}].tool_calls", "belong into an assistant's message")
+        if message.role == "tool" and not message.tool_call_id:
+            raise invalid(f"messages[{index}].tool_call_id", "is required")
+        parts = message.content if isinstance(message.content, list) else []
+        for at, part in enumerate(parts):
             for refusal in refusals(part, TextPart, f"messages[{index}].content[{at}]."):
                 raise refusal
 
@@ -199,7 +222,8 @@ def _explain(message: str, body: bytes, into: type) -> ApiError:
         reason = NOT_SUPPORTED
     elif named := _VALUE.match(reason):
         reason = f"{cut(named.group(1))} {NOT_SUPPORTED}"
-        if choices := _CHOICES.get(path) or _CHOICES.get(path.rpartition(".")[2]):
+        place = re.sub(r"\[[0-9]+\]", "[]", path)
+        if choices := _TYPES.get(place) or _CHOICES.get(path.rpartition(".")[2]):
             reason += f"; accepted: {', '.join(choices)}"
     reason = reason.replace("`", "")
     return invalid(path or None, reason if path else f"the body: {reason}")

@@ -39,22 +39,21 @@ class Envelope:
         }
 
 
-def usage_body(usage: Usage) -> Json:
-    """`completion_tokens_details` is there if drafts ran, under OpenAI's names."""
+def usage_body(usage: Usage, num_reasoning: int = 0) -> Json:
+    """`completion_tokens_details` is there if drafts ran or it reasoned, under OpenAI's names."""
     shown = {
         "prompt_tokens": usage.num_prompt,
         "completion_tokens": usage.num_output,
         "total_tokens": usage.num_prompt + usage.num_output,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached},
     }
-    drafts = usage.drafts
-    if not drafts.num_proposed:
-        return shown
-    details = {
-        "accepted_prediction_tokens": drafts.num_accepted,
-        "rejected_prediction_tokens": drafts.num_proposed - drafts.num_accepted,
-    }
-    return {**shown, "completion_tokens_details": details}
+    drafts, details = usage.drafts, Json()
+    if num_reasoning:
+        details["reasoning_tokens"] = num_reasoning
+    if drafts.num_proposed:
+        details["accepted_prediction_tokens"] = drafts.num_accepted
+        details["rejected_prediction_tokens"] = drafts.num_proposed - drafts.num_accepted
+    return {**shown, "completion_tokens_details": details} if details else shown
 
 
 def timings(

@@ -6,6 +6,7 @@ from typing import Any
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import StructuredOutputsParams
 from duetto.server.apis.asked import Asked
 from duetto.server.apis.protocol import (
     ChatRequest,
@@ -146,3 +147,15 @@ def _asked(request: SamplingRequest, params: dict[str, Any], names: Mapping[str,
         scored_by=_scored_by(request),
         names=names,
     )
+
+
+def json_object_output() -> StructuredOutputsParams:
+    return StructuredOutputsParams(json_object=True)
+
+
+def json_schema_output(schema: Mapping[str, Any], field: str) -> StructuredOutputsParams:
+    """Raises ApiError 400, naming `field`."""
+    try:
+        return StructuredOutputsParams(json=schema)
+    except InvalidRequest as error:
+        raise invalid(field, error.message) from None

@@ -8,10 +8,12 @@ from typing import ClassVar, Protocol
 
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.text import TextCodec, bytes_shown
+from duetto.dialects.pieces import CallArguments, CallStart, Content, Reasoning
 from duetto.engine.detokenizer import TokenPlaces
 from duetto.server.apis.echo import Echo
 from duetto.server.apis.protocol import ChatRequest, CompletionRequest
 from duetto.server.apis.replies import chat_logprobs, completion_logprobs, prompt_logprobs
+from duetto.server.apis.said import AnswerReader, SaidCall, call_id, said_of
 from duetto.server.apis.translator import AnswerStep, WholeAnswer
 from duetto.server.door import EncodedPrompt, Job
 from duetto.server.http.json_parts import NUM_AT_ONCE, EncodedParts, Json, JsonColumns, JsonRows
@@ -22,9 +24,6 @@ NOT_SAID: Json = {
     "annotations": None,
     "audio": None,
     "function_call": None,
-    "tool_calls": [],
-    "reasoning": None,
-    "reasoning_content": None,
 }
 
 _NO_ECHO = Echo("")
@@ -51,6 +50,15 @@ class ReplyShape(Protocol):
         """What is said once per reply about the prompt."""
         ...
 
+    def finish_reason(self, choice: int, reason: str | None) -> str | None:
+        """Of a choice that has been shown, as this endpoint calls it."""
+        ...
+
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens of what the model wrote for itself, so far."""
+        ...
+
 
 class ChatShape:
     id_prefix: ClassVar[str] = "chatcmpl-"
@@ -61,18 +69,69 @@ class ChatShape:
         self._request = request
         self._job = job
         self._codec = codec
+        self._reader = AnswerReader(job.make_parser)
+        self._callers = set[int]()  # the choices that call something
+        self._shows_reasoning = request.include_reasoning is not False
 
     def opening(self, index: int) -> Json | None:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
     def delta(self, step: AnswerStep) -> Json:
         shown = self._logprobs(step.tokens)
-        return {"index": step.choice, "delta": {"content": step.text}, "logprobs": shown}
+        return {"index": step.choice, "delta": self._delta(step), "logprobs": shown}
 
     def complete(self, answer: WholeAnswer) -> Json:
-        message = {"role": "assistant", "content": answer.text, **NOT_SAID}
+        said = said_of(self._reader.read_whole(answer))
+        reasoning = said.reasoning if self._shows_reasoning and said.reasoning else None
+        if said.calls:
+            self._callers.add(answer.choice)
+        message = {
+            "role": "assistant",
+            "content": said.content or None if said.calls else said.content,
+            **NOT_SAID,
+            "tool_calls": [
+                {"id": call.id, "type": "function", "function": _function(call)}
+                for call in said.calls
+            ],
+            "reasoning": reasoning,
+            "reasoning_content": reasoning,
+        }
         shown = self._logprobs(answer.tokens)
         return {"index": answer.choice, "message": message, "logprobs": shown}
+
+    def finish_reason(self, choice: int, reason: str | None) -> str | None:
+        return "tool_calls" if reason == "stop" and choice in self._callers else reason
+
+    @property
+    def num_reasoning(self) -> int:
+        return self._reader.num_reasoning
+
+    def _delta(self, step: AnswerStep) -> Json:
+        """What a step added; text that is still uncertain comes with a later one."""
+        contents, thoughts, calls = list[str](), list[str](), list[Json]()
+        for piece in self._reader.read(step):
+            match piece:
+                case Content(text):
+                    contents.append(text)
+                case Reasoning(text):
+                    thoughts.append(text)
+                case CallStart(index, name):
+                    self._callers.add(step.choice)
+                    function = {"name": name, "arguments": ""}
+                    named = {"id": call_id(), "type": "function", "function": function}
+                    calls.append({"index": index, **named})
+                case CallArguments(index, text):
+                    calls.append({"index": index, "function": {"arguments": text}})
+                case _:
+                    pass
+        delta: Json = {}
+        if thoughts and self._shows_reasoning:
+            delta["reasoning"] = delta["reasoning_content"] = "".join(thoughts)
+        if calls:
+            delta["tool_calls"] = calls
+        if contents or not delta:
+            delta["content"] = "".join(contents)
+        return delta
 
     def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:
         more: Json = {"prompt_token_ids": None, "prompt_logprobs": None}
@@ -136,6 +195,13 @@ class CompletionShape:
     def beside_choices(self, scored: Sequence[TokenLogprob]) -> Json:  # noqa: ARG002
         return {}  # a completion may have many prompts, so each choice shows its own
 
+    def finish_reason(self, choice: int, reason: str | None) -> str | None:  # noqa: ARG002
+        return reason
+
+    @property
+    def num_reasoning(self) -> int:
+        return 0
+
     def _prompt_logprobs(self, index: int, scored: Sequence[TokenLogprob]) -> EncodedParts:
         prompt = index // self._job.sampling.n
         if prompt not in self._scored:
@@ -182,6 +248,10 @@ class CompletionShape:
                 start=len(self._echo(index).text),
             )
         return self._shown_at[index]
+
+
+def _function(call: SaidCall) -> Json:
+    return {"name": call.name, "arguments": call.arguments}
 
 
 def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | JsonColumns:

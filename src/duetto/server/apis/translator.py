@@ -47,6 +47,7 @@ class WholeAnswer(NamedTuple):
     tokens: Sequence[SampledToken]
     scored: Sequence[TokenLogprob]  # the tokens of its prompt
     ending: Ending | None
+    steps: Sequence[tuple[str, int]] = ()  # of each: text and number of tokens, if it is parsed
 
 
 class Translator(Protocol):

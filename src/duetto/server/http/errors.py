@@ -110,8 +110,9 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    content = msgspec.json.encode(error.body)
+def error_response(error: ApiError, body: Any = None) -> Response:
+    """`body` is the error in another API's shape."""
+    content = msgspec.json.encode(error.body if body is None else body)
     reply = _ErrorReply(content, error.status, error.headers, "application/json")
     reply.reported = {"reason": error.reason, "param": error.body["error"]["param"]}
     return reply

@@ -5,10 +5,11 @@ import hmac
 import logging
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from duetto.server.http.errors import ApiError, error_response, internal_error
@@ -114,33 +115,43 @@ class KeyGuard:
     digest of the key becomes `scope["state"]["tenant"]`.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        reply: Callable[[str, ApiError], Response] = lambda _, error: error_response(error),
+    ) -> None:
+        """`reply(path, error)` says it in the words of the API that was asked."""
         self._app = app
+        self._reply = reply
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or not self._digests or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        digest = self._digest_of(Headers(scope=scope).get("authorization", ""))
+        digest = self._digest_of(Headers(scope=scope))
         if digest is None:
             error = ApiError(
                 401,
-                "a valid API key is needed, as the header 'Authorization: Bearer KEY'",
+                "a valid API key is needed, as the header 'Authorization: Bearer KEY' or "
+                "'x-api-key: KEY'",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-            await error_response(error)(scope, receive, send)
+            await self._reply(scope["path"], error)(scope, receive, send)
             return
         scope.setdefault("state", {})["tenant"] = digest
         await self._app(scope, receive, send)
 
-    def _digest_of(self, authorization: str) -> bytes | None:
-        scheme, _, key = authorization.partition(" ")
+    def _digest_of(self, headers: Headers) -> bytes | None:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":  # as Anthropic's clients send it
+            key = headers.get("x-api-key", "")
         given = hashlib.sha256(key.strip().encode()).digest()
         # Every key is compared, in constant time, so that timing tells nothing.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return given if scheme.lower() == "bearer" and any(matches) else None
+        return given if any(matches) else None
 
 
 def label(caller_id: str | None) -> str:

@@ -22,8 +22,6 @@ _NOT_OFFERED = {
     "moderations": "moderation",
     "audio": "audio",
     "images": "images",
-    "responses": "the Responses API",
-    "messages": "the Messages API",
     "assistants": "assistants",
     "threads": "assistants",
     "vector_stores": "vector stores",

@@ -1,0 +1,135 @@
+"""How a model speaks: what the text of its answers means, and the grammar of its calls.
+
+Both doors, the server and LLM, ask here. Knows no HTTP, no tokens and no library of grammars.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from duetto.core.errors import InvalidRequest
+from duetto.core.structured import Grammar, StructuredOutputsParams
+from duetto.dialects.answer import answer_parser, markers_of
+from duetto.dialects.choose import Dialects
+from duetto.dialects.pieces import AnswerParser, ToolSchema
+from duetto.engine.call_grammar import ANY_ARGUMENTS, call_grammar, schema_text
+from duetto.engine.tool_rules import ToolRules
+from duetto.grammars.compile import CompiledGrammars
+from duetto.grammars.lark import LarkWriter
+from duetto.grammars.tags import ReasoningMarks
+
+logger = logging.getLogger(__name__)
+
+NO_DIALECTS = Dialects(None, None)
+
+
+class AnswerReading(NamedTuple):
+    """How one prompt's answers are read."""
+
+    make_parser: Callable[[], AnswerParser]  # one for each answer
+    needs_special: bool  # markers may be special tokens: text must show them
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    dialects: Dialects = NO_DIALECTS
+    special_tokens: frozenset[str] = frozenset()  # as text
+    grammars: CompiledGrammars | None = None
+
+    def reading(
+        self, rules: ToolRules | None, prompt: str, *, reads_reasoning: bool = True
+    ) -> AnswerReading | None:
+        """None: an answer is its text. `prompt` is the text that the template made.
+
+        Raises InvalidRequest("tools", ...) where nobody could tell calls from text.
+        """
+        calls, reasoning = self.dialects
+        if rules is not None and calls is None:
+            raise InvalidRequest(
+                "tools", "how this model writes calls is not known: --tool-call-parser can name it"
+            )
+        if rules is None:
+            calls = None
+        if not reads_reasoning:
+            reasoning = None
+        if calls is None and reasoning is None:
+            return None
+        tools = [] if rules is None else rules.schemas
+        is_open = reasoning is not None and reasoning.is_open(prompt)
+        dropped = self.special_tokens if self._are_special(calls, reasoning) else frozenset[str]()
+
+        def make() -> AnswerParser:
+            return answer_parser(calls, reasoning, tools, is_open=is_open, special_tokens=dropped)
+
+        return AnswerReading(make, bool(dropped))
+
+    def grammar(
+        self,
+        rules: ToolRules,
+        prompt: str,
+        tenant: bytes = b"",
+        output: StructuredOutputsParams | None = None,
+    ) -> Grammar | None:
+        """What holds an answer to calls that can be made, or else to `output`. None where it may
+        be any text.
+
+        Raises InvalidRequest, naming the tool, for a schema that is not supported, if calls must
+        follow it: of others any arguments are accepted.
+        """
+        calls, reasoning = self.dialects
+        if calls is None or self.grammars is None:
+            if rules.is_required:
+                raise InvalidRequest("tool_choice", "calls cannot be required of this engine")
+            return None
+        if output is None and calls.begins_line and not rules.is_required:
+            return None  # only where a line begins is it a call
+        tools = self._supported(rules, tenant)
+        schema = None if output is None else _schema_of(output)
+        marks = None
+        if reasoning is not None and not calls.reads_reasoning:
+            is_open = reasoning.is_open(prompt)
+            marks = ReasoningMarks(reasoning.openings[0], reasoning.closings[0], is_open)
+
+        def start(lark: LarkWriter) -> str:
+            return call_grammar(
+                lark,
+                calls.form,
+                tools,
+                is_required=rules.is_required,
+                parallel=rules.parallel,
+                reasoning=marks,
+                instead=schema,
+            )
+
+        return self.grammars.write(start, "tools", tenant)
+
+    def _supported(self, rules: ToolRules, tenant: bytes) -> list[ToolSchema]:
+        assert self.grammars is not None
+        tools = []
+        for index, tool in enumerate(rules.schemas):
+            text = schema_text(tool.parameters or ANY_ARGUMENTS)
+            try:
+                self.grammars.make(StructuredOutputsParams(json=text), tenant)
+            except InvalidRequest as error:
+                if rules.is_required or tool.name in rules.strict:
+                    place = f"tools[{index}].function.parameters"
+                    raise InvalidRequest(place, error.message) from None
+                logger.info("a tool's schema is not enforced: %s", error.message)
+                tool = ToolSchema(tool.name, ANY_ARGUMENTS)
+            tools.append(tool)
+        return tools
+
+    def _are_special(self, calls: object, reasoning: object) -> bool:
+        markers: Iterable[str] = markers_of(calls, reasoning)  # type: ignore[arg-type]
+        return any(token in marker for marker in markers for token in self.special_tokens)
+
+
+def _schema_of(output: StructuredOutputsParams) -> str:
+    """The text of a schema. Raises InvalidRequest for what is none."""
+    if output.json_object:
+        return '{"type": "object"}'
+    if output.json is None:
+        words = "with tools: only a JSON schema, or any JSON object, can stand beside calls"
+        raise InvalidRequest("structured_outputs", words)
+    return str(output.json)

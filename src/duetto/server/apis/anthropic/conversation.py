@@ -1,0 +1,193 @@
+"""From a body of /v1/messages to a conversation. Knows no tokens and no engine.
+
+A user's turn may hold results of tools beside texts; templates want each result as a message of its
+own, so one turn becomes several messages, and places in them are named as the caller wrote them.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
+from duetto.engine.tool_rules import ToolRules
+from duetto.server.apis.anthropic.body import (
+    CountRequest,
+    InputTool,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    TurnMessage,
+)
+from duetto.server.apis.asked import Asked, AskedChat, ChatPrompt
+from duetto.server.apis.sampling import json_schema_output
+from duetto.server.http.errors import invalid, refused
+
+_NAMES = {"stop": "stop_sequences", "prompt": "messages", "max_tokens": "max_tokens"}
+
+
+def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> AskedChat:
+    """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
+    prompt, names = chat_prompt_of(request)
+    given = {
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "min_p": request.min_p,
+        "stop": tuple(request.stop_sequences or ()) or None,
+        "seed": request.seed,
+        "repetition_penalty": request.repetition_penalty,
+        "ignore_eos": request.ignore_eos,
+        "structured_outputs": _output(request),
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
+    try:
+        sampling = SamplingParams(**{**defaults, **asked})
+    except InvalidRequest as error:
+        raise refused(error, _NAMES) from None
+    return AskedChat(
+        asked=Asked(
+            sampling=sampling,
+            stream=bool(request.stream),
+            cache_salt=request.cache_salt,
+            priority=request.priority or 0,
+            names={**_NAMES, **names},
+        ),
+        prompt=prompt,
+        body=request,
+        tools=_tool_rules(request),
+    )
+
+
+def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
+    """What the template is given, and how the caller calls its parts."""
+    messages, names = list[Mapping[str, Any]](), dict[str, str]()
+    if request.system:
+        messages.append({"role": "system", "content": _text(request.system)})
+        names["messages[0]"] = "system"
+    for index, turn in enumerate(request.messages):
+        for message in _messages_of(turn, f"messages[{index}]"):
+            names[f"messages[{len(messages)}]"] = f"messages[{index}]"
+            messages.append(message)
+    kwargs = dict(getattr(request, "chat_template_kwargs", None) or {})
+    effort = None
+    if request.thinking is not None:
+        if request.thinking.type == "disabled":
+            effort = "none"
+        else:
+            kwargs.setdefault("enable_thinking", True)
+    config = request.output_config
+    if config is not None and config.effort is not None:
+        effort = effort or config.effort
+    prompt = ChatPrompt(
+        messages=messages,
+        tools=() if _forbids_tools(request) else [_shown(tool) for tool in request.tools or ()],
+        template_kwargs=kwargs,
+        reasoning_effort=effort,
+    )
+    return prompt, names
+
+
+def _messages_of(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    if not turn.content:
+        raise invalid(f"{place}.content", "must hold at least one block")
+    return _assistant(turn, place) if turn.role == "assistant" else _user(turn, place)
+
+
+def _user(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
+    messages, texts = list[dict[str, Any]](), list[dict[str, str]]()
+    for at, block in enumerate(turn.content):
+        match block:
+            case TextBlock():
+                texts.append({"type": "text", "text": block.text})
+            case ToolResultBlock():
+                if texts:
+                    messages.append({"role": "user", "content": texts})
+                    texts = []
+                content = _text(block.content)
+                messages.append(
+                    {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+                )
+            case _:
+                raise invalid(f"{place}.content[{at}].type", "belongs into an assistant's message")
+    return [*messages, {"role": "user", "content": texts}] if texts else messages
+
+
+def _assistant(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
+    texts, reasoning, calls = list[str](), list[str](), list[dict[str, Any]]()
+    for at, block in enumerate(turn.content):
+        match block:
+            case TextBlock():
+                texts.append(block.text)
+            case ThinkingBlock():
+                reasoning.append(block.thinking)
+            case ToolUseBlock():
+                arguments = json.dumps(block.input, ensure_ascii=False)
+                function = {"name": block.name, "arguments": arguments}
+                calls.append({"id": block.id, "type": "function", "function": function})
+            case ToolResultBlock():
+                raise invalid(f"{place}.content[{at}].type", "belongs into a user's message")
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
+    if calls:
+        message["tool_calls"] = calls
+    elif message["content"] is None:
+        message["content"] = ""
+    if reasoning:
+        message["reasoning_content"] = "".join(reasoning)
+    return [message]
+
+
+def _text(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join([block.text for block in content])
+
+
+def _shown(tool: InputTool) -> dict[str, Any]:
+    function = {"name": tool.name, "parameters": tool.input_schema}
+    if tool.description is not None:
+        function["description"] = tool.description
+    return {"type": "function", "function": function}
+
+
+def _forbids_tools(request: CountRequest) -> bool:
+    return request.tool_choice is not None and request.tool_choice.type == "none"
+
+
+def _tool_rules(request: MessagesRequest) -> ToolRules | None:
+    choice, tools = request.tool_choice, request.tools or ()
+    if not tools:
+        if choice is not None and choice.type in ("any", "tool"):
+            raise invalid("tool_choice", f"{choice.type!r} needs tools")
+        return None
+    if _forbids_tools(request):
+        return None
+    names, chosen = [tool.name for tool in tools], "auto"
+    if choice is not None and choice.type == "any":
+        chosen = "required"
+    only = None
+    if choice is not None and choice.type == "tool":
+        chosen, only = "required", choice.name
+        if only not in names:
+            raise invalid("tool_choice.name", f"{only!r:.60} is none of the tools")
+    elif choice is not None and choice.name is not None:
+        raise invalid("tool_choice.name", "is for the type tool")
+    return ToolRules(
+        tools=[_shown(tool) for tool in tools],
+        is_required=chosen == "required",
+        only=only,
+        strict=frozenset([tool.name for tool in tools if tool.strict]),
+        parallel=not (choice is not None and choice.disable_parallel_tool_use),
+    )
+
+
+def _output(request: MessagesRequest) -> Any:
+    config = request.output_config
+    wanted = request.output_format or (None if config is None else config.format)
+    if wanted is None:
+        return None
+    field = "output_format" if request.output_format is not None else "output_config.format"
+    return json_schema_output(wanted.schema, f"{field}.schema")

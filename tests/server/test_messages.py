@@ -1,0 +1,160 @@
+"""Anthropic's Messages: bodies, events, errors, keys."""
+
+import json
+
+import pytest
+from server.fakes_server import MODEL, SpeakingExecutor, make_app, post
+from starlette.testclient import TestClient
+
+from duetto.dialects.choose import choose_dialects
+from duetto.engine.speech import Speech
+
+PATH = "/v1/messages"
+ASK = {"model": MODEL, "max_tokens": 200, "messages": [{"role": "user", "content": "Hello"}]}
+TOOL = {"name": "weather", "description": "w", "input_schema": {"type": "object"}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Riga"}}\n</tool_call>'
+
+
+def saying(text: str, **settings) -> TestClient:
+    speech = Speech(choose_dialects(None, tool_call_parser="hermes", reasoning_parser="think"))
+    app, _ = make_app(SpeakingExecutor(text), speech=speech, **settings)
+    return TestClient(app)
+
+
+def events_of(client, body):
+    reply = client.post(PATH, json={**body, "stream": True})
+    assert reply.status_code == 200, reply.text
+    events = []
+    for block in reply.text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        events.append(event)
+    return events
+
+
+def test_a_text_is_a_message_with_one_block():
+    with saying("Hi there") as client:
+        reply = post(client, PATH, ASK)
+    assert reply["type"] == "message" and reply["role"] == "assistant"
+    assert reply["id"].startswith("msg_") and reply["model"] == MODEL
+    assert reply["content"] == [{"type": "text", "text": "Hi there"}]
+    assert reply["stop_reason"] == "end_turn" and reply["stop_sequence"] is None
+    usage = reply["usage"]
+    assert usage["output_tokens"] == 9 and usage["cache_read_input_tokens"] == 0
+    assert usage["input_tokens"] > 0
+
+
+def test_what_is_found_in_the_cache_is_counted_apart():
+    with saying("Hi") as client:
+        first = post(client, PATH, ASK)["usage"]
+        second = post(client, PATH, ASK)["usage"]
+    assert second["cache_read_input_tokens"] > 0
+    total = second["input_tokens"] + second["cache_read_input_tokens"]
+    assert total == first["input_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "sequence"),
+    [
+        ({"max_tokens": 2}, "max_tokens", None),
+        ({"stop_sequences": ["the"]}, "stop_sequence", "the"),
+    ],
+)
+def test_why_it_ended(more, reason, sequence):
+    with saying("Hi there") as client:
+        whole = post(client, PATH, {**ASK, **more})
+        delta = events_of(client, {**ASK, **more})[-2]
+    assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, sequence)
+    assert delta["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
+
+
+def test_a_stream_opens_adds_to_and_closes_each_block():
+    thought = "<think>\nfar\n</think>\n\nWell. "
+    with saying(thought + CALL) as client:
+        events = events_of(client, {**ASK, "tools": [TOOL]})
+    names = [event["type"] for event in events]
+    assert names[0] == "message_start" and names[-2:] == ["message_delta", "message_stop"]
+    starts = [e for e in events if e["type"] == "content_block_start"]
+    assert [s["index"] for s in starts] == [0, 1, 2]
+    assert [s["content_block"]["type"] for s in starts] == ["thinking", "text", "tool_use"]
+    assert names.count("content_block_stop") == 3
+    depth = 0
+    for name in names:
+        depth += (name == "content_block_start") - (name == "content_block_stop")
+        assert 0 <= depth <= 1
+    deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+    said = {
+        kind: "".join(d.get(key, "") for d in deltas)
+        for kind, key in (("t", "text"), ("r", "thinking"), ("a", "partial_json"))
+    }
+    assert said["t"].strip() == "Well." and said["r"] == "far"
+    assert json.loads(said["a"]) == {"city": "Riga"}
+    assert events[-2]["delta"]["stop_reason"] == "tool_use"
+    assert events[-2]["usage"]["output_tokens"] > 20
+
+
+def test_a_call_is_a_block_of_its_own_and_its_result_comes_back():
+    with saying(CALL) as client:
+        reply = post(client, PATH, {**ASK, "tools": [TOOL]})
+        (block,) = reply["content"]
+        assert reply["stop_reason"] == "tool_use"
+        assert block["type"] == "tool_use" and block["input"] == {"city": "Riga"}
+        result = {"type": "tool_result", "tool_use_id": block["id"], "content": "rain"}
+        turns = [
+            *ASK["messages"],
+            {"role": "assistant", "content": [block]},
+            {"role": "user", "content": [result, {"type": "text", "text": "and now?"}]},
+        ]
+        assert post(client, PATH, {**ASK, "tools": [TOOL], "messages": turns})["content"]
+
+
+def test_tokens_are_counted_without_running():
+    with saying("x") as client:
+        count = post(client, f"{PATH}/count_tokens", {"model": MODEL, "messages": ASK["messages"]})
+        usage = post(client, PATH, ASK)["usage"]
+        longer = {"model": MODEL, "system": "Be kind.", "messages": ASK["messages"]}
+        more = post(client, f"{PATH}/count_tokens", longer)
+    assert count == {"input_tokens": usage["input_tokens"]}
+    assert more["input_tokens"] > count["input_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "messages[0].content[0]",
+        ),
+        ({"tools": [{"type": "web_search_20250305", "name": "x"}]}, "tools[0]"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"colour": "red"}, "colour"),
+        ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
+    ],
+)
+def test_refusals_have_anthropic_s_shape_and_name_the_field(more, field):
+    body = {name: value for name, value in {**ASK, **more}.items() if value is not None}
+    with saying("x") as client:
+        reply = client.post(PATH, json=body)
+    assert reply.status_code == 400, reply.text
+    error = reply.json()
+    assert error["type"] == "error" and error["error"]["type"] == "invalid_request_error"
+    assert error["error"]["message"].startswith(field), error
+
+
+def test_keys_come_by_anthropic_s_header_and_errors_in_its_shape():
+    with saying("x", api_keys=("secret",)) as client:
+        bare = client.post(PATH, json=ASK)
+        with_key = client.post(PATH, json=ASK, headers={"x-api-key": "secret"})
+        bearer = client.post(PATH, json=ASK, headers={"authorization": "Bearer secret"})
+        unknown = client.post(PATH, json={**ASK, "model": "x"}, headers={"x-api-key": "secret"})
+    assert bare.status_code == 401
+    assert bare.json()["error"]["type"] == "authentication_error"
+    assert with_key.status_code == bearer.status_code == 200
+    assert unknown.status_code == 404 and unknown.json()["error"]["type"] == "not_found_error"
