@@ -1,6 +1,8 @@
 """Constraints to grammars: what is refused, in which words, within which bounds; and tags."""
 
 import json
+import subprocess
+import sys
 import threading
 from time import monotonic
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from grammar_world import CALL, ENDS, TOKENS, VOCABULARY, asked, make_grammars
 
 from duetto import InvalidRequest
+from duetto.core.batch import SamplingInput
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar, StructuredOutputsParams, Vocabulary
 from duetto.grammars import compile as compiling
@@ -138,6 +141,18 @@ def test_what_crosses_is_plain():
     packed = msgspec.msgpack.encode(params)
     assert msgspec.msgpack.decode(packed, type=SamplingParams) == params
     assert params.structured_outputs.json == '{"b": 1, "a": 2}', "the order of keys is kept"
+    row = SamplingInput(SamplingParams(), 1, 2, grammar=Grammar("text", "key"), num_left=3)
+    packed = msgspec.msgpack.encode(row)
+    assert msgspec.msgpack.decode(packed, type=SamplingInput) == row
+
+
+def test_the_library_is_loaded_when_the_first_constraint_comes():
+    code = (
+        "import sys, duetto.build, duetto.server.app; assert 'llguidance' not in sys.modules;"
+        "from duetto import StructuredOutputsParams; StructuredOutputsParams(json={});"
+        "assert 'llguidance' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
