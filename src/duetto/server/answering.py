@@ -3,7 +3,8 @@
 An API's handlers say how a body is read and who translates; the rest is here. Knows no API.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -65,34 +66,38 @@ class Answering:
     ) -> Response:
         """`read` runs on any thread. `only_prompt`: a prompt is scored, and the one token sampled
         is not shown. Raises ApiError."""
+        async with self.drafted(request, read) as (asked, draft, arrival):
+            job = self.door.accept(draft)
+            held = self.replies.hold(job.reply_bytes)
+            words = translator(asked, job, arrival)  # nothing may fail once it is submitted
+            exchange = Exchange(
+                job,
+                self.relay.submit(job.requests, arrival.name),
+                words,
+                clock=self.relay.clock,
+                only_prompt=only_prompt(asked),
+                tells_other_salts=self.settings.only_local_hosts,
+            )
+            on_start(exchange)
+        if asked.asked.stream:
+            return EventStream(exchange, self.relay, self.settings.sse_keep_alive_s)
+        return await exchange.reply(self.relay, request.receive, self.work, held.release)
+
+    @asynccontextmanager
+    async def drafted(
+        self, request: Request, read: Callable[[bytes], A], *, is_submitted: bool = True
+    ) -> AsyncIterator[tuple[A, Job, RequestHead]]:
+        """What is asked, as far as it goes without the engine. Within the block its body is held,
+        and places in the queue are reserved. Raises ApiError."""
         async with body_of(request, self.settings, self.work) as body:
             asked = await self.work.read(lambda: read(body), len(body))
             sampling = asked.asked.sampling
             num_prompts = len(asked.prompts) if isinstance(asked, AskedPrompts) else 1
             num_answers = self._checked_fan(num_prompts, sampling)
             with self.relay.reserved(num_answers, client_of(request.scope)):
-                arrival = self._arrival(request, len(body))
-                door = self.door
-                made = (
-                    door.completion(asked, arrival)
-                    if isinstance(asked, AskedPrompts)
-                    else door.chat(asked, arrival)
-                )
-                job = await while_connected(request, made)
-                held = self.replies.hold(job.reply_bytes)
-                words = translator(asked, job, arrival)  # nothing may fail once it is submitted
-                exchange = Exchange(
-                    job,
-                    self.relay.submit(job.requests, arrival.name),
-                    words,
-                    clock=self.relay.clock,
-                    only_prompt=only_prompt(asked),
-                    tells_other_salts=self.settings.only_local_hosts,
-                )
-                on_start(exchange)
-        if asked.asked.stream:
-            return EventStream(exchange, self.relay, self.settings.sse_keep_alive_s)
-        return await exchange.reply(self.relay, request.receive, self.work, held.release)
+                arrival = self._arrival(request, len(body), claims_name=is_submitted)
+                made = self.door.draft(asked, arrival)
+                yield asked, await while_connected(request, made), arrival
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.settings.served_model_name:
@@ -114,9 +119,11 @@ class Answering:
         check_step_entries(sampling, min(asked, running))
         return asked
 
-    def _arrival(self, request: Request, num_bytes: int) -> RequestHead:
+    def _arrival(self, request: Request, num_bytes: int, *, claims_name: bool) -> RequestHead:
         state = request.scope["state"]
         tenant = state.get("tenant", b"")
         own = state["request_id"]
-        name = self.relay.history.claim(tenant, state["request_label"], own)
+        name = state["request_label"]
+        if claims_name:
+            name = self.relay.history.claim(tenant, name, own)
         return RequestHead(own, num_bytes, tenant, name, client_of(request.scope))

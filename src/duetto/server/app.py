@@ -64,6 +64,7 @@ from duetto.server.observe.metrics import Metrics
 from duetto.server.observe.questions import Questions
 from duetto.server.observe.timeline import RoofTime
 from duetto.server.relay import Relay
+from duetto.server.render_api import RenderApi
 from duetto.server.responses_api import ResponsesApi
 from duetto.server.settings import ServerSettings
 
@@ -93,7 +94,9 @@ def create_app(
     relay = Relay(engine, config, settings, metrics)
     work = TextWork(settings.max_held_bytes)
     answering = Answering(codec, config, settings, relay, work, grammars, speech)
-    apis = (Api(answering, metrics), MessagesApi(answering), ResponsesApi(answering))
+    api = Api(answering, metrics)
+    render = RenderApi(answering, api.read_completion, api.read_chat)
+    apis = (api, render, MessagesApi(answering), ResponsesApi(answering))
     cache = CacheApi(codec, config, settings, relay, metrics, work)
     questions = Questions(relay, settings, roof_time)
 
@@ -175,13 +178,13 @@ class Api:
     async def completions(self, request: Request) -> Response:
         return await self._answering.answer(
             request,
-            self._read_completion,
+            self.read_completion,
             self._completion_chunks,
             only_prompt=lambda asked: asked.body.max_tokens == 0,
         )
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self._answering.answer(request, self._read_chat, self._chat_chunks)
+        return await self._answering.answer(request, self.read_chat, self._chat_chunks)
 
     async def tokenize(self, request: Request) -> Response:
         async with body_of(request, self._settings, self._work) as body:
@@ -236,7 +239,7 @@ class Api:
 
     # --- steps of a request ----------------------------------------------------------------------
 
-    def _read_completion(self, body: bytes) -> AskedPrompts:
+    def read_completion(self, body: bytes) -> AskedPrompts:
         """Runs on any thread."""
         wire = decode(body, CompletionRequest)
         self._answering.check_model(wire.model)
@@ -250,7 +253,7 @@ class Api:
             echo_tokens=wire.logprobs is not None,
         )
 
-    def _read_chat(self, body: bytes) -> AskedChat:
+    def read_chat(self, body: bytes) -> AskedChat:
         """Runs on any thread."""
         wire = decode(body, ChatRequest)
         self._answering.check_model(wire.model)

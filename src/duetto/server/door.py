@@ -89,8 +89,13 @@ class Door:
         self._grammars = grammars
         self._num_accepted = 0  # prompts
 
-    async def completion(self, asked: AskedPrompts, arrival: RequestHead) -> Job:
-        """Raises ApiError 400, naming the field."""
+    async def draft(self, asked: AskedChat | AskedPrompts, arrival: RequestHead) -> Job:
+        """A job that has not arrived yet. Raises ApiError 400, naming the field."""
+        if isinstance(asked, AskedPrompts):
+            return await self._completion(asked, arrival)
+        return await self._chat(asked, arrival)
+
+    async def _completion(self, asked: AskedPrompts, arrival: RequestHead) -> Job:
         choice = self._choice(asked.asked)
 
         def build() -> Job:
@@ -106,10 +111,9 @@ class Door:
         # Each of these may take long whatever the body's size is.
         sampling = asked.asked.sampling
         at_once = not (sampling.bad_words or sampling.structured_outputs or asked.echo)
-        return self._accept(await self._work.text(build, arrival.num_bytes, at_once=at_once))
+        return await self._work.text(build, arrival.num_bytes, at_once=at_once)
 
-    async def chat(self, conversation: AskedChat, arrival: RequestHead) -> Job:
-        """Raises ApiError 400, naming the field."""
+    async def _chat(self, conversation: AskedChat, arrival: RequestHead) -> Job:
         asked, add_special = conversation.asked, conversation.prompt.add_special_tokens
         choice = self._choice(asked)
 
@@ -130,7 +134,7 @@ class Door:
             job = self._draft(asked_so, [prompt], arrival, grammar)
             return replace(job, make_parser=reading.make_parser)
 
-        return self._accept(await self._work.chat(build, arrival.num_bytes))
+        return await self._work.chat(build, arrival.num_bytes)
 
     async def tokenize(self, request: TokenizeRequest, num_bytes: int) -> SegmentedIds:
         """The ids, and where what is marked as reusable stands. Raises ApiError 400, naming the
@@ -168,7 +172,7 @@ class Door:
 
         return await self._work.text(build, num_bytes)
 
-    def _accept(self, draft: Job) -> Job:
+    def accept(self, draft: Job) -> Job:
         """Nothing can be refused any more, so the requests arrive, and get their seeds in order."""
         now = self._clock()
         requests: list[Request] = []
