@@ -158,3 +158,14 @@ def test_keys_come_by_anthropic_s_header_and_errors_in_its_shape():
     assert bare.json()["error"]["type"] == "authentication_error"
     assert with_key.status_code == bearer.status_code == 200
     assert unknown.status_code == 404 and unknown.json()["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "x": "y"}])
+def test_a_thread_is_refused_with_the_code_that_lets_clients_go_on_without(thread):
+    with saying("Hi") as client:
+        reply = client.post(PATH, json={**ASK, "thread": thread})
+        assert client.post(PATH, json={**ASK, "thread": None}).status_code == 200
+    error = reply.json()["error"]
+    assert reply.status_code == 400 and error["type"] == "invalid_request_error"
+    assert error["message"].startswith("thread: is not supported")
+    assert error["details"] == {"error_code": "thread_unsupported_request"}

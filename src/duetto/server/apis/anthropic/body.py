@@ -116,6 +116,7 @@ class MessagesRequest(CountRequest, kw_only=True):
     metadata: dict[str, Any] | None = None  # user_id: for the caller's own books
     service_tier: Literal["auto", "standard_only"] | None = None
     inference_geo: Raw = ABSENT
+    thread: Annotated[Raw, Only()] = ABSENT
     # Ours, as in /v1/chat/completions.
     seed: int | None = None
     min_p: float | None = None

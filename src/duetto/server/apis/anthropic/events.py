@@ -25,13 +25,18 @@ _KINDS = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+# Told so, a client sends the whole conversation each time (anthropic-python's tool_runner).
+_NO_THREADS: Json = {"error_code": "thread_unsupported_request"}
 
 
 def error_body(error: ApiError) -> Json:
     """Anthropic's shape, which has no place for the field at fault: the message begins with it."""
     usual = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _KINDS.get(error.status, usual)
-    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+    said: Json = {"type": kind, "message": str(error)}
+    if error.body["error"]["param"] == "thread":
+        said["details"] = _NO_THREADS
+    return {"type": "error", "error": said}
 
 
 class MessagesTranslator:
