@@ -143,3 +143,9 @@ def test_flags_with_several_values_still_gather_them() -> None:
     assert skipped["args"].quantization_skip == ("a", "b")
     assert parse("complete", "--stop", "a", "--stop", "b")["stop"] == ("a", "b")
     assert parse("bench", "kernels", "--rows", "1", "2", "--rows", "3")["rows"] == (1, 2, 3)
+
+
+def test_a_model_may_have_several_names() -> None:
+    named = parse("serve", "--served-model-name", "a", "--served-model-name=b", "dir")
+    assert (named["served_model_name"], named["model"]) == (("a", "b"), "dir")
+    assert parse("serve", "--any-model-name")["any_model_name"] is True

@@ -33,7 +33,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    served_model_name: str | None = None,
+    served_model_name: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
+    any_model_name: Annotated[bool, Parameter(negative="")] = False,
     api_key: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     insecure_no_auth: Annotated[bool, Parameter(negative="")] = False,
     allowed_origins: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
@@ -61,7 +62,10 @@ def serve(
     port
         The port to listen on.
     served_model_name
-        The name clients ask for; by default that of the directory.
+        The name clients ask for; may be repeated, and replies show the first. By default that of
+        the directory.
+    any_model_name
+        Accept whatever name clients ask for; replies show the served one.
     api_key
         A key that clients must bring; may be repeated. Also read from DUETTO_API_KEY.
     insecure_no_auth
@@ -104,7 +108,9 @@ def serve(
     default_reuse = reuse_choice(reuse)
     keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
     settings = ServerSettings(
-        served_model_name=served_model_name or model,
+        served_model_name=served_model_name[0] if served_model_name else model,
+        other_model_names=served_model_name[1:],
+        accepts_any_model=any_model_name,
         version=__version__,
         seed=args.seed,
         api_keys=keys,
@@ -120,7 +126,7 @@ def serve(
         built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
         settings = replace(
             settings,
-            served_model_name=served_model_name or built.name,
+            served_model_name=served_model_name[0] if served_model_name else built.name,
             default_sampling=built.default_sampling,
             model_root=str(built.root),
             dtype=built.model.dtype,

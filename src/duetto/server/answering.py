@@ -100,8 +100,11 @@ class Answering:
                 yield asked, await while_connected(request, made), arrival
 
     def check_model(self, name: str | None) -> None:
-        if name is not None and name != self.settings.served_model_name:
-            raise unknown_model(name, self.settings.served_model_name)
+        """Raises ApiError 404 for a model that is not here; None is the one that is."""
+        settings = self.settings
+        if name is None or settings.accepts_any_model or name in settings.model_names:
+            return
+        raise unknown_model(name, settings.model_names)
 
     def _checked_fan(self, num_prompts: int, sampling: SamplingParams) -> int:
         """How many requests of the engine this is; refused if they could never be held at once."""

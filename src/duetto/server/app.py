@@ -97,7 +97,7 @@ def create_app(
     api = Api(answering, metrics)
     render = RenderApi(answering, api.read_completion, api.read_chat)
     apis = (api, render, MessagesApi(answering), ResponsesApi(answering))
-    cache = CacheApi(codec, config, settings, relay, metrics, work)
+    cache = CacheApi(answering, metrics)
     questions = Questions(relay, settings, roof_time)
 
     @asynccontextmanager
@@ -218,11 +218,14 @@ class Api:
         return PartsResponse(parts)
 
     async def models(self, _: Request) -> Response:
-        return json_response({"object": "list", "data": [self._model_card()]})
+        names = self._settings.model_names
+        return json_response({"object": "list", "data": [self._model_card(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
-        self._answering.check_model(request.path_params["id"])
-        return json_response(self._model_card())
+        name = request.path_params["id"]
+        self._answering.check_model(name)
+        known = name in self._settings.model_names
+        return json_response(self._model_card(name if known else self._settings.served_model_name))
 
     async def health(self, _: Request) -> Response:
         self._relay.check_health()
@@ -287,14 +290,14 @@ class Api:
             return_token_ids=bool(wire.return_token_ids),
         )
 
-    def _model_card(self) -> Json:
-        name = self._settings.served_model_name
+    def _model_card(self, name: str) -> Json:
+        root = self._settings.served_model_name
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "duetto",
-            "root": name,  # not the directory: paths of this machine are nobody's business
+            "root": root,  # not the directory: paths of this machine are nobody's business
             "parent": None,
             "max_model_len": self._config.max_model_len,
             "dtype": self._settings.dtype,

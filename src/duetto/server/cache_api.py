@@ -27,11 +27,10 @@ from duetto.core.cache_control import (
     PinQuotaExceeded,
     Unpin,
 )
-from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
-from duetto.core.text import TextCodec
 from duetto.engine.intake import MeantText, meant_text
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
+from duetto.server.answering import Answering
 from duetto.server.apis.cache import (
     CacheTextRequest,
     PinOrTextRequest,
@@ -49,15 +48,12 @@ from duetto.server.apis.cache import (
     unpinned_reply,
 )
 from duetto.server.apis.reading import decode
-from duetto.server.door import Door, checked_salt
+from duetto.server.door import checked_salt
 from duetto.server.http.body import body_of
-from duetto.server.http.errors import ApiError, invalid, json_response, refused, unknown_model
+from duetto.server.http.errors import ApiError, invalid, json_response, refused
 from duetto.server.http.places import client_of
 from duetto.server.http.presence import while_connected
-from duetto.server.http.text_work import TextWork
 from duetto.server.observe.metrics import Metrics
-from duetto.server.relay import Relay
-from duetto.server.settings import ServerSettings
 
 W = TypeVar("W", bound=CacheTextRequest)
 DEFAULT_PAGE = 20
@@ -66,22 +62,15 @@ DEFAULT_PAGE = 20
 class CacheApi:
     """The handlers, one method each."""
 
-    def __init__(
-        self,
-        codec: TextCodec,
-        config: SchedulerConfig,
-        settings: ServerSettings,
-        relay: Relay,
-        metrics: Metrics,
-        work: TextWork,
-    ) -> None:
-        self._codec = codec
-        self._config = config
-        self._settings = settings
-        self._relay = relay
+    def __init__(self, answering: Answering, metrics: Metrics) -> None:
+        self._answering = answering
+        self._codec = answering.codec
+        self._config = answering.config
+        self._settings = answering.settings
+        self._relay = answering.relay
         self._metrics = metrics
-        self._work = work
-        self._door = Door(codec, config, settings, work, relay.clock)
+        self._work = answering.work
+        self._door = answering.door
 
     def routes(self) -> list[Route]:
         post = partial(Route, methods=["POST"])
@@ -143,7 +132,7 @@ class CacheApi:
         async with body_of(request, self._settings, self._work) as body:
             with self._relay.reserved(1, client_of(request.scope)):
                 wire = await self._work.read(lambda: decode(body, into), len(body))
-                self._check_model(wire.model)
+                self._answering.check_model(wire.model)
                 field = named_text(wire)
                 if field is None:
                     assert isinstance(wire, PinOrTextRequest) and wire.id is not None
@@ -199,11 +188,6 @@ class CacheApi:
         if isinstance(reply, Pinned | Dropped):
             self._metrics.cache.record(reply.counts)
         return reply
-
-    def _check_model(self, name: str | None) -> None:
-        served = self._settings.served_model_name
-        if name is not None and name != served:
-            raise unknown_model(name, served)
 
 
 def _pin_of(meant: MeantText | int) -> CachedText | int:

@@ -55,6 +55,7 @@ class MessagesApi:
         self._answering.check_model(wire.model)
         return chat_prompt_of(wire)
 
-    def _translator(self, asked: AskedChat, job: Job, arrival: RequestHead) -> Translator:
+    def _translator(self, _: AskedChat, job: Job, arrival: RequestHead) -> Translator:
         reader = AnswerReader(job.make_parser)
-        return MessagesTranslator("msg_" + arrival.name, asked.body.model, reader)
+        model = self._answering.settings.served_model_name
+        return MessagesTranslator("msg_" + arrival.name, model, reader)

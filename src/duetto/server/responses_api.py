@@ -106,6 +106,7 @@ class ResponsesApi:
             AnswerReader(job.make_parser),
             self._answering.codec,
             on_end,
+            model=self._answering.settings.served_model_name,
             stores=keeps,
             sampling=job.sampling,
         )

@@ -19,7 +19,9 @@ STORED_BYTES = 64 * 2**20
 class ServerSettings:
     """Raises ConfigError, naming the setting, for a value that cannot work."""
 
-    served_model_name: str
+    served_model_name: str  # the one that replies show
+    other_model_names: tuple[str, ...] = ()  # that mean the same model
+    accepts_any_model: bool = False  # whatever a request calls it
     version: str = "0"
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # generation_config's part
     model_root: str | None = None  # where the weights came from; only its digest is shown
@@ -49,6 +51,7 @@ class ServerSettings:
     shutdown_timeout_s: float = 30.0  # running requests may take this long to end
 
     def __post_init__(self) -> None:
+        self._check_names()
         for name in ("max_answers", "max_body_bytes", "max_held_bytes", "max_pending_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be 1 or more")
@@ -78,6 +81,17 @@ class ServerSettings:
             SamplingParams(**self.default_sampling)
         except (InvalidRequest, TypeError) as error:
             raise ConfigError(f"generation_config.json: {error}") from None
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return (self.served_model_name, *self.other_model_names)
+
+    def _check_names(self) -> None:
+        names = self.model_names
+        if not all(name.strip() for name in names):
+            raise ConfigError("--served-model-name: must not be empty")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"--served-model-name: a name is there twice: {', '.join(names)}")
 
     @property
     def system_fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """Errors as the HTTP API shows them: OpenAI's shape, fixed texts, never the words of a bug."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -74,10 +74,11 @@ def _named(field: str, names: Mapping[str, str]) -> str:
     return field
 
 
-def unknown_model(name: str, served: str) -> ApiError:
+def unknown_model(name: str, served: Sequence[str]) -> ApiError:
+    known = cut(", ".join([repr(each) for each in served]), MAX_VERDICT)
     return ApiError(
         404,
-        f"the model {cut(name)!r} does not exist; this server has {served!r}",
+        f"the model {cut(name)!r} does not exist; this server has {known}",
         param="model",
         code="model_not_found",
     )

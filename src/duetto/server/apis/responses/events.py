@@ -68,6 +68,7 @@ class ResponsesTranslator:
         codec: TextCodec,
         on_end: Callable[[Json], None],
         *,
+        model: str,
         stores: bool,
         sampling: SamplingParams,
     ) -> None:
@@ -79,6 +80,7 @@ class ResponsesTranslator:
         self._reader = reader
         self._codec = codec
         self._on_end = on_end
+        self._model = model
         self._stores = stores
         self._sampling = sampling
         self._items = list[_Item]()
@@ -160,7 +162,7 @@ class ResponsesTranslator:
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "max_tool_calls": None,
-            "model": request.model,
+            "model": self._model,
             "output": output,
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": request.previous_response_id,
