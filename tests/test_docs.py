@@ -82,7 +82,8 @@ def test_the_readme_python_runs(tiny_model):
 
 
 def test_the_api_pages_python_runs():
-    (code,) = blocks(API, "python")
+    structured, code = blocks(API, "python")
+    subprocess.run([sys.executable, "-W", "error", "-c", structured], check=True)
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )

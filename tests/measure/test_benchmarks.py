@@ -134,3 +134,9 @@ def test_reuse(tmp_path: Path) -> None:
     assert "Time to first token: tiny, int8 weights" in text
     for name in (*ttft, *rows):
         assert f"| {name} |" in text
+
+
+def test_structured(tiny_model: Path) -> None:
+    found = run("structured.py", "--smoke", "--model", str(tiny_model))["results"]
+    assert {batch for batch, each in found["per_token"].items() if each["ratio"] > 0} == {"1", "8"}
+    assert found["compile"]["num_schemas"] == 4 and not found["compile"]["num_refused"]

@@ -1,0 +1,176 @@
+"""What a grammar costs: a token with one and without, in turns; how long schemas take to compile.
+
+    python benchmarks/structured.py --model DIR     (--smoke: a random model, and little of all)
+
+Both answers have the same number of tokens and the same company; only the grammar differs. Turns
+alternate, as a machine is not equally fast all day. The last line on stdout is one JSON document.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from in_process import new_engine
+
+from duetto.build import Built, build
+from duetto.core.engine_args import EngineArgs
+from duetto.core.errors import InvalidRequest
+from duetto.core.request import Request
+from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import Grammar, StructuredOutputsParams
+from duetto.engine.intake import make_request
+from duetto.grammars.compile import CompiledGrammars
+
+# Free text within JSON: an answer of any length, which no turn ends early.
+RECORDS = {
+    "type": "array",
+    "minItems": 500,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "count": {"type": "integer"},
+            "kind": {"enum": ["a", "b", "c"]},
+        },
+        "required": ["name", "count", "kind"],
+        "additionalProperties": False,
+    },
+}
+KINDS: tuple[dict[str, Any], ...] = (
+    {"type": "string", "maxLength": 200},
+    {"type": "integer", "minimum": 0, "maximum": 10_000},
+    {"type": "number"},
+    {"type": "boolean"},
+    {"enum": ["red", "green", "blue", None, 7]},
+    {"type": "array", "items": {"type": "string"}, "maxItems": 20},
+    {"type": "string", "pattern": "^[A-Z]{2}[0-9]{4}$"},
+    {"type": "string", "format": "date-time"},
+    {"anyOf": [{"type": "string"}, {"type": "null"}]},
+)
+
+
+def schema_of(num_bytes: int, rng: Random, depth: int = 3) -> dict[str, Any]:
+    """An object about as long as that, as people nest them."""
+    properties: dict[str, Any] = {}
+    while len(json.dumps(properties)) < num_bytes:
+        name = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz_", k=rng.randint(3, 14)))
+        if depth and num_bytes > 400 and rng.random() < 0.3:
+            properties[name] = schema_of(rng.randint(100, num_bytes // 3), rng, depth - 1)
+        else:
+            properties[name] = {**rng.choice(KINDS), "description": "x" * rng.randint(0, 60)}
+    required = rng.sample([*properties], rng.randint(0, len(properties)))
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def compile_times(grammars: CompiledGrammars, count: int) -> dict[str, Any]:
+    """Milliseconds for schemas of 200 bytes to 50 KB, evenly over the logarithm of their size."""
+    rng, times = Random(0), list[float]()
+    num_refused = 0
+    for index in range(count):
+        size = int(200 * 250 ** (index / max(1, count - 1)))
+        asked = StructuredOutputsParams(json=schema_of(size, rng))
+        begun = time.perf_counter()
+        try:
+            grammars.make(asked)
+        except InvalidRequest:
+            num_refused += 1
+        times.append(1e3 * (time.perf_counter() - begun))
+    times.sort()
+    return {
+        "num_schemas": count,
+        "num_refused": num_refused,
+        "p50_ms": round(median(times), 2),
+        "p99_ms": round(times[min(count - 1, int(0.99 * count))], 2),
+        "max_ms": round(times[-1], 2),
+    }
+
+
+def turn(built: Built, args: EngineArgs, batch: int, num_tokens: int, grammar: Any) -> float:
+    """Seconds for a token of each of the requests, after their prompts."""
+    engine = new_engine(built, args)
+    for index in range(batch):
+        engine.add(_request(built, index, num_tokens, grammar))
+    engine.step()  # the prompts, and a token of each
+    begun, num_steps = time.perf_counter(), 0
+    while engine.has_work:
+        updates = engine.step().updates
+        assert all(update.error is None for update in updates)
+        num_steps += 1
+    assert num_steps >= num_tokens - 1, "an answer ended early"
+    return (time.perf_counter() - begun) / num_steps
+
+
+def _request(built: Built, index: int, num_tokens: int, grammar: Grammar | None) -> Request:
+    request = make_request(
+        built.codec.encode("Write some records:"),
+        SamplingParams(max_tokens=num_tokens, temperature=1.0, seed=index),
+        codec=built.codec,
+        config=built.scheduler_config,
+        request_id=str(index),
+        arrival_time=time.monotonic(),
+        grammar=grammar,
+    )
+    return replace(request, stop_token_ids=frozenset()) if grammar is None else request
+
+
+def costs(built: Built, args: EngineArgs, num_tokens: int, turns: int) -> dict[str, Any]:
+    grammar = built.grammars.make(StructuredOutputsParams(json=RECORDS))
+    found: dict[str, Any] = {}
+    for batch in (1, 8):
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(turns):
+            for is_constrained in (False, True):
+                chosen = grammar if is_constrained else None
+                times[is_constrained].append(turn(built, args, batch, num_tokens, chosen))
+        free, constrained = (1e3 * min(times[which]) for which in (False, True))
+        found[str(batch)] = {
+            "free_ms": round(free, 3),
+            "constrained_ms": round(constrained, 3),
+            "ratio": round(constrained / free, 3),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", help="a directory; by default a random model is made")
+    parser.add_argument("--num-tokens", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--num-schemas", type=int, default=200)
+    parser.add_argument("--smoke", action="store_true", help="little of all: does it run?")
+    asked = parser.parse_args()
+    if asked.smoke:
+        asked.num_tokens, asked.turns, asked.num_schemas = 24, 1, 4
+    with TemporaryDirectory() as directory:
+        model = asked.model or _random_model(Path(directory) / "tiny")
+        args = EngineArgs(max_num_seqs=8, max_model_len=512)
+        built = build(model, args)
+        found = {
+            "model": built.name,
+            "num_tokens": asked.num_tokens,
+            "turns": asked.turns,
+            "per_token": costs(built, args, asked.num_tokens, asked.turns),
+            "compile": compile_times(built.grammars, asked.num_schemas),
+        }
+    for batch, each in found["per_token"].items():
+        print(f"B = {batch}: {each['free_ms']} ms free, {each['constrained_ms']} ms with a grammar")
+    print(f"compile: {found['compile']}")
+    print(json.dumps({"results": found}))
+
+
+def _random_model(path: Path) -> Path:
+    command = [sys.executable, "-m", "duetto", "make-model", "tiny", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+if __name__ == "__main__":
+    main()
