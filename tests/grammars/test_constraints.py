@@ -396,3 +396,15 @@ def test_structural_tags(tag, accepted, refused):
         grammar = GRAMMARS.make(StructuredOutputsParams(structural_tag=given))
         assert [accepts(grammar, text) for text in accepted] == [True] * len(accepted)
         assert not any(accepts(grammar, text) for text in refused)
+
+
+def test_reasoning_is_led_to_its_end_by_a_token_that_marks_it():
+    def start(lark: LarkWriter) -> str:
+        marks = ReasoningMarks("<think>", "</think>", has_begun=True)
+        return reasoning_first(lark, marks, json_content(lark, AGE, "x"))
+
+    matcher, letter = GRAMMARS.matcher(written(start)), TOKENS.index(b"a")
+    path = matcher.shortest_end(40)
+    assert path is not None and b"".join(TOKENS[i] for i in path) == b'</think>{"age":0}'
+    assert matcher.steered([letter], letter, len(path) + 1) == TOKENS.index(b"</think>")
+    assert matcher.steered([letter], letter, len(path) + 2) == letter

@@ -4,6 +4,7 @@ What is told is a function of the grammar and the tokens followed, however they 
 all at once, or back from others. Knows no logits and no requests.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 Bools = NDArray[np.bool_]
+Indices = NDArray[np.intp]
 Ceiling = NDArray[np.float32]
 Scores = NDArray[np.int32]  # [vocabulary]: what is tried first, of what may follow
 
@@ -49,6 +51,10 @@ class Ways:
         self._in_text = size + 2**20 * closed
         self._elsewhere = size + 2**20 * brackets + 2**18 * values
         self._before_text = self._elsewhere + 2**17 * quote
+        # Where a text may have no end but a marker, one that has not been tried may be it.
+        special = np.zeros(self.vocab_size, np.int32)
+        special[[*vocabulary.special.values()]] = 1
+        self.markers = 2**24 * (special | _column(_looks_like_a_marker, vocabulary))
         self._letters = _places(_LETTERS, vocabulary)
         self._quoted = _places(tuple(b'"' + letter for letter in _LETTERS), vocabulary)
 
@@ -151,12 +157,14 @@ class Matcher:
 
     def _walk(self, most: int, *, fair: bool = False) -> tuple[int, ...] | None:
         """Take what is first in the order, again and again, until it may end. A fair walk takes
-        what the answer has least often, so it leaves circles. Either goes on in the same way from
-        each of its tokens on: who follows one sees the same end come nearer."""
+        what the answer has least often, markers before all else, so it leaves circles. Either goes
+        on in the same way from each of its tokens on: who follows one sees the end come nearer."""
         if most < 0:
             return None
         path: list[int] = []
-        used = np.bincount(self._tokens, minlength=self._ways.vocab_size) if fair else None
+        used: Scores | None = None
+        if fair:
+            used = np.bincount(self._tokens, minlength=self._ways.vocab_size).astype(np.int32)
         try:
             while not self._engine.is_accepting():
                 if len(path) >= min(most, MAX_WALK):
@@ -165,9 +173,10 @@ class Matcher:
                 ids = np.flatnonzero(allowed)
                 if not len(ids):
                     return None
+                scores = self._ways.order(allowed)[ids]
                 if used is not None:
-                    ids = ids[used[ids] == used[ids].min()]
-                token_id = int(ids[self._ways.order(allowed)[ids].argmax()])
+                    ids, scores = _least_used(ids, scores + self._ways.markers[ids], used)
+                token_id = int(ids[scores.argmax()])
                 if used is not None:
                     used[token_id] += 1
                 if not self._engine.consume_token(token_id):
@@ -213,6 +222,16 @@ def _size(token: bytes) -> int:
 def _num_of(token: bytes, characters: bytes, more: int = 0) -> int:
     """How many there are, if there is nothing else; and `more`."""
     return 0 if token.strip(characters) else len(token) + more
+
+
+def _looks_like_a_marker(token: bytes) -> bool:
+    return re.fullmatch(rb"</?[A-Za-z_:|]+>|<\|.+\|>|\[/?[A-Z_]{3,}\]", token) is not None
+
+
+def _least_used(ids: Indices, scores: Scores, used: Scores) -> tuple[Indices, Scores]:
+    counts = used[ids]
+    least = counts == counts.min()
+    return ids[least], scores[least]
 
 
 def _places(tokens: Sequence[bytes], vocabulary: Vocabulary) -> NDArray[np.intp]:
