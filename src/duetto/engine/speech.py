@@ -3,8 +3,9 @@
 Both doors, the server and LLM, ask here. Knows no HTTP, no tokens and no library of grammars.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,16 +13,18 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.structured import Grammar, StructuredOutputsParams
 from duetto.dialects.answer import answer_parser, markers_of
 from duetto.dialects.choose import Dialects
-from duetto.dialects.pieces import AnswerParser, ToolSchema
-from duetto.engine.call_grammar import ANY_ARGUMENTS, call_grammar, schema_text
+from duetto.dialects.dialect import CallDialect
+from duetto.dialects.pieces import AnswerParser
 from duetto.engine.tool_rules import ToolRules
+from duetto.grammars.calls import CallableTool, calls_alone, calls_among_text
 from duetto.grammars.compile import CompiledGrammars
 from duetto.grammars.lark import LarkWriter
-from duetto.grammars.tags import ReasoningMarks
+from duetto.grammars.tags import ReasoningMarks, json_content, reasoning_first
 
 logger = logging.getLogger(__name__)
 
 NO_DIALECTS = Dialects(None, None)
+JSON_FIELD = "structured_outputs.json"
 
 
 class AnswerReading(NamedTuple):
@@ -92,32 +95,46 @@ class Speech:
             marks = ReasoningMarks(reasoning.openings[0], reasoning.closings[0], is_open)
 
         def start(lark: LarkWriter) -> str:
-            return call_grammar(
-                lark,
-                calls.form,
-                tools,
-                is_required=rules.is_required,
-                parallel=rules.parallel,
-                reasoning=marks,
-                instead=schema,
-            )
+            expression = self._expression(lark, calls, rules, tools, schema)
+            return expression if marks is None else reasoning_first(lark, marks, expression)
 
         return self.grammars.write(start, "tools", tenant)
 
-    def _supported(self, rules: ToolRules, tenant: bytes) -> list[ToolSchema]:
+    def _expression(
+        self,
+        lark: LarkWriter,
+        calls: CallDialect,
+        rules: ToolRules,
+        tools: Sequence[CallableTool],
+        schema: str | None,
+    ) -> str:
+        """Calls alone; or either calls or JSON by a schema; or calls among any text."""
+        form, parallel = calls.form, rules.parallel
+        if rules.is_required:
+            return calls_alone(lark, form, tools, parallel=parallel)
+        if schema is not None:
+            alone = lark.rule(calls_alone(lark, form, tools, parallel=parallel))
+            return lark.one_of([alone, json_content(lark, json.loads(schema), JSON_FIELD)])
+        # From its marker on a call is held to the form: what models put behind it varies.
+        triggers = [m for m in calls.markers if form.trigger.startswith(m)][:1]
+        return calls_among_text(lark, form, tools, triggers, parallel=parallel)
+
+    def _supported(self, rules: ToolRules, tenant: bytes) -> list[CallableTool]:
         assert self.grammars is not None
         tools = []
-        for index, tool in enumerate(rules.schemas):
-            text = schema_text(tool.parameters or ANY_ARGUMENTS)
+        names = [tool["function"]["name"] for tool in rules.tools]
+        for tool in rules.schemas:
+            text = json.dumps({"type": "object", **tool.parameters}, ensure_ascii=False)
+            parameters = tool.parameters
             try:
                 self.grammars.make(StructuredOutputsParams(json=text), tenant)
             except InvalidRequest as error:
                 if rules.is_required or tool.name in rules.strict:
-                    place = f"tools[{index}].function.parameters"
-                    raise InvalidRequest(place, error.message) from None
+                    place = f"tools[{names.index(tool.name)}]"
+                    raise InvalidRequest(place, f"its schema {error.message}") from None
                 logger.info("a tool's schema is not enforced: %s", error.message)
-                tool = ToolSchema(tool.name, ANY_ARGUMENTS)
-            tools.append(tool)
+                parameters = {}
+            tools.append(CallableTool(tool.name, parameters))
         return tools
 
     def _are_special(self, calls: object, reasoning: object) -> bool:

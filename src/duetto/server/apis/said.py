@@ -72,7 +72,7 @@ class Said:
     calls: list[SaidCall] = field(default_factory=list)
 
 
-def said_of(pieces: Iterable[AnswerPiece]) -> Said:
+def gathered(pieces: Iterable[AnswerPiece]) -> Said:
     said, contents, thoughts = Said(), list[str](), list[str]()
     arguments: list[list[str]] = []
     for piece in pieces:

@@ -13,7 +13,7 @@ from duetto.engine.detokenizer import TokenPlaces
 from duetto.server.apis.echo import Echo
 from duetto.server.apis.protocol import ChatRequest, CompletionRequest
 from duetto.server.apis.replies import chat_logprobs, completion_logprobs, prompt_logprobs
-from duetto.server.apis.said import AnswerReader, SaidCall, call_id, said_of
+from duetto.server.apis.said import AnswerReader, SaidCall, call_id, gathered
 from duetto.server.apis.translator import AnswerStep, WholeAnswer
 from duetto.server.door import EncodedPrompt, Job
 from duetto.server.http.json_parts import NUM_AT_ONCE, EncodedParts, Json, JsonColumns, JsonRows
@@ -81,7 +81,7 @@ class ChatShape:
         return {"index": step.choice, "delta": self._delta(step), "logprobs": shown}
 
     def complete(self, answer: WholeAnswer) -> Json:
-        said = said_of(self._reader.read_whole(answer))
+        said = gathered(self._reader.read_whole(answer))
         reasoning = said.reasoning if self._shows_reasoning and said.reasoning else None
         if said.calls:
             self._callers.add(answer.choice)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from duetto.dialects.pieces import AnswerPiece, CallArguments, CallStart, Content, Reasoning
-from duetto.server.apis.said import AnswerReader, call_id, said_of
+from duetto.server.apis.said import AnswerReader, call_id, gathered
 from duetto.server.apis.translator import AnswerStep, Ending, Usage, WholeAnswer, named_event
 from duetto.server.http.errors import ApiError
 from duetto.server.http.json_parts import Json
@@ -72,7 +72,7 @@ class MessagesTranslator:
 
     def whole(self, answers: Sequence[WholeAnswer], usage: Usage) -> Json:
         answer = answers[0]
-        said = said_of(self._reader.read_whole(answer))
+        said = gathered(self._reader.read_whole(answer))
         blocks = list[Json]()
         if said.reasoning:
             blocks.append({"type": "thinking", "thinking": said.reasoning, "signature": ""})
