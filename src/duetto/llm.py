@@ -19,6 +19,7 @@ from duetto.core.outputs import RequestOutput
 from duetto.core.request import fan_out
 from duetto.core.reuse_choice import ReuseChoice, ReuseRules, insisted
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.structured import Grammar
 from duetto.core.text import TextCodec
 from duetto.demo import NO_MODEL_NAMED, READER
 from duetto.engine.engine import Engine
@@ -26,6 +27,8 @@ from duetto.engine.intake import make_request
 from duetto.engine.offline_answer import OfflineAnswer
 from duetto.engine.offline_cache import OfflineCache
 from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
+from duetto.engine.read_answer import PlainParser, message_of
+from duetto.engine.tool_rules import offline_rules
 from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 
@@ -132,10 +135,7 @@ class LLM:
         failed on has finish_reason "error"; the others are whole.
         """
         answers = self._make_answers(prompts, sampling_params, priority, reuse)
-        with show_progress("answering", total=len(answers), visible=use_tqdm) as bar:
-            for answer in self._run(answers):
-                bar.advance(answer.output.finished)
-        return [answer.output for answer in answers]
+        return self._whole(answers, use_tqdm=use_tqdm)
 
     def stream(
         self,
@@ -160,6 +160,7 @@ class LLM:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         documents: Sequence[Mapping[str, Any]] = (),
         reuse: ReuseGiven = None,
@@ -168,23 +169,45 @@ class LLM:
         """Answer one conversation or several through the checkpoint's chat template.
 
         `tools` are functions that the model is told of, [{"type": "function", "function": {...}}],
-        where the template shows them. With `continue_final_message` the last message, which is the
-        assistant's, is gone on with. Reusable are text parts with "cache": "reusable", and the
-        "text" of each of `documents`, which all conversations are given, where the template reads
-        them.
+        where the template shows them. `tool_choice` is OpenAI's: calls that are required, or that
+        the model begins, are held to their schema. An output's `message` has the calls, and what
+        the model wrote for itself, apart from its content. With `continue_final_message` the last
+        message, which is the assistant's, is gone on with. Reusable are text parts with "cache":
+        "reusable", and the "text" of each of `documents`, which all conversations are given, where
+        the template reads them.
         """
+        rules = offline_rules(tools, tool_choice)
         prompts = [
             self.chat_prompt(
                 conversation,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                tools=tools,
+                tools=None if rules is None else tools,
                 chat_template_kwargs=chat_template_kwargs,
                 documents=documents,
             )
             for conversation in _as_conversations(messages)
         ]
-        return self.generate(prompts, sampling_params, reuse=reuse, use_tqdm=use_tqdm)
+        speech, texts = self._built.speech, [prompt["prompt"] for prompt in prompts]
+        readings = [speech.reading(rules, text) for text in texts]
+        params = [
+            replace(each, skip_special_tokens=False) if reading and reading.needs_special else each
+            for each, reading in zip(
+                self._params_for(prompts, sampling_params), readings, strict=True
+            )
+        ]
+        grammars = None
+        if rules is not None:
+            outputs = [each.structured_outputs for each in params]
+            asked = zip(texts, outputs, strict=True)
+            grammars = [speech.grammar(rules, text, output=wanted) for text, wanted in asked]
+        answers = self._make_answers(prompts, params, None, reuse, grammars)
+        found = self._whole(answers, use_tqdm=use_tqdm)
+        for reading, output in zip(readings, found, strict=True):
+            for completion in output.outputs:
+                parser = PlainParser() if reading is None else reading.make_parser()
+                completion.message = message_of(parser, completion.text)
+        return found
 
     def chat_prompt(
         self,
@@ -219,12 +242,19 @@ class LLM:
 
     # --- how -------------------------------------------------------------------------------
 
+    def _whole(self, answers: list[OfflineAnswer], *, use_tqdm: bool) -> list[RequestOutput]:
+        with show_progress("answering", total=len(answers), visible=use_tqdm) as bar:
+            for answer in self._run(answers):
+                bar.advance(answer.output.finished)
+        return [answer.output for answer in answers]
+
     def _make_answers(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
         reuse: ReuseGiven,
+        grammars: Sequence[Grammar | None] | None = None,
     ) -> list[OfflineAnswer]:
         """All or nothing: a call that is refused changes no later one's seeds."""
         if isinstance(prompts, str | Mapping):
@@ -240,7 +270,9 @@ class LLM:
         choice = self._reuse.chosen(reuse)
         answers = [
             self._make_answer(self._num_prompts + index, *one, choice)
-            for index, one in enumerate(zip(each, params, priorities, strict=True))
+            for index, one in enumerate(
+                zip(each, params, priorities, grammars or [None] * len(each), strict=True)
+            )
         ]
         self._num_prompts += len(answers)
         return answers
@@ -251,12 +283,14 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams,
         priority: int,
+        grammar: Grammar | None,
         choice: ReuseChoice | None,
     ) -> OfflineAnswer:
         self.config.check_priority(priority)
         read = read_prompt(prompt, self._built.codec)
         asked = None if choice is None else self._reuse.asked(choice, read.reusable, read.refusal)
-        wanted = params.structured_outputs
+        if grammar is None and params.structured_outputs is not None:
+            grammar = self._built.grammars.make(params.structured_outputs)
         request = make_request(
             read.token_ids,
             params,
@@ -268,7 +302,7 @@ class LLM:
             priority=priority,
             cache_salt=read.cache_salt,
             reuse=asked,
-            grammar=None if wanted is None else self._built.grammars.make(wanted),
+            grammar=grammar,
         )
         return OfflineAnswer.of(read.text, fan_out(request), self._built.codec)
 

@@ -7,6 +7,7 @@ import pytest
 from server.fakes_server import post
 from starlette.testclient import TestClient
 
+from duetto import LLM, InvalidRequest, SamplingParams
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
 from duetto.server.app import create_app
@@ -132,3 +133,20 @@ def test_a_schema_that_is_not_supported_is_refused_where_it_must_be_followed(cli
     assert free.status_code == 200
     held = client.post("/v1/chat/completions", json={**body, "tool_choice": "required"})
     assert held.status_code == 400 and held.json()["error"]["param"] == "tools[0]"
+
+
+def test_offline_a_message_has_its_calls(tiny_model, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(TEMPLATE, encoding="utf-8")
+    params = SamplingParams(temperature=1.5, max_tokens=200, seed=3, n=2)
+    with LLM(tiny_model, chat_template=str(template), max_model_len=1024) as llm:
+        (output,) = llm.chat(ASK["messages"], params, tools=TOOLS, tool_choice="required")
+        (plain,) = llm.chat(ASK["messages"], SamplingParams(max_tokens=4))
+        for choice in ("sometimes", {"type": "function", "function": {"name": "x"}}):
+            with pytest.raises(InvalidRequest, match="tool_choice"):
+                llm.chat(ASK["messages"], params, tools=TOOLS, tool_choice=choice)
+    for answer in output.outputs:
+        message = {**answer.message, "tool_calls": answer.message["tool_calls"]}
+        check({"finish_reason": "tool_calls", "message": message})
+    answer = plain.outputs[0]
+    assert answer.message == {"role": "assistant", "content": answer.text}

@@ -1,6 +1,7 @@
 """What the offline door returns. Names and shapes are vLLM's."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from duetto.core.timings import RequestTimings
 
@@ -24,6 +25,8 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None  # why finish_reason is "error"
+    # Of a chat, as conversations take it: tool_calls and reasoning_content are apart from content.
+    message: dict[str, Any] | None = None
     timings: RequestTimings | None = None
 
 

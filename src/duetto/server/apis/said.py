@@ -4,15 +4,11 @@ Each choice has a reader of its own, made by the model's dialect; without one, a
 Knows no API's shapes.
 """
 
-import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from duetto.dialects.pieces import (
     AnswerParser,
     AnswerPiece,
-    CallArguments,
-    CallStart,
     Content,
     Reasoning,
 )
@@ -54,45 +50,3 @@ class AnswerReader:
         if pieces and all(isinstance(piece, Reasoning) for piece in pieces):
             self.num_reasoning += num_tokens
         return pieces
-
-
-@dataclass(slots=True)
-class SaidCall:
-    id: str
-    name: str
-    arguments: str = ""
-
-
-@dataclass(slots=True)
-class Said:
-    """An answer as a whole."""
-
-    content: str = ""
-    reasoning: str = ""
-    calls: list[SaidCall] = field(default_factory=list)
-
-
-def gathered(pieces: Iterable[AnswerPiece]) -> Said:
-    said, contents, thoughts = Said(), list[str](), list[str]()
-    arguments: list[list[str]] = []
-    for piece in pieces:
-        match piece:
-            case Content(text):
-                contents.append(text)
-            case Reasoning(text):
-                thoughts.append(text)
-            case CallStart(_, name):
-                said.calls.append(SaidCall(call_id(), name))
-                arguments.append([])
-            case CallArguments(index, text):
-                arguments[index].append(text)
-            case _:
-                pass
-    said.content, said.reasoning = "".join(contents), "".join(thoughts)
-    for call, parts in zip(said.calls, arguments, strict=True):
-        call.arguments = "".join(parts)
-    return said
-
-
-def call_id(prefix: str = "call_") -> str:
-    return prefix + secrets.token_hex(12)

@@ -10,10 +10,11 @@ from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.core.text import TextCodec, bytes_shown
 from duetto.dialects.pieces import CallArguments, CallStart, Content, Reasoning
 from duetto.engine.detokenizer import TokenPlaces
+from duetto.engine.read_answer import SaidCall, call_id, gathered
 from duetto.server.apis.echo import Echo
 from duetto.server.apis.protocol import ChatRequest, CompletionRequest
 from duetto.server.apis.replies import chat_logprobs, completion_logprobs, prompt_logprobs
-from duetto.server.apis.said import AnswerReader, SaidCall, call_id, gathered
+from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import AnswerStep, WholeAnswer
 from duetto.server.door import EncodedPrompt, Job
 from duetto.server.http.json_parts import NUM_AT_ONCE, EncodedParts, Json, JsonColumns, JsonRows

@@ -10,7 +10,8 @@ from typing import ClassVar
 import msgspec
 
 from duetto.dialects.pieces import AnswerPiece, CallArguments, CallStart, Content, Reasoning
-from duetto.server.apis.said import AnswerReader, call_id, gathered
+from duetto.engine.read_answer import call_id, gathered
+from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import AnswerStep, Ending, Usage, WholeAnswer, named_event
 from duetto.server.http.errors import ApiError
 from duetto.server.http.json_parts import Json

@@ -12,9 +12,10 @@ from duetto.core.batch import SampledToken
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec
 from duetto.dialects.pieces import AnswerPiece, CallArguments, CallStart, Content, Reasoning
+from duetto.engine.read_answer import call_id
 from duetto.server.apis.replies import chat_logprobs
 from duetto.server.apis.responses.body import ResponsesRequest
-from duetto.server.apis.said import AnswerReader, call_id
+from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import AnswerStep, Ending, Usage, WholeAnswer, named_event
 from duetto.server.http.errors import ApiError
 from duetto.server.http.json_parts import Json

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from duetto.engine.read_answer import call_id
 from duetto.server.apis.responses.body import InputItem, ResponsesRequest, TextContent
-from duetto.server.apis.said import call_id
 from duetto.server.http.json_parts import Json
 
 
