@@ -113,7 +113,7 @@ SAMPLING = [
     ("guided_json", {"guided_json": {}}),
     ("structured_outputs", {"structured_outputs": {}}),
     ("use_beam_search", {"use_beam_search": True}),
-    ("truncate_prompt_tokens", {"truncate_prompt_tokens": 5}),
+    ("truncate_prompt_tokens", {"truncate_prompt_tokens": 0}),
     ("no_such_field", {"no_such_field": 1}),
     ("ignore_eos", {"ignore_eos": 1}),
     ("metadata[...]", {"metadata": {"a": 1}}),

@@ -43,6 +43,31 @@ def test_log_probabilities_of_a_chat(client):
     assert bare["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
 
 
+def test_tokens_of_a_completion_as_their_ids(client):
+    """Where the tokens begin is not changed by what they are called."""
+    body = {**COMPLETION, "max_tokens": 2, "logprobs": 2, "return_tokens_as_token_ids": True}
+    got = post(client, "/v1/completions", body)["choices"][0]["logprobs"]
+    assert got["tokens"] == ["token_id:72", "token_id:101"]
+    assert got["top_logprobs"][0] == {"token_id:72": -0.5, "token_id:73": -1.5}
+    assert got["text_offset"] == [0, 1]
+    echoed = post(client, "/v1/completions", {**body, "echo": True})["choices"][0]["logprobs"]
+    assert echoed["tokens"] == [f"token_id:{token_id}" for token_id in b"abcHe"]
+    assert echoed["top_logprobs"][1] == {"token_id:98": -0.5, "token_id:99": -1.5}
+    assert echoed["text_offset"] == [0, 1, 2, 3, 4]
+    (first, *_) = chunks(client, "/v1/completions", body)
+    assert first["choices"][0]["logprobs"]["tokens"] == ["token_id:72"]
+
+
+def test_tokens_of_a_chat_as_their_ids(client):
+    """Which tells tokens apart that show the same; their bytes stay what they are."""
+    body = {**CHAT, "logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+    content = post(client, "/v1/chat/completions", body)["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in content[8:10]] == ["token_id:195", "token_id:182"]
+    assert content[0]["top_logprobs"] == [{"token": "token_id:72", "logprob": -0.5, "bytes": [72]}]
+    (_, first, *_) = chunks(client, "/v1/chat/completions", body)
+    assert first["choices"][0]["logprobs"]["content"][0]["token"] == "token_id:72"
+
+
 def test_streamed_log_probabilities_lose_no_token(client):
     body = {**CHAT, "logprobs": True}
     got = chunks(client, "/v1/chat/completions", body)

@@ -249,7 +249,12 @@ class Api:
         check_lists(wire, self._codec.vocab_size)
         return AskedPrompts(
             asked=completion_asked(wire, self._settings.default_sampling),
-            prompts=split_prompts(wire.prompt, self._config, self._settings.max_answers),
+            prompts=split_prompts(
+                wire.prompt,
+                self._config,
+                self._settings.max_answers,
+                is_truncated=wire.truncate_prompt_tokens is not None,
+            ),
             body=wire,
             add_special_tokens=wire.add_special_tokens is not False,
             echo=bool(wire.echo),

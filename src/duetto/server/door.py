@@ -38,7 +38,7 @@ MESSAGES = {"prompt": "messages"}
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     token_ids: tuple[int, ...]
-    text: str | None  # as it was sent; None if ids or segments were sent
+    text: str | None  # as it was sent; None if ids or segments were sent, or a part was cut off
     reuse: ReuseAsked | None = None
     echo: Echo | None = None  # only if asked for
 
@@ -220,7 +220,8 @@ class Door:
         refusal: InvalidRequest | None = None,
     ) -> EncodedPrompt:
         """`refusal`: why what is marked in the prompt has no place of its own."""
-        num_tokens = self._fewest_tokens(prompt)
+        most_kept = self._most_kept(asked)
+        num_tokens = 0 if most_kept else self._fewest_tokens(prompt)
         if num_tokens > self._config.context_length:
             max_tokens, is_bound = asked.sampling.max_tokens or 1, not isinstance(prompt, list)
             error = self._config.too_long(num_tokens, max_tokens, is_lower_bound=is_bound)
@@ -230,8 +231,19 @@ class Door:
         else:
             with _naming(asked.names):
                 ids, ranges = self._ids(prompt, add_special=add_special)
+        if most_kept and (ranges or refusal is not None):
+            raise invalid("truncate_prompt_tokens", "texts marked as reusable must stay whole")
         reuse = self._reuse_asked(asked, choice, ranges, refusal)
+        if most_kept and len(ids) > most_kept:
+            return EncodedPrompt(ids[-most_kept:], None, reuse)
         return EncodedPrompt(ids, prompt if isinstance(prompt, str) else None, reuse)
+
+    def _most_kept(self, asked: Asked) -> int | None:
+        """Tokens that a prompt is cut to, from its end; None if it is not to be cut."""
+        if asked.truncate_prompt_tokens != -1:
+            return asked.truncate_prompt_tokens
+        num_output = asked.sampling.max_tokens or asked.default_max_tokens or 1
+        return max(1, self._config.context_length - num_output)
 
     def _ids(self, prompt: str | tuple[PromptSegment, ...], *, add_special: bool) -> SegmentedIds:
         if isinstance(prompt, str):

@@ -23,6 +23,7 @@ class Asked:
     cache_salt: str | None = None
     priority: int = 0
     reuse: bool | str | dict[str, Any] | None = None
+    truncate_prompt_tokens: int | None = None  # keep the last so many; -1: as many as fit
     scored_by: str | None = None  # the caller's field that asks for the prompt's log-probabilities
     is_scored_by_choice: bool = False  # each choice shows them, or they stand once in the reply
     names: Mapping[str, str] = field(default_factory=dict)  # our fields' to the caller's

@@ -10,10 +10,11 @@ AnyPrompts = str | SegmentedPrompt | list[str | int | list[int] | SegmentedPromp
 
 
 def split_prompts(
-    prompt: AnyPrompts, config: SchedulerConfig, max_answers: int
+    prompt: AnyPrompts, config: SchedulerConfig, max_answers: int, *, is_truncated: bool = False
 ) -> list[GivenPrompt]:
     """A prompt field's shapes as a list of prompts. Raises ApiError 400 for a mixture, or for
-    more entries than a context or a reply holds, before each is looked at."""
+    more entries than a context or a reply holds, before each is looked at. `is_truncated`: a
+    longer one is cut later."""
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, SegmentedPrompt):
@@ -21,7 +22,7 @@ def split_prompts(
     if not prompt:
         raise invalid("prompt", "must hold at least one prompt or token id")
     if isinstance(prompt[0], int):
-        if len(prompt) > config.context_length:
+        if len(prompt) > config.context_length and not is_truncated:
             raise refused(config.too_long(len(prompt), 1), {})
     elif len(prompt) > max_answers:
         raise invalid("prompt", f"{len(prompt)} prompts; at most {max_answers} answers per request")

@@ -50,7 +50,7 @@ class Features(Struct, forbid_unknown_fields=True, kw_only=True):
     length_penalty: Annotated[Raw, Only(1)] = ABSENT
     early_stopping: Annotated[Raw, Only(False)] = ABSENT
     prompt_embeds: Annotated[Raw, Only([], "")] = ABSENT
-    truncate_prompt_tokens: Annotated[Raw, Only(-1)] = ABSENT  # to the context; longer is a 400
+    truncate_prompt_tokens: Annotated[Raw, Only()] = ABSENT
     mm_processor_kwargs: Annotated[Raw, Only({})] = ABSENT
     media_io_kwargs: Annotated[Raw, Only({})] = ABSENT
     kv_transfer_params: Annotated[Raw, Only({})] = ABSENT
@@ -69,7 +69,7 @@ class Features(Struct, forbid_unknown_fields=True, kw_only=True):
     return_token_offsets: Annotated[Raw, Only(False)] = ABSENT
     routed_experts_prompt_start: Annotated[Raw, Only(0)] = ABSENT
     return_mm_kwargs: Raw = ABSENT  # there is nothing that they could be returned of
-    truncation_side: Raw = ABSENT  # of what is not truncated
+    truncation_side: Annotated[Raw, Only("left")] = ABSENT  # the side that is cut off
     guided_decoding_backend: Raw = ABSENT
 
 
@@ -185,6 +185,8 @@ class SamplingRequest(OtherServers, kw_only=True):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # type: ignore[assignment]  # others refuse it
+    truncate_prompt_tokens: int | None = None  # type: ignore[assignment]  # others refuse it
     cache_salt: str | None = None
     reuse: bool | str | dict[str, Any] | None = None  # core/reuse_choice.py reads it
     priority: int | None = None

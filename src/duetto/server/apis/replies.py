@@ -109,10 +109,17 @@ def _drafts(times: RequestTimings) -> Json:
     return shown
 
 
-def chat_logprobs(tokens: Iterable[TokenLogprob], codec: TextCodec) -> Json:
+def id_name(token_id: int) -> str:
+    """What a token is called where names are asked for that tell all tokens apart, as in vLLM."""
+    return f"token_id:{token_id}"
+
+
+def chat_logprobs(
+    tokens: Iterable[TokenLogprob], codec: TextCodec, *, as_ids: bool = False
+) -> Json:
     def entry(token_id: int, logprob: float) -> Json:
         return {
-            "token": codec.token_text(token_id),
+            "token": id_name(token_id) if as_ids else codec.token_text(token_id),
             "logprob": finite(logprob),
             "bytes": list(codec.token_bytes(token_id)),
         }
@@ -133,12 +140,19 @@ def completion_logprobs(
     codec: TextCodec,
     offsets: Sequence[int],
     token_bytes: Sequence[bytes],
+    *,
+    as_ids: bool = False,
 ) -> Json:
     """Parallel lists, as long as `offsets` and `token_bytes`, which are of the tokens shown.
 
     With one of these more than tokens, the first is of an echoed prompt's first, which nothing
-    precedes and nothing scores.
+    precedes and nothing scores. `as_ids`: candidates are called by their ids, as the caller has
+    called the tokens.
     """
+
+    def candidate(token_id: int) -> str:
+        return id_name(token_id) if as_ids else _name(codec.token_bytes(token_id))
+
     unscored = len(offsets) - len(tokens)
     names = [_name(data) for data in token_bytes]
     logprobs: list[float | None] = [None] * unscored
@@ -147,7 +161,7 @@ def completion_logprobs(
         logprobs.append(finite(token.logprob))
         # Likeliest last, so that of two tokens with the same text the likelier one is shown.
         top = {
-            name if i == token.token_id else _name(codec.token_bytes(i)): finite(value)
+            name if i == token.token_id else candidate(i): finite(value)
             for i, value in reversed(token.top)
         }
         tops.append({name: finite(token.logprob), **top})

@@ -130,6 +130,8 @@ def _asked(request: SamplingRequest, params: dict[str, Any], names: Mapping[str,
         raise invalid("stream_options", "needs stream to be true")
     if request.stream and request.prompt_logprobs is not None:
         raise invalid("prompt_logprobs", "cannot be streamed")
+    if (kept := request.truncate_prompt_tokens) is not None and kept < 1 and kept != -1:
+        raise invalid("truncate_prompt_tokens", "must be 1 or more, or -1 for what fits")
     if request.store:
         raise invalid("store", "nothing is stored by this server; only false is accepted")
     params["structured_outputs"] = structured_outputs(request)
@@ -144,6 +146,7 @@ def _asked(request: SamplingRequest, params: dict[str, Any], names: Mapping[str,
         cache_salt=request.cache_salt,
         priority=request.priority or 0,
         reuse=request.reuse,
+        truncate_prompt_tokens=kept,
         scored_by=_scored_by(request),
         names=names,
     )

@@ -13,7 +13,7 @@ from duetto.engine.detokenizer import TokenPlaces
 from duetto.engine.read_answer import SaidCall, call_id, gathered
 from duetto.server.apis.echo import Echo
 from duetto.server.apis.protocol import ChatRequest, CompletionRequest
-from duetto.server.apis.replies import chat_logprobs, completion_logprobs, prompt_logprobs
+from duetto.server.apis.replies import chat_logprobs, completion_logprobs, id_name, prompt_logprobs
 from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import AnswerStep, WholeAnswer
 from duetto.server.door import EncodedPrompt, Job
@@ -146,7 +146,12 @@ class ChatShape:
         if not self._request.logprobs:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
-        return _columns(len(shown), lambda i, j: chat_logprobs(shown[i:j], self._codec))
+        as_ids = bool(self._request.return_tokens_as_token_ids)
+
+        def rows(start: int, end: int) -> Json:
+            return chat_logprobs(shown[start:end], self._codec, as_ids=as_ids)
+
+        return _columns(len(shown), rows)
 
 
 class CompletionShape:
@@ -226,17 +231,23 @@ class CompletionShape:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
         echo = self._echo(index)  # which is never streamed with these, so all of it comes at once
+        as_ids = bool(self._request.return_tokens_as_token_ids)
         offsets, names = [*echo.starts], [*echo.token_bytes]
+        if as_ids and echo.starts:
+            names = [id_name(token_id).encode() for token_id in self._prompt(index).token_ids]
         for token in shown:
             place = self._places(index).push(token.token_id)
             offsets.append(place.start)
-            names.append(bytes_shown(self._codec.token_bytes(token.token_id), place.text))
+            shows = bytes_shown(self._codec.token_bytes(token.token_id), place.text)
+            names.append(id_name(token.token_id).encode() if as_ids else shows)
         scorable = [*scored, *shown] if echo.starts else shown
         num_first = len(offsets) - len(scorable)  # the prompt's first token, which nothing scores
 
         def rows(start: int, end: int) -> Json:
             part = slice(start + num_first if start else 0, end + num_first)
-            return completion_logprobs(scorable[start:end], self._codec, offsets[part], names[part])
+            return completion_logprobs(
+                scorable[start:end], self._codec, offsets[part], names[part], as_ids=as_ids
+            )
 
         return _columns(len(scorable), rows)
 
