@@ -70,6 +70,10 @@ class Relay:
         """Engine requests that have had no final update."""
         return len(self._live)
 
+    def started_ids(self) -> frozenset[str]:
+        """Of the engine requests that are live and were seen in a step."""
+        return frozenset([name for name, live in self._live.items() if live.has_started])
+
     def start(self) -> None:
         """Start the engine's thread; its reports are handled on the running loop."""
         loop = asyncio.get_running_loop()

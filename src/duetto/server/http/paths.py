@@ -39,13 +39,13 @@ _OTHER_NAMES = {
     "generate": "/v1/completions",
     "generate_stream": "/v1/completions",
     "tags": "/v1/models",
-    "props": "/v1/models",
     "lookup": "/v1/cache/lookup",  # LMCache's
     "clear": "/v1/cache/drop",
     "cachedcontents": "/v1/cache",  # Gemini's
     "flush_cache": "/v1/cache/drop",  # SGLang's; and vLLM's
     "reset_prefix_cache": "/v1/cache/drop",
-    "slots": "/v1/cache",  # llama.cpp's
+    "get_server_info": "/server_info",  # SGLang's
+    "get_load": "/load",
     "healthz": "/health",
     "livez": "/health",
     "readyz": "/health",
