@@ -3,11 +3,8 @@
 import json
 
 import pytest
-from server.fakes_server import MODEL, SpeakingExecutor, make_app, post
-from starlette.testclient import TestClient
-
-from duetto.dialects.choose import choose_dialects
-from duetto.engine.speech import Speech
+from server.fakes_server import MODEL, post
+from server.speaking import named_events, saying
 
 PATH = "/v1/messages"
 ASK = {"model": MODEL, "max_tokens": 200, "messages": [{"role": "user", "content": "Hello"}]}
@@ -15,22 +12,8 @@ TOOL = {"name": "weather", "description": "w", "input_schema": {"type": "object"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Riga"}}\n</tool_call>'
 
 
-def saying(text: str, **settings) -> TestClient:
-    speech = Speech(choose_dialects(None, tool_call_parser="hermes", reasoning_parser="think"))
-    app, _ = make_app(SpeakingExecutor(text), speech=speech, **settings)
-    return TestClient(app)
-
-
 def events_of(client, body):
-    reply = client.post(PATH, json={**body, "stream": True})
-    assert reply.status_code == 200, reply.text
-    events = []
-    for block in reply.text.strip().split("\n\n"):
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        events.append(event)
-    return events
+    return named_events(client, PATH, body)
 
 
 def test_a_text_is_a_message_with_one_block():

@@ -4,10 +4,8 @@ import json
 
 import pytest
 from server.fakes_server import MODEL, SpeakingExecutor, chunks, make_app, post
+from server.speaking import saying
 from starlette.testclient import TestClient
-
-from duetto.dialects.choose import choose_dialects
-from duetto.engine.speech import Speech
 
 CHAT = "/v1/chat/completions"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Riga", "days": 2}}\n</tool_call>'
@@ -25,13 +23,6 @@ ASK = {
     "messages": [{"role": "user", "content": "Will it rain in Riga?"}],
     "tools": [WEATHER],
 }
-
-
-def saying(text: str, **dialects: str) -> TestClient:
-    named = {"tool_call_parser": "hermes", "reasoning_parser": "think", **dialects}
-    speech = Speech(choose_dialects(None, **named))
-    app, _ = make_app(SpeakingExecutor(text), speech=speech)
-    return TestClient(app)
 
 
 def choice_of(client, **more):
