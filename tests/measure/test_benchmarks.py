@@ -140,3 +140,8 @@ def test_structured(tiny_model: Path) -> None:
     found = run("structured.py", "--smoke", "--model", str(tiny_model))["results"]
     assert {batch for batch, each in found["per_token"].items() if each["ratio"] > 0} == {"1", "8"}
     assert found["compile"]["num_schemas"] == 4 and not found["compile"]["num_refused"]
+
+
+def test_what_a_disk_gives_to_its_tier() -> None:
+    found = run("tiers_disk.py", "--mib", "16", "--rounds", "1")
+    assert all(found[kind]["of_plain"] > 0 for kind in ("from the disk", "from the kernel's cache"))
