@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from server.fakes_server import MODEL, post
+from server.fakes_server import CODEC, MODEL, post
 from server.speaking import named_events, saying
+
+from duetto.core.errors import InvalidRequest
 
 PATH = "/v1/messages"
 ASK = {"model": MODEL, "max_tokens": 200, "messages": [{"role": "user", "content": "Hello"}]}
@@ -108,7 +110,8 @@ def test_tokens_are_counted_without_running():
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": "hot"}, "temperature"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}, "context_m"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "messages[0].content[0]",
@@ -152,3 +155,74 @@ def test_a_thread_is_refused_with_the_code_that_lets_clients_go_on_without(threa
     assert reply.status_code == 400 and error["type"] == "invalid_request_error"
     assert error["message"].startswith("thread: is not supported")
     assert error["details"] == {"error_code": "thread_unsupported_request"}
+
+
+def read_by(reads):
+    """A codec whose template reads these arguments; each that it was rendered with."""
+    seen = []
+
+    class Reader(type(CODEC)):
+        def render_chat(self, messages, *, template_kwargs=None, **more):
+            if unread := set(template_kwargs) - {*reads}:
+                raise InvalidRequest("chat_template_kwargs", f"{unread} is not read")
+            seen.append(template_kwargs)
+            return super().render_chat(messages, **more)
+
+    return Reader(), seen
+
+
+CLAUDE_CODE = {  # what 2.1 sends with every turn
+    "thinking": {"type": "adaptive"},
+    "output_config": {"effort": "high"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "messages": [*ASK["messages"], {"role": "system", "content": [{"type": "text", "text": "x"}]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("reads", "expected"), [((), {}), (("reasoning_effort",), {"reasoning_effort": "high"})]
+)
+def test_what_is_usual_needs_nothing_of_the_template(reads, expected):
+    codec, seen = read_by(reads)
+    with saying("Hi", codec=codec) as client:
+        assert post(client, PATH, {**ASK, **CLAUDE_CODE})["content"][0]["text"] == "Hi"
+    assert seen[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        (
+            {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"a": 1}},
+            "chat_template_kwargs",
+        ),
+    ],
+)
+def test_what_a_template_cannot_do_is_refused_by_the_callers_name(more, field):
+    with saying("Hi", codec=read_by(())[0]) as client:
+        reply = client.post(PATH, json={**ASK, **more})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith(f"{field}: ")
+
+
+def test_an_assistants_message_at_the_end_begins_the_answer():
+    begun = [*ASK["messages"], {"role": "assistant", "content": "Hel"}]
+    counted = {"model": MODEL, "messages": begun}
+    with saying("lo") as client:
+        reply = post(client, PATH, {**ASK, "messages": begun})
+        count = post(client, f"{PATH}/count_tokens", counted)
+    assert reply["content"] == [{"type": "text", "text": "lo"}]
+    assert reply["usage"]["input_tokens"] == len("user: Hello\nassistant: Hel")
+    assert count["input_tokens"] == reply["usage"]["input_tokens"]
+
+
+def test_a_refused_value_is_followed_by_what_this_api_accepts():
+    for more, accepted in (
+        ({"messages": [{"role": "tool", "content": "x"}]}, "user, assistant, system"),
+        ({"tools": [{**TOOL, "type": "web_search_20250305"}]}, "custom"),
+    ):
+        with saying("x") as client:
+            reply = client.post(PATH, json={**ASK, **more})
+        assert reply.json()["error"]["message"].endswith(f"accepted: {accepted}")

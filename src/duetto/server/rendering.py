@@ -53,7 +53,7 @@ def _render_with(codec: TextCodec, given: Mapping[str, Any], prompt: ChatPrompt)
             if error.field != "chat_template_kwargs" and effort != "none":
                 raise
     text = render({})
-    if effort not in (None, "none"):
+    if effort not in (None, "none") and prompt.needs_effort:
         words = "the template of this model has no levels of it; only none is accepted"
         raise InvalidRequest("reasoning_effort", words)
     return text

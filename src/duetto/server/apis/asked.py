@@ -38,6 +38,7 @@ class ChatPrompt:
     documents: Sequence[Mapping[str, Any]] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning_effort: str | None = None
+    needs_effort: bool = True  # else it is left out where the template has no levels of it
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False

@@ -223,7 +223,8 @@ def _explain(message: str, body: bytes, into: type) -> ApiError:
     elif named := _VALUE.match(reason):
         reason = f"{cut(named.group(1))} {NOT_SUPPORTED}"
         place = re.sub(r"\[[0-9]+\]", "[]", path)
-        if choices := _TYPES.get(place) or _CHOICES.get(path.rpartition(".")[2]):
+        own = getattr(into, "CHOICES", {}).get(place)  # of an API that is not chat
+        if choices := own or _TYPES.get(place) or _CHOICES.get(path.rpartition(".")[2]):
             reason += f"; accepted: {', '.join(choices)}"
     reason = reason.replace("`", "")
     return invalid(path or None, reason if path else f"the body: {reason}")

@@ -4,12 +4,15 @@ What is not here is declared beside it with the values that change nothing, or i
 name. Knows no tokens and no engine.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from msgspec import Meta, Raw, Struct
 
 from duetto.server.apis.accepted import ABSENT, Only
 from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS
+
+# What Claude Code sends; nothing is cleared from a conversation here.
+_KEEPS_ALL = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
 
 
 class TextBlock(Struct, forbid_unknown_fields=True, tag="text"):
@@ -42,12 +45,16 @@ class RedactedThinkingBlock(Struct, forbid_unknown_fields=True, tag="redacted_th
     data: str = ""
 
 
+_BLOCKS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
 Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
 Blocks = Annotated[list[Block], Meta(max_length=MAX_MESSAGES)]
 
 
+Role = Literal["user", "assistant", "system"]
+
+
 class TurnMessage(Struct, forbid_unknown_fields=True):
-    role: Literal["user", "assistant"]
+    role: Role
     content: str | Blocks
 
 
@@ -90,6 +97,12 @@ class OutputConfig(Struct, forbid_unknown_fields=True):
 class CountRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """What a prompt is made of: all of /v1/messages/count_tokens."""
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "messages[].role": get_args(Role),
+        "messages[].content[].type": _BLOCKS,
+        "tools[].type": ("custom",),
+    }
+
     model: str
     messages: Annotated[list[TurnMessage], Meta(max_length=MAX_MESSAGES)]
     system: str | Annotated[list[TextBlock], Meta(max_length=MAX_MESSAGES)] | None = None
@@ -102,7 +115,7 @@ class CountRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     speed: Annotated[Raw, Only("standard")] = ABSENT
     mcp_servers: Annotated[Raw, Only([])] = ABSENT
     container: Annotated[Raw, Only()] = ABSENT
-    context_management: Annotated[Raw, Only({"edits": []}, {})] = ABSENT
+    context_management: Annotated[Raw, Only({"edits": []}, {}, _KEEPS_ALL)] = ABSENT
     betas: Raw = ABSENT  # what a client would like to try; each thing has a field of its own
 
 

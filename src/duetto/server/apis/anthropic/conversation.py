@@ -27,6 +27,13 @@ from duetto.server.http.errors import invalid, refused
 
 _NAMES = {"stop": "stop_sequences", "prompt": "messages", "max_tokens": "max_tokens"}
 
+_PROMPT_NAMES = {
+    **_NAMES,
+    "continue_final_message": "messages",
+    "reasoning_effort": "output_config.effort",
+}
+_USUAL_EFFORT = "high"  # what leaving it out means, so it may be left out for a template
+
 
 def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> AskedChat:
     """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
@@ -54,7 +61,7 @@ def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> Aske
             stream=bool(request.stream),
             cache_salt=request.cache_salt,
             priority=request.priority or 0,
-            names={**_NAMES, **names},
+            names=names,
         ),
         prompt=prompt,
         body=request,
@@ -63,7 +70,8 @@ def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> Aske
 
 
 def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
-    """What the template is given, and how the caller calls its parts."""
+    """What the template is given, and how the caller calls its parts. An assistant's message at the
+    end is the beginning of the answer."""
     messages, names = list[Mapping[str, Any]](), dict[str, str]()
     if request.system:
         messages.append({"role": "system", "content": _text(request.system)})
@@ -73,22 +81,24 @@ def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
             names[f"messages[{len(messages)}]"] = f"messages[{index}]"
             messages.append(message)
     kwargs = dict(getattr(request, "chat_template_kwargs", None) or {})
-    effort = None
-    if request.thinking is not None:
-        if request.thinking.type == "disabled":
-            effort = "none"
-        else:
-            kwargs.setdefault("enable_thinking", True)
-    config = request.output_config
-    if config is not None and config.effort is not None:
-        effort = effort or config.effort
+    thinking, config = request.thinking, request.output_config
+    effort = None if config is None else config.effort
+    if thinking is not None and thinking.type == "disabled":
+        effort = "none"
+    elif thinking is not None and thinking.type == "enabled":  # adaptive: as the template has it
+        names.setdefault("chat_template_kwargs", "chat_template_kwargs" if kwargs else "thinking")
+        kwargs.setdefault("enable_thinking", True)
+    continues = request.messages[-1].role == "assistant" if request.messages else False
     prompt = ChatPrompt(
         messages=messages,
         tools=() if _forbids_tools(request) else [_shown(tool) for tool in request.tools or ()],
         template_kwargs=kwargs,
         reasoning_effort=effort,
+        needs_effort=effort != _USUAL_EFFORT,
+        add_generation_prompt=not continues,
+        continue_final_message=continues,
     )
-    return prompt, names
+    return prompt, {**_PROMPT_NAMES, **names}
 
 
 def _messages_of(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
