@@ -50,11 +50,11 @@ Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThi
 Blocks = Annotated[list[Block], Meta(max_length=MAX_MESSAGES)]
 
 
-Role = Literal["user", "assistant", "system"]
+TurnRole = Literal["user", "assistant", "system"]
 
 
 class TurnMessage(Struct, forbid_unknown_fields=True):
-    role: Role
+    role: TurnRole
     content: str | Blocks
 
 
@@ -98,7 +98,7 @@ class CountRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """What a prompt is made of: all of /v1/messages/count_tokens."""
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "messages[].role": get_args(Role),
+        "messages[].role": get_args(TurnRole),
         "messages[].content[].type": _BLOCKS,
         "tools[].type": ("custom",),
     }
