@@ -99,6 +99,7 @@ def make_app(
     codec: Any = CODEC,
     roof_time: Any = None,
     speech: Speech = Speech(),  # noqa: B008  # frozen
+    grammars: Any = None,
     **settings: Any,
 ) -> tuple[Starlette, Engine]:
     engine = make_engine(executor, config)
@@ -110,6 +111,7 @@ def make_app(
         settings=made,
         roof_time=roof_time,
         speech=speech,
+        grammars=grammars,
     )
     return app, engine
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from duetto.core.errors import InvalidRequest
-from duetto.core.structured import Grammar, StructuredOutputsParams
+from duetto.core.structured import FIELD, Grammar, StructuredOutputsParams
 from duetto.dialects.answer import answer_parser, markers_of
 from duetto.dialects.choose import Dialects
 from duetto.dialects.dialect import CallDialect
@@ -18,6 +18,8 @@ from duetto.dialects.pieces import AnswerParser
 from duetto.engine.tool_rules import ToolRules
 from duetto.grammars.calls import CallableTool, calls_alone, calls_among_text
 from duetto.grammars.compile import CompiledGrammars
+from duetto.grammars.constraints import json_options
+from duetto.grammars.json_schema import prepared_schema
 from duetto.grammars.lark import LarkWriter
 from duetto.grammars.tags import ReasoningMarks, json_content, reasoning_first
 
@@ -41,9 +43,15 @@ class Speech:
     grammars: CompiledGrammars | None = None
 
     def reading(
-        self, rules: ToolRules | None, prompt: str, *, reads_reasoning: bool = True
+        self,
+        rules: ToolRules | None,
+        prompt: str,
+        *,
+        reads_reasoning: bool = True,
+        keeps_special: bool = False,
     ) -> AnswerReading | None:
-        """None: an answer is its text. `prompt` is the text that the template made.
+        """None: an answer is its text. `prompt` is the text that the template made. By default
+        special tokens that mean nothing to the dialect are dropped.
 
         Raises InvalidRequest("tools", ...) where nobody could tell calls from text.
         """
@@ -60,12 +68,43 @@ class Speech:
             return None
         tools = [] if rules is None else rules.schemas
         is_open = reasoning is not None and reasoning.is_open(prompt)
-        dropped = self.special_tokens if self._are_special(calls, reasoning) else frozenset[str]()
+        needs_special = self._are_special(calls, reasoning)
+        is_dropping = needs_special and not keeps_special
+        dropped = self.special_tokens if is_dropping else frozenset[str]()
 
         def make() -> AnswerParser:
             return answer_parser(calls, reasoning, tools, is_open=is_open, special_tokens=dropped)
 
-        return AnswerReading(make, bool(dropped))
+        return AnswerReading(make, needs_special)
+
+    def has_room_to_reason(self, output: StructuredOutputsParams, prompt: str) -> bool:
+        """False where the prompt has begun reasoning and yet the constraint is of all that comes:
+        then that is no reasoning."""
+        reasoning = self.dialects.reasoning
+        return reasoning is None or not reasoning.is_open(prompt) or _is_json(output)
+
+    def grammar_of_output(
+        self, output: StructuredOutputsParams, prompt: str, tenant: bytes = b""
+    ) -> Grammar | None:
+        """JSON behind the reasoning that the prompt has begun. None where it begins none, and
+        where the constraint is of the whole answer, its reasoning too.
+
+        Raises InvalidRequest for a schema that is not supported.
+        """
+        reasoning = self.dialects.reasoning
+        if self.grammars is None or reasoning is None or not reasoning.is_open(prompt):
+            return None
+        if not _is_json(output):
+            return None
+        self.grammars.make(output, tenant)
+        field = f"{FIELD}.{output.kind}"
+        schema = prepared_schema(_schema_of(output), field, json_options(output))
+        marks = ReasoningMarks(reasoning.openings[0], reasoning.closings[0], has_begun=True)
+
+        def start(lark: LarkWriter) -> str:
+            return reasoning_first(lark, marks, lark.schema(schema))
+
+        return self.grammars.write(start, field, tenant)
 
     def grammar(
         self,
@@ -140,6 +179,10 @@ class Speech:
     def _are_special(self, calls: object, reasoning: object) -> bool:
         markers: Iterable[str] = markers_of(calls, reasoning)  # type: ignore[arg-type]
         return any(token in marker for marker in markers for token in self.special_tokens)
+
+
+def _is_json(output: StructuredOutputsParams) -> bool:
+    return output.json is not None or bool(output.json_object)
 
 
 def _schema_of(output: StructuredOutputsParams) -> str:

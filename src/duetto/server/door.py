@@ -129,7 +129,7 @@ class Door:
             if reading.needs_special:
                 sampling = replace(sampling, skip_special_tokens=False)
             with _naming(asked.names):
-                grammar = self._call_grammar(conversation, chat.text, arrival.tenant)
+                grammar = self._chat_grammar(conversation, chat.text, arrival.tenant)
             asked_so = replace(asked, sampling=sampling)
             job = self._draft(asked_so, [prompt], arrival, grammar)
             return replace(job, make_parser=reading.make_parser)
@@ -184,9 +184,17 @@ class Door:
             requests += fan_out(replace(request, arrival_time=now, seed=seed))
         return replace(draft, requests=tuple(requests))
 
-    def _reading(self, conversation: AskedChat, prompt: str) -> AnswerReading | None:
-        reads_reasoning = conversation.reads_reasoning
-        return self._speech.reading(conversation.tools, prompt, reads_reasoning=reads_reasoning)
+    def _reading(self, chat: AskedChat, prompt: str) -> AnswerReading | None:
+        sampling, reads_reasoning = chat.asked.sampling, chat.reads_reasoning
+        output = sampling.structured_outputs
+        if chat.tools is None and output is not None:
+            reads_reasoning &= self._speech.has_room_to_reason(output, prompt)
+        return self._speech.reading(
+            chat.tools,
+            prompt,
+            reads_reasoning=reads_reasoning,
+            keeps_special=not sampling.skip_special_tokens,
+        )
 
     # --- these run on any thread ---------------------------------------------------------------
 
@@ -319,11 +327,13 @@ class Door:
             raise too_large(asked, size, num_bytes, num_scored)
         return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)
 
-    def _call_grammar(self, chat: AskedChat, prompt: str, tenant: bytes) -> Grammar | None:
-        """None: any text, or the structured output that is asked for."""
-        if chat.tools is None:
-            return None
+    def _chat_grammar(self, chat: AskedChat, prompt: str, tenant: bytes) -> Grammar | None:
+        """None: any text, or the structured output that is asked for, and nothing else."""
         output = chat.asked.sampling.structured_outputs
+        if chat.tools is None:
+            if output is None or not chat.reads_reasoning:
+                return None
+            return self._speech.grammar_of_output(output, prompt, tenant)
         if chat.asked.sampling.ignore_eos and not chat.tools.is_required:
             return None  # who measures speed wants the tokens, whatever they say
         return self._speech.grammar(chat.tools, prompt, tenant, output)

@@ -55,7 +55,9 @@ class MessagesApi:
         self._answering.check_model(wire.model)
         return chat_prompt_of(wire)
 
-    def _translator(self, _: AskedChat, job: Job, arrival: RequestHead) -> Translator:
+    def _translator(self, asked: AskedChat, job: Job, arrival: RequestHead) -> Translator:
         reader = AnswerReader(job.make_parser)
         model = self._answering.settings.served_model_name
-        return MessagesTranslator("msg_" + arrival.name, model, reader)
+        thinking = asked.body.thinking
+        shows = thinking is None or thinking.display != "omitted"
+        return MessagesTranslator("msg_" + arrival.name, model, reader, shows_thinking=shows)

@@ -92,12 +92,16 @@ class ResponsesApi:
         keeps = self._stores and wire.store is not False
 
         def on_end(body: Json) -> None:
+            if body["status"] == "completed":
+                body["completed_at"] = int(time.time())
             if not keeps or body["status"] == "failed":
+                body["store"] = False
                 return
             skipped = 0 if wire.instructions is None else 1
             before = [dict(message) for message in asked.prompt.messages[skipped:]]
             messages = [*before, *messages_of_output(body["output"])]
-            self._store.put(arrival.tenant, body, messages, input_items(wire))
+            if not self._store.put(arrival.tenant, body, messages, input_items(wire)):
+                body["store"] = False  # it is too large
 
         return ResponsesTranslator(
             wire,

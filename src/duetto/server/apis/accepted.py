@@ -62,6 +62,21 @@ def unread(kind: type) -> type[msgspec.Struct]:
     return msgspec.defstruct(f"Unread{kind.__name__}", fields)
 
 
+def inner_refusals(values: msgspec.Struct, path: str = "") -> Iterator[ApiError]:
+    """The same of all structs within these."""
+    for name in values.__struct_fields__:
+        value = getattr(values, name)
+        if isinstance(value, msgspec.Struct):
+            yield from refusals(value, type(value), f"{path}{name}.")
+            yield from inner_refusals(value, f"{path}{name}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if not isinstance(item, msgspec.Struct):
+                    break
+                yield from refusals(item, type(item), f"{path}{name}[{index}].")
+                yield from inner_refusals(item, f"{path}{name}[{index}].")
+
+
 def refusals(values: Any, kind: type, path: str = "") -> Iterator[ApiError]:
     """What the values of `kind`'s limited fields are refused for; `path` ends with a dot."""
     for name, only in limited(kind):

@@ -9,6 +9,7 @@ from duetto.engine.tool_rules import ToolRules
 from duetto.server.apis.asked import AskedChat, ChatPrompt
 from duetto.server.apis.protocol import ChatRequest, NamedTool, TokenizeRequest
 from duetto.server.apis.sampling import chat_asked
+from duetto.server.apis.tool_names import check_tool_names
 from duetto.server.http.errors import cut, invalid
 
 
@@ -30,9 +31,7 @@ def tool_rules(request: ChatRequest) -> ToolRules | None:
             raise invalid("tool_choice", "needs tools")
         return None
     names = [tool.function.name for tool in tools]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise invalid(f"tools[{index}].function.name", f"{cut(name)!r} is there twice")
+    check_tool_names(names, "tools[{}].function.name")
     only = choice.function.name if isinstance(choice, NamedTool) else None
     if only is not None and only not in names:
         raise invalid("tool_choice.function.name", f"{cut(only)!r} is none of the tools")

@@ -10,7 +10,15 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 
-from duetto.server.apis.accepted import ABSENT, NOT_SUPPORTED, Only, limited, refusals, unread
+from duetto.server.apis.accepted import (
+    ABSENT,
+    NOT_SUPPORTED,
+    Only,
+    inner_refusals,
+    limited,
+    refusals,
+    unread,
+)
 from duetto.server.apis.protocol import (
     CalledFunction,
     ChatRequest,
@@ -110,6 +118,9 @@ def decode(body: bytes, into: type[T]) -> T:
     for refusal in refusals(request, into):
         raise refusal
     _check_messages(getattr(request, "messages", None) or [])
+    if isinstance(request, msgspec.Struct):
+        for refusal in inner_refusals(request):
+            raise refusal
     return request
 
 

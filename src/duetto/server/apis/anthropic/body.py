@@ -80,7 +80,7 @@ class ToolUse(Struct, forbid_unknown_fields=True):
 class ThinkingOptions(Struct, forbid_unknown_fields=True):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
-    display: Raw = ABSENT
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class OutputFormat(Struct, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from duetto.server.apis.anthropic.body import (
 )
 from duetto.server.apis.asked import Asked, AskedChat, ChatPrompt
 from duetto.server.apis.sampling import json_schema_output
+from duetto.server.apis.tool_names import check_tool_names
 from duetto.server.http.errors import invalid, refused
 
 _NAMES = {"stop": "stop_sequences", "prompt": "messages", "max_tokens": "max_tokens"}
@@ -37,6 +38,7 @@ _USUAL_EFFORT = "high"  # what leaving it out means, so it may be left out for a
 
 def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> AskedChat:
     """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
+    _check_budget(request)
     prompt, names = chat_prompt_of(request)
     given = {
         "max_tokens": request.max_tokens,
@@ -67,6 +69,14 @@ def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> Aske
         body=request,
         tools=_tool_rules(request),
     )
+
+
+def _check_budget(request: MessagesRequest) -> None:
+    """Nothing here ends reasoning early, so a budget must be one that `max_tokens` keeps."""
+    given = None if request.thinking is None else request.thinking.budget_tokens
+    if given is not None and given < request.max_tokens - 1:
+        words = "is not supported in this version; accepted: max_tokens - 1, or none"
+        raise invalid("thinking.budget_tokens", words)
 
 
 def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
@@ -176,6 +186,7 @@ def _tool_rules(request: MessagesRequest) -> ToolRules | None:
     if _forbids_tools(request):
         return None
     names, chosen = [tool.name for tool in tools], "auto"
+    check_tool_names(names, "tools[{}].name")
     if choice is not None and choice.type == "any":
         chosen = "required"
     only = None

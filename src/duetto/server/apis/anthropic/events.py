@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from duetto.dialects.pieces import AnswerPiece, CallArguments, CallStart, Content, Reasoning
-from duetto.engine.read_answer import call_id, gathered
+from duetto.engine.read_answer import call_id
 from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import AnswerStep, Ending, Usage, WholeAnswer, named_event
 from duetto.server.http.errors import ApiError
@@ -43,7 +43,11 @@ def error_body(error: ApiError) -> Json:
 class MessagesTranslator:
     keep_alive: ClassVar[bytes] = named_event("ping", {"type": "ping"})
 
-    def __init__(self, message_id: str, model: str, reader: AnswerReader) -> None:
+    def __init__(
+        self, message_id: str, model: str, reader: AnswerReader, *, shows_thinking: bool = True
+    ) -> None:
+        """Thinking that is not shown leaves its block, without text."""
+        self._shows_thinking = shows_thinking
         self._id = message_id
         self._model = model
         self._reader = reader
@@ -73,18 +77,41 @@ class MessagesTranslator:
 
     def whole(self, answers: Sequence[WholeAnswer], usage: Usage) -> Json:
         answer = answers[0]
-        said = gathered(self._reader.read_whole(answer))
-        blocks = list[Json]()
-        if said.reasoning:
-            blocks.append({"type": "thinking", "thinking": said.reasoning, "signature": ""})
-        if said.content or not said.calls:
-            blocks.append({"type": "text", "text": said.content})
-        for call in said.calls:
-            named = {"id": call_id(CALL_PREFIX), "name": call.name}
-            blocks.append({"type": "tool_use", **named, "input": _input(call.arguments)})
-        message = self._message(blocks, answer.ending, usage, has_calls=bool(said.calls))
+        blocks = self._blocks(self._reader.read_whole(answer))
+        has_calls = any(block["type"] == "tool_use" for block in blocks)
+        message = self._message(blocks, answer.ending, usage, has_calls=has_calls)
         timings = None if answer.ending is None else answer.ending.timings
         return {**message, "timings": timings}
+
+    def _blocks(self, pieces: Sequence[AnswerPiece]) -> list[Json]:
+        """In the order in which they were said, as a stream has them."""
+        blocks, texts = list[Json](), list[list[str]]()
+        for piece in pieces:
+            match piece:
+                case CallStart(_, name):
+                    named = {"id": call_id(CALL_PREFIX), "name": name}
+                    blocks.append({"type": "tool_use", **named})
+                    texts.append([])
+                case CallArguments(_, text):
+                    texts[-1].append(text)
+                case Content(text) | Reasoning(text):
+                    kind = "text" if isinstance(piece, Content) else "thinking"
+                    if not blocks or blocks[-1]["type"] != kind:
+                        blocks.append({"type": kind})
+                        texts.append([])
+                    texts[-1].append(text)
+                case _:
+                    pass
+        for block, parts in zip(blocks, texts, strict=True):
+            match block["type"]:
+                case "tool_use":
+                    block["input"] = _input("".join(parts))
+                case "text":
+                    block["text"] = "".join(parts)
+                case _:
+                    block["thinking"] = "".join(parts) if self._shows_thinking else ""
+                    block["signature"] = ""
+        return blocks or [{"type": "text", "text": ""}]
 
     def _message(
         self, blocks: list[Json], ending: Ending | None, usage: Usage, *, has_calls: bool = False
@@ -116,7 +143,8 @@ class MessagesTranslator:
             case Reasoning(text):
                 block: Json = {"type": "thinking", "thinking": "", "signature": ""}
                 delta = {"type": "thinking_delta", "thinking": text}
-                return self._begin("thinking", block) + self._delta(delta)
+                begin = self._begin("thinking", block)
+                return begin + self._delta(delta) if self._shows_thinking else begin
             case CallStart(_, name):
                 self._has_calls = True
                 named = {"id": call_id(CALL_PREFIX), "name": name}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Raw, Struct
 
 from duetto.server.apis.accepted import ABSENT, Only
-from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS, Label, ServiceTier, StreamOptions
+from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS, Label, ServiceTier
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -75,8 +75,12 @@ class OutputText(Struct, forbid_unknown_fields=True):
 
 class ReasoningOptions(Struct, forbid_unknown_fields=True):
     effort: str | None = None
-    summary: Literal["auto", "concise", "detailed", "none"] | None = None
+    summary: Annotated[Raw, Only("auto", "none")] = ABSENT  # reasoning is shown as it is
     generate_summary: Annotated[Raw, Only()] = ABSENT
+
+
+class ResponseStreamOptions(Struct, forbid_unknown_fields=True):
+    include_obfuscation: bool | None = None  # whether OpenAI may pad events; nothing here does
 
 
 class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -94,7 +98,7 @@ class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     text: OutputText | None = None
     reasoning: ReasoningOptions | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     store: bool | None = None
     include: list[str] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None

@@ -17,12 +17,20 @@ from duetto.server.apis.responses.body import (
     ResponsesRequest,
 )
 from duetto.server.apis.sampling import json_object_output, json_schema_output
+from duetto.server.apis.tool_names import check_tool_names
 from duetto.server.http.errors import invalid, refused
 from duetto.server.http.json_parts import Json
 
 REASONING = ("reasoning_text", "summary_text")  # parts of what the model wrote for itself
 _INCLUDES = ("message.output_text.logprobs", "reasoning.encrypted_content")
 _NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "prompt": "input"}
+_FIELDS = {
+    "message": {"role", "content"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output"},
+    "reasoning": {"content", "summary", "encrypted_content"},
+}
+_OWN_FIELDS = set[str]().union(*_FIELDS.values())
 _SAME_NAME = (
     "temperature",
     "top_p",
@@ -106,6 +114,7 @@ def input_messages(request: ResponsesRequest) -> list[tuple[Json, str]]:
     messages, turn = list[tuple[Json, str]](), None
     for index, item in enumerate(request.input):
         place = f"input[{index}]"
+        _check_fields(item, place)
         if not _is_assistant(item):
             messages.append((_other(item, place), place))
             turn = None
@@ -120,8 +129,16 @@ def input_messages(request: ResponsesRequest) -> list[tuple[Json, str]]:
     return messages
 
 
+def _check_fields(item: InputItem, place: str) -> None:
+    """What its type does not have would be ignored."""
+    for name in _OWN_FIELDS - _FIELDS[item.type]:
+        if getattr(item, name) is not None:
+            raise invalid(f"{place}.{name}", f"does not belong into an item of type {item.type}")
+
+
 def _is_assistant(item: InputItem) -> bool:
-    return item.type in ("reasoning", "function_call") or item.role == "assistant"
+    is_message = item.type == "message" and item.role == "assistant"
+    return is_message or item.type in ("reasoning", "function_call")
 
 
 def _other(item: InputItem, place: str) -> Json:
@@ -129,12 +146,16 @@ def _other(item: InputItem, place: str) -> Json:
         for name in ("call_id", "output"):
             if getattr(item, name) is None:
                 raise invalid(f"{place}.{name}", "is required")
-        return {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output, place)}
+        return {
+            "role": "tool",
+            "tool_call_id": item.call_id,
+            "content": _text(item.output, f"{place}.output"),
+        }
     if item.role is None:
         raise invalid(f"{place}.role", "is required")
     if item.content is None:
         raise invalid(f"{place}.content", "is required")
-    return {"role": item.role, "content": _text(item.content, place)}
+    return {"role": item.role, "content": _text(item.content, f"{place}.content")}
 
 
 def _add_to_turn(turn: Json, item: InputItem, place: str) -> None:
@@ -153,7 +174,7 @@ def _add_to_turn(turn: Json, item: InputItem, place: str) -> None:
     else:
         if item.content is None:
             raise invalid(f"{place}.content", "is required")
-        turn["content"] = (turn["content"] or "") + _text(item.content, place)
+        turn["content"] = (turn["content"] or "") + _text(item.content, f"{place}.content")
 
 
 def _text(content: Any, place: str) -> str:
@@ -162,7 +183,7 @@ def _text(content: Any, place: str) -> str:
     parts = []
     for at, part in enumerate(content):
         if part.type in REASONING:
-            raise invalid(f"{place}.content[{at}].type", "belongs into an item of type reasoning")
+            raise invalid(f"{place}[{at}].type", "belongs into an item of type reasoning")
         parts.append(part.refusal or "" if part.type == "refusal" else part.text)
     return "".join(parts)
 
@@ -195,6 +216,7 @@ def _tool_rules(request: ResponsesRequest) -> ToolRules | None:
         if choice not in (None, "none", "auto"):
             raise invalid("tool_choice", "needs tools")
         return None
+    check_tool_names([tool.name for tool in tools], "tools[{}].name")
     if choice == "none":
         return None
     only = choice.name if isinstance(choice, NamedFunctionTool) else None

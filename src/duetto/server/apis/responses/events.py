@@ -4,7 +4,7 @@ An answer is a list of items (reasoning, message, function calls); a stream open
 it and closes it before the next, and numbers its events. Knows no HTTP and no store.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,8 +73,9 @@ class ResponsesTranslator:
         stores: bool,
         sampling: SamplingParams,
     ) -> None:
-        """`on_end` is given the object of an answer that has ended. `sampling` is what is done: the
-        object tells temperature and the like also where the request says nothing."""
+        """`on_end` is given the object of an answer that has ended, and completes it. `sampling` is
+        what is done: the object tells temperature and the like also where the request says nothing.
+        """
         self._request = request
         self._id = response_id
         self._created = created
@@ -86,6 +87,7 @@ class ResponsesTranslator:
         self._sampling = sampling
         self._items = list[_Item]()
         self._is_open = False
+        self._waiting = list[Json]()  # log-probabilities of tokens whose text is still uncertain
         self._num_events = 0
         self._ending: Ending | None = None
 
@@ -102,12 +104,12 @@ class ResponsesTranslator:
 
     def step(self, step: AnswerStep, usage: Callable[[], Usage]) -> bytes:  # noqa: ARG002
         self._ending = step.ending
-        pieces = self._reader.read(step)
-        logprobs = self._logprobs(step.tokens)
-        return b"".join([self._piece(piece, logprobs) for piece in pieces])
+        self._waiting += self._logprobs(step.tokens)
+        return b"".join([self._piece(piece) for piece in self._reader.read(step)])
 
     def closing(self, usage: Usage) -> bytes:
         status = _status(self._ending)
+        self._spend_rest()
         closed = self._close(status)
         body = self.body(status, usage)
         self._on_end(body)
@@ -127,12 +129,11 @@ class ResponsesTranslator:
     def whole(self, answers: Sequence[WholeAnswer], usage: Usage) -> Json:
         answer = answers[0]
         self._ending = answer.ending
-        logprobs = self._logprobs(answer.tokens)
-        for piece in self._reader.read(
-            AnswerStep(0, answer.text, (*answer.tokens,), answer.ending)
-        ):
-            self._take(piece, logprobs)
-            logprobs = []
+        for step in _steps_of(answer):
+            self._waiting += self._logprobs(step.tokens)
+            for piece in self._reader.read(step):
+                self._take(piece)
+        self._spend_rest()
         self._is_open = False
         body = self.body(_status(answer.ending), usage)
         self._on_end(body)
@@ -154,6 +155,7 @@ class ResponsesTranslator:
             "id": self._id,
             "object": "response",
             "created_at": self._created,
+            "completed_at": None,
             "status": status,
             "background": False,
             "error": None,
@@ -192,12 +194,12 @@ class ResponsesTranslator:
             "timings": None if ending is None else ending.timings,
         }
 
-    def _piece(self, piece: AnswerPiece, logprobs: list[Json]) -> bytes:
+    def _piece(self, piece: AnswerPiece) -> bytes:
         kind = _kind(piece)
         if kind is None:
             return b""
         before = self._close("completed") if self._starts_item(piece, kind) else b""
-        is_new = self._take(piece, logprobs)
+        is_new, logprobs = self._take(piece)
         item, at = self._items[-1], len(self._items) - 1
         opened = before
         if is_new:
@@ -223,11 +225,14 @@ class ResponsesTranslator:
             return True
         return self._items[-1].kind != kind
 
-    def _take(self, piece: AnswerPiece, logprobs: list[Json]) -> bool:
-        """Add a piece to the output; True if that begins an item."""
+    def _take(self, piece: AnswerPiece) -> tuple[bool, list[Json]]:
+        """Add a piece to the output; whether that begins an item, and the log-probabilities of a
+        message's text. Those of other text are not shown."""
         kind = _kind(piece)
         if kind is None:
-            return False
+            return False, []
+        text = piece.text if isinstance(piece, Content) else ""
+        logprobs, self._waiting = _last_that_spell(text, self._waiting), []
         is_new = self._starts_item(piece, kind)
         if is_new:
             item = _Item(kind, call_id(_PREFIXES[kind]))
@@ -238,9 +243,14 @@ class ResponsesTranslator:
         item = self._items[-1]
         if not isinstance(piece, CallStart):
             item.texts.append(piece.text)  # type: ignore[union-attr]
-        if kind == "message":
-            item.logprobs += logprobs
-        return is_new
+        item.logprobs += logprobs
+        return is_new, logprobs
+
+    def _spend_rest(self) -> None:
+        """Tokens that end an answer have no text."""
+        if self._is_open and self._items[-1].kind == "message":
+            self._items[-1].logprobs += self._waiting
+        self._waiting = []
 
     def _close(self, status: str) -> bytes:
         """The events that end the item that is open."""
@@ -277,6 +287,23 @@ class ResponsesTranslator:
             return []
         content: list[Json] = chat_logprobs(shown, self._codec)["content"]
         return content
+
+
+def _last_that_spell(text: str, logprobs: list[Json]) -> list[Json]:
+    """Those of the tokens that a text is made of; what stands before them was a marker."""
+    missing, first = len(text.encode(errors="replace")), len(logprobs)
+    while missing > 0 and first:
+        first -= 1
+        missing -= len(logprobs[first]["bytes"] or ())
+    return logprobs[first:]
+
+
+def _steps_of(answer: WholeAnswer) -> Iterator[AnswerStep]:
+    at = 0
+    for text, num_tokens in answer.steps or [(answer.text, len(answer.tokens))]:
+        yield AnswerStep(0, text, (*answer.tokens[at : at + num_tokens],), None)
+        at += num_tokens
+    yield AnswerStep(0, "", (), answer.ending or Ending(None, None, None))
 
 
 def responses_usage(usage: Usage, num_reasoning: int) -> Json:
