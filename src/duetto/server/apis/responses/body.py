@@ -12,7 +12,7 @@ from msgspec import Meta, Raw, Struct
 from duetto.server.apis.accepted import ABSENT, Only
 from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS, Label, ServiceTier
 
-Status = Literal["in_progress", "completed", "incomplete"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class TextContent(Struct, forbid_unknown_fields=True):
@@ -42,7 +42,7 @@ class InputItem(Struct, forbid_unknown_fields=True):
     summary: Annotated[list[TextContent], Meta(max_length=MAX_MESSAGES)] | None = None
     encrypted_content: str | None = None
     id: str | None = None
-    status: Status | None = None
+    status: ItemStatus | None = None
     phase: Raw = ABSENT
 
 
