@@ -88,6 +88,7 @@ class ResponsesTranslator:
         self._items = list[_Item]()
         self._is_open = False
         self._waiting = list[Json]()  # log-probabilities of tokens whose text is still uncertain
+        self._last = list[Json]()  # of the token that ended the answer
         self._num_events = 0
         self._ending: Ending | None = None
 
@@ -104,7 +105,7 @@ class ResponsesTranslator:
 
     def step(self, step: AnswerStep, usage: Callable[[], Usage]) -> bytes:  # noqa: ARG002
         self._ending = step.ending
-        self._waiting += self._logprobs(step.tokens)
+        self._wait(step)
         return b"".join([self._piece(piece) for piece in self._reader.read(step)])
 
     def closing(self, usage: Usage) -> bytes:
@@ -130,7 +131,7 @@ class ResponsesTranslator:
         answer = answers[0]
         self._ending = answer.ending
         for step in _steps_of(answer):
-            self._waiting += self._logprobs(step.tokens)
+            self._wait(step)
             for piece in self._reader.read(step):
                 self._take(piece)
         self._spend_rest()
@@ -246,10 +247,21 @@ class ResponsesTranslator:
         item.logprobs += logprobs
         return is_new, logprobs
 
+    def _wait(self, step: AnswerStep) -> None:
+        """Keep the log-probabilities of a step for the text that becomes certain."""
+        shown, ending = self._logprobs(step.tokens), step.ending
+        if (
+            ending is not None
+            and ending.reason == "stop"
+            and not isinstance(ending.stop_reason, str)
+        ):
+            shown, self._last = shown[:-1], shown[-1:]
+        self._waiting += shown
+
     def _spend_rest(self) -> None:
-        """Tokens that end an answer have no text."""
+        """The token that ends an answer has no text."""
         if self._is_open and self._items[-1].kind == "message":
-            self._items[-1].logprobs += self._waiting
+            self._items[-1].logprobs += [*self._waiting, *self._last]
         self._waiting = []
 
     def _close(self, status: str) -> bytes:
@@ -300,10 +312,12 @@ def _last_that_spell(text: str, logprobs: list[Json]) -> list[Json]:
 
 def _steps_of(answer: WholeAnswer) -> Iterator[AnswerStep]:
     at = 0
-    for text, num_tokens in answer.steps or [(answer.text, len(answer.tokens))]:
+    *steps, last = answer.steps or [(answer.text, len(answer.tokens))]
+    for text, num_tokens in steps:
         yield AnswerStep(0, text, (*answer.tokens[at : at + num_tokens],), None)
         at += num_tokens
-    yield AnswerStep(0, "", (), answer.ending or Ending(None, None, None))
+    ending = answer.ending or Ending(None, None, None)
+    yield AnswerStep(0, last[0], (*answer.tokens[at:],), ending)
 
 
 def responses_usage(usage: Usage, num_reasoning: int) -> Json:
