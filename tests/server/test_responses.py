@@ -184,3 +184,26 @@ def test_the_store_is_bounded():
         found = [client.get(f"{PATH}/{each}").status_code for each in ids]
     assert found[-1] == 200 and found[0] == 404
     assert found == sorted(found, reverse=True)
+
+
+def test_what_codex_sends_with_every_turn_is_taken():
+    """codex-cli 0.171, without its namespaces and its web search."""
+    item = {"type": "message", "id": "msg_1"}
+    text = [{"type": "input_text", "text": "hi"}]
+    body = {
+        "model": MODEL,
+        "input": [
+            {**item, "role": "developer", "content": text},
+            {**item, "role": "user", "content": text},
+        ],
+        "tools": [{**TOOL, "strict": False}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "reasoning": {"summary": "auto"},
+        "store": False,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "k",
+        "client_metadata": {"session_id": "s"},
+    }
+    with saying("Hi") as client:
+        assert events_of(client, body)[-1]["type"] == "response.completed"

@@ -107,6 +107,7 @@ class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     user: Label = None
     safety_identifier: Label = None
     prompt_cache_key: Label = None
+    client_metadata: Raw = ABSENT  # for the caller's own books, as metadata
     prompt_cache_retention: Label = None
     prompt_cache_options: Raw = ABSENT
     background: Annotated[Raw, Only(False)] = ABSENT
