@@ -62,7 +62,7 @@ from duetto.server.messages_api import MessagesApi
 from duetto.server.observe.journal import Journal
 from duetto.server.observe.metrics import Metrics
 from duetto.server.observe.questions import Questions
-from duetto.server.observe.status import Status
+from duetto.server.observe.status import ServerStatus
 from duetto.server.observe.timeline import RoofTime
 from duetto.server.relay import Relay
 from duetto.server.render_api import RenderApi
@@ -100,7 +100,7 @@ def create_app(
     apis = (api, render, MessagesApi(answering), ResponsesApi(answering))
     cache = CacheApi(answering, metrics)
     questions = Questions(relay, settings, roof_time)
-    status = Status(relay, config, settings)
+    status = ServerStatus(relay, config, settings)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

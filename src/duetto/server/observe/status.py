@@ -29,7 +29,7 @@ _SAMPLING = (
 )
 
 
-class Status:
+class ServerStatus:
     """The handlers, one method each."""
 
     def __init__(self, relay: Relay, config: SchedulerConfig, settings: ServerSettings) -> None:
