@@ -14,6 +14,7 @@ COMMANDS = (
     ("serve",),
     ("chat",),
     ("complete",),
+    ("run-batch",),
     ("tokenize",),
     ("make-model",),
     ("bench",),

@@ -23,6 +23,7 @@ app = App(
 app.command("duetto.cli.serve:serve", name="serve", help="Serve a model over HTTP.")
 app.command("duetto.cli.chat:chat", name="chat", help="Talk with a model in the terminal.")
 app.command("duetto.cli.complete:complete", name="complete", help="Continue a text.")
+app.command("duetto.cli.run_batch:run_batch", name="run-batch", help="Answer a file of requests.")
 app.command("duetto.cli.tokenize:tokenize", name="tokenize", help="Show how a text splits.")
 app.command("duetto.cli.make_model:make_model", name="make-model", help="Write a random model.")
 app.command("duetto.cli.bench:app", name="bench", help="Measure latency, throughput, serving.")
