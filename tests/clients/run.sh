@@ -15,6 +15,7 @@ packages() {
     openai) echo openai ;;
     anthropic) echo anthropic ;;
     langchain) echo langchain-openai ;;
+    langchain_anthropic) echo langchain-anthropic ;;
     pydantic_ai) echo "pydantic-ai-slim[openai,anthropic]" ;;
     openai_agents) echo openai-agents ;;
     instructor) echo "instructor anthropic" ;;
@@ -41,7 +42,7 @@ else:
 PY
 
 failed=0
-[ $# -gt 0 ] || set -- openai anthropic langchain pydantic_ai openai_agents instructor litellm \
+[ $# -gt 0 ] || set -- openai anthropic langchain langchain_anthropic pydantic_ai openai_agents instructor litellm \
     llama_index node
 for name in "$@"; do
     if [ "$name" = node ]; then

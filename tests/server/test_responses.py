@@ -207,3 +207,11 @@ def test_what_codex_sends_with_every_turn_is_taken():
     }
     with saying("Hi") as client:
         assert events_of(client, body)[-1]["type"] == "response.completed"
+
+
+def test_a_refused_role_is_followed_by_those_of_this_api():
+    with saying("x") as client:
+        item = {"role": "tool", "content": "x"}
+        error = client.post(PATH, json={**ASK, "input": [item]}).json()["error"]
+    assert error["param"] == "input[0].role"
+    assert error["message"].endswith("accepted: user, assistant, system, developer")

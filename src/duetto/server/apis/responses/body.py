@@ -5,13 +5,14 @@ What is not here (built-in tools, files, images) is refused by its name, or decl
 the values that change nothing. Knows no tokens and no engine.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from msgspec import Meta, Raw, Struct
 
 from duetto.server.apis.accepted import ABSENT, Only
 from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS, Label, ServiceTier
 
+ItemRole = Literal["user", "assistant", "system", "developer"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -33,7 +34,7 @@ class InputItem(Struct, forbid_unknown_fields=True):
     """
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
-    role: Literal["user", "assistant", "system", "developer"] | None = None
+    role: ItemRole | None = None
     content: str | Annotated[list[TextContent], Meta(max_length=MAX_MESSAGES)] | None = None
     name: str | None = None
     call_id: str | None = None
@@ -84,6 +85,8 @@ class ResponseStreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"input[].role": get_args(ItemRole)}
+
     model: str
     input: str | Annotated[list[InputItem], Meta(max_length=MAX_MESSAGES)] = ""
     instructions: str | None = None
