@@ -77,6 +77,7 @@ CASES: dict[tuple[str, ...], list[str]] = {
     ("serve",): ["MODEL", "--dry-run", "--backend", "reference"],
     ("chat",): ["MODEL", "-q", "hi", *SHORT],
     ("complete",): ["MODEL", "hi", *SHORT],
+    ("run-batch",): ["MODEL", "-i", "BATCH", "-o", "OUT"],
     ("tokenize",): ["hi there", "--model", "MODEL"],
     ("make-model",): ["tiny", "OUT"],
     ("bench", "latency"): [
@@ -142,6 +143,9 @@ def run(
     )
     words = {"MODEL": str(tiny_model), "EXPLAINED": explained, "SERVING": serving}
     words["CACHING"] = caching
+    words["BATCH"] = str(tmp_path / "batch.jsonl")
+    batch = {"custom_id": "a", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "a"}}
+    Path(words["BATCH"]).write_text(json.dumps(batch))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run_one(path: tuple[str, ...], *more: str, out: str = "out") -> None:
