@@ -128,3 +128,84 @@ def test_what_a_grammar_writes_is_read(dialect):
             assert set(arguments) <= set(TOOLS[name]["properties"]), text
             jsonschema.validate(arguments, loose | {"additionalProperties": True})
     assert found >= 4
+
+
+# What is written without JSON's quotes, or in a notation of its own.
+MIXED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "unit": {"$ref": "#/$defs/Unit"},
+        "mode": {"const": "fast"},
+        "level": {"enum": ["low", None]},
+        "from": {"type": ["string", "null"]},
+        "days": {"type": "integer"},
+        "where": {"$ref": "#/$defs/Place"},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+    },
+    "required": ["unit", "mode", "level", "where"],
+    "additionalProperties": False,
+    "$defs": {
+        "Unit": {"type": "string", "enum": ["C", "F"]},
+        "Place": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "x": {"type": "number"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "dialect", [d for d in CALL_DIALECTS if d.form.arguments is not None], ids=lambda d: d.name
+)
+@pytest.mark.parametrize("parallel", [False, True])
+def test_what_is_written_without_json_is_read_by_its_schema(dialect, parallel):
+    """Random answers of any characters, brackets and quotes among them."""
+    form, after = dialect.form, dialect.form.arguments.after_value
+    letters = [bytes([i]) for i in (10, *range(32, 127))]
+    tokens = [b"<end>", *letters, *([after.strip().encode()] if after else [])]
+    special = {"<end>": 0}
+    for marker in dialect.markers:
+        special[marker] = len(tokens)
+        tokens.append(marker.encode())
+    grammars = CompiledGrammars(lambda: Vocabulary(tokens, special, frozenset({0})))
+    tools = [CallableTool("get_weather", MIXED)]
+    grammar = grammars.write(lambda lark: calls_alone(lark, form, tools, parallel=parallel), "t")
+    found = 0
+    for seed in range(6):
+        rng, matcher, ids = Random(seed), grammars.matcher(grammar), list[int]()
+        while matcher.seek(ids) and len(ids) < 400:
+            may = np.flatnonzero(matcher.allowed()).tolist()
+            longer = [i for i in may if i > len(letters)]
+            token_id = rng.choice(longer if longer and rng.random() < 0.3 else may)
+            if len(ids) >= 100 and (path := matcher.shortest_end(200)) is not None:
+                ids += [*path, 0]
+            else:
+                ids.append(token_id)
+        if ids[-1] != 0:
+            continue  # in a text whose end nothing led to
+        parser = dialect.parser([ToolSchema("get_weather", MIXED)])
+        pieces = [*parser.push(b"".join(tokens[i] for i in ids[:-1]).decode()), *parser.finish()]
+        texts: dict[int, str] = {}
+        for piece in pieces:
+            if isinstance(piece, CallArguments):
+                texts[piece.index] = texts.get(piece.index, "") + piece.text
+            assert not isinstance(piece, CallEnd) or piece.is_complete, pieces
+        assert texts and (parallel or len(texts) == 1), pieces
+        for text in texts.values():
+            jsonschema.validate(json.loads(text), MIXED)
+        found += len(texts)
+    assert found >= 3
+
+
+@pytest.mark.parametrize("text", ["}", "{", '"', "\\", '\\"}', ""])
+@pytest.mark.parametrize("name", ["gemma4", "functiongemma"])
+def test_a_bracket_in_a_json_string_is_read_where_others_are_delimited(name, text):
+    (dialect,) = [d for d in CALL_DIALECTS if d.name == name]
+    arguments = f'city:{json.dumps(text)},where:{{"name": {json.dumps(text)}}}'
+    form = dialect.form
+    said = f"{form.before_name}get_weather{{{arguments}{form.after_arguments}"
+    assert called(dialect, said) == [("get_weather", {"city": text, "where": {"name": text}})]

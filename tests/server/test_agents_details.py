@@ -9,9 +9,11 @@ from grammar_world import TOKENS, asked, make_grammars
 from server.fakes_server import MODEL, SpeakingExecutor, make_app, post
 from starlette.testclient import TestClient
 
+from duetto.core.errors import InvalidRequest
 from duetto.core.structured import Grammar
 from duetto.dialects.choose import choose_dialects
 from duetto.engine.speech import Speech
+from duetto.engine.tool_rules import ToolRules
 from duetto.server.apis.responses.store import ResponseStore
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
@@ -198,6 +200,16 @@ def test_json_comes_behind_the_reasoning_that_the_prompt_has_begun():
             ids.append(max(starts, key=lambda i: len(TOKENS[i])))
             text = text[len(TOKENS[ids[-1]]) :]
         assert matcher.seek(ids) and bool(matcher.allowed()[0]) is ends
+
+
+def test_what_no_grammar_can_hold_is_refused_only_where_it_must_be_held():
+    speech = Speech(choose_dialects(None, tool_call_parser="qwen3_coder"), grammars=make_grammars())
+    properties = {"a": {"type": "integer"}, "b": {"$ref": "#/properties/a"}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": properties}}
+    tools = [{"type": "function", "function": function}]
+    assert speech.grammar(ToolRules(tools=tools), "") is None
+    with pytest.raises(InvalidRequest, match="tools"):
+        speech.grammar(ToolRules(tools=tools, is_required=True), "")
 
 
 def test_the_store_is_asked_by_many_threads():

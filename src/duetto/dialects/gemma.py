@@ -27,6 +27,8 @@ from duetto.dialects.words import Markers, Words
 
 _CALL = Words(["call:"])
 _OBJECT = Words(["{"])
+_JSON_QUOTE = '"'
+_JSON_END = Markers(_JSON_QUOTE)
 
 
 def _notation(quote: str) -> Notation:
@@ -73,6 +75,16 @@ def _object_on(reader: Reader, structure: Markers, end: Markers, quote: str) -> 
             if depth == 0:
                 return "".join(parts)
         parts.append(mark)
+        if mark == _JSON_QUOTE:
+            # A bracket in a JSON string opens and closes nothing.
+            is_escaped = True
+            while is_escaped:
+                at = len(parts)
+                if (yield from reader.value_until(_JSON_END, hold, nothing_before)) is None:
+                    raise CutOff
+                text = "".join(parts[at:])
+                is_escaped = (len(text) - len(text.rstrip("\\"))) % 2 == 1
+                parts.append(mark)
         if mark == quote:
             if (yield from reader.value_until(end, hold, nothing_before)) is None:
                 raise CutOff
@@ -82,7 +94,7 @@ def _object_on(reader: Reader, structure: Markers, end: Markers, quote: str) -> 
 def _bracketed(name: str, opening: str, closing: str, quote: str) -> CallDialect:
     """`call:` and a name between two markers, with an object whose strings have a delimiter."""
     notation = _notation(quote)
-    structure, string_end = Markers("{", "}", quote), Markers(quote)
+    structure, string_end = Markers("{", "}", quote, _JSON_QUOTE), Markers(quote)
     closings = Words([closing])
     openings = Markers(opening)
 

@@ -211,6 +211,8 @@ class Reader:
         while True:
             text, start = self._text, self._at
             found = markers.find(text, start)
+            if found and not self._is_over and markers.begun(text, start) < found[0]:
+                found = None  # it may be a part of another that has begun before it
             end = found[0] if found else len(text) if self._is_over else markers.begun(text, start)
             certain = kept(text, start, end) if found or not self._is_over else end
             if certain > start:

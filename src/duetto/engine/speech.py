@@ -137,7 +137,13 @@ class Speech:
             expression = self._expression(lark, calls, rules, tools, schema)
             return expression if marks is None else reasoning_first(lark, marks, expression)
 
-        return self.grammars.write(start, "tools", tenant)
+        try:
+            return self.grammars.write(start, "tools", tenant)
+        except InvalidRequest as error:
+            if rules.is_required or rules.strict or schema is not None:
+                raise
+            logger.info("calls are not held to their tools' schemas: %s", error.message)
+            return None
 
     def _expression(
         self,

@@ -13,6 +13,9 @@ from duetto.grammars.json_schema import JsonOptions
 from duetto.grammars.lark import LarkWriter, quoted
 from duetto.grammars.tags import Tag, free_until_tag, json_content, only_tags
 
+_DEFINITIONS = ("$defs", "definitions")
+_MOST_STEPS = 64  # through references and alternatives: a schema may lead in circles
+
 
 class WrittenArguments(Protocol):
     """Arguments that are not JSON: keys and values in turn. Values are JSON, but for strings."""
@@ -120,8 +123,15 @@ def _arguments(lark: LarkWriter, form: WrittenArguments, tool: CallableTool) -> 
 
     def member(name: str, schema: Mapping[str, Any]) -> str:
         before = lark.literal(f"{form.before_key}{name}{form.after_key}")
-        if schema.get("type") == "string" and not form.string_quote and not _choices(schema):
-            return f"{before} {lark.until(form.after_value)}"
+        if not form.string_quote and (leaves := _strings(schema, tool.parameters)):
+            texts = _texts(leaves)
+            if texts is None:
+                # Its reader ends it also where no line ends before.
+                marker = form.after_value.strip()
+                _, _, rest = form.after_value.partition(marker)
+                return f"{before} {lark.until(marker)} {lark.literal(rest)}"
+            one = lark.one_of([lark.literal(text) for text in texts])
+            return f"{before} {one} {lark.literal(form.after_value)}"
         value = _value(lark, form, tool, {**_definitions(tool), **schema})
         return f"{before} {value} {lark.literal(form.after_value)}"
 
@@ -185,5 +195,50 @@ def _choices(schema: Mapping[str, Any]) -> list[str] | None:
     return texts or None
 
 
+def _strings(schema: Mapping[str, Any], root: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a schema allows, without alternatives and references; nothing if no string is."""
+    found, waiting = list[Mapping[str, Any]](), [schema]
+    for _ in range(_MOST_STEPS):
+        if not waiting:
+            break
+        each = waiting.pop()
+        lists = [each.get(key) for key in ("anyOf", "oneOf", "allOf")]
+        inner = [one for given in lists if isinstance(given, list) for one in given]
+        if (reference := each.get("$ref")) is not None:
+            inner.append(_referred(reference, root))
+        waiting += [one for one in inner if isinstance(one, Mapping)]
+        if not inner:
+            found.append(each)
+    return found if any("string" in _types(leaf) for leaf in found) else []
+
+
+def _texts(leaves: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """How strings without quotes, and null, are written; None for any text."""
+    texts = list[str]()
+    for leaf in leaves:
+        choices, types = _choices(leaf), _types(leaf)
+        if "string" in types and choices is None:
+            return None
+        texts += choices or ()
+        texts += ["null"] if "null" in types else ()
+    return list(dict.fromkeys(texts))
+
+
+def _types(leaf: Mapping[str, Any]) -> set[str]:
+    """Whether it may be a string or null: where nothing is said, it is a string."""
+    named, values = leaf.get("type"), leaf.get("enum", [leaf["const"]] if "const" in leaf else None)
+    if isinstance(values, list):
+        names = {str: "string", type(None): "null"}
+        return {names.get(type(value), "other") for value in values}
+    return {*map(str, named)} if isinstance(named, list) else {str(named or "string")}
+
+
+def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
+    at: Any = root
+    for part in str(reference).removeprefix("#/").split("/"):
+        at = at.get(part) if isinstance(at, Mapping) else None
+    return at
+
+
 def _definitions(tool: CallableTool) -> dict[str, Any]:
-    return {"$defs": tool.parameters["$defs"]} if "$defs" in tool.parameters else {}
+    return {name: tool.parameters[name] for name in _DEFINITIONS if name in tool.parameters}
