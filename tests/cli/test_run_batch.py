@@ -1,7 +1,9 @@
 """`duetto run-batch`: a real model answers a file, and goes on where it was stopped."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from cli.in_process import duetto
 
@@ -56,3 +58,16 @@ def test_files_that_are_not_there_are_told_before_a_model_is_loaded(tmp_path: Pa
     ask(source, "a")
     told = duetto("run-batch", "-i", source, "-o", tmp_path / "no" / "out.jsonl", "no/such")
     assert (told.returncode, "--output-file" in told.stderr) == (1, True)
+
+
+def test_who_interrupts_it_is_told_how_to_go_on(tiny_model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    ask(source, "a", max_tokens=100, n=50)  # not done before it is first asked whether to stop
+    with (
+        patch("duetto.server.batch_file.LOOK_S", 0.0),
+        patch("duetto.cli.run_batch.first_interrupt", lambda: nullcontext(lambda: True)),
+    ):
+        told = duetto("run-batch", "-i", source, "-o", target, tiny_model)
+    assert told.returncode == 130
+    assert told.stdout == f"0 answered, 0 failed: {target}\n"
+    assert "the same command goes on from here" in told.stderr

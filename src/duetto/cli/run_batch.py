@@ -1,6 +1,7 @@
 """`duetto run-batch`: a file of requests, answered into another file."""
 
 import asyncio
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from starlette.applications import Starlette
 from duetto import __version__
 from duetto.build import Built, build, reuse_choice, reuse_rules
 from duetto.cli.default_model import say_that_none_was_named
-from duetto.cli.interrupt import first_interrupt
+from duetto.cli.interrupt import INTERRUPTED, first_interrupt
 from duetto.cli.output import Flat, JsonFlag, open_console, print_json, say
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
@@ -120,4 +121,5 @@ def _report(counts: BatchCounts, output_file: Path, *, as_json: bool) -> None:
         told += [f"{counts.num_skipped} were there"] if counts.num_skipped else []
         say(open_console(), f"{', '.join(told)}: {output_file}")
     if counts.is_stopped:
-        raise KeyboardInterrupt("interrupted; the same command goes on from here")
+        print("duetto: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
