@@ -19,6 +19,7 @@ packages() {
     pydantic_ai) echo "pydantic-ai-slim[openai,anthropic]" ;;
     openai_agents) echo openai-agents ;;
     instructor) echo "instructor anthropic" ;;
+    inspect) echo "inspect-ai openai" ;;
     litellm) echo litellm ;;
     llama_index) echo llama-index-llms-openai-like ;;
     *) echo "no such client: $1" >&2; return 1 ;;
@@ -42,7 +43,7 @@ else:
 PY
 
 failed=0
-[ $# -gt 0 ] || set -- openai anthropic langchain langchain_anthropic pydantic_ai openai_agents instructor litellm \
+[ $# -gt 0 ] || set -- openai anthropic langchain langchain_anthropic pydantic_ai openai_agents instructor inspect litellm \
     llama_index node
 for name in "$@"; do
     if [ "$name" = node ]; then
