@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.* csrc/kernels/*)
 MODEL ?=
 
-.PHONY: setup demo serve test sanitize foreign check format oracle train bench size docs clean help
+.PHONY: setup demo serve test sanitize foreign check format oracle train bench clients size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ train: $(VENV)/.train  ## Climb towards the demo models; hours on a CPU, goes on
 
 bench: setup  ## Compare scheduling policies; writes docs/benchmarks/scheduling.md
 	@$(BIN)/python benchmarks/scheduling.py
+
+clients: setup  ## Other people's clients against the APIs, each in an environment of its own
+	@tests/clients/run.sh
 
 size: setup  ## What is longer than the house allows
 	@$(BIN)/python tools/size.py
