@@ -38,11 +38,13 @@ def test_sizes_are_the_servers() -> None:
         args = EngineArgs(
             kv_offloading_size=flags.get("kv_offloading_size"), kv_offloading_disk="unused"
         )
+        config = fleet.replica.scheduler
         room = open_room(
             replace(args, kv_offloading_disk=None) if flags == RAM else args,
-            fleet.replica.scheduler.num_blocks,
+            config.num_blocks,
             block_bytes,
             ["kv"],
+            longest=config.num_blocks_for(config.max_model_len),
         )
         found = fleet.replica.tiers
         assert found is not None and room is not None
