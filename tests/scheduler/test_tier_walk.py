@@ -20,7 +20,7 @@ def _no_collections() -> Iterator[None]:
 
 
 def test_a_short_walk_comes_to_all_that_may_happen() -> None:
-    seen = tier_walk(0, 3_000)
+    seen = tier_walk(3, 3_000)
     assert all(getattr(seen, name) > 2 for name in Seen.__slots__), seen
 
 

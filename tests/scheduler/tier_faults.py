@@ -85,8 +85,8 @@ TIERS = [
     Fault(
         "what is held is never let go",
         "tiers",
-        "            self._ram.let_go(keys)\n",
-        "            pass\n",
+        "pop(request_id, None)) is not None:\n            self._ram.let_go(keys)\n",
+        "pop(request_id, None)) is not None:\n            pass\n",
     ),
     Fault(
         "who has ended holds slots",

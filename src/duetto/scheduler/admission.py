@@ -75,8 +75,7 @@ class Admission:
             count = budget.most(request, num_past, sources)
             if not count:
                 return False  # nobody overtakes: it is next when the budget is larger
-            has_room = self._room.is_enough_for(request, cached, sources)
-            if not has_room and not self._room.make_pins_give_way(request, cached, sources):
+            if not self._has_room(request, cached, sources, loads):
                 return True  # nobody overtakes: it is next when room is there
             budget.spend(request, num_past, count, sources)
             self._admit(request, cached, sources, loads, now)
@@ -138,6 +137,16 @@ class Admission:
         cached = self._pool.find(reusable_hashes(request, self._config))
         has_room = self._room.is_enough_for(request, cached, sources)
         return len(self._queues.running) >= most or not has_room
+
+    def _has_room(
+        self, request: Request, cached: list[int], sources: list[Source], loads: list[BlockLoad]
+    ) -> bool:
+        """Also by pins that give way. What they held goes to RAM, where what is to be loaded must
+        not fall out for it."""
+        if self._room.is_enough_for(request, cached, sources):
+            return True
+        with self._tiers.keeping([key for load in loads for key in load.keys]):
+            return self._room.make_pins_give_way(request, cached, sources)
 
     def _num_past(
         self, request: Request, cached: list[int], loads: Sequence[BlockLoad] = ()

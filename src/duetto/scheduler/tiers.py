@@ -5,7 +5,8 @@ Nothing is findable in a tier before the move that brought it there has been rep
 goes wrong with a move is a miss. What is found is exact: it was published under its key.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal, NamedTuple
@@ -235,6 +236,15 @@ class Tiers:
         keys = tuple(keys[: len(slots)])
         self._arriving.update(dict.fromkeys(keys, until))
         self._move("disk", "ram", keys, (), tuple(slots), tenant)
+
+    @contextmanager
+    def keeping(self, keys: Sequence[BlockHash]) -> Iterator[None]:
+        """None of these falls out of RAM within it."""
+        self._ram.hold(keys)
+        try:
+            yield
+        finally:
+            self._ram.let_go(keys)
 
     def hold(self, request: Request, keys: Sequence[BlockHash]) -> None:
         """These do not fall out before the request is admitted or has ended."""
