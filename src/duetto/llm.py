@@ -28,7 +28,7 @@ from duetto.engine.offline_answer import OfflineAnswer
 from duetto.engine.offline_cache import OfflineCache
 from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
 from duetto.engine.read_answer import PlainParser, message_of
-from duetto.engine.tool_rules import ToolRules, offline_rules
+from duetto.engine.tool_rules import offline_rules
 from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 
@@ -188,18 +188,14 @@ class LLM:
             )
             for conversation in _as_conversations(messages)
         ]
-        params = self._params_for(prompts, sampling_params)
-        readings = [self._built.speech.reading(rules, prompt["prompt"]) for prompt in prompts]
-        grammars = self._grammars(rules, prompts, params)
-        params = [
-            replace(each, skip_special_tokens=False) if reading and reading.needs_special else each
-            for each, reading in zip(params, readings, strict=True)
-        ]
+        asked = zip(prompts, self._params_for(prompts, sampling_params), strict=True)
+        plans = [self._built.speech.plan(rules, one["prompt"], params) for one, params in asked]
+        params, grammars = [plan.sampling for plan in plans], [plan.grammar for plan in plans]
         answers = self._make_answers(prompts, params, None, reuse, grammars)
         found = self._whole(answers, use_tqdm=use_tqdm)
-        for reading, output in zip(readings, found, strict=True):
+        for plan, output in zip(plans, found, strict=True):
             for completion in output.outputs:
-                parser = PlainParser() if reading is None else reading.make_parser()
+                parser = (plan.make_parser or PlainParser)()
                 completion.message = message_of(parser, completion.text)
         return found
 
@@ -235,20 +231,6 @@ class LLM:
         self.engine.scheduler.forget_cached()
 
     # --- how -------------------------------------------------------------------------------
-
-    def _grammars(
-        self,
-        rules: ToolRules | None,
-        prompts: Sequence[Mapping[str, Any]],
-        params: Sequence[SamplingParams],
-    ) -> list[Grammar | None] | None:
-        """Of calls; None where there are no tools."""
-        if rules is None:
-            return None
-        return [
-            self._built.speech.grammar(rules, prompt["prompt"], output=each.structured_outputs)
-            for prompt, each in zip(prompts, params, strict=True)
-        ]
 
     def _whole(self, answers: list[OfflineAnswer], *, use_tqdm: bool) -> list[RequestOutput]:
         with show_progress("answering", total=len(answers), visible=use_tqdm) as bar:

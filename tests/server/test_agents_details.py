@@ -10,6 +10,7 @@ from server.fakes_server import MODEL, SpeakingExecutor, make_app, post
 from starlette.testclient import TestClient
 
 from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar
 from duetto.dialects.choose import choose_dialects
 from duetto.engine.speech import Speech
@@ -193,9 +194,9 @@ def test_a_constraint_of_the_whole_answer_is_no_reasoning():
 def test_json_comes_behind_the_reasoning_that_the_prompt_has_begun():
     grammars = make_grammars()
     speech = Speech(choose_dialects(None, reasoning_parser="think"), grammars=grammars)
-    wanted = asked(json_object=True)
-    assert speech.grammar_of_output(wanted, "assistant:") is None
-    grammar = speech.grammar_of_output(wanted, "assistant:<think>\n")
+    params = SamplingParams(structured_outputs=asked(json_object=True))
+    assert speech.plan(None, "assistant:", params).grammar is None
+    grammar = speech.plan(None, "assistant:<think>\n", params).grammar
     for text, ends in ((b"ab </think>\n{}", True), (b"{}", False)):
         matcher, ids = grammars.matcher(grammar), list[int]()
         while text:
@@ -210,9 +211,9 @@ def test_what_no_grammar_can_hold_is_refused_only_where_it_must_be_held():
     properties = {"a": {"type": "integer"}, "b": {"$ref": "#/properties/a"}}
     function = {"name": "f", "parameters": {"type": "object", "properties": properties}}
     tools = [{"type": "function", "function": function}]
-    assert speech.grammar(ToolRules(tools=tools), "") is None
+    assert speech.plan(ToolRules(tools=tools), "", SamplingParams()).grammar is None
     with pytest.raises(InvalidRequest, match="tools"):
-        speech.grammar(ToolRules(tools=tools, is_required=True), "")
+        speech.plan(ToolRules(tools=tools, is_required=True), "", SamplingParams())
 
 
 def test_the_store_is_asked_by_many_threads():

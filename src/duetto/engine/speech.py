@@ -6,10 +6,11 @@ Both doors, the server and LLM, ask here. Knows no HTTP, no tokens and no librar
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from duetto.core.errors import InvalidRequest
+from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import FIELD, Grammar, StructuredOutputsParams
 from duetto.dialects.answer import answer_parser, markers_of
 from duetto.dialects.choose import Dialects
@@ -36,22 +37,60 @@ class AnswerReading(NamedTuple):
     needs_special: bool  # markers may be special tokens: text must show them
 
 
+class ChatPlan(NamedTuple):
+    """How one chat is answered, and its answers read."""
+
+    sampling: SamplingParams
+    grammar: Grammar | None = None  # None: what `sampling` asks for, if anything
+    make_parser: Callable[[], AnswerParser] | None = None  # of each answer; None: it is content
+
+
 @dataclass(frozen=True, slots=True)
 class Speech:
     dialects: Dialects = NO_DIALECTS
     special_tokens: frozenset[str] = frozenset()  # as text
     grammars: CompiledGrammars | None = None
 
-    def reading(
+    def plan(
+        self,
+        rules: ToolRules | None,
+        prompt: str,
+        sampling: SamplingParams,
+        *,
+        reads_reasoning: bool = True,
+        tenant: bytes = b"",
+    ) -> ChatPlan:
+        """`prompt` is the text that the template made. Raises InvalidRequest, naming the field."""
+        output = sampling.structured_outputs
+        if rules is None and output is not None:
+            reads_reasoning = reads_reasoning and self._has_room_to_reason(output, prompt)
+        keeps_special = not sampling.skip_special_tokens
+        reading = self._reading(
+            rules, prompt, reads_reasoning=reads_reasoning, keeps_special=keeps_special
+        )
+        if reading is None:
+            return ChatPlan(sampling)
+        grammar = None
+        if rules is None:
+            if output is not None and reads_reasoning:
+                grammar = self._grammar_of_output(output, prompt, tenant)
+        elif rules.is_required or not sampling.ignore_eos:
+            # Who measures speed with ignore_eos wants the tokens, whatever they say.
+            grammar = self._grammar(rules, prompt, tenant, output)
+        if reading.needs_special:
+            sampling = replace(sampling, skip_special_tokens=False)
+        return ChatPlan(sampling, grammar, reading.make_parser)
+
+    def _reading(
         self,
         rules: ToolRules | None,
         prompt: str,
         *,
-        reads_reasoning: bool = True,
-        keeps_special: bool = False,
+        reads_reasoning: bool,
+        keeps_special: bool,
     ) -> AnswerReading | None:
-        """None: an answer is its text. `prompt` is the text that the template made. By default
-        special tokens that mean nothing to the dialect are dropped.
+        """None: an answer is its text. By default special tokens that mean nothing to the dialect
+        are dropped.
 
         Raises InvalidRequest("tools", ...) where nobody could tell calls from text.
         """
@@ -77,14 +116,14 @@ class Speech:
 
         return AnswerReading(make, needs_special)
 
-    def has_room_to_reason(self, output: StructuredOutputsParams, prompt: str) -> bool:
+    def _has_room_to_reason(self, output: StructuredOutputsParams, prompt: str) -> bool:
         """False where the prompt has begun reasoning and yet the constraint is of all that comes:
         then that is no reasoning."""
         reasoning = self.dialects.reasoning
         return reasoning is None or not reasoning.is_open(prompt) or _is_json(output)
 
-    def grammar_of_output(
-        self, output: StructuredOutputsParams, prompt: str, tenant: bytes = b""
+    def _grammar_of_output(
+        self, output: StructuredOutputsParams, prompt: str, tenant: bytes
     ) -> Grammar | None:
         """JSON behind the reasoning that the prompt has begun. None where it begins none, and
         where the constraint is of the whole answer, its reasoning too.
@@ -106,12 +145,12 @@ class Speech:
 
         return self.grammars.write(start, field, tenant)
 
-    def grammar(
+    def _grammar(
         self,
         rules: ToolRules,
         prompt: str,
-        tenant: bytes = b"",
-        output: StructuredOutputsParams | None = None,
+        tenant: bytes,
+        output: StructuredOutputsParams | None,
     ) -> Grammar | None:
         """What holds an answer to calls that can be made, or else to `output`. None where it may
         be any text.

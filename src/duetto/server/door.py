@@ -19,7 +19,7 @@ from duetto.core.text import TextCodec
 from duetto.dialects.pieces import AnswerParser
 from duetto.engine.intake import encode_bad_words, make_request
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
-from duetto.engine.speech import AnswerReading, Speech
+from duetto.engine.speech import Speech
 from duetto.server.apis.asked import Asked, AskedChat, AskedPrompts, ChatPrompt
 from duetto.server.apis.chat import chat_prompt, check_text_or_chat
 from duetto.server.apis.echo import Echo, echo_of_ids, echo_of_text
@@ -120,19 +120,18 @@ class Door:
         def build() -> Job:
             with _naming(asked.names):
                 chat = render(self._codec, conversation.prompt)
-                reading = self._reading(conversation, chat.text)
+                plan = self._speech.plan(
+                    conversation.tools,
+                    chat.text,
+                    asked.sampling,
+                    reads_reasoning=conversation.reads_reasoning,
+                    tenant=arrival.tenant,
+                )
             given, why = chat.segments or chat.text, chat.refusal
             prompt = self._encode(asked, given, choice, add_special=add_special, refusal=why)
-            if reading is None:
-                return self._draft(asked, [prompt], arrival)
-            sampling = asked.sampling
-            if reading.needs_special:
-                sampling = replace(sampling, skip_special_tokens=False)
-            with _naming(asked.names):
-                grammar = self._chat_grammar(conversation, chat.text, arrival.tenant)
-            asked_so = replace(asked, sampling=sampling)
-            job = self._draft(asked_so, [prompt], arrival, grammar)
-            return replace(job, make_parser=reading.make_parser)
+            planned = replace(asked, sampling=plan.sampling)
+            job = self._draft(planned, [prompt], arrival, plan.grammar)
+            return replace(job, make_parser=plan.make_parser)
 
         return await self._work.chat(build, arrival.num_bytes)
 
@@ -183,18 +182,6 @@ class Door:
             self._num_accepted += 1
             requests += fan_out(replace(request, arrival_time=now, seed=seed))
         return replace(draft, requests=tuple(requests))
-
-    def _reading(self, chat: AskedChat, prompt: str) -> AnswerReading | None:
-        sampling, reads_reasoning = chat.asked.sampling, chat.reads_reasoning
-        output = sampling.structured_outputs
-        if chat.tools is None and output is not None:
-            reads_reasoning &= self._speech.has_room_to_reason(output, prompt)
-        return self._speech.reading(
-            chat.tools,
-            prompt,
-            reads_reasoning=reads_reasoning,
-            keeps_special=not sampling.skip_special_tokens,
-        )
 
     # --- these run on any thread ---------------------------------------------------------------
 
@@ -326,17 +313,6 @@ class Door:
             num_scored = sum(r.num_prompt_tokens for r in requests)
             raise too_large(asked, size, num_bytes, num_scored)
         return Job(tuple(prompts), tuple(requests), sampling, size, num_bytes)
-
-    def _chat_grammar(self, chat: AskedChat, prompt: str, tenant: bytes) -> Grammar | None:
-        """None: any text, or the structured output that is asked for, and nothing else."""
-        output = chat.asked.sampling.structured_outputs
-        if chat.tools is None:
-            if output is None or not chat.reads_reasoning:
-                return None
-            return self._speech.grammar_of_output(output, prompt, tenant)
-        if chat.asked.sampling.ignore_eos and not chat.tools.is_required:
-            return None  # who measures speed wants the tokens, whatever they say
-        return self._speech.grammar(chat.tools, prompt, tenant, output)
 
     def _grammar(self, sampling: SamplingParams, tenant: bytes) -> Grammar | None:
         asked = sampling.structured_outputs
