@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 from grammar_world import TOKENS, asked, make_grammars
-from server.fakes_server import MODEL, SpeakingExecutor, make_app, post
+from server.fakes_server import CODEC, MODEL, SpeakingExecutor, make_app, post
 from starlette.testclient import TestClient
 
 from duetto.core.errors import InvalidRequest
@@ -235,3 +235,26 @@ def test_the_store_is_asked_by_many_threads():
     assert store.get(b"t", "r") is not None
     deleter[0].join()
     assert store.get(b"t", "r") is None
+
+
+class Refusing(type(CODEC)):
+    """As templates do with a result that no call asked for."""
+
+    def render_chat(self, messages, **more):
+        at = next((i for i, m in enumerate(messages) if m["role"] == "tool"), None)
+        if at is not None:
+            raise InvalidRequest(f"messages[{at}].tool_call_id", "no call has it")
+        return super().render_chat(messages, **more)
+
+
+def test_faults_are_named_as_the_caller_wrote_them():
+    result = {"type": "tool_result", "tool_use_id": "nobody", "content": "x"}
+    turn = {"role": "user", "content": [{"type": "text", "text": "a"}, result]}
+    output = {"type": "function_call_output", "call_id": "nobody", "output": "x"}
+    with saying("ok", codec=Refusing()) as client:
+        said = client.post(MESSAGES, json={**ASK[MESSAGES], "messages": [turn]}).json()
+        told = client.post(RESPONSES, json={**ASK[RESPONSES], "input": [output]}).json()
+        method = client.put(MESSAGES, json={})
+    assert said["error"]["message"].startswith("messages[0].content[1].tool_use_id"), said
+    assert told["error"]["param"] == "input[0].call_id"
+    assert method.status_code == 405 and method.json()["type"] == "error"

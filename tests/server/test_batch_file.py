@@ -96,6 +96,14 @@ def test_a_line_that_is_no_request_gives_an_error_and_the_rest_goes_on(world, li
     assert len(world.told()) == 3
 
 
+def test_a_line_that_was_mended_is_asked_and_others_may_move(world):
+    world.write("{", request("one"), "[]")
+    assert world.run() == (1, 2, 0)
+    world.write(request("new"), "[]", request("one"))
+    assert world.run() == (1, 0, 2)
+    assert {"new", "one"} <= set(world.by_name())
+
+
 def test_what_is_refused_is_told_as_over_http(world):
     world.write(request("bad", {**COMPLETION, "n": 0}), request("good"))
     assert world.run() == (1, 1, 0)

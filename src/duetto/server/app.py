@@ -54,7 +54,7 @@ from duetto.server.http.errors import (
 from duetto.server.http.json_parts import Json, PartsResponse, json_parts, packed
 from duetto.server.http.middleware import HostGuard, KeyGuard, RequestFrame
 from duetto.server.http.origins import OriginGuard, Origins
-from duetto.server.http.paths import on_http_exception
+from duetto.server.http.paths import refused_by_routing
 from duetto.server.http.places import client_of
 from duetto.server.http.presence import while_connected
 from duetto.server.http.text_work import TextWork
@@ -126,7 +126,7 @@ def create_app(
         exception_handlers={
             ApiError: _on_api_error,
             InvalidRequest: _on_invalid_request,
-            HTTPException: on_http_exception,
+            HTTPException: _on_http_exception,
             ClientDisconnect: _on_disconnect,
         },
     )
@@ -320,6 +320,12 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
     return reply_in_shape(request.scope["path"], error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return reply_in_shape(request.scope["path"], refused_by_routing(request, error))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

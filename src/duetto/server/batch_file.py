@@ -5,6 +5,7 @@ no model.
 """
 
 import asyncio
+import hashlib
 import os
 import uuid
 from collections import Counter
@@ -38,7 +39,7 @@ class _Body(Struct):
 
 
 class _LineError(Struct):
-    line: int | None = None
+    line_digest: str | None = None
 
 
 class _Done(Struct):
@@ -73,7 +74,7 @@ class BatchFile:
         self._advance = advance
         self._counts = BatchCounts()
         self._names = set[str]()  # custom_ids that have an answer, or will
-        self._bad_lines = set[int]()  # that are told already
+        self._told = set[str]()  # digests of lines whose error is there: numbers move
         self._num_in_flight = 0
 
     async def run(
@@ -82,7 +83,8 @@ class BatchFile:
         """Raises EngineError if the engine has ended; what was answered is in the file."""
         done = _read_done(self._target)
         self._names |= {one.custom_id for one in done if one.custom_id is not None}
-        self._bad_lines |= {one.error.line for one in done if one.error and one.error.line}
+        errors = [one.error for one in done if one.error is not None]
+        self._told |= {error.line_digest for error in errors if error.line_digest is not None}
         transport = httpx2.ASGITransport(self._app, raise_app_exceptions=False)
         with self._source.open("rb") as lines, self._target.open("ab") as out:
             async with (
@@ -151,18 +153,15 @@ class BatchFile:
         for number, text in enumerate(lines, start=1):
             if not text.strip():
                 continue
-            if number in self._bad_lines:
-                self._skip()
-                continue
             try:
                 line = _read_line(text)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                self._refuse(out, number, f"line {number}: {cut(str(error), 200)}")
+                self._refuse(out, number, text, cut(str(error), 200))
                 continue
             own[line.custom_id] += 1
             if own[line.custom_id] > 1:
-                what = f"line {number}: custom_id {cut(line.custom_id)!r} is there twice"
-                self._refuse(out, number, what)
+                what = f"custom_id {cut(line.custom_id)!r} is there twice"
+                self._refuse(out, number, text, what)
             elif line.custom_id in self._names:
                 self._skip()
             else:
@@ -172,10 +171,16 @@ class BatchFile:
         self._counts.num_skipped += 1
         self._advance(1)
 
-    def _refuse(self, out: BinaryIO, number: int, message: str) -> None:
+    def _refuse(self, out: BinaryIO, number: int, text: bytes, why: str) -> None:
+        """Once for a line with this text."""
+        digest = hashlib.sha256(text.strip()).hexdigest()[:32]
+        if digest in self._told:
+            self._skip()
+            return
         self._counts.num_failed += 1
-        error = {"code": "invalid_line", "message": message, "line": number}
-        self._write(out, None, None, error)
+        message = f"line {number}: {why}"
+        told = {"code": "invalid_line", "message": message, "line": number, "line_digest": digest}
+        self._write(out, None, None, told)
 
     def _write(
         self, out: BinaryIO, custom_id: str | None, response: Json | None, error: Json | None

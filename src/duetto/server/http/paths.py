@@ -5,10 +5,9 @@ from difflib import get_close_matches
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
-from duetto.server.http.errors import ApiError, cut, error_response
+from duetto.server.http.errors import ApiError, cut
 
 # By a word in the path: what others serve and this server does not.
 _NOT_OFFERED = {
@@ -53,10 +52,8 @@ _OTHER_NAMES = {
 _MAX_COMPARED = 100  # characters of a path
 
 
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What routing refuses: an unknown path or method."""
-    if not isinstance(error, HTTPException):
-        raise error
+def refused_by_routing(request: Request, error: HTTPException) -> ApiError:
+    """An unknown path or method."""
     path, code = request.scope["path"], None
     message = "the request cannot be served"
     headers = dict(error.headers or {})
@@ -66,7 +63,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         accepted = headers.get("Allow", "another method")
         message = f"{cut(path)} accepts {accepted}, not {cut(request.method, 16)}"
-    return error_response(ApiError(error.status_code, message, code=code, headers=headers))
+    return ApiError(error.status_code, message, code=code, headers=headers)
 
 
 def missing(path: str, known: Collection[str]) -> str:

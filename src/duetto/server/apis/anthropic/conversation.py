@@ -26,7 +26,11 @@ from duetto.server.apis.sampling import json_schema_output
 from duetto.server.apis.tool_names import check_tool_names
 from duetto.server.http.errors import invalid, refused
 
-_NAMES = {"stop": "stop_sequences", "prompt": "messages", "max_tokens": "max_tokens"}
+_NAMES = {
+    "stop": "stop_sequences",
+    "prompt": "messages",
+    "structured_outputs.json": "output_config.format.schema",
+}
 
 _PROMPT_NAMES = {
     **_NAMES,
@@ -88,7 +92,12 @@ def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
         names["messages[0]"] = "system"
     for index, turn in enumerate(request.messages):
         for message in _messages_of(turn, f"messages[{index}]"):
-            names[f"messages[{len(messages)}]"] = f"messages[{index}]"
+            ours, theirs = f"messages[{len(messages)}]", f"messages[{index}]"
+            names |= {
+                ours: theirs,
+                f"{ours}.tool_calls": f"{theirs}.content",
+                f"{ours}.tool_call_id": f"{theirs}.content{_place_of_result(turn, message)}",
+            }
             messages.append(message)
     kwargs = dict(getattr(request, "chat_template_kwargs", None) or {})
     thinking, config = request.thinking, request.output_config
@@ -117,6 +126,14 @@ def _messages_of(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
     if not turn.content:
         raise invalid(f"{place}.content", "must hold at least one block")
     return _assistant(turn, place) if turn.role == "assistant" else _user(turn, place)
+
+
+def _place_of_result(turn: TurnMessage, message: Mapping[str, Any]) -> str:
+    """Of the block that a message of role tool was made of; "" for other messages."""
+    for at, block in enumerate(turn.content if isinstance(turn.content, list) else []):
+        if isinstance(block, ToolResultBlock) and block.tool_use_id == message.get("tool_call_id"):
+            return f"[{at}].tool_use_id"
+    return ""
 
 
 def _user(turn: TurnMessage, place: str) -> list[dict[str, Any]]:

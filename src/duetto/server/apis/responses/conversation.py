@@ -23,7 +23,13 @@ from duetto.server.http.json_parts import Json
 
 REASONING = ("reasoning_text", "summary_text")  # parts of what the model wrote for itself
 _INCLUDES = ("message.output_text.logprobs", "reasoning.encrypted_content")
-_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "prompt": "input"}
+_NAMES = {
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+    "prompt": "input",
+    "reasoning_effort": "reasoning.effort",
+    "structured_outputs.json": "text.format.schema",
+}
 _FIELDS = {
     "message": {"role", "content"},
     "function_call": {"call_id", "name", "arguments"},
@@ -100,7 +106,12 @@ def messages_of(
         names[f"messages[{len(messages)}]"] = "previous_response_id"
         messages.append(message)
     for message, place in input_messages(request):
-        names[f"messages[{len(messages)}]"] = place
+        ours = f"messages[{len(messages)}]"
+        names |= {
+            ours: place,
+            f"{ours}.tool_calls": place,
+            f"{ours}.tool_call_id": f"{place}.call_id",
+        }
         messages.append(message)
     if not messages:
         raise invalid("input", "must not be empty")
