@@ -24,11 +24,13 @@ from server.fakes_server import MODEL, SpeakingExecutor, make_app
 from duetto.server.http.serve import bind, serve
 from duetto.server.settings import ServerSettings
 
-how = sys.argv[2]
+how, failing_now = sys.argv[2], False
 
 class Failing(SpeakingExecutor):
     def submit(self, batch):
-        if self.num_steps == 3 and how == "hangs":
+        global failing_now
+        failing_now = len(batch.requests) == 2  # both clients are there
+        if failing_now and how == "hangs":
             self.gate.clear()
             while not self.gate.wait(1000):
                 pass
@@ -38,7 +40,7 @@ app, engine = make_app(Failing(step_s=0.01), step_timeout_s=0.5)
 if how == "ends":
     step = engine.step
     def failing():
-        if engine._computer._executor.num_steps == 3:
+        if failing_now:
             raise MemoryError("secret")
         return step()
     engine.step = failing

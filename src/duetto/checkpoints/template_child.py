@@ -83,6 +83,17 @@ class CompiledTemplate:
         return Trials(lambda each: self.render(each, now, max_characters), request["arguments"])
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Raises errors as they are: jinja2 compiles a false frame for each real one, only to show
+    the template's lines in a traceback that nobody sees; a deep recursion breaks the budget so.
+    """
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        if source is None:  # while rendering
+            raise
+        super().handle_exception(source)
+
+
 def _environment() -> Environment:
     def raise_exception(message: str) -> NoReturn:
         raise _Refusal(message)
@@ -102,7 +113,7 @@ def _environment() -> Environment:
             sort_keys=sort_keys,
         )
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
     )
     environment.filters["tojson"] = tojson
