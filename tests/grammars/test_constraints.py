@@ -18,6 +18,7 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar, StructuredOutputsParams, Vocabulary
 from duetto.grammars import compile as compiling
 from duetto.grammars.compile import CompiledGrammars
+from duetto.grammars.json_schema import ImpossibleSchema
 from duetto.grammars.lark import LarkWriter
 from duetto.grammars.tags import (
     ReasoningMarks,
@@ -58,25 +59,22 @@ def accepts(grammar: Grammar, text: str) -> bool | None:
 @pytest.mark.parametrize(
     ("constraint", "field", "words"),
     [
-        ({"json": {"properties": {"a": {"not": {}}}}}, "json", ("$.properties.a.not", '"not"')),
+        ({"json": {"properties": {"a": {"not": {}}}}}, "json", ("#/properties/a/not", '"not"')),
         ({"json": {"items": {"type": "array", "uniqueItems": True}}}, "json",
-         ("$.items.uniqueItems",)),
-        ({"json": {"if": {}, "then": {}}}, "json", ("$.if", "then")),
+         ("#/items/uniqueItems",)),
+        ({"json": {"if": {}, "then": {}}}, "json", ("#/if", "then")),
         ({"json": {"contains": {"type": "string"}}}, "json", ("contains",)),
-        ({"json": {"type": "string", "format": "zzz"}}, "json", ("$.format", "zzz")),
+        ({"json": {"type": "string", "format": "zzz"}}, "json", ("#/format", "zzz")),
         ({"json": {"type": "string", "pattern": "(?<!a)b"}}, "json", ("look-around",)),
-        ({"json": {"type": "text"}}, "json", ("$.type", "Invalid type: text")),
+        ({"json": {"type": "text"}}, "json", ("#/type", "Invalid type: text")),
         ({"json": {"$ref": "https://x.y/z"}}, "json", ("https://x.y/z",)),
         ({"json": {"$ref": "#/nowhere"}}, "json", ("/nowhere",)),
-        ({"json": {"minimum": 5, "maximum": 3, "type": "integer"}}, "json", ("Unsatisfiable",)),
-        ({"json": {"allOf": [{"type": "null"}, {"type": "string"}]}}, "json", ("Unsatisfiable",)),
-        ({"json": {"x-guidance": {}}}, "json", ("$.x-guidance",)),
+        ({"json": {"x-guidance": {}}}, "json", ("#/x-guidance",)),
         ({"json": '{"a":'}, "json", ("not valid JSON",)),
         ({"json": "[1]"}, "json", ("must be an object",)),
         ({"json": '{"const": NaN}'}, "json", ("NaN",)),
         ({"json": '{"const": 1e999}'}, "json", ("too large",)),
-        ({"json": {"enum": []}}, "json", ("empty",)),
-        ({"json": {"oneOf": [{"type": "string"}, {"minLength": 1}]}}, "json", ("$.oneOf",)),
+        ({"json": {"oneOf": [{"type": "string"}, {"minLength": 1}]}}, "json", ("#/oneOf",)),
         ({"regex": "(?=a)b"}, "regex", ("look-around",)),
         ({"regex": "((("}, "regex", ("unclosed group",)),
         ({"regex": "[b-a]"}, "regex", ("invalid",)),
@@ -101,6 +99,55 @@ def test_what_is_not_supported_is_named_with_its_place(constraint, field, words)
     for word in words:
         assert word in error.message, error.message
     assert len(error.message) < 400 and "panic" not in error.message
+
+
+BACKWARDS = {"type": "integer", "minimum": 5, "maximum": 3}
+EMPTY = {"$ref": "#/$defs/a~1b", "$defs": {"a/b": BACKWARDS}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (False, "at # it is false"),
+        (BACKWARDS, "at #, type, minimum and maximum contradict each other"),
+        ({**BACKWARDS, "title": "x", "multipleOf": 2},
+         "at #, type, minimum and maximum contradict each other"),
+        ({"enum": []}, "at #, enum leaves no value"),
+        ({"enum": ["a"], "const": "b"}, "at #, enum and const contradict each other"),
+        ({"type": "string", "const": 3}, "at #, type and const contradict each other"),
+        ({"allOf": [{"type": "null"}, {"type": "string"}]}, "at #, allOf leaves no value"),
+        ({"allOf": [{"type": "integer"}, BACKWARDS]},
+         "at #/allOf/1, type, minimum and maximum contradict each other"),
+        ({"anyOf": [False, {"enum": []}]}, "at #, anyOf leaves no value"),
+        ({"type": "object", "required": ["b"], "additionalProperties": False},
+         "at #, type, required and additionalProperties contradict each other"),
+        ({"type": "object", "properties": {"x": {"type": "object", "properties": {"a": BACKWARDS},
+          "required": ["a"]}, "y": False}, "required": ["x"]},
+         "at #/properties/x/properties/a, type, minimum and maximum contradict each other"),
+        ({"type": "array", "items": False, "minItems": 1}, "at #/items it is false"),
+        ({"type": "array", "prefixItems": [{}, {"enum": []}], "minItems": 2},
+         "at #/prefixItems/1, enum leaves no value"),
+        ({"type": "array", "items": EMPTY, "minItems": 1, **EMPTY},
+         "at #/$defs/a~1b, type, minimum and maximum contradict each other"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_allows_nothing_is_told_with_its_place_and_keywords(schema, words):
+    error = refusal(json=schema)
+    assert isinstance(error, ImpossibleSchema)
+    assert error.field == "structured_outputs.json"
+    assert error.message == f"allows nothing: {words}"
+
+
+def test_a_search_for_the_place_ends():
+    """Bounded where there are more keywords than are tried: the innermost that was found."""
+    properties = {f"p{i}": {"type": "string"} for i in range(100)} | {"last": False}
+    error = refusal(json={"type": "object", "properties": properties, "required": [*properties]})
+    assert error.message == (
+        "allows nothing: at #, type, properties and required contradict each other"
+    )
+    tag = {"structures": [{"begin": "<a>", "schema": BACKWARDS, "end": ""}], "triggers": ["<a>"]}
+    assert "allows nothing" in refusal(structural_tag=tag).message
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,55 @@ def test_a_schema_that_is_not_supported_is_refused_where_it_must_be_followed(cli
     free = client.post("/v1/chat/completions", json=body)
     assert free.status_code == 200
     held = client.post("/v1/chat/completions", json={**body, "tool_choice": "required"})
-    assert held.status_code == 400 and held.json()["error"]["param"] == "tools[0]"
+    assert (
+        held.status_code == 400 and held.json()["error"]["param"] == "tools[0].function.parameters"
+    )
+
+
+IMPOSSIBLE = {"type": "object", "required": ["x"], "properties": {"x": {"enum": []}}}
+OUTPUT = {"type": "json_schema", "name": "x", "schema": IMPOSSIBLE}
+CHAT = {"model": "tiny", "messages": ASK["messages"]}
+RESPONSE = {"model": "tiny", "input": "hello"}
+MESSAGE = {**CHAT, "max_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {**CHAT, "response_format": {"type": "json_schema",
+         "json_schema": {"name": "x", "schema": IMPOSSIBLE}}},
+         "response_format.json_schema.schema"),
+        ("/v1/chat/completions", {**ASK, "response_format": {"type": "json_schema",
+         "json_schema": {"name": "x", "schema": IMPOSSIBLE}}},
+         "response_format.json_schema.schema"),
+        ("/v1/chat/completions", {**CHAT, "tools": [TOOLS[1], {"type": "function", "function":
+         {"name": "x", "parameters": IMPOSSIBLE}}]}, "tools[1].function.parameters"),
+        ("/v1/completions", {"model": "tiny", "prompt": "a", "structured_outputs":
+         {"json": IMPOSSIBLE}}, "structured_outputs.json"),
+        ("/v1/completions", {"model": "tiny", "prompt": "a", "guided_json": IMPOSSIBLE},
+         "guided_json"),
+        ("/v1/responses", {**RESPONSE, "text": {"format": OUTPUT}}, "text.format.schema"),
+        ("/v1/responses", {**RESPONSE, "tools": [{"type": "function", "name": "x",
+         "parameters": IMPOSSIBLE}]}, "tools[0].parameters"),
+        ("/v1/messages", {**MESSAGE, "output_config": {"format": {"type": "json_schema",
+         "schema": IMPOSSIBLE}}}, "output_config.format.schema"),
+        ("/v1/messages", {**MESSAGE, "output_format": {"type": "json_schema",
+         "schema": IMPOSSIBLE}}, "output_format.schema"),
+        ("/v1/messages", {**MESSAGE, "tools": [{"name": "x", "input_schema": IMPOSSIBLE}]},
+         "tools[0].input_schema"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_schema_that_allows_nothing_is_told_alike_everywhere(client, path, body, param):
+    def message(given):
+        reply = client.post(path, json=given)
+        assert reply.status_code == 400, reply.text
+        return reply.json()["error"]["message"]
+
+    assert message(body) == f"{param}: allows nothing: at #/properties/x, enum leaves no value"
+    if not param.startswith("tools"):  # whose schemas are objects
+        is_false = json.loads(json.dumps(body).replace(json.dumps(IMPOSSIBLE), "false"))
+        assert message(is_false) == f"{param}: allows nothing: at # it is false"
 
 
 def test_offline_a_message_has_its_calls(tiny_model, tmp_path):

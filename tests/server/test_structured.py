@@ -139,7 +139,7 @@ BAD = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "", "schema": {}}}},
          "response_format.json_schema.name", "characters"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": BAD}}},
-         "response_format.json_schema.schema", "$.properties.a.not"),
+         "response_format.json_schema.schema", "#/properties/a/not"),
         ({"response_format": {"type": "text", "json_schema": JSON_SCHEMA["json_schema"]}},
          "response_format.json_schema", "text"),
         ({"response_format": {"type": "text", "triggers": ["a"]}}, "response_format.type", "tag"),
@@ -149,10 +149,10 @@ BAD = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
         ({"structured_outputs": {}}, "structured_outputs", "needs one of"),
         ({"structured_outputs": {"odd": 1}}, "structured_outputs.odd", "not a known field"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "choice"),
-        ({"structured_outputs": {"json": BAD}}, "structured_outputs.json", "$.properties.a.not"),
+        ({"structured_outputs": {"json": BAD}}, "structured_outputs.json", "#/properties/a/not"),
         ({"structured_outputs": {"regex": "(?=a)"}}, "structured_outputs.regex", "look-around"),
         ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice[0]", "str"),
-        ({"guided_json": BAD}, "guided_json", "$.properties.a.not"),
+        ({"guided_json": BAD}, "guided_json", "#/properties/a/not"),
         ({"guided_regex": "((("}, "guided_regex", "unclosed"),
         ({"grammar": "root ::= nowhere"}, "grammar", "nowhere"),
         ({"json_schema": {"$ref": "#/x"}}, "json_schema", "/x"),
@@ -202,6 +202,6 @@ def test_the_offline_door(tiny_model):
         record, choice, free = (o.outputs[0] for o in llm.generate(["a", "b", "c"], params))
         assert is_record(record.text) and is_yes_or_no(choice.text)
         assert llm.generate("c", params[2])[0].outputs[0].text == free.text
-        with pytest.raises(InvalidRequest, match=r"structured_outputs.json: \$.properties.a.not"):
+        with pytest.raises(InvalidRequest, match=r"structured_outputs.json: #/properties/a/not"):
             bad = StructuredOutputsParams(json=BAD)
             llm.generate("a", SamplingParams(structured_outputs=bad))

@@ -20,7 +20,7 @@ from duetto.engine.tool_rules import ToolRules
 from duetto.grammars.calls import CallableTool, calls_alone, calls_among_text
 from duetto.grammars.compile import CompiledGrammars
 from duetto.grammars.constraints import json_options
-from duetto.grammars.json_schema import prepared_schema
+from duetto.grammars.json_schema import ImpossibleSchema, prepared_schema
 from duetto.grammars.lark import LarkWriter
 from duetto.grammars.tags import ReasoningMarks, json_content, reasoning_first
 
@@ -166,6 +166,8 @@ class Speech:
         if output is None and calls.begins_line and not rules.is_required:
             return None  # only where a line begins is it a call
         tools = self._supported(rules, tenant)
+        if output is not None and _is_json(output):
+            self.grammars.make(output, tenant)  # what is wrong with it alone is told in its name
         schema = None if output is None else _schema_of(output)
         marks = None
         if reasoning is not None and not calls.reads_reasoning:
@@ -213,9 +215,10 @@ class Speech:
             try:
                 self.grammars.make(StructuredOutputsParams(json=text), tenant)
             except InvalidRequest as error:
-                if rules.is_required or tool.name in rules.strict:
-                    place = f"tools[{names.index(tool.name)}]"
-                    raise InvalidRequest(place, f"its schema {error.message}") from None
+                is_held = rules.is_required or tool.name in rules.strict
+                if is_held or isinstance(error, ImpossibleSchema):
+                    place = f"tools[{names.index(tool.name)}].function.parameters"
+                    raise InvalidRequest(place, error.message) from None
                 logger.info("a tool's schema is not enforced: %s", error.message)
                 parameters = {}
             tools.append(CallableTool(tool.name, parameters))

@@ -8,16 +8,24 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from threading import BoundedSemaphore, Lock, Thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.structured import FIELD, Grammar, StructuredOutputsParams, Vocabulary
 from duetto.core.tenant_lru import TenantLru
-from duetto.grammars.constraints import check_size, grammar_text
-from duetto.grammars.json_schema import blamed_keyword
+from duetto.grammars.constraints import check_size, grammar_text, json_options
+from duetto.grammars.contradiction import contradiction
+from duetto.grammars.json_schema import (
+    OPTIONS,
+    ImpossibleSchema,
+    blamed_keyword,
+    prepared_schema,
+)
 from duetto.grammars.lark import LarkWriter
 from duetto.grammars.matcher import MAX_SAID, MAX_WALK, Matcher, Ways, first_line
 
@@ -28,6 +36,8 @@ T = TypeVar("T")
 
 DEADLINE_S = 5.0  # of a compilation, on a busy machine
 NUM_AT_A_TIME = 2
+LOCATING_S = 1.0  # of a search for what contradicts itself in a schema
+MAX_LOCATED = 2**15  # characters of a schema that is searched
 MAX_TRIED = 8  # tokens of an answer, when it is compiled
 MAX_KEPT = 256  # grammars
 MAX_KEPT_BYTES = 8 * 2**20  # of their texts; compiled they are many times as large
@@ -39,6 +49,8 @@ LIMITS = {
     "max_lexer_states": 50_000,
     "max_grammar_size": 200_000,
 }
+
+_IMPOSSIBLE = "Unsatisfiable schema: "  # as llguidance says it
 
 
 class _Compiled:
@@ -98,6 +110,8 @@ class CompiledGrammars:
         text = grammar_text(asked, vocabulary.special)
         try:
             return self._checked(text, f"{FIELD}.{asked.kind}", tenant)
+        except ImpossibleSchema as error:
+            raise self._located(error, asked) from None
         except InvalidRequest as error:
             if asked.json is None:
                 raise
@@ -163,6 +177,9 @@ class CompiledGrammars:
         _, tokenizer, ways = self._load()
         engine = _library().LLMatcher(tokenizer, grammar.text, log_level=0, limits=_limits())
         problems = [engine.get_error()] if engine.is_error() else engine.get_grammar_warnings()
+        if problems and _IMPOSSIBLE in problems[0]:
+            _, _, why = said_of(problems[0]).partition(_IMPOSSIBLE)
+            raise ImpossibleSchema(field, f"a schema in it allows nothing: {why}")
         if problems:
             raise InvalidRequest(field, f"is not supported: {said_of(problems[0])}")
         compiled = _Compiled(grammar, engine, ways)
@@ -171,6 +188,29 @@ class CompiledGrammars:
         except EngineError as error:
             raise InvalidRequest(field, f"cannot be followed: {error}") from None
         return compiled
+
+    def _located(self, error: ImpossibleSchema, asked: StructuredOutputsParams) -> ImpossibleSchema:
+        """With the place and the keywords, as far as they are found in time."""
+        given = str(asked.json)
+        if asked.json is None or len(given) > MAX_LOCATED:
+            return error
+        _, tokenizer, _ = self._load()
+        until = monotonic() + LOCATING_S
+        schema = json.loads(prepared_schema(given, error.field, json_options(asked)))
+        schema.pop(OPTIONS)
+
+        def allows_nothing(each: Any) -> bool:
+            if each is False:
+                return True
+            if not isinstance(each, dict) or monotonic() > until:
+                return False
+            lark = LarkWriter({})
+            text = lark.text(lark.schema(json.dumps(each)))
+            engine = _library().LLMatcher(tokenizer, text, log_level=0, limits=_limits())
+            return _IMPOSSIBLE in engine.get_error()
+
+        work = partial(contradiction, schema, allows_nothing)
+        return ImpossibleSchema(error.field, self._in_time(work, error.field).message)
 
     def _in_time(self, work: Callable[[], T], field: str) -> T:
         """What a thread of its own makes of it. One that takes too long is left to end by its

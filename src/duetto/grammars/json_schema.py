@@ -18,6 +18,10 @@ MAX_PLACE = 120  # characters
 SchemaPath = tuple[str | int, ...]
 
 
+class ImpossibleSchema(InvalidRequest):
+    """No answer fits it: a mistake of its author, and no lack of support."""
+
+
 class JsonOptions(NamedTuple):
     whitespace: str | None = WHITESPACE  # a regex; None: none at all
     closes_objects: bool = False  # no properties beside those that are named
@@ -28,8 +32,10 @@ def prepared_schema(text: str, field: str, options: JsonOptions) -> str:
     schema = read_json_text(text, field)
     if not isinstance(schema, dict | bool):
         raise InvalidRequest(field, f"must be an object, not {type(schema).__name__}")
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
+    if schema is False:
+        raise ImpossibleSchema(field, "allows nothing: at # it is false")
+    if schema is True:
+        schema = {}
     if (place := place_of(schema, OPTIONS)) is not None:
         raise InvalidRequest(field, f"{place} is not supported: its options are fields here")
     if options.closes_objects:
@@ -62,14 +68,15 @@ def read_json_text(text: str, field: str) -> Any:
 
 
 def place_of(schema: Any, keyword: str) -> str | None:
-    """Where a keyword stands in a schema, as people write it; None: nowhere."""
+    """Where a keyword stands in a schema, as a pointer; None: nowhere."""
     path = next((path for path, each in _schemas(schema) if keyword in each), None)
     return None if path is None else shown_place((*path, keyword))
 
 
 def shown_place(path: SchemaPath) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
-    place = "$" + "".join(parts)
+    """A JSON pointer, as `$ref` writes it."""
+    parts = [str(part).replace("~", "~0").replace("/", "~1") for part in path]
+    place = "/".join(["#", *parts])
     return place if len(place) <= MAX_PLACE else place[: MAX_PLACE - 1] + "…"
 
 

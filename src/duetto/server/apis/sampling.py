@@ -14,7 +14,7 @@ from duetto.server.apis.protocol import (
     SamplingRequest,
     StreamOptions,
 )
-from duetto.server.apis.structured import constraint_names, structured_outputs
+from duetto.server.apis.structured import Schema, constraint_names, structured_outputs
 from duetto.server.http.errors import invalid, refused
 
 MAX_STEP_ENTRIES = 2**20  # about 0.1 s, and six times the largest vocabularies
@@ -156,7 +156,7 @@ def json_object_output() -> StructuredOutputsParams:
     return StructuredOutputsParams(json_object=True)
 
 
-def json_schema_output(schema: Mapping[str, Any], field: str) -> StructuredOutputsParams:
+def json_schema_output(schema: Schema, field: str) -> StructuredOutputsParams:
     """Raises ApiError 400, naming `field`."""
     try:
         return StructuredOutputsParams(json=schema)

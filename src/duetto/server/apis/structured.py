@@ -125,8 +125,8 @@ def _asked(request: Constraining) -> list[GivenConstraint]:
         found.append(GivenConstraint(FIELD, {k: v for k, v in values.items() if v is not None}))
     for field, name in _ALIASES.items():
         value = getattr(request, field)
-        if value in (None, "") or value is False:  # as clients write that they want none
-            continue
+        if value in (None, "") or (value is False and name == "json_object"):
+            continue  # as clients write that they want none; a schema may be false, a flag is not
         values = {name: value}
         if field.startswith("guided_json") and request.guided_whitespace_pattern:
             values["whitespace_pattern"] = request.guided_whitespace_pattern

@@ -1,4 +1,4 @@
-"""What the tools of a request may be called, in all APIs that have them."""
+"""What the tools of a request may be called, and where their schemas stand, in all APIs."""
 
 from collections.abc import Sequence
 
@@ -13,3 +13,9 @@ def check_tool_names(names: Sequence[str], place: str) -> None:
         if name in seen:
             raise invalid(place.format(index), f"{cut(name)!r} is there twice")
         seen.add(name)
+
+
+def schema_names(num_tools: int, field: str) -> dict[str, str]:
+    """How a caller whose tools have their schemas in `field` calls each of them."""
+    indexes = range(num_tools)
+    return {f"tools[{at}].function.parameters": f"tools[{at}].{field}" for at in indexes}

@@ -10,6 +10,7 @@ from msgspec import Meta, Raw, Struct
 
 from duetto.server.apis.accepted import ABSENT, Only
 from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS
+from duetto.server.apis.structured import Schema
 
 # What Claude Code sends; nothing is cleared from a conversation here.
 _KEEPS_ALL = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
@@ -85,7 +86,7 @@ class ThinkingOptions(Struct, forbid_unknown_fields=True):
 
 class OutputFormat(Struct, forbid_unknown_fields=True):
     type: Literal["json_schema"]
-    schema: dict[str, Any]
+    schema: Schema
     name: str | None = None
 
 

@@ -23,7 +23,7 @@ from duetto.server.apis.anthropic.body import (
 )
 from duetto.server.apis.asked import Asked, AskedChat, ChatPrompt
 from duetto.server.apis.sampling import json_schema_output
-from duetto.server.apis.tool_names import check_tool_names
+from duetto.server.apis.tool_names import check_tool_names, schema_names
 from duetto.server.http.errors import invalid, refused
 
 _NAMES = {
@@ -117,6 +117,9 @@ def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
         add_generation_prompt=not continues,
         continue_final_message=continues,
     )
+    if request.output_format is not None:
+        names["structured_outputs.json"] = "output_format.schema"
+    names |= schema_names(len(request.tools or ()), "input_schema")
     return prompt, {**_PROMPT_NAMES, **names}
 
 

@@ -11,6 +11,7 @@ from msgspec import Meta, Raw, Struct
 
 from duetto.server.apis.accepted import ABSENT, Only
 from duetto.server.apis.protocol import MAX_MESSAGES, MAX_TOOLS, Label, ServiceTier
+from duetto.server.apis.structured import Schema
 
 ItemRole = Literal["user", "assistant", "system", "developer"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -64,7 +65,7 @@ class NamedFunctionTool(Struct, forbid_unknown_fields=True):
 class TextFormat(Struct, forbid_unknown_fields=True):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
-    schema: dict[str, Any] | None = None
+    schema: Schema | None = None
     description: str | None = None
     strict: bool | None = None
 

@@ -17,7 +17,7 @@ from duetto.server.apis.responses.body import (
     ResponsesRequest,
 )
 from duetto.server.apis.sampling import json_object_output, json_schema_output
-from duetto.server.apis.tool_names import check_tool_names
+from duetto.server.apis.tool_names import check_tool_names, schema_names
 from duetto.server.http.errors import invalid, refused
 from duetto.server.http.json_parts import Json
 
@@ -62,7 +62,7 @@ def read_response(
     wanted["logprobs"] = _logprobs(request)
     wanted["structured_outputs"] = _output(request)
     given = {name: value for name, value in wanted.items() if value is not None}
-    names = {**_NAMES, **names}
+    names = {**_NAMES, **names, **schema_names(len(request.tools or ()), "parameters")}
     try:
         sampling = SamplingParams(**{**defaults, "max_tokens": None, **given})
     except InvalidRequest as error:
