@@ -243,13 +243,13 @@ def test_a_missing_field_is_named(client, kind):
     [
         (
             {"messages": [{"role": "alien", "content": "a"}]},
-            "system, developer, user, assistant, tool",
+            "assistant, developer, system, tool, user",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "x", "text": "a"}]}]}, "text"),
         ({"service_tier": "flex"}, "auto, default"),
-        ({"tool_choice": "any"}, "none, auto, required"),
+        ({"tool_choice": "any"}, "auto, none, required"),
         ({"tools": [{"type": "web_search"}]}, "function"),
-        ({"response_format": {"type": "xml"}}, "text, json_object, json_schema, structural_tag"),
+        ({"response_format": {"type": "xml"}}, "json_object, json_schema, structural_tag, text"),
     ],
 )
 def test_a_value_that_is_not_supported_is_answered_with_those_that_are(client, change, accepted):

@@ -218,11 +218,41 @@ def test_an_assistants_message_at_the_end_begins_the_answer():
     assert count["input_tokens"] == reply["usage"]["input_tokens"]
 
 
+BLOCKS = "text, tool_use, tool_result, thinking, redacted_thinking"
+
+
+def in_message(block):
+    return {"messages": [{"role": "user", "content": [block]}]}
+
+
 def test_a_refused_value_is_followed_by_what_this_api_accepts():
+    image = {"type": "image", "source": {"type": "url", "url": "x"}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [image]}
     for more, accepted in (
-        ({"messages": [{"role": "tool", "content": "x"}]}, "user, assistant, system"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "assistant, system, user"),
         ({"tools": [{**TOOL, "type": "web_search_20250305"}]}, "custom"),
+        (in_message(image), BLOCKS),
+        (in_message(result), "text"),
+        ({"system": [image]}, "text"),
+        ({"service_tier": "priority"}, "auto, standard_only"),
+        ({"tool_choice": {"type": "required"}}, "any, auto, none, tool"),
+        ({"thinking": {"type": "on"}}, "adaptive, disabled, enabled"),
+        ({"output_config": {"format": {"type": "xml"}}}, "json_schema"),
     ):
         with saying("x") as client:
             reply = client.post(PATH, json={**ASK, **more})
-        assert reply.json()["error"]["message"].endswith(f"accepted: {accepted}")
+        message = reply.json()["error"]["message"]
+        assert message.endswith(f"is not supported in this version; accepted: {accepted}")
+
+
+def test_what_is_not_counted_is_told_to_be_the_other_routes():
+    counted = {"model": MODEL, "messages": ASK["messages"]}
+    with saying("x") as client:
+        for field, route in (
+            ("max_tokens", "/v1/messages"),
+            ("stop_sequences", "/v1/messages"),
+            ("logprobs", "/v1/chat/completions"),
+        ):
+            reply = client.post(f"{PATH}/count_tokens", json={**counted, field: 1})
+            words = f"{field}: is not a known field; it is one of {route}"
+            assert reply.json()["error"]["message"] == words

@@ -209,9 +209,32 @@ def test_what_codex_sends_with_every_turn_is_taken():
         assert events_of(client, body)[-1]["type"] == "response.completed"
 
 
-def test_a_refused_role_is_followed_by_those_of_this_api():
+@pytest.mark.parametrize(
+    ("more", "field", "accepted"),
+    [
+        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role",
+         "assistant, developer, system, user"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].type",
+         "function_call, function_call_output, message, reasoning"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "function"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type",
+         "json_object, json_schema, text"),
+        ({"truncation": "auto"}, "truncation", "disabled"),
+        ({"service_tier": "flex"}, "service_tier", "auto, default"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_refused_value_is_followed_by_those_of_this_api(more, field, accepted):
     with saying("x") as client:
-        item = {"role": "tool", "content": "x"}
-        error = client.post(PATH, json={**ASK, "input": [item]}).json()["error"]
-    assert error["param"] == "input[0].role"
-    assert error["message"].endswith("accepted: user, assistant, system, developer")
+        error = client.post(PATH, json={**ASK, **more}).json()["error"]
+    assert error["param"] == field
+    assert error["message"].endswith(f"is not supported in this version; accepted: {accepted}")
+
+
+def test_an_input_that_is_missing_is_not_called_empty():
+    with saying("x") as client:
+        told = [
+            client.post(PATH, json={"model": MODEL, **more}).json()["error"]["message"]
+            for more in ({}, {"input": None}, {"input": ""}, {"input": []})
+        ]
+    assert told == ["input: is required"] * 2 + ["input: must not be empty"] * 2

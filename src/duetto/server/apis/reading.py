@@ -6,7 +6,7 @@ then what the parser met first. Runs on any thread.
 
 import re
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -19,16 +19,15 @@ from duetto.server.apis.accepted import (
     refusals,
     unread,
 )
+from duetto.server.apis.choices import choices_at
 from duetto.server.apis.protocol import (
     CalledFunction,
     ChatRequest,
     CompletionRequest,
     Function,
     Message,
-    Role,
     SamplingRequest,
     SegmentedPrompt,
-    ServiceTier,
     StreamOptions,
     TextPart,
     Tool,
@@ -43,25 +42,11 @@ T = TypeVar("T")
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$|$)", re.DOTALL)
-_VALUE = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+_VALUE = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
 _PLACE = re.compile(r"\(byte ([0-9]+)\)")
 _NOT_A_NUMBER = re.compile(rb'"(\w+)"\s*:\s*-?(?:nan|infinity)', re.IGNORECASE)
 _MISSING = re.compile(r"Object missing required field `(.*?)`(?: - at `\$|$)", re.DOTALL)
 _TOKEN_ID = re.compile(r"-?(0|[1-9][0-9]{0,17})")
-# What is accepted where only some values are, by the name of the field.
-_CHOICES = {
-    "role": get_args(Role),
-    "service_tier": get_args(ServiceTier),
-    "cache": ("reusable",),
-    "tool_choice": ("none", "auto", "required"),
-}
-# The same, where it depends on what the field is in; without indexes.
-_TYPES = {
-    "messages[].content[].type": ("text",),
-    "tools[].type": ("function",),
-    "messages[].tool_calls[].type": ("function",),
-    "response_format.type": ("text", "json_object", "json_schema", "structural_tag"),
-}
 # The structs within bodies, by their path without indexes.
 _INNER: dict[str, type[msgspec.Struct]] = {
     "messages[]": Message,
@@ -233,9 +218,7 @@ def _explain(message: str, body: bytes, into: type) -> ApiError:
         reason = NOT_SUPPORTED
     elif named := _VALUE.match(reason):
         reason = f"{cut(named.group(1))} {NOT_SUPPORTED}"
-        place = re.sub(r"\[[0-9]+\]", "[]", path)
-        own = getattr(into, "CHOICES", {}).get(place)  # of an API that is not chat
-        if choices := own or _TYPES.get(place) or _CHOICES.get(path.rpartition(".")[2]):
+        if choices := choices_at(into, path):
             reason += f"; accepted: {', '.join(choices)}"
     reason = reason.replace("`", "")
     return invalid(path or None, reason if path else f"the body: {reason}")
@@ -244,7 +227,7 @@ def _explain(message: str, body: bytes, into: type) -> ApiError:
 def _hint(field: str, path: str, into: type) -> str:
     """What the caller of an unknown field may have meant."""
     kind = _INNER.get(re.sub(r"\[[0-9]+\]", "[]", path), into)
-    for place, other in _ELSEWHERE.items():
+    for place, other in {**getattr(into, "ELSEWHERE", {}), **_ELSEWHERE}.items():
         if not path and field in _honoured(other):
             return f"; it is one of {place}"
     if field in ("enable_thinking", "thinking"):

@@ -4,7 +4,7 @@ What is not here is declared beside it with the values that change nothing, or i
 name. Knows no tokens and no engine.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Raw, Struct
 
@@ -46,7 +46,6 @@ class RedactedThinkingBlock(Struct, forbid_unknown_fields=True, tag="redacted_th
     data: str = ""
 
 
-_BLOCKS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
 Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
 Blocks = Annotated[list[Block], Meta(max_length=MAX_MESSAGES)]
 
@@ -95,14 +94,8 @@ class OutputConfig(Struct, forbid_unknown_fields=True):
     effort: str | None = None
 
 
-class CountRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a prompt is made of: all of /v1/messages/count_tokens."""
-
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "messages[].role": get_args(TurnRole),
-        "messages[].content[].type": _BLOCKS,
-        "tools[].type": ("custom",),
-    }
+class PromptRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a prompt is made of."""
 
     model: str
     messages: Annotated[list[TurnMessage], Meta(max_length=MAX_MESSAGES)]
@@ -120,7 +113,7 @@ class CountRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     betas: Raw = ABSENT  # what a client would like to try; each thing has a field of its own
 
 
-class MessagesRequest(CountRequest, kw_only=True):
+class MessagesRequest(PromptRequest, kw_only=True):
     max_tokens: int
     stream: bool | None = None
     stop_sequences: list[str] | None = None
@@ -139,3 +132,9 @@ class MessagesRequest(CountRequest, kw_only=True):
     cache_salt: str | None = None
     priority: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CountRequest(PromptRequest, kw_only=True):
+    """All of /v1/messages/count_tokens."""
+
+    ELSEWHERE: ClassVar[dict[str, type]] = {"/v1/messages": MessagesRequest}

@@ -12,9 +12,9 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.engine.tool_rules import ToolRules
 from duetto.server.apis.anthropic.body import (
-    CountRequest,
     InputTool,
     MessagesRequest,
+    PromptRequest,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -83,7 +83,7 @@ def _check_budget(request: MessagesRequest) -> None:
         raise invalid("thinking.budget_tokens", words)
 
 
-def chat_prompt_of(request: CountRequest) -> tuple[ChatPrompt, dict[str, str]]:
+def chat_prompt_of(request: PromptRequest) -> tuple[ChatPrompt, dict[str, str]]:
     """What the template is given, and how the caller calls its parts. An assistant's message at the
     end is the beginning of the answer."""
     messages, names = list[Mapping[str, Any]](), dict[str, str]()
@@ -193,7 +193,7 @@ def _shown(tool: InputTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _forbids_tools(request: CountRequest) -> bool:
+def _forbids_tools(request: PromptRequest) -> bool:
     return request.tool_choice is not None and request.tool_choice.type == "none"
 
 

@@ -5,7 +5,7 @@ What is not here (built-in tools, files, images) is refused by its name, or decl
 the values that change nothing. Knows no tokens and no engine.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct
 
@@ -86,10 +86,8 @@ class ResponseStreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"input[].role": get_args(ItemRole)}
-
     model: str
-    input: str | Annotated[list[InputItem], Meta(max_length=MAX_MESSAGES)] = ""
+    input: str | Annotated[list[InputItem], Meta(max_length=MAX_MESSAGES)] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     max_output_tokens: int | None = None
@@ -106,7 +104,7 @@ class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     store: bool | None = None
     include: list[str] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
-    truncation: Literal["disabled", "auto"] | None = None
+    truncation: Literal["disabled"] | None = None  # nothing is cut from a conversation
     service_tier: ServiceTier | None = None
     user: Label = None
     safety_identifier: Label = None

@@ -67,8 +67,6 @@ def read_response(
         sampling = SamplingParams(**{**defaults, "max_tokens": None, **given})
     except InvalidRequest as error:
         raise refused(error, names) from None
-    if request.truncation == "auto":
-        raise invalid("truncation", "nothing is cut from a conversation; accepted: disabled")
     rules = _tool_rules(request)
     return AskedChat(
         asked=Asked(
@@ -114,7 +112,7 @@ def messages_of(
         }
         messages.append(message)
     if not messages:
-        raise invalid("input", "must not be empty")
+        raise invalid("input", "is required" if request.input is None else "must not be empty")
     return messages, names
 
 
@@ -122,6 +120,8 @@ def input_messages(request: ResponsesRequest) -> list[tuple[Json, str]]:
     """The new messages, each with its place."""
     if isinstance(request.input, str):
         return [({"role": "user", "content": request.input}, "input")] if request.input else []
+    if request.input is None:
+        return []
     messages, turn = list[tuple[Json, str]](), None
     for index, item in enumerate(request.input):
         place = f"input[{index}]"

@@ -32,7 +32,7 @@ def input_items(request: ResponsesRequest) -> list[Json]:
     if isinstance(request.input, str):
         content = [{"type": "input_text", "text": request.input}]
         return [{"type": "message", "id": call_id("msg_"), "role": "user", "content": content}]
-    return [_shown(item) for item in request.input]
+    return [_shown(item) for item in request.input or ()]
 
 
 def _shown(item: InputItem) -> Json:
