@@ -295,7 +295,9 @@ def test_a_part_may_carry_a_label(client, more):
         (("reasoning_effort",), "none", {"reasoning_effort": "none"}),
         (("reasoning_effort",), "low", {"reasoning_effort": "low"}),
         (("enable_thinking",), "low", None),
-        ((), "medium", None),
+        ((), "medium", {}),
+        (("reasoning_effort",), "medium", {"reasoning_effort": "medium"}),
+        ((), "high", None),
     ],
 )
 def test_an_effort_of_reasoning_is_the_templates_to_read(reads, effort, expected):

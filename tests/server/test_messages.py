@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from server.fakes_server import CODEC, MODEL, post
+from server.fakes_server import CODEC, MODEL, SpeakingExecutor, make_app, post
 from server.speaking import named_events, saying
+from starlette.testclient import TestClient
 
 from duetto.core.errors import InvalidRequest
 
@@ -192,8 +193,9 @@ def test_what_is_usual_needs_nothing_of_the_template(reads, expected):
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.type"),
         ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"output_config": {"effort": "medium"}}, "output_config.effort"),
         (
             {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"a": 1}},
             "chat_template_kwargs",
@@ -201,10 +203,110 @@ def test_what_is_usual_needs_nothing_of_the_template(reads, expected):
     ],
 )
 def test_what_a_template_cannot_do_is_refused_by_the_callers_name(more, field):
-    with saying("Hi", codec=read_by(())[0]) as client:
-        reply = client.post(PATH, json={**ASK, **more})
+    app, _ = make_app(SpeakingExecutor("Hi"), codec=read_by(())[0])  # which does not reason
+    with TestClient(app) as client:
+        replies = [
+            client.post(PATH, json={**ASK, **more}),
+            client.post(
+                f"{PATH}/count_tokens", json={"model": MODEL, "messages": ASK["messages"], **more}
+            ),
+        ]
+    if "chat_template_kwargs" in more:  # which is not for a count
+        replies.pop()
+    for reply in replies:
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"].startswith(f"{field}: ")
+        assert "enable_thinking" not in reply.text
+
+
+@pytest.mark.parametrize(
+    ("reads", "expected"),
+    [
+        (("enable_thinking",), {"enable_thinking": True}),
+        (("thinking",), {"thinking": True}),
+        ((), {}),  # of a model that always does
+    ],
+)
+def test_thinking_is_turned_on_as_the_template_calls_it(reads, expected):
+    codec, seen = read_by(reads)
+    with saying("Hi", codec=codec) as client:
+        post(client, PATH, {**ASK, "thinking": {"type": "enabled", "budget_tokens": 1024}})
+    assert seen[-1] == expected
+
+
+@pytest.mark.parametrize(("kind", "told"), [("enabled", False), ("disabled", True)])
+def test_thinking_and_the_templates_arguments_must_agree(kind, told):
+    for name in ("enable_thinking", "thinking"):
+        with saying("Hi") as client:
+            more = {"thinking": {"type": kind}, "chat_template_kwargs": {name: told}}
+            reply = client.post(PATH, json={**ASK, **more})
+        words = f"thinking.type: {kind!r} contradicts chat_template_kwargs.{name}: "
+        assert reply.json()["error"]["message"].startswith(words)
+
+
+def told_the_model(more):
+    """The prompt of a conversation, from a codec that writes all of its messages."""
+    seen = []
+
+    class Writer(type(CODEC)):
+        def render_chat(self, messages, *, tools=(), **more):
+            seen.append((messages, tools))
+            return super().render_chat(messages, tools=tools, **more)
+
+    with saying("Hi", codec=Writer()) as client:
+        post(client, PATH, {**ASK, **more})
+    return seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"content": "no such city", "is_error": True}, "Error: no such city"),
+        ({"content": [{"type": "text", "text": "no"}], "is_error": True}, "Error: no"),
+        ({"is_error": True}, "Error"),
+        ({"content": "9 C", "is_error": False}, "9 C"),
+        ({"content": "9 C", "is_error": None}, "9 C"),
+    ],
+    ids=str,
+)
+def test_the_model_is_told_of_a_call_that_failed(result, shown):
+    call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
+    turns = [
+        *ASK["messages"],
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", **result}]},
+    ]
+    messages, _ = told_the_model({"messages": turns, "tools": [TOOL]})
+    assert messages[-1] == {"role": "tool", "tool_call_id": "t1", "content": shown}
+
+
+def test_the_model_is_shown_the_examples_of_a_tool():
+    examples = [{"city": "Rīga"}, {"city": "Oslo"}]
+    _, (with_text, alone) = told_the_model(
+        {
+            "tools": [
+                {**TOOL, "input_examples": examples},
+                {"name": "b", "input_schema": {}, "input_examples": examples[:1]},
+            ]
+        }
+    )
+    shown = 'Examples of its input:\n{"city": "Rīga"}'
+    assert with_text["function"]["description"] == f'w\n\n{shown}\n{{"city": "Oslo"}}'
+    assert alone["function"]["description"] == shown
+
+
+def test_thinking_that_cannot_be_read_is_refused():
+    def asked(data):
+        block = {"type": "redacted_thinking", "data": data}
+        said = {"role": "assistant", "content": [block, {"type": "text", "text": "x"}]}
+        return {**ASK, "messages": [*ASK["messages"], said, *ASK["messages"]]}
+
+    with saying("Hi") as client:
+        reply = client.post(PATH, json=asked("Z2VoZWlt"))
+        post(client, PATH, asked(""))
     assert reply.status_code == 400
-    assert reply.json()["error"]["message"].startswith(f"{field}: ")
+    message = reply.json()["error"]["message"]
+    assert message.startswith("messages[1].content[0].type: redacted_thinking cannot be read")
 
 
 def test_an_assistants_message_at_the_end_begins_the_answer():

@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from server.fakes_server import MODEL, post
+from server.fakes_server import CODEC, MODEL, post
 from server.speaking import named_events, saying
+
+from duetto.core.errors import InvalidRequest
 
 PATH = "/v1/responses"
 ASK = {"model": MODEL, "input": "Hello", "max_output_tokens": 200}
@@ -229,6 +231,38 @@ def test_a_refused_value_is_followed_by_those_of_this_api(more, field, accepted)
         error = client.post(PATH, json={**ASK, **more}).json()["error"]
     assert error["param"] == field
     assert error["message"].endswith(f"is not supported in this version; accepted: {accepted}")
+
+
+def test_reasoning_that_cannot_be_read_is_refused():
+    def asked(**more):
+        reasoning = {"type": "reasoning", "encrypted_content": "Z2VoZWlt", **more}
+        return {**ASK, "input": [reasoning, {"role": "user", "content": "x"}]}
+
+    with saying("x") as client:
+        error = client.post(PATH, json=asked()).json()["error"]
+        post(client, PATH, asked(summary=[{"type": "summary_text", "text": "far"}]))
+    assert error["param"] == "input[0].encrypted_content"
+
+
+@pytest.mark.parametrize(
+    ("effort", "is_taken"), [("none", True), ("medium", True), ("high", False)]
+)
+def test_an_effort_that_is_usual_asks_for_nothing(effort, is_taken):
+    class Reader(type(CODEC)):
+        def render_chat(self, messages, *, template_kwargs=None, **more):
+            if template_kwargs:
+                raise InvalidRequest("chat_template_kwargs", "none is read")
+            return super().render_chat(messages, **more)
+
+    with saying("x", codec=Reader()) as client:
+        reply = client.post(PATH, json={**ASK, "reasoning": {"effort": effort}})
+    if is_taken:
+        assert reply.status_code == 200, reply.text
+    else:
+        assert reply.json()["error"]["message"] == (
+            "reasoning.effort: this model's chat template has no levels of it; "
+            "accepted: none, medium"
+        )
 
 
 def test_an_input_that_is_missing_is_not_called_empty():

@@ -18,6 +18,7 @@ from duetto.core.structured import Grammar, GrammarMaker
 from duetto.core.text import TextCodec
 from duetto.dialects.pieces import AnswerParser
 from duetto.engine.intake import encode_bad_words, make_request
+from duetto.engine.marked_chat import RenderedChat
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
 from duetto.engine.speech import Speech
 from duetto.server.apis.asked import Asked, AskedChat, AskedPrompts, ChatPrompt
@@ -119,7 +120,7 @@ class Door:
 
         def build() -> Job:
             with _naming(asked.names):
-                chat = render(self._codec, conversation.prompt)
+                chat = self._render(conversation.prompt)
                 plan = self._speech.plan(
                     conversation.tools,
                     chat.text,
@@ -152,7 +153,7 @@ class Door:
 
         def build() -> SegmentedIds:
             with _naming(names):
-                chat = render(self._codec, prompt)
+                chat = self._render(prompt)
                 given = chat.segments or chat.text
                 return self._ids(given, add_special=prompt.add_special_tokens)
 
@@ -184,6 +185,10 @@ class Door:
         return replace(draft, requests=tuple(requests))
 
     # --- these run on any thread ---------------------------------------------------------------
+
+    def _render(self, prompt: ChatPrompt) -> RenderedChat:
+        reasons = self._speech.dialects.reasoning is not None
+        return render(self._codec, prompt, always_reasons=reasons)
 
     def _choice(self, asked: Asked) -> ReuseChoice | None:
         with _naming({}):

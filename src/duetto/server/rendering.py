@@ -16,12 +16,31 @@ from duetto.server.apis.asked import ChatPrompt
 _THINKING = ("enable_thinking", "thinking")  # what templates call the switch
 
 
-def render(codec: TextCodec, prompt: ChatPrompt) -> RenderedChat:
-    """Raises InvalidRequest, naming the field. May wait for another process."""
-    first_error: InvalidRequest | None = None
-    for given in _without_idle(prompt.template_kwargs):
+def render(codec: TextCodec, prompt: ChatPrompt, *, always_reasons: bool = False) -> RenderedChat:
+    """`always_reasons`: the model does, where its template has no switch for it. Raises
+    InvalidRequest, naming the field. May wait for another process."""
+    given = prompt.template_kwargs
+    for switch in _THINKING if prompt.wants_reasoning else ():
         try:
-            return _render_with(codec, given, prompt)
+            return _render_with_some(codec, {switch: True, **given}, prompt)
+        except InvalidRequest as error:
+            if error.field != "chat_template_kwargs":
+                raise
+    chat = _render_with_some(codec, given, prompt)
+    if prompt.wants_reasoning and not always_reasons:
+        words = "this model's chat template has no reasoning to turn on"
+        raise InvalidRequest("reasoning", words)
+    return chat
+
+
+def _render_with_some(
+    codec: TextCodec, given: Mapping[str, Any], prompt: ChatPrompt
+) -> RenderedChat:
+    """With these arguments, as far as the template does not lack what they turn off."""
+    first_error: InvalidRequest | None = None
+    for some in _without_idle(given):
+        try:
+            return _render_with(codec, some, prompt)
         except InvalidRequest as error:
             if error.field != "chat_template_kwargs":
                 raise
@@ -53,8 +72,9 @@ def _render_with(codec: TextCodec, given: Mapping[str, Any], prompt: ChatPrompt)
             if error.field != "chat_template_kwargs" and effort != "none":
                 raise
     text = render({})
-    if effort not in (None, "none") and prompt.needs_effort:
-        words = "the template of this model has no levels of it; only none is accepted"
+    usual = prompt.usual_effort
+    if effort not in (None, "none", usual):
+        words = f"this model's chat template has no levels of it; accepted: none, {usual}"
         raise InvalidRequest("reasoning_effort", words)
     return text
 

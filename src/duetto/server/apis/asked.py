@@ -12,6 +12,8 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.engine.tool_rules import ToolRules
 from duetto.server.apis.prompts import GivenPrompt
 
+USUAL_EFFORT = "medium"  # of reasoning, in OpenAI's APIs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -38,7 +40,8 @@ class ChatPrompt:
     documents: Sequence[Mapping[str, Any]] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning_effort: str | None = None
-    needs_effort: bool = True  # else it is left out where the template has no levels of it
+    usual_effort: str = USUAL_EFFORT  # what leaving it out means, so it asks for nothing
+    wants_reasoning: bool = False  # it is turned on, as the template calls it
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False

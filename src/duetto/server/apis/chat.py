@@ -6,7 +6,7 @@ from typing import Any
 
 from duetto.engine.prompts import begins_answer
 from duetto.engine.tool_rules import ToolRules
-from duetto.server.apis.asked import AskedChat, ChatPrompt
+from duetto.server.apis.asked import USUAL_EFFORT, AskedChat, ChatPrompt
 from duetto.server.apis.protocol import ChatRequest, NamedTool, TokenizeRequest
 from duetto.server.apis.sampling import chat_asked
 from duetto.server.apis.tool_names import check_tool_names
@@ -69,7 +69,7 @@ def check_text_or_chat(request: TokenizeRequest) -> None:
         "chat_template_kwargs": bool(request.chat_template_kwargs),
         "add_generation_prompt": request.add_generation_prompt is False,
         "continue_final_message": request.continue_final_message is True,
-        "reasoning_effort": request.reasoning_effort not in (None, "none"),
+        "reasoning_effort": request.reasoning_effort not in (None, "none", USUAL_EFFORT),
         "documents": bool(request.documents),
         "tools": bool(request.tools),
     }

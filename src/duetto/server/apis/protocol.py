@@ -227,7 +227,7 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     add_generation_prompt: Annotated[Raw, Only(True)] = ABSENT
     chat_template_kwargs: Annotated[Raw, Only({})] = ABSENT
     max_completion_tokens: Annotated[Raw, Only()] = ABSENT
-    reasoning_effort: Annotated[Raw, Only("none")] = ABSENT  # is for a chat's template
+    reasoning_effort: Annotated[Raw, Only("none", "medium")] = ABSENT  # is for a chat's template
 
     def __post_init__(self) -> None:
         if self.logprobs is False:  # as chats say that they want none; true is refused later

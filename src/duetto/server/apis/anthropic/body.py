@@ -14,6 +14,7 @@ from duetto.server.apis.structured import Schema
 
 # What Claude Code sends; nothing is cleared from a conversation here.
 _KEEPS_ALL = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+MAX_EXAMPLES = 64  # of a tool
 
 
 class TextBlock(Struct, forbid_unknown_fields=True, tag="text"):
@@ -65,7 +66,7 @@ class InputTool(Struct, forbid_unknown_fields=True):
     type: Literal["custom"] | None = None
     strict: bool | None = None
     cache_control: Raw = ABSENT
-    input_examples: Raw = ABSENT
+    input_examples: Annotated[list[dict[str, Any]], Meta(max_length=MAX_EXAMPLES)] | None = None
     eager_input_streaming: Raw = ABSENT
     defer_loading: Annotated[Raw, Only(False)] = ABSENT
     allowed_callers: Annotated[Raw, Only(["direct"])] = ABSENT

@@ -15,6 +15,7 @@ from duetto.server.apis.anthropic.body import (
     InputTool,
     MessagesRequest,
     PromptRequest,
+    RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -36,8 +37,9 @@ _PROMPT_NAMES = {
     **_NAMES,
     "continue_final_message": "messages",
     "reasoning_effort": "output_config.effort",
+    "reasoning": "thinking.type",
 }
-_USUAL_EFFORT = "high"  # what leaving it out means, so it may be left out for a template
+_USUAL_EFFORT = "high"  # as Anthropic has it
 
 
 def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> AskedChat:
@@ -102,18 +104,18 @@ def chat_prompt_of(request: PromptRequest) -> tuple[ChatPrompt, dict[str, str]]:
     kwargs = dict(getattr(request, "chat_template_kwargs", None) or {})
     thinking, config = request.thinking, request.output_config
     effort = None if config is None else config.effort
-    if thinking is not None and thinking.type == "disabled":
+    kind = None if thinking is None else thinking.type  # adaptive: as the template has it
+    _check_switch(kind, kwargs)
+    if kind == "disabled":
         effort = "none"
-    elif thinking is not None and thinking.type == "enabled":  # adaptive: as the template has it
-        names.setdefault("chat_template_kwargs", "chat_template_kwargs" if kwargs else "thinking")
-        kwargs.setdefault("enable_thinking", True)
     continues = request.messages[-1].role == "assistant" if request.messages else False
     prompt = ChatPrompt(
         messages=messages,
         tools=() if _forbids_tools(request) else [_shown(tool) for tool in request.tools or ()],
         template_kwargs=kwargs,
         reasoning_effort=effort,
-        needs_effort=effort != _USUAL_EFFORT,
+        usual_effort=_USUAL_EFFORT,
+        wants_reasoning=kind == "enabled",
         add_generation_prompt=not continues,
         continue_final_message=continues,
     )
@@ -121,6 +123,16 @@ def chat_prompt_of(request: PromptRequest) -> tuple[ChatPrompt, dict[str, str]]:
         names["structured_outputs.json"] = "output_format.schema"
     names |= schema_names(len(request.tools or ()), "input_schema")
     return prompt, {**_PROMPT_NAMES, **names}
+
+
+def _check_switch(kind: str | None, template_kwargs: Mapping[str, Any]) -> None:
+    """Raises ApiError 400 where what the template is told contradicts `thinking`."""
+    opposite = {"enabled": False, "disabled": True}.get(kind or "")
+    for name in ("enable_thinking", "thinking"):
+        if opposite is not None and template_kwargs.get(name) is opposite:
+            told = "true" if opposite else "false"
+            words = f"{kind!r} contradicts chat_template_kwargs.{name}: {told}"
+            raise invalid("thinking.type", words)
 
 
 def _messages_of(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
@@ -149,7 +161,7 @@ def _user(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
                 if texts:
                     messages.append({"role": "user", "content": texts})
                     texts = []
-                content = _text(block.content)
+                content = _result(block)
                 messages.append(
                     {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
                 )
@@ -172,6 +184,9 @@ def _assistant(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
                 calls.append({"id": block.id, "type": "function", "function": function})
             case ToolResultBlock():
                 raise invalid(f"{place}.content[{at}].type", "belongs into a user's message")
+            case RedactedThinkingBlock() if block.data:
+                words = "redacted_thinking cannot be read here: leave the block out"
+                raise invalid(f"{place}.content[{at}].type", words)
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
     if calls:
         message["tool_calls"] = calls
@@ -182,14 +197,26 @@ def _assistant(turn: TurnMessage, place: str) -> list[dict[str, Any]]:
     return [message]
 
 
+def _result(block: ToolResultBlock) -> str:
+    """As the model is shown it: no template has a place for whether a call failed."""
+    text = _text(block.content)
+    if not block.is_error:
+        return text
+    return f"Error: {text}" if text else "Error"
+
+
 def _text(content: str | list[TextBlock]) -> str:
     return content if isinstance(content, str) else "\n".join([block.text for block in content])
 
 
 def _shown(tool: InputTool) -> dict[str, Any]:
     function = {"name": tool.name, "parameters": tool.input_schema}
-    if tool.description is not None:
-        function["description"] = tool.description
+    told = [] if tool.description is None else [tool.description]
+    if tool.input_examples:  # templates have no place of their own for them
+        shown = [json.dumps(example, ensure_ascii=False) for example in tool.input_examples]
+        told.append("\n".join(["Examples of its input:", *shown]))
+    if told:
+        function["description"] = "\n\n".join(told)
     return {"type": "function", "function": function}
 
 

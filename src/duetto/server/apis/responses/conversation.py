@@ -180,6 +180,8 @@ def _add_to_turn(turn: Json, item: InputItem, place: str) -> None:
     elif item.type == "reasoning":
         parts = item.content if isinstance(item.content, list) else item.summary or []
         thought = "".join([part.text for part in parts])
+        if item.encrypted_content and not thought:
+            raise invalid(f"{place}.encrypted_content", "cannot be read here: leave the item out")
         if thought:
             turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
     else:
