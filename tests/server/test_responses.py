@@ -11,6 +11,7 @@ from duetto.core.errors import InvalidRequest
 PATH = "/v1/responses"
 ASK = {"model": MODEL, "input": "Hello", "max_output_tokens": 200}
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+MESSAGE = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Riga"}}\n</tool_call>'
 
 
@@ -125,6 +126,65 @@ def test_what_is_stored_can_be_asked_for_and_deleted_by_its_owner_alone():
         reply = client.post(PATH, json=later, headers=one)
     assert reply.status_code == 400
     assert reply.json()["error"]["param"] == "previous_response_id"
+
+
+def test_input_items_come_in_pages():
+    texts = [f"t{i}" for i in range(25)]
+    turns = [{"role": "user", "content": text, "id": f"i{i}"} for i, text in enumerate(texts)]
+    with saying("Hi") as client:
+        path = f"{PATH}/{post(client, PATH, {**ASK, 'input': turns})['id']}/input_items"
+
+        def page(query=""):
+            reply = client.get(path + query)
+            assert reply.status_code == 200, reply.text
+            shown = reply.json()
+            ids = [item["id"] for item in shown["data"]]
+            assert (
+                (shown["first_id"], shown["last_id"]) == (ids[0], ids[-1]) if ids else (None,) * 2
+            )
+            return ids, shown["has_more"]
+
+        ids = [f"i{i}" for i in range(25)]
+        assert page() == (ids[:4:-1], True)  # OpenAI's order and length
+        assert page("?order=asc") == (ids[:20], True)
+        assert page("?order=asc&after=i19") == (ids[20:], False)
+        assert page("?order=desc&after=i2&limit=100") == (["i1", "i0"], False)
+        assert page("?limit=25&api-version=2025-01-01") == (ids[::-1], False)
+        assert page("?after=i0") == ([], False)
+        for query, field in (
+            ("limit=0", "limit"),
+            ("limit=101", "limit"),
+            ("limit=²", "limit"),
+            ("order=up", "order"),
+            ("after=x", "after"),
+            ("include[]=x", "include[]"),
+            ("limit=1&limit=2", "limit"),
+        ):
+            error = client.get(f"{path}?{query}").json()["error"]
+            assert error["param"] == field and error["message"].startswith(f"{field}: ")
+
+
+def test_what_a_query_asks_for_is_honoured_or_refused():
+    with saying("Hi") as client:
+        path = f"{PATH}/{post(client, PATH, ASK)['id']}"
+        for query in ("", "?stream=false", "?include_obfuscation=true", "?api-version=x"):
+            assert client.get(path + query).status_code == 200
+        for method, at, query in (
+            ("GET", path, "stream=true"),
+            ("GET", path, "include[]=message.output_text.logprobs"),
+            ("GET", path, "starting_after=3"),
+            ("DELETE", path, "force=1"),
+            ("POST", f"{path}/cancel", "now=1"),
+            ("POST", PATH, "stream=true"),
+            ("POST", "/v1/chat/completions", "temperature=0"),
+            ("POST", "/v1/messages/count_tokens", "stream=true"),
+            ("POST", "/tokenize", "model=x"),
+        ):
+            reply = client.request(method, f"{at}?{query}", json=None if method == "GET" else ASK)
+            assert reply.status_code == 400, (at, reply.text)
+            assert reply.json()["error"]["message"].startswith(query.split("=")[0] + ": ")
+        assert client.post("/v1/messages?beta=true", json=MESSAGE).status_code == 200
+        assert client.get(path).status_code == 200
 
 
 def test_store_false_is_honoured_and_the_store_can_be_off():

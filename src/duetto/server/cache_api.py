@@ -53,6 +53,7 @@ from duetto.server.http.body import body_of
 from duetto.server.http.errors import ApiError, invalid, json_response, refused
 from duetto.server.http.places import client_of
 from duetto.server.http.presence import while_connected
+from duetto.server.http.query import number_of, query_of
 from duetto.server.observe.metrics import Metrics
 
 W = TypeVar("W", bound=CacheTextRequest)
@@ -110,16 +111,11 @@ class CacheApi:
 
     async def pins(self, request: Request) -> Response:
         """One's own pins, oldest first, a page at a time."""
-        after, limit = request.query_params.get("after"), request.query_params.get("limit")
+        query = query_of(request, ("after", "limit"))
+        after, limit = query.get("after"), number_of(query, "limit", DEFAULT_PAGE, MAX_PAGE)
         if after is not None and not (number := pin_number(after)):
             raise invalid("after", "must be a pin's id, like pin-1")
-        if limit is not None and not (limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_PAGE):
-            raise invalid("limit", f"must be from 1 to {MAX_PAGE}")
-        message = ListPins(
-            _tenant(request),
-            0 if after is None else number,
-            DEFAULT_PAGE if limit is None else int(limit),
-        )
+        message = ListPins(_tenant(request), 0 if after is None else number, limit)
         with self._relay.reserved(1, client_of(request.scope)):
             page = await self._ask(message)
         assert isinstance(page, PinPage)

@@ -14,15 +14,17 @@ from duetto.server.apis.reading import decode
 from duetto.server.apis.responses.body import ResponsesRequest
 from duetto.server.apis.responses.conversation import read_response
 from duetto.server.apis.responses.events import ResponsesTranslator
-from duetto.server.apis.responses.output import input_items, messages_of_output
+from duetto.server.apis.responses.output import input_items, messages_of_output, page_of
 from duetto.server.apis.responses.store import ResponseStore, Stored
 from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import Translator
 from duetto.server.door import Job, RequestHead
-from duetto.server.http.errors import ApiError, invalid, json_response
+from duetto.server.http.errors import ApiError, cut, invalid, json_response
 from duetto.server.http.json_parts import Json
+from duetto.server.http.query import number_of, query_of
 
 ID_PREFIX = "resp_"
+DEFAULT_PAGE, MAX_PAGE = 20, 100  # input items, as OpenAI has it
 
 
 class ResponsesApi:
@@ -51,9 +53,13 @@ class ResponsesApi:
         return await self._answering.answer(request, read, self._translator)
 
     async def retrieve(self, request: Request) -> Response:
+        query = query_of(request, ("stream", "include_obfuscation"))
+        if query.get("stream", "false") != "false":
+            raise invalid("stream", "a stored response cannot be streamed; accepted: false")
         return json_response(self._stored(request).body)
 
     async def delete(self, request: Request) -> Response:
+        query_of(request)
         response_id = self._stored(request).body["id"]
         self._store.delete(_tenant(request), response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
@@ -61,15 +67,23 @@ class ResponsesApi:
     async def cancel(self, request: Request) -> Response:
         """Only what runs in the background can be cancelled, and nothing does: a response ends when
         its client hangs up."""
+        query_of(request)
         self._stored(request)
         raise invalid(
             "id", "has ended; a response that is being made ends when its client hangs up"
         )
 
     async def input_items(self, request: Request) -> Response:
+        """A page of them, the last one first unless `order` is asc."""
+        query = query_of(request, ("after", "limit", "order"))
+        limit = number_of(query, "limit", DEFAULT_PAGE, MAX_PAGE)
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise invalid("order", f"{cut(order)!r} is not supported; accepted: asc, desc")
         items = [*self._stored(request).input_items]
-        ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
-        return json_response({"object": "list", "data": items, "has_more": False, **ends})
+        return json_response(
+            page_of(items if order == "asc" else items[::-1], query.get("after"), limit)
+        )
 
     # --- steps of a request ----------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import Request
 
 from duetto.server.http.errors import ApiError, invalid
+from duetto.server.http.query import query_of
 from duetto.server.http.text_work import TextWork
 from duetto.server.settings import ServerSettings
 
@@ -26,8 +27,10 @@ async def body_of(
 ) -> AsyncIterator[bytes]:
     """The body, if it comes in time and within the limit; counted as held until the block ends.
 
-    Raises ApiError 413, 408, or 503 where too many large bodies are held already.
+    Raises ApiError 400 for query parameters, 413, 408, or 503 where too many large bodies are held
+    already.
     """
+    query_of(request)  # which holds nothing that a body could
     most = settings.max_body_bytes
     too_large = ApiError(413, f"the body exceeds {most} bytes", code="body_too_large")
     announced = request.headers.get("content-length", "")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from duetto.engine.read_answer import call_id
 from duetto.server.apis.responses.body import InputItem, ResponsesRequest, TextContent
+from duetto.server.http.errors import cut, invalid
 from duetto.server.http.json_parts import Json
 
 
@@ -33,6 +34,24 @@ def input_items(request: ResponsesRequest) -> list[Json]:
         content = [{"type": "input_text", "text": request.input}]
         return [{"type": "message", "id": call_id("msg_"), "role": "user", "content": content}]
     return [_shown(item) for item in request.input or ()]
+
+
+def page_of(items: Sequence[Json], after: str | None, limit: int) -> Json:
+    """OpenAI's list, from behind the item that `after` names. Raises ApiError 400 if none has that
+    id."""
+    start = 0
+    if after is not None:
+        start = next((at for at, item in enumerate(items, start=1) if item["id"] == after), 0)
+        if not start:
+            raise invalid("after", f"{cut(after)!r} is the id of no item of this response")
+    page = items[start : start + limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": start + limit < len(items),
+    }
 
 
 def _shown(item: InputItem) -> Json:
