@@ -1,8 +1,12 @@
 """Random answers in a dialect, whole and damaged, and what must be true of their pieces.
 
-python tests/dialects/fuzz.py 1000000      that many parses; prints what was done
+    python tests/dialects/fuzz.py 1000000 --log fuzz.jsonl
+
+parses that many answers (about 1500 in a second), and writes what was done after every hundred
+seeds; `--first-seed` goes on where a run was interrupted. A fault prints its dialect and seed.
 """
 
+import argparse
 import json
 import random
 import re
@@ -78,6 +82,8 @@ BETWEEN_MESSAGES = re.compile(
     r"\s*(<\|(end|return|call)\|>|(<\|start\|>assistant)?\s*"
     r"<\|channel\|>(analysis|commentary|final)\s*((<\|constrain\|>)?\s*\w+)?\s*<\|message\|>)\s*"
 )
+# In a header of harmony: what the arguments are said to be, in any word.
+CONSTRAINED_TO = re.compile(r"\w+(?=\s*<\|message\|>)")
 CUT_HEADER = re.compile(r"\s*<\|(start|channel)\|>(?:(?!<\|message\|>)[\s\S])*")
 
 
@@ -206,7 +212,7 @@ def is_all_there(
     account for the text. Arguments that were converted may stand for any text.
     """
     markers = markers_of(calls, reasoning)
-    framing = Framing({*FRAMING, *markers})
+    framing = Framing({*FRAMING, *markers}, CONSTRAINED_TO if calls is HARMONY else None)
     places = behind_framing(text, {0}, framing)
     for piece in pieces:
         if isinstance(piece, CallStart | CallEnd):
@@ -232,13 +238,16 @@ def is_all_there(
 class Framing:
     """What may stand around names and arguments; where it ends in one text, found once."""
 
-    def __init__(self, parts: set[str]) -> None:
+    def __init__(self, parts: set[str], word: re.Pattern[str] | None) -> None:
         self.parts = parts
+        self._word = word
         self._ends: dict[int, list[int]] = {}
 
     def ends(self, text: str, place: int) -> list[int]:
         if place not in self._ends:
             found = [place + len(part) for part in self.parts if text.startswith(part, place)]
+            if self._word is not None and (word := self._word.match(text, place)):
+                found.append(word.end())
             self._ends[place] = found
         return self._ends[place]
 
@@ -287,13 +296,20 @@ def fuzz(rng: random.Random, calls: CallDialect) -> Counter[str]:
         points = [rng.randrange(len(text) + 1) for _ in range(rng.randrange(1, 12))]
         assert parsed(make, cut(text, points)) == whole, (text, points)
         done["splits"] += len(points)
+    done["calls"] = sum(isinstance(piece, CallStart) for piece in whole)
+    done[f"texts with reasoning of {'no kind' if reasoning is None else reasoning.name}"] = 1
     return done
 
 
-def main(num_parses: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("num_parses", type=int)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="what was done is added, one JSON object a line")
+    asked = parser.parse_args()
     done: Counter[str] = Counter()
-    seed = 0
-    while done["parses"] < num_parses:
+    seed = asked.first_seed
+    while done["parses"] < asked.num_parses:
         for calls in CALL_DIALECTS:
             try:
                 done += fuzz(random.Random(f"{calls.name} {seed}"), calls)
@@ -301,10 +317,11 @@ def main(num_parses: int) -> None:
                 print(f"{calls.name}, seed {seed}, after {dict(done)}", file=sys.stderr)
                 raise
         seed += 1
-        if seed % 100 == 0:
-            print(dict(done), flush=True)
-    print(f"{len(CALL_DIALECTS)} dialects: {dict(done)}")
+        if seed % 100 == 0 and asked.log is not None:
+            with asked.log.open("a") as log:
+                log.write(json.dumps({"next_seed": seed, **done}) + "\n")
+    print(json.dumps({"dialects": len(CALL_DIALECTS), "next_seed": seed, **done}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()
