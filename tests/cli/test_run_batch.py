@@ -41,7 +41,9 @@ def test_the_models_names_are_as_they_are_served(tiny_model: Path, tmp_path: Pat
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     ask(source, "a", model="gpt-4o")
     command = ("run-batch", "-i", source, "-o", target, tiny_model)
-    assert duetto(*command).stdout.startswith("0 answered, 1 failed")
+    for told in (duetto(*command), duetto(*command)):  # the second finds it there
+        assert told.stdout.startswith("0 answered, 1 failed") or "1 of them failures" in told.stdout
+        assert told.returncode == 1
     assert lines_of(target)[0]["response"]["status_code"] == 404
     target.unlink()
     named = ("--served-model-name", "x", "--served-model-name", "gpt-4o")

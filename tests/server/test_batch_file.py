@@ -37,7 +37,7 @@ class World:
     def run(self, num_at_once=4, is_stopped=lambda: False, **settings):
         self.app, self.engine = make_app(self.executor, **settings)
         batch = BatchFile(self.app, self.source, self.target, self.advance)
-        counts = asyncio.run(batch.run(num_at_once, is_stopped))
+        self.counts = counts = asyncio.run(batch.run(num_at_once, is_stopped))
         return counts.num_answered, counts.num_failed, counts.num_skipped
 
     def told(self):
@@ -71,29 +71,52 @@ def test_each_api_is_asked_and_answers_as_over_http(world):
     assert world.num_advanced == 3
 
 
+UNREAD = "the line is not valid JSON in UTF-8"
+NO_STREAM = "body.stream: a file takes whole answers; leave it out"
 BAD = [
-    ("{", "line 2: "),
-    ("[]", "line 2: "),
-    ({"custom_id": "x", "body": {}}, "url"),
-    (request("x", url="/v1/embeddings"), "/v1/embeddings"),
-    (request("x", method="GET"), "GET"),
-    (request(5), "custom_id"),
-    (request("x", {**COMPLETION, "stream": True}), "body.stream"),
-    (request("x", []), "line 2: "),
-    (request("first"), "custom_id 'first' is there twice"),
+    ("{", UNREAD, None),
+    ("[]", "the line: Expected object, got array", None),
+    ({"custom_id": "x", "body": {}}, "url: is required", "x"),
+    (
+        request("x", url="/v1/rerank"),
+        "url: '/v1/rerank' is not supported in this version; accept",
+        "x",
+    ),
+    (
+        request("x", method="GET"),
+        "method: 'GET' is not supported in this version; accepted: POST",
+        "x",
+    ),
+    (request("x", colour=1), "colour: is not a known field", "x"),
+    (request("x", model="m"), "model: is not a known field; it is one of body", "x"),
+    (request(5), "custom_id: Expected str, got int", None),
+    (request("x", {**COMPLETION, "stream": True}), NO_STREAM, "x"),
+    (request("x", {"stream": "yes"}), "body.stream: Expected bool | null, got str", "x"),
+    (request("x", []), "body: Expected object, got array", "x"),
+    (request("first"), "custom_id 'first' is there twice", "first"),
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), BAD)
-def test_a_line_that_is_no_request_gives_an_error_and_the_rest_goes_on(world, line, words):
+@pytest.mark.parametrize(("line", "words", "name"), BAD)
+def test_a_line_that_is_no_request_gives_an_error_and_the_rest_goes_on(world, line, words, name):
     world.write(request("first"), line, "", request("last"))
     assert world.run() == (2, 1, 0)
-    (error,) = [told["error"] for told in world.told() if told["error"]]
-    assert error["code"] == "invalid_line" and error["line"] == 2
-    assert "line 2: " in error["message"] and words in error["message"]
+    (told,) = [told for told in world.told() if told["error"]]
+    assert told["custom_id"] == name
+    assert told["error"]["code"] == "invalid_line" and told["error"]["line"] == 2
+    assert told["error"]["message"].startswith(f"line 2: {words}")
     assert {"first", "last"} <= set(world.by_name())
     assert world.run() == (0, 0, 3)  # and it is told once
+    assert world.counts.num_skipped_failed == 1
     assert len(world.told()) == 3
+
+
+def test_a_line_with_a_name_that_was_mended_is_asked(world):
+    world.write(request("one"), request("two", url="/v1/odd"))
+    assert world.run() == (1, 1, 0)
+    world.write(request("one"), request("two"))
+    assert world.run() == (1, 0, 1)
+    assert world.by_name()["two"]["response"]["status_code"] == 200
 
 
 def test_a_line_that_was_mended_is_asked_and_others_may_move(world):
@@ -110,6 +133,7 @@ def test_what_is_refused_is_told_as_over_http(world):
     response = world.by_name()["bad"]["response"]
     assert response["status_code"] == 400
     assert response["body"]["error"]["param"] == "n"
+    assert world.run() == (0, 0, 2) and world.counts.num_skipped_failed == 1
 
 
 def test_what_is_answered_is_not_asked_again(world):

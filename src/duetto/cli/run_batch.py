@@ -24,6 +24,8 @@ from duetto.server.app import create_app
 from duetto.server.batch_file import BatchCounts, BatchFile
 from duetto.server.settings import ServerSettings
 
+SOME_FAILED = 1  # the exit code; the output says which, and why
+
 
 def run_batch(
     model: str | None = None,
@@ -49,7 +51,8 @@ def run_batch(
     input_file
         The requests, one JSON object a line.
     output_file
-        Where the answers go; what is there stays.
+        Where the answers go; what is there stays. The exit code is 1 if any line failed (was
+        refused, or is no request): its error is there.
     served_model_name
         The name that bodies call the model by; may be repeated. By default that of the directory.
     any_model_name
@@ -118,8 +121,13 @@ def _report(counts: BatchCounts, output_file: Path, *, as_json: bool) -> None:
         print_json(msgspec.to_builtins(counts))
     else:
         told = [f"{counts.num_answered} answered", f"{counts.num_failed} failed"]
-        told += [f"{counts.num_skipped} were there"] if counts.num_skipped else []
+        there = f"{counts.num_skipped} were there"
+        if counts.num_skipped_failed:
+            there += f" ({counts.num_skipped_failed} of them failures)"
+        told += [there] if counts.num_skipped else []
         say(open_console(), f"{', '.join(told)}: {output_file}")
     if counts.is_stopped:
         print("duetto: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    if counts.num_failed or counts.num_skipped_failed:
+        sys.exit(SOME_FAILED)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, ClassVar, Literal, TypeVar
 
 import httpx2
 import msgspec
@@ -20,14 +20,21 @@ from msgspec import Raw, Struct
 from starlette.applications import Starlette
 
 from duetto.core.errors import ConfigError, EngineError
-from duetto.server.http.errors import cut
+from duetto.server.apis.protocol import ChatRequest
+from duetto.server.apis.reading import decode
+from duetto.server.http.errors import ApiError, cut, invalid
 from duetto.server.http.json_parts import Json
 
+T = TypeVar("T")
+
+MAX_WORDS = 300  # characters of what is wrong with a line
 LOOK_S = 0.1  # how often it is asked whether to stop
 FULL_S = 0.2  # after which a request is sent again that found the server full
 
 
 class BatchLine(Struct, forbid_unknown_fields=True):
+    ELSEWHERE: ClassVar[dict[str, type]] = {"body": ChatRequest}
+
     custom_id: str
     url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     body: Raw
@@ -38,22 +45,38 @@ class _Body(Struct):
     stream: bool | None = None
 
 
+class _Named(Struct):
+    """What can be read of a line with a fault."""
+
+    custom_id: str | None = None
+
+
 class _LineError(Struct):
     line_digest: str | None = None
+
+
+class _Answer(Struct):
+    status_code: int = 200
 
 
 class _Done(Struct):
     """What a line of the output says of the input."""
 
     custom_id: str | None = None
+    response: _Answer | None = None
     error: _LineError | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.response is None or self.response.status_code != 200
 
 
 @dataclass(slots=True)
 class BatchCounts:
     num_answered: int = 0
     num_failed: int = 0  # refused, or no requests
-    num_skipped: int = 0  # whose answers were there
+    num_skipped: int = 0  # whose answers were there ...
+    num_skipped_failed: int = 0  # ... and are failures
     is_stopped: bool = False  # before all were answered
 
 
@@ -73,7 +96,7 @@ class BatchFile:
         self._target = target
         self._advance = advance
         self._counts = BatchCounts()
-        self._names = set[str]()  # custom_ids that have an answer, or will
+        self._names = dict[str, bool]()  # custom_ids that have an answer: whether it is a failure
         self._told = set[str]()  # digests of lines whose error is there: numbers move
         self._num_in_flight = 0
 
@@ -82,9 +105,11 @@ class BatchFile:
     ) -> BatchCounts:
         """Raises EngineError if the engine has ended; what was answered is in the file."""
         done = _read_done(self._target)
-        self._names |= {one.custom_id for one in done if one.custom_id is not None}
-        errors = [one.error for one in done if one.error is not None]
-        self._told |= {error.line_digest for error in errors if error.line_digest is not None}
+        for one in done:
+            if one.error is not None and one.error.line_digest is not None:
+                self._told.add(one.error.line_digest)  # its name, mended, is asked
+            elif one.custom_id is not None:
+                self._names[one.custom_id] = one.has_failed
         transport = httpx2.ASGITransport(self._app, raise_app_exceptions=False)
         with self._source.open("rb") as lines, self._target.open("ab") as out:
             async with (
@@ -155,32 +180,33 @@ class BatchFile:
                 continue
             try:
                 line = _read_line(text)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                self._refuse(out, number, text, cut(str(error), 200))
+            except ApiError as error:
+                self._refuse(out, number, text, cut(error.message, MAX_WORDS))
                 continue
             own[line.custom_id] += 1
             if own[line.custom_id] > 1:
                 what = f"custom_id {cut(line.custom_id)!r} is there twice"
                 self._refuse(out, number, text, what)
             elif line.custom_id in self._names:
-                self._skip()
+                self._skip(is_failure=self._names[line.custom_id])
             else:
                 yield line
 
-    def _skip(self) -> None:
+    def _skip(self, *, is_failure: bool) -> None:
         self._counts.num_skipped += 1
+        self._counts.num_skipped_failed += is_failure
         self._advance(1)
 
     def _refuse(self, out: BinaryIO, number: int, text: bytes, why: str) -> None:
         """Once for a line with this text."""
         digest = hashlib.sha256(text.strip()).hexdigest()[:32]
         if digest in self._told:
-            self._skip()
+            self._skip(is_failure=True)
             return
         self._counts.num_failed += 1
         message = f"line {number}: {why}"
         told = {"code": "invalid_line", "message": message, "line": number, "line_digest": digest}
-        self._write(out, None, None, told)
+        self._write(out, _name_of(text), None, told)
 
     def _write(
         self, out: BinaryIO, custom_id: str | None, response: Json | None, error: Json | None
@@ -192,11 +218,29 @@ class BatchFile:
 
 
 def _read_line(text: bytes) -> BatchLine:
-    """Raises MsgspecError, with words for the one who wrote it."""
-    line = msgspec.json.decode(text, type=BatchLine)
-    if msgspec.json.decode(line.body, type=_Body).stream:
-        raise msgspec.ValidationError("body.stream: a file takes whole answers; leave it out")
+    """Raises ApiError, with words for the one who wrote it."""
+    line = _decoded(text, BatchLine, "the line")
+    if _decoded(bytes(line.body), _Body, "body", "body.").stream:
+        raise invalid("body.stream", "a file takes whole answers; leave it out")
     return line
+
+
+def _decoded(text: bytes, into: type[T], what: str, before: str = "") -> T:
+    """As a body is read, which may be only a part of the line: `what`."""
+    try:
+        return decode(text.strip(), into)
+    except ApiError as error:
+        if (param := error.body["error"]["param"]) is not None:
+            raise invalid(f"{before}{param}", error.message.removeprefix(f"{param}: ")) from None
+        raise invalid(None, error.message.replace("the body", what, 1)) from None
+
+
+def _name_of(text: bytes) -> str | None:
+    """The custom_id of a line that is no request, where it has one."""
+    try:
+        return msgspec.json.decode(text, type=_Named).custom_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _read_done(target: Path) -> list[_Done]:

@@ -36,6 +36,10 @@ class ApiError(Exception):
         }
 
     @property
+    def message(self) -> str:
+        return str(self.body["error"]["message"])
+
+    @property
     def reason(self) -> str:
         """Its code or its kind: of a closed set, so it may stand in a log."""
         said = self.body["error"]
