@@ -20,6 +20,7 @@ from duetto.core.executor import Executor
 from duetto.engine.engine import Engine
 from duetto.models.programs import load_program
 from duetto.program.kv_size import bytes_per_block
+from duetto.program.rewrites.headless import headless
 from duetto.runner.masks import Masks
 from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.draft_model import DraftModelProposer
@@ -163,6 +164,16 @@ def make_model(kind: Kind, directory: Path) -> Model:
         kind.kv_dtype,
         _backend(kind, directory / "noisy", program, twin),
     )
+
+
+def make_embedding_model(kind: Kind, directory: Path) -> Model:
+    """Without a head: it gives hidden states."""
+    (directory / "config.json").write_text(json.dumps(kind.config))
+    config, program = load_program(directory)
+    tensors = _random_tensors(program, config, np.random.default_rng(5))
+    program = headless(program)
+    backend = _backend(kind, directory / "own", program, tensors)
+    return Model(program, backend, kind.kv_dtype, backend)
 
 
 def _backend(kind: Kind, directory: Path, program, tensors) -> Backend:

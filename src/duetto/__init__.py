@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from duetto.core.embeddings import PoolingParams as PoolingParams
     from duetto.core.errors import CheckpointError as CheckpointError
     from duetto.core.errors import ConfigError as ConfigError
     from duetto.core.errors import DuettoError as DuettoError
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from duetto.core.errors import InvalidRequest as InvalidRequest
     from duetto.core.errors import RequestTooLong as RequestTooLong
     from duetto.core.outputs import CompletionOutput as CompletionOutput
+    from duetto.core.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
     from duetto.core.outputs import RequestOutput as RequestOutput
     from duetto.core.sampling_params import SamplingParams as SamplingParams
     from duetto.core.structured import StructuredOutputsParams as StructuredOutputsParams
@@ -22,7 +24,9 @@ _HOME_OF = {
     "LLM": "duetto.llm",
     "SamplingParams": "duetto.core.sampling_params",
     "StructuredOutputsParams": "duetto.core.structured",
+    "PoolingParams": "duetto.core.embeddings",
     "RequestOutput": "duetto.core.outputs",
+    "EmbeddingRequestOutput": "duetto.core.outputs",
     "CompletionOutput": "duetto.core.outputs",
     "DuettoError": "duetto.core.errors",
     "ConfigError": "duetto.core.errors",

@@ -158,6 +158,7 @@ def served_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
         num_blocks=loaded.num_blocks,
         max_model_len=loaded.max_model_len,
         cache_namespace=loaded.numerics.encode(),
+        is_pooling=loaded.embeddings is not None,
     )
 
 
@@ -174,6 +175,8 @@ def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: 
 
     Raises ConfigError for a default that cannot be, or that nobody vouches for.
     """
+    if default is not None and built.model.embeddings is not None:
+        raise ConfigError(f"--reuse {default} and embeddings: no part of a text can be marked")
     limits = reuse_limits(built.model.program)
     why_not = insisted if allow_unmeasured else _gate(built)
     if default is None:

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from duetto.build import Built, build
 from duetto.core.config import SchedulerConfig
+from duetto.core.embeddings import PoolingParams
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import EngineError, InvalidRequest
-from duetto.core.outputs import RequestOutput
+from duetto.core.outputs import EmbeddingRequestOutput, RequestOutput
 from duetto.core.request import fan_out
 from duetto.core.reuse_choice import ReuseChoice, ReuseRules, insisted
 from duetto.core.sampling_params import SamplingParams
@@ -26,6 +27,7 @@ from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
 from duetto.engine.offline_answer import OfflineAnswer
 from duetto.engine.offline_cache import OfflineCache
+from duetto.engine.offline_embedding import OfflineEmbedding, offline_embedding
 from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
 from duetto.engine.read_answer import PlainParser, message_of
 from duetto.engine.tool_rules import offline_rules
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 ChatMessage = Mapping[str, Any]
 ReuseGiven = str | Mapping[str, Any] | bool | None
 T = TypeVar("T")
+A = TypeVar("A", OfflineAnswer, OfflineEmbedding)
 
 
 class LLM:
@@ -74,7 +77,9 @@ class LLM:
         self._num_prompts = 0
         self.is_stopped: Callable[[], bool] = lambda: False
         """Asked before each step: once true, what runs is aborted, and ends as it is."""
-        self._running: dict[str, OfflineAnswer] = {}  # by the id of each request that has not ended
+        self._running: dict[
+            str, OfflineAnswer | OfflineEmbedding
+        ] = {}  # by the id of each request that has not ended
 
     def __enter__(self) -> "LLM":
         return self
@@ -220,6 +225,36 @@ class LLM:
             continue_final_message=continue_final_message,
         )
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling_params: PoolingParams | None = None,
+        prompt_name: str | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """The embeddings of texts, in their order, of a model that is run for them (`runner`).
+
+        A text may be ids, as for `generate`. `prompt_name` is one of the checkpoint's prompts
+        (config_sentence_transformers.json), which is put before each text; ids are taken as they
+        are. Raises InvalidRequest, before anything is computed, if any of it is refused. Where the
+        engine failed, `error` says so.
+        """
+        if isinstance(prompts, str | Mapping):
+            prompts = [prompts]
+        params = PoolingParams() if pooling_params is None else pooling_params
+        if not isinstance(params, PoolingParams):
+            raise InvalidRequest("pooling_params", f"must be PoolingParams, not {params!r:.80}")
+        of_model, codec = (self._built.model.embeddings, prompt_name), self._built.codec
+        found = [
+            offline_embedding(number, prompt, params, *of_model, codec, self.config)
+            for number, prompt in enumerate(_listed("prompt", prompts, f"{A_PROMPT}, or several"))
+        ]
+        with show_progress("embedding", total=len(found), visible=use_tqdm) as bar:
+            for embedding in self._run(found):
+                bar.advance(embedding.output.finished)
+        return [embedding.output for embedding in found]
+
     @property
     def cache(self) -> OfflineCache:
         """What the KV cache holds of a text, and what it keeps: `lookup`, `pin`, `unpin`, `drop`
@@ -314,7 +349,7 @@ class LLM:
                 raise InvalidRequest("sampling_params", f"must be SamplingParams, not {params!r}")
         return each
 
-    def _run(self, answers: list[OfflineAnswer]) -> Iterator[OfflineAnswer]:
+    def _run(self, answers: list[A]) -> Iterator[A]:
         """Run requests to their end, yielding each answer that has grown."""
         try:
             for answer in answers:

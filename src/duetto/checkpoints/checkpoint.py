@@ -309,7 +309,9 @@ def _check_nothing_is_left(tensors: Mapping[str, _Tensor], program: Program) -> 
             raise CheckpointError(
                 tensor.file, f"tensor {tensor.stored_name} is not part of the model in config.json"
             )
-    return None if LM_HEAD in used else tensors.get(LM_HEAD)
+    if LM_HEAD in used or program.is_headless:
+        return None
+    return tensors.get(LM_HEAD)
 
 
 def _by_source(

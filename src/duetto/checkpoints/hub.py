@@ -26,6 +26,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from duetto.checkpoints.config import read_config
+from duetto.checkpoints.pooling import MODULES, POOLING, PROMPTS
 from duetto.checkpoints.template_files import TEMPLATE_FILE, TOOL_USE_FILE
 from duetto.checkpoints.weight_files import (
     ADAPTER_CONFIG,
@@ -44,6 +45,9 @@ SMALL_FILES = (
     "special_tokens_map.json",
     TEMPLATE_FILE,
     TOOL_USE_FILE,
+    MODULES,
+    PROMPTS,
+    POOLING,
 )
 _LOOK_S = 0.5  # between two looks at how far a download has come
 _MAX_NAMED = 4  # of the files that are missing
@@ -132,7 +136,7 @@ class _Repository:
         raise ConfigError(f"{self._name}: {cause}")
 
     def _files(self) -> Sizes:
-        """The files of the repository, without its folders."""
+        """The files of the repository, without those of its folders that are not read."""
         try:
             tree = get_cached_repo_tree(
                 self._name, revision=self._revision, cache_dir=self._cache_dir
@@ -150,7 +154,7 @@ class _Repository:
             except Exception as error:  # of the hub's client, or of what it stands on
                 return self._files_here(error)
             sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        return {path: size for path, size in sizes.items() if "/" not in path}
+        return {path: size for path, size in sizes.items() if "/" not in path or path == POOLING}
 
     def _files_here(self, error: Exception) -> Sizes:
         """Of a cache that others have filled, without a list of what there should be."""
@@ -160,6 +164,8 @@ class _Repository:
                 f"of that name ({_line(error)})"
             ) from None
         found = {file.name: 0 for file in self._snapshot.iterdir() if file.exists()}
+        if (self._snapshot / POOLING).exists():
+            found[POOLING] = 0
         if INDEX in found:  # all its shards should be here
             found |= dict.fromkeys(files_in_index(self._snapshot / INDEX), 0)
         return found

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from duetto.core.cache_control import CacheCounts
 from duetto.core.draft_counts import StepDrafts
+from duetto.core.embeddings import PoolingParams
 from duetto.core.request import FinishReason
 from duetto.core.reuse import LookMethod, TokenRange
 from duetto.core.sampling_params import SamplingParams
@@ -128,6 +129,8 @@ class ScheduledRequest(NamedTuple):
     # Not tokens of its own, but those of its `source`th text alone, into that one's blocks.
     source: int | None = None
     look: Look | None = None  # what else it is to tell
+    # The last of token_ids is to be pooled, in place of rows: its hidden state is the result.
+    pooling: PoolingParams | None = None
 
     @property
     def end(self) -> int:
@@ -151,6 +154,12 @@ class ScheduledRequest(NamedTuple):
         return [*runs, (start, last + 1)]
 
     @property
+    def num_wanted_rows(self) -> int:
+        """Of its last tokens, those that something is wanted of: logits to sample from, or the
+        hidden state."""
+        return len(self.rows) if self.pooling is None else 1
+
+    @property
     def is_next_token(self) -> bool:
         """Whether this is more of an answer, token by token: a shape for reports, never for
         decisions."""
@@ -161,7 +170,7 @@ class ScheduledRequest(NamedTuple):
 
     @property
     def shape(self) -> RequestShape:
-        num_rows = len(self.prompt_logprob_targets) + len(self.rows)
+        num_rows = len(self.prompt_logprob_targets) + self.num_wanted_rows
         if self.positions is not None:
             return shape_at(self.positions, num_rows)
         is_short = self.look is not None and self.look.method == "deviation"
@@ -215,6 +224,7 @@ class RequestResult(NamedTuple):
     scores: tuple[TokenLogprob, ...] = ()  # of prompt tokens
     error: str | None = None  # what may be shown; the others are empty then
     looked: tuple[float, ...] = ()  # what a Look asked for, in the order of the positions
+    embedding: bytes = b""  # numbers of 4 bytes: fp32, little-endian
 
 
 class StepOutput(NamedTuple):
@@ -238,6 +248,7 @@ class RequestUpdate(NamedTuple):
     stop_reason: int | str | None = None  # the stop token or stop string that ended it
     error: str | None = None
     timings: RequestTimings | None = None  # with the final update
+    embedding: bytes = b""  # of a request that asks for one, with the final update
 
 
 class StepRecord(NamedTuple):

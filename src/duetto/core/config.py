@@ -18,6 +18,15 @@ from duetto.core.options import (
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse
 
+ONLY_EMBEDS = (
+    "this model is served for embeddings, at /v1/embeddings, and generates nothing; "
+    "--runner generate serves it to generate"
+)
+ONLY_GENERATES = (
+    "this model is served to generate: no modules.json says that it is made for embeddings, or "
+    "--runner generate was asked for; --runner pooling makes embeddings of any decoder"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -36,6 +45,7 @@ class SchedulerConfig:
     target_itl_steps: float = LEAST_ITL_STEPS  # ... or than so many steps of the streams alone
     ageing_s: float = 30.0  # waiting this long is worth one level of priority
     cache_namespace: bytes = b""  # whatever makes KV incomparable: model, KV dtype
+    is_pooling: bool = False  # the model gives embeddings, and nothing to sample from
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -89,6 +99,26 @@ class SchedulerConfig:
             cause=cause,
         )
 
+    @property
+    def longest_embedded(self) -> int:
+        """The longest text that can be embedded, in tokens: nothing follows it, and all of it is
+        computed."""
+        return min(self.max_model_len, self.num_blocks * self.block_size)
+
+    def too_long_to_embed(self, num_tokens: int, *, is_lower_bound: bool = False) -> RequestTooLong:
+        """The error for what exceeds `longest_embedded`, with the numbers."""
+        cause = ""
+        if self.longest_embedded < self.max_model_len:
+            cause = f"The KV cache holds {self.num_blocks} blocks of {self.block_size} tokens."
+        return RequestTooLong(
+            "prompt",
+            limit=self.longest_embedded,
+            num_prompt=num_tokens,
+            num_output=0,
+            is_lower_bound=is_lower_bound,
+            cause=cause,
+        )
+
     def check_priority(self, priority: object) -> None:
         """Refuse a priority that is no number, or that this policy would ignore."""
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 2**31:
@@ -100,7 +130,12 @@ class SchedulerConfig:
         """Refuse, with the numbers, a request that could never run. Any thread may ask."""
         if not request.prompt_token_ids:
             raise InvalidRequest("prompt", "must hold at least one token")
-        if request.most_tokens > self.context_length:
+        if self.is_pooling != (request.pooling is not None):
+            raise InvalidRequest("model", ONLY_EMBEDS if self.is_pooling else ONLY_GENERATES)
+        if request.pooling is not None:
+            if request.num_prompt_tokens > self.longest_embedded:
+                raise self.too_long_to_embed(request.num_prompt_tokens)
+        elif request.most_tokens > self.context_length:
             raise self.too_long(request.num_prompt_tokens, request.max_tokens)
         if request.reuse is not None:
             self._check_reuse(request, request.reuse)
@@ -130,6 +165,7 @@ def scheduler_config(
     num_blocks: int,
     max_model_len: int,
     cache_namespace: bytes = b"",
+    is_pooling: bool = False,
 ) -> SchedulerConfig:
     """What `options` mean for a model whose KV has `num_blocks` blocks, with nothing left to
     choose: the one way from flags to a scheduler, simulated or not. Raises ConfigError."""
@@ -146,4 +182,5 @@ def scheduler_config(
         target_itl_s=target.seconds,
         target_itl_steps=target.steps,
         cache_namespace=cache_namespace,
+        is_pooling=is_pooling,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from duetto.core.embeddings import Runner
 from duetto.core.errors import ConfigError
 from duetto.core.options import (
     BLOCK_SIZE,
@@ -81,6 +82,11 @@ class EngineArgs:
     an answer."""
     speculative_model: str | None = None
     """A smaller model with the same tokenizer, that proposes drafts."""
+    runner: Runner = "auto"
+    """What the model is run for: generate, or pooling for embeddings; auto is what its files say
+    (modules.json of sentence-transformers)."""
+    matryoshka: bool = False
+    """Embeddings may be cut to fewer dimensions, though the model's config.json does not say so."""
     seed: int | None = None
     """Seeds requests that bring none; by default LLM takes 0, and serve draws each."""
 
@@ -114,6 +120,10 @@ class EngineArgs:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
         SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
         self._check_offloading()
+        if type(self.matryoshka) is not bool:
+            raise ConfigError(f"--matryoshka: must be True or False, not {self.matryoshka!r:.80}")
+        if self.matryoshka and self.runner == "generate":
+            raise ConfigError("--matryoshka with --runner generate: it is of embeddings")
 
     def _check_offloading(self) -> None:
         folder = self.kv_offloading_disk

@@ -31,6 +31,24 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class EmbeddingOutput:
+    embedding: list[float]
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """The embedding of one text."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool = False
+    num_cached_tokens: int = 0
+    error: str | None = None  # why there is none
+    timings: RequestTimings | None = None
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """All answers to one prompt, as far as they have come."""
 

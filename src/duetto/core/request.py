@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from duetto.core.embeddings import PoolingParams
 from duetto.core.reuse import Choosing, Reuse, Source, Text, TokenRange
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar
@@ -43,6 +44,8 @@ class Request:
     reuse: Reuse | None = None  # parts of the prompt whose KV may come from elsewhere
     why_not_reused: str | None = None  # nothing of it, though it was asked for: `reuse` is empty
     grammar: Grammar | None = None  # of the answer
+    # It wants an embedding instead of an answer; max_tokens is then 1, and nothing is sampled.
+    pooling: PoolingParams | None = None
     num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
 
     # --- written by the Scheduler only -----------------------------------------------------

@@ -185,7 +185,7 @@ class Engine:
         )
 
     def _text_of(self, request: Request) -> "_Text | None":
-        if self._decode is None:
+        if self._decode is None or request.pooling is not None:
             return None
         try:
             detokenizer = Detokenizer(self._decode, request.prompt_token_ids, request.sampling)

@@ -52,7 +52,7 @@ def make_request(
     vocabulary, the prompt is empty, or no token may ever be sampled; RequestTooLong if it could
     never fit.
     """
-    _check_prompt(prompt_token_ids, codec.vocab_size)
+    check_prompt(prompt_token_ids, codec.vocab_size)
     sampling.check_vocabulary(codec.vocab_size)
     sampling = _without_constraint(sampling, grammar)
     ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids
@@ -118,7 +118,7 @@ def cached_text(
     """
     if not config.enable_prefix_caching:
         raise InvalidRequest("cache", "needs the prefix cache: --enable-prefix-caching")
-    _check_prompt(token_ids, codec.vocab_size)
+    check_prompt(token_ids, codec.vocab_size)
     num_tokens, size = len(token_ids), config.block_size
     if num_tokens > config.context_length:
         raise config.too_long(num_tokens, 0)
@@ -154,7 +154,7 @@ def meant_text(
     return MeantText(text, places, tuple(segments))
 
 
-def _check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
+def check_prompt(token_ids: Sequence[int], vocab_size: int) -> None:
     if not token_ids:
         raise InvalidRequest("prompt", "must hold at least one token")
     for token_id in (min(token_ids), max(token_ids)):

@@ -44,8 +44,9 @@ class Program:
     weights: Mapping[str, WeightSpec]
     buffers: Mapping[str, int]  # name -> columns
     kv: tuple[KVSpec, ...]  # one per layer
-    logits: Ref  # [logit rows, vocabulary]
+    logits: Ref  # [logit rows, vocabulary]; without its head (rewrites/headless.py): hidden states
     max_model_len: int  # of any request; frequencies were chosen for this length or a longer one
+    is_headless: bool = False  # `logits` are the selected rows' hidden states
     # Of a part of a program (rewrites/):
     parts: Mapping[str, WeightPart] = field(default_factory=dict)  # a rank's; others are whole
     inputs: tuple[Ref, ...] = ()  # what a stage has from the stage before
@@ -58,6 +59,7 @@ class Program:
 
     @property
     def vocab_size(self) -> int:
+        assert not self.is_headless, "it has no logits"
         return self.logits.width
 
     @cached_property

@@ -14,6 +14,8 @@ from duetto.backends.cpu.formats import Quantization
 from duetto.backends.cpu.native import why_unavailable
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
+from duetto.checkpoints.pooling import find_embedding_model
+from duetto.core.embeddings import EmbeddingModel
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress
@@ -21,6 +23,7 @@ from duetto.models.programs import load_program
 from duetto.program.dtype import Dtype, KVDtype
 from duetto.program.kv_size import KVPlan, kv_number_bytes, plan_kv
 from duetto.program.program import Program
+from duetto.program.rewrites.headless import headless
 from duetto.program.shape import Precision
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import (
@@ -55,6 +58,7 @@ class LoadedModel:
     notes: tuple[str, ...]  # for people: what was chosen on their behalf
     max_drafts: Mapping[str, int]  # of one request in one step, by method; empty: no speculation
     tiers: TierRoom | None = None  # where KV goes that leaves the arena
+    embeddings: EmbeddingModel | None = None  # what it gives, if that is not answers
 
     @property
     def max_model_len(self) -> int:
@@ -142,6 +146,12 @@ def load_model(
     flag, or CheckpointError, naming the file.
     """
     config, program = load_program(model_dir, args.asked_len)
+    embeddings, told_of_runner = find_embedding_model(
+        model_dir, args.runner, config, matryoshka=args.matryoshka
+    )
+    if embeddings is not None:
+        _check_pooling(args)
+        program = headless(program)
     plan = plan_model(config, program, args, on_status=on_status, companion=companion)
     loader, program = plan.loader, plan.program
     computing, proposers = _load_weights(model_dir, plan, companion, on_progress)
@@ -160,10 +170,27 @@ def load_model(
         block_size=plan.block_size,
         weight_bytes=loader.weight_bytes,
         kv_memory_bytes=plan.kv.memory_bytes,
-        notes=(*plan.notes, *loader.notes, *plan.kv.notes, *told),
+        notes=(*plan.notes, *loader.notes, *plan.kv.notes, *told, *told_of_runner),
         max_drafts=companion.max_drafts if companion is not None else {},
         tiers=tiers,
+        embeddings=embeddings,
     )
+
+
+def _check_pooling(args: EngineArgs) -> None:
+    """Raise ConfigError, naming the pair, for what only answers have."""
+    given = {
+        "--speculative-config": args.speculative_config,
+        "--speculative-model": args.speculative_model,
+        "--tool-call-parser": args.tool_call_parser,
+        "--reasoning-parser": args.reasoning_parser,
+    }
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{flag} and embeddings (--runner pooling, or a model that is made for them): "
+                f"nothing is generated; leave one of the two out, or say --runner generate"
+            )
 
 
 def _numerics(computed_by: str, dtype: Dtype, quantization: str, kv_dtype: KVDtype) -> str:

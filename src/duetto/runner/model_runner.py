@@ -26,6 +26,7 @@ from duetto.program.program import Program
 from duetto.runner.looks import look_at_deviations, looks_at_deviation, with_scores_of_looks
 from duetto.runner.masks import Constrained, ConstrainedRows, Masks
 from duetto.runner.placeholders import LastSteps
+from duetto.runner.pooling import pooled
 from duetto.runner.proposers.drafters import Drafters
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.sampler import token_logprob
@@ -53,12 +54,12 @@ class ModelRunner:
         the engine's: how many steps may be in flight while the next one is submitted; `tiers` is
         where blocks go that leave the arena; `masks` are those of grammars."""
         assert num_blocks * block_size <= MAX_SLOTS
-        self._vocab_size = program.vocab_size
+        self._width = program.logits.width  # the vocabulary, or numbers of a hidden state
         self._backend = backend
         self._block_size = block_size
         self._kv = backend.allocate_kv(num_blocks, block_size, kv_dtype)
         self._mover = None if tiers is None else Mover(backend, self._kv, tiers)
-        self._drafters = Drafters(proposers or {}, program.vocab_size)
+        self._drafters = Drafters(proposers or {}, program.logits.width)
         self._masks = masks
         self._depth = depth
         self._last_steps = LastSteps(depth)
@@ -143,7 +144,7 @@ class ModelRunner:
         logit_starts: tuple[int, ...],
         masks: Future[Constrained] | None,
     ) -> list[RequestResult]:
-        assert logits.shape == (len(step.logit_rows), self._vocab_size)
+        assert logits.shape == (len(step.logit_rows), self._width)
         assert logits.dtype == np.float32
         constrained: Constrained = {} if masks is None else masks.result()
         return [
@@ -159,7 +160,9 @@ def _result(
     constrained: ConstrainedRows | None = None,
 ) -> RequestResult:
     """What its rows of logits, from `start` on, give one request: those that score its prompt come
-    first."""
+    first. Of a program without its head the row is a hidden state."""
+    if request.pooling is not None:
+        return pooled(request.pooling, logits[start])
     rows = None
     if constrained is not None:
         if constrained.error is not None:

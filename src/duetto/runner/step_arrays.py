@@ -23,7 +23,8 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
 
     The second, `logit_starts` [requests + 1], cuts the rows of logits that the backend returns:
     request r owns rows logit_starts[r] ... logit_starts[r + 1]. First come the rows that score its
-    prompt, one for each of `prompt_logprob_targets`; then those that are sampled, its last ones.
+    prompt, one for each of `prompt_logprob_targets`; then those that are sampled, its last ones, or
+    the last one, if it is to be pooled.
     """
     requests = batch.requests
     assert requests, "an empty batch"
@@ -46,7 +47,7 @@ def build_step_arrays(batch: ScheduledBatch, block_size: int) -> tuple[StepArray
             query_starts.append(query_starts[-1] + end - start)
             tables.append(table)
         logit_rows += range(first_row, first_row + len(request.prompt_logprob_targets))
-        logit_rows += range(query_starts[-1] - len(request.rows), query_starts[-1])
+        logit_rows += range(query_starts[-1] - request.num_wanted_rows, query_starts[-1])
         logit_starts.append(len(logit_rows))
     assert len(set(slots)) == len(slots), "two tokens would be written into one slot"
     a = _arrays((token_ids, positions, slots, query_starts, context_lens, logit_rows))
@@ -100,7 +101,8 @@ def _check(request: ScheduledRequest, block_size: int) -> None:
     assert length >= 1 and request.num_computed_tokens >= 0, "nothing to compute"
     assert request.end <= len(request.block_table) * block_size, "a block table is too short"
     # The last of a prompt's tokens has no target, so no row is both scored and sampled.
-    num_rows = len(request.prompt_logprob_targets) + len(request.rows)
+    assert not (request.rows and request.pooling), "sampled and pooled"
+    num_rows = len(request.prompt_logprob_targets) + request.num_wanted_rows
     assert num_rows <= length, "more logit rows than tokens"
     if request.look is not None:
         _check_look(request, request.look, len(request.block_table) * block_size)

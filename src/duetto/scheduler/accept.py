@@ -25,6 +25,8 @@ def check_whole(batch: ScheduledBatch, output: StepOutput) -> None:
             is_whole = is_next_token or _is_run(item, result.tokens)
             if item.look is not None or result.looked:
                 is_whole = is_whole and _has_looked(item, result.looked)
+            if item.pooling is not None or result.embedding:
+                is_whole = is_whole and _is_embedded(item, result.embedding)
             if is_whole and len(result.scores) == len(item.prompt_logprob_targets):
                 continue
             if result.error is None:
@@ -54,6 +56,15 @@ def _has_looked(item: ScheduledRequest, looked: tuple[float, ...]) -> bool:
     return len(looked) == num_positions and all(float(x).is_integer() for x in looked)
 
 
+def _is_embedded(item: ScheduledRequest, embedding: bytes) -> bool:
+    """Numbers of 4 bytes, as many as were asked for; none where none are wanted."""
+    if item.pooling is None:
+        return not embedding
+    num_bytes = len(embedding)
+    asked = item.pooling.dimensions
+    return num_bytes == 4 * asked if asked else num_bytes > 0 and num_bytes % 4 == 0
+
+
 def _what_is_wrong(item: ScheduledRequest, result: RequestResult) -> str:
     asked, given = len(item.prompt_logprob_targets), len(result.scores)
     if given != asked:
@@ -65,6 +76,11 @@ def _what_is_wrong(item: ScheduledRequest, result: RequestResult) -> str:
         return (
             f"the executor returned {len(result.looked)} numbers for what request "
             f"{item.request_id} looks at ({item.look}), not a number for each position"
+        )
+    if not _is_embedded(item, result.embedding):
+        return (
+            f"the executor returned an embedding of {len(result.embedding)} bytes for request "
+            f"{item.request_id}, which asks for {item.pooling}"
         )
     if item.rows and not result.tokens:
         return f"the executor returned no token for request {item.request_id}"

@@ -30,6 +30,8 @@ def plan(request: Request, count: int) -> ScheduledRequest:
     samples = end == len(known) + request.num_pending_tokens
     num_prompt_logprobs = request.sampling.prompt_logprobs
     is_scored = num_prompt_logprobs is not None
+    if request.pooling is not None:
+        return _plan_pooled(request, token_ids, is_last=samples)
     return ScheduledRequest(  # by position: every step makes one for each request
         request.request_id,
         token_ids,
@@ -41,6 +43,19 @@ def plan(request: Request, count: int) -> ScheduledRequest:
         0,  # num_drafts
         None,  # positions
         request.timings.num_preemptions,
+    )
+
+
+def _plan_pooled(
+    request: Request, token_ids: tuple[int, ...], *, is_last: bool
+) -> ScheduledRequest:
+    return ScheduledRequest(
+        request.request_id,
+        token_ids,
+        request.num_computed_tokens,
+        tuple(request.block_table),
+        epoch=request.timings.num_preemptions,
+        pooling=request.pooling if is_last else None,
     )
 
 

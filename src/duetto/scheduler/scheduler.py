@@ -331,6 +331,8 @@ class Scheduler:
     ) -> RequestUpdate | None:
         """Tokens always; KV if the blocks are those that the step wrote."""
         tokens, reason = accept(request, result.tokens)
+        if result.embedding:
+            reason = FinishReason.STOP
         for sampled in tokens:
             request.token_ids.append(sampled.token_id)
             request.timings.token_times.append(now)
@@ -343,7 +345,8 @@ class Scheduler:
                 self._publisher.publish_text(request, request.sources[item.source], item.end)
         scores = _untold(request, item, result.scores) if result.scores else ()
         if reason is not None:
-            return self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
+            final = self._finish(request, reason, now, tokens=tokens, prompt_logprobs=scores)
+            return final._replace(embedding=result.embedding) if result.embedding else final
         if not tokens and not scores:
             return None
         return RequestUpdate(request.request_id, tokens, scores, "", request.num_cached_tokens)

@@ -106,14 +106,16 @@ class Metrics:
         self._finished[update.finish_reason].inc()
         self._params_n.observe(request.sampling.n)
         self._params_max_tokens.observe(request.max_tokens)
-        if update.timings is not None and update.timings.token_times:
-            self._record_timings(request, update, update.timings)
+        if update.timings is None:
+            return
+        if update.timings.token_times or update.embedding:
+            self._record_prompt(request, update, update.timings)
+        if update.timings.token_times:
+            self._record_tokens(update.timings)
 
-    def _record_timings(
+    def _record_prompt(
         self, request: Request, update: RequestUpdate, timings: RequestTimings
     ) -> None:
-        first, last = timings.token_times[0], timings.token_times[-1]
-        started = timings.first_scheduled_time
         self._prompt_tokens.inc(request.num_prompt_tokens)
         self._cached_tokens.inc(update.num_cached_tokens)
         reuse = timings.reuse
@@ -127,13 +129,17 @@ class Metrics:
         self._request_computed_tokens.observe(num_computed)
         self._request_prompt_tokens.observe(request.num_prompt_tokens)
         self._request_generation_tokens.observe(len(timings.token_times))
+        if timings.e2e_s is not None:
+            self._e2e.observe(timings.e2e_s)
+        self._queue.observe(timings.parts[Part.WAITING] + timings.parts[Part.BLOCKS])
+
+    def _record_tokens(self, timings: RequestTimings) -> None:
+        first, last = timings.token_times[0], timings.token_times[-1]
+        started = timings.first_scheduled_time
         self._ttft.observe(first - timings.arrival_time)
         _observe_all(self._itl, timings.itl_s)
         if timings.tpot_s is not None:
             self._tpot.observe(timings.tpot_s)
-        if timings.e2e_s is not None:
-            self._e2e.observe(timings.e2e_s)
-        self._queue.observe(timings.parts[Part.WAITING] + timings.parts[Part.BLOCKS])
         self._decode.observe(last - first)
         if started is not None:
             self._prefill.observe(first - started)
