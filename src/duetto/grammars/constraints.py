@@ -3,16 +3,25 @@
 Refuses what can be seen without compiling; grammars/compile.py compiles.
 """
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.structured import FIELD, StructuredOutputsParams
-from duetto.grammars.json_schema import WHITESPACE, JsonOptions, prepared_schema, read_json_text
+from duetto.grammars.json_schema import (
+    WHITESPACE,
+    JsonOptions,
+    check_number,
+    check_unicode,
+    prepared_schema,
+    read_json_text,
+)
 from duetto.grammars.lark import LarkWriter, quoted
 from duetto.grammars.structural_tag import structural_tag
 
 MAX_BYTES = 2**18  # of a constraint
+_NUMBER_IN_TEXT = re.compile(r"-[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
 def grammar_text(asked: StructuredOutputsParams, special: Mapping[str, int]) -> str:
@@ -20,7 +29,7 @@ def grammar_text(asked: StructuredOutputsParams, special: Mapping[str, int]) -> 
     InvalidRequest."""
     lark = LarkWriter(special)
     field = f"{FIELD}.{asked.kind}"
-    check_size(field, *(asked.choice or ()), _source(asked))
+    check_size(field, *(asked.choice or ()), _source(asked), asked.whitespace_pattern or "")
     if asked.json is not None:
         return lark.text(lark.schema(prepared_schema(str(asked.json), field, json_options(asked))))
     if asked.json_object is not None:
@@ -31,6 +40,8 @@ def grammar_text(asked: StructuredOutputsParams, special: Mapping[str, int]) -> 
     if asked.choice is not None:
         return lark.text(" | ".join(map(quoted, dict.fromkeys(asked.choice))))
     if asked.grammar is not None:
+        for number in _NUMBER_IN_TEXT.findall(asked.grammar):  # of a schema in it
+            check_number(float(number), "a number", field)
         return lark.text(lark.inner(as_lark(asked.grammar, field)))
     assert asked.structural_tag is not None
     tag = read_json_text(str(asked.structural_tag), field)
@@ -45,7 +56,9 @@ def json_options(asked: StructuredOutputsParams) -> JsonOptions:
 
 
 def check_size(field: str, *texts: str) -> None:
-    num_bytes = sum([len(text.encode(errors="replace")) for text in texts])
+    for text in texts:
+        check_unicode(text, field)
+    num_bytes = sum([len(text.encode()) for text in texts])
     if num_bytes > MAX_BYTES:
         raise InvalidRequest(field, f"has {num_bytes} bytes; at most {MAX_BYTES} are accepted")
 

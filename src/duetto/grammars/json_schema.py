@@ -15,6 +15,8 @@ OPTIONS = "x-guidance"  # llguidance's own, for which there are fields
 # Between the parts of JSON: what people and models write, and nothing that could go on for ever.
 WHITESPACE = r"[\x20]{1,2}|\r?\n[\x20\t]{0,40}"
 MAX_PLACE = 120  # characters
+_LEAST_NUMBER = -(2**63) + 512
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 SchemaPath = tuple[str | int, ...]
 
 
@@ -36,6 +38,7 @@ def prepared_schema(text: str, field: str, options: JsonOptions) -> str:
         raise ImpossibleSchema(field, "allows nothing: at # it is false")
     if schema is True:
         schema = {}
+    _check_numbers(schema, field)
     if (place := place_of(schema, OPTIONS)) is not None:
         raise InvalidRequest(field, f"{place} is not supported: its options are fields here")
     if options.closes_objects:
@@ -55,6 +58,8 @@ def read_json_text(text: str, field: str) -> Any:
         raise InvalidRequest(field, f"is nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
         raise InvalidRequest(field, f"is not valid JSON: {error!s:.100}") from None
+    if _HALF.search(text):
+        check_unicode(json.dumps(value, ensure_ascii=False), field)
     left = [(value, 1)]
     while left:
         each, depth = left.pop()
@@ -65,6 +70,23 @@ def read_json_text(text: str, field: str) -> Any:
         inner = each.values() if isinstance(each, dict) else each
         left += [(one, depth + 1) for one in inner]
     return value
+
+
+def check_unicode(text: str, field: str) -> None:
+    """Raises InvalidRequest where a half of a character stands without the other."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise InvalidRequest(field, f"has {half}, which is half of a character") from None
+
+
+def check_number(number: float, place: str, field: str) -> None:
+    """llguidance recurses until its process ends where the most of a range is -2**63, and takes
+    what is less for that; what is nearest to it is rounded to it."""
+    if number <= _LEAST_NUMBER:
+        shown = f"{number!r:.40}"
+        raise InvalidRequest(field, f"{place}: {shown} is not supported: it must be above -2**63")
 
 
 def place_of(schema: Any, keyword: str) -> str | None:
@@ -114,6 +136,18 @@ def _schemas(schema: Any) -> Iterator[tuple[SchemaPath, dict[str, Any]]]:
             elif isinstance(value, list):
                 inner += [((*path, name, i), one) for i, one in enumerate(value)]
         left += reversed(inner)
+
+
+def _check_numbers(schema: Any, field: str) -> None:
+    """Of anything in it: what a reference names may stand anywhere."""
+    left: list[tuple[SchemaPath, Any]] = [((), schema)]
+    while left:
+        path, each = left.pop()
+        if isinstance(each, dict | list):
+            inner = each.items() if isinstance(each, dict) else enumerate(each)
+            left += [((*path, key), one) for key, one in inner]
+        elif isinstance(each, int | float):
+            check_number(each, shown_place(path), field)
 
 
 def _close_objects(schema: Any) -> None:
