@@ -23,14 +23,16 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar
 from duetto.core.text import TextCodec
 from duetto.demo import NO_MODEL_NAMED, READER
+from duetto.dialects.pieces import AnswerPiece
 from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
-from duetto.engine.offline_answer import OfflineAnswer
+from duetto.engine.offline_answer import OfflineAnswer, said_by
 from duetto.engine.offline_cache import OfflineCache
 from duetto.engine.offline_embedding import OfflineEmbedding, offline_embedding
 from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
 from duetto.engine.read_answer import PlainParser, message_of
-from duetto.engine.tool_rules import offline_rules
+from duetto.engine.speech import ChatPlan
+from duetto.engine.tool_rules import ToolRules, offline_rules
 from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
 
@@ -193,16 +195,28 @@ class LLM:
             )
             for conversation in _as_conversations(messages)
         ]
-        asked = zip(prompts, self._params_for(prompts, sampling_params), strict=True)
-        plans = [self._built.speech.plan(rules, one["prompt"], params) for one, params in asked]
-        params, grammars = [plan.sampling for plan in plans], [plan.grammar for plan in plans]
-        answers = self._make_answers(prompts, params, None, reuse, grammars)
+        plans, answers = self._make_chats(prompts, sampling_params, rules, reuse)
         found = self._whole(answers, use_tqdm=use_tqdm)
         for plan, output in zip(plans, found, strict=True):
             for completion in output.outputs:
                 parser = (plan.make_parser or PlainParser)()
                 completion.message = message_of(parser, completion.text)
         return found
+
+    def stream_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto",
+    ) -> Iterator[tuple[RequestOutput, list[AnswerPiece]]]:
+        """Answer one conversation: the (first) answer each time that it has grown, and what that
+        adds, as content, reasoning and calls. The last output has a `message`, as of `chat`."""
+        rules = offline_rules(tools, tool_choice)
+        prompt = self.chat_prompt(messages, tools=None if rules is None else tools)
+        (plan,), answers = self._make_chats([prompt], sampling_params, rules, None)
+        return said_by(self._run(answers), plan.make_parser or PlainParser)
 
     def chat_prompt(
         self,
@@ -272,6 +286,18 @@ class LLM:
             for answer in self._run(answers):
                 bar.advance(answer.output.finished)
         return [answer.output for answer in answers]
+
+    def _make_chats(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        rules: ToolRules | None,
+        reuse: ReuseGiven,
+    ) -> tuple[list[ChatPlan], list[OfflineAnswer]]:
+        asked = zip(prompts, self._params_for(prompts, sampling_params), strict=True)
+        plans = [self._built.speech.plan(rules, one["prompt"], params) for one, params in asked]
+        params, grammars = [plan.sampling for plan in plans], [plan.grammar for plan in plans]
+        return plans, self._make_answers(prompts, params, None, reuse, grammars)
 
     def _make_answers(
         self,

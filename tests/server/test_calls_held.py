@@ -1,6 +1,7 @@
 """Calls of tools that a grammar holds to their schema: a random model at temperature 1.5."""
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 from duetto import LLM, InvalidRequest, SamplingParams
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
+from duetto.engine.read_answer import gathered
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -190,11 +192,19 @@ def test_offline_a_message_has_its_calls(tiny_model, tmp_path):
     with LLM(tiny_model, chat_template=str(template), max_model_len=1024) as llm:
         (output,) = llm.chat(ASK["messages"], params, tools=TOOLS, tool_choice="required")
         (plain,) = llm.chat(ASK["messages"], SamplingParams(max_tokens=4))
+        one = replace(params, n=1, seed=4)
+        (whole,) = llm.chat(ASK["messages"], one, tools=TOOLS, tool_choice="required")
+        streamed = [*llm.stream_chat(ASK["messages"], one, tools=TOOLS, tool_choice="required")]
         for choice in ("sometimes", {"type": "function", "function": {"name": "x"}}):
             with pytest.raises(InvalidRequest, match="tool_choice"):
                 llm.chat(ASK["messages"], params, tools=TOOLS, tool_choice=choice)
     for answer in output.outputs:
         message = {**answer.message, "tool_calls": answer.message["tool_calls"]}
         check({"finish_reason": "tool_calls", "message": message})
+    said = gathered([piece for _, pieces in streamed for piece in pieces])
+    calls = [call["function"] for call in whole.outputs[0].message["tool_calls"]]
+    assert [{"name": call.name, "arguments": call.arguments} for call in said.calls] == calls
+    last = streamed[-1][0].outputs[0].message
+    assert [call["function"] for call in last["tool_calls"]] == calls and len(streamed) > 3
     answer = plain.outputs[0]
     assert answer.message == {"role": "assistant", "content": answer.text}

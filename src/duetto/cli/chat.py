@@ -2,10 +2,13 @@
 
 import re
 import sys
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from duetto.cli.chat_tools import print_said, read_tools, results_of, without_cut_calls
 from duetto.cli.default_model import open_llm
 from duetto.cli.interrupt import INTERRUPTED
 from duetto.cli.output import JsonFlag
@@ -15,7 +18,7 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError, EngineError, InvalidRequest
 from duetto.core.outputs import RequestOutput
 from duetto.core.sampling_params import SamplingParams
-from duetto.llm import LLM
+from duetto.llm import LLM, ChatMessage
 
 HELP = (
     "A line is a message. /clear forgets the conversation, /exit (or end of input) leaves; Ctrl-C "
@@ -26,11 +29,21 @@ INTERRUPTED_QUESTION = "[interrupted before a word was said: the message is forg
 _COMMAND = re.compile(r"/[\w-]+")  # the whole line: "/etc/hosts has what?" is a message
 
 
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """What is the same for all messages."""
+
+    params: SamplingParams
+    shows_stats: bool
+    tools: list[dict[str, Any]]
+
+
 def chat(
     model: str | None = None,
     *,
     system_prompt: str | None = None,
     quick: Annotated[str | None, Parameter(alias="-q")] = None,
+    tools: Path | None = None,
     max_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -49,6 +62,9 @@ def chat(
         What the model is told first.
     quick
         Answer this one message and leave.
+    tools
+        A JSON file with definitions of tools, as OpenAI's API has them. Calls are shown as the
+        model makes them; what you type is the result, and an empty line declines.
     max_tokens
         The most tokens of an answer.
     temperature
@@ -62,18 +78,25 @@ def chat(
     """
     if as_json and quick is None:
         raise ConfigError("--json: needs --quick; a conversation is not one document")
+    if tools is not None and quick is not None:
+        raise ConfigError("--tools: not with --quick; the results of calls are typed")
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
-    start = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    asking = _Asking(params, stats, [] if tools is None else read_tools(tools))
+    start: list[ChatMessage] = (
+        [{"role": "system", "content": system_prompt}] if system_prompt else []
+    )
     with open_llm(model, args) as llm:
         if quick is not None:
-            quick_turn = [*start, {"role": "user", "content": quick}]
-            if was_interrupted(_answer(llm, quick_turn, params, stats, as_json)):
+            quick_turn: list[ChatMessage] = [*start, {"role": "user", "content": quick}]
+            if was_interrupted(_answer(llm, quick_turn, asking, as_json=as_json)):
                 sys.exit(INTERRUPTED)
             return
-        _converse(llm, start, params, stats)
+        if asking.tools:  # a template that shows none is told at once
+            llm.chat_prompt([{"role": "user", "content": "?"}], tools=asking.tools)
+        _converse(llm, start, asking)
 
 
-def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, stats: bool) -> None:
+def _converse(llm: LLM, start: list[ChatMessage], asking: _Asking) -> None:
     print(HELP, file=sys.stderr)
     messages = list(start)
     while True:
@@ -93,25 +116,40 @@ def _converse(llm: LLM, start: list[dict[str, str]], params: SamplingParams, sta
             continue
         turn = [*messages, {"role": "user", "content": line}]
         try:
-            output = _answer(llm, turn, params, stats)
+            messages = _turn(llm, turn, asking) or messages
         except (InvalidRequest, EngineError) as error:  # too long, say: go on without it
             print(f"duetto: {error}", file=sys.stderr)
-        else:
-            text = output.outputs[0].text
-            if was_interrupted(output):
-                print(INTERRUPTED_ANSWER if text else INTERRUPTED_QUESTION, file=sys.stderr)
-            if text or not was_interrupted(output):
-                messages = [*turn, {"role": "assistant", "content": text}]
+        except EOFError:  # instead of a call's result
+            return
+
+
+def _turn(llm: LLM, turn: list[ChatMessage], asking: _Asking) -> list[ChatMessage] | None:
+    """The conversation with the answer to its last message, and with calls, their results and the
+    answers to these. None: nothing was said before the user ended it."""
+    while True:
+        output = _answer(llm, turn, asking)
+        answer = output.outputs[0]
+        message = answer.message or {"role": "assistant", "content": answer.text}
+        if was_interrupted(output):
+            text = message["content"]
+            print(INTERRUPTED_ANSWER if text else INTERRUPTED_QUESTION, file=sys.stderr)
+            return [*turn, {"role": "assistant", "content": text}] if text else None
+        message = without_cut_calls(message)
+        turn = [*turn, message]
+        if "tool_calls" not in message:
+            return turn
+        turn += results_of(message)
 
 
 def _answer(
-    llm: LLM,
-    messages: list[dict[str, str]],
-    params: SamplingParams,
-    stats: bool,
-    as_json: bool = False,
+    llm: LLM, messages: list[ChatMessage], asking: _Asking, *, as_json: bool = False
 ) -> RequestOutput:
-    output = print_answer(llm, lambda: llm.chat_prompt(messages), params, as_json=as_json)
-    if stats and not as_json:
+    if asking.tools:
+        output = print_said(llm, messages, asking.params, asking.tools)
+    else:
+        output = print_answer(
+            llm, lambda: llm.chat_prompt(messages), asking.params, as_json=as_json
+        )
+    if asking.shows_stats and not as_json:
         print(stats_line(output), file=sys.stderr)
     return output

@@ -3,6 +3,7 @@
 Result shapes are vLLM's. Knows no engine.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from duetto.core.batch import RequestUpdate, TokenLogprob
@@ -10,6 +11,8 @@ from duetto.core.outputs import CompletionOutput, Logprob, RequestOutput
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.text import TextCodec, bytes_shown
+from duetto.dialects.pieces import AnswerParser, AnswerPiece
+from duetto.engine.read_answer import message_of
 
 
 @dataclass(slots=True)
@@ -84,6 +87,22 @@ class OfflineAnswer:
             shown = bytes_shown(self.codec.token_bytes(scored.token_id), text)
             names[scored.token_id] = shown.decode(errors="replace")
         return {i: Logprob(p, rank, names[i]) for i, (p, rank) in found.items()}
+
+
+def said_by(
+    answers: Iterable[OfflineAnswer], make_parser: Callable[[], AnswerParser]
+) -> Iterator[tuple[RequestOutput, list[AnswerPiece]]]:
+    """An answer each time that it has grown, and what that adds; at its end, with its message."""
+    parser, num_read = make_parser(), 0
+    for answer in answers:
+        output = answer.snapshot()
+        completion = output.outputs[0]
+        pieces = parser.push(completion.text[num_read:])
+        num_read = len(completion.text)
+        if output.finished:
+            pieces += parser.finish()
+            completion.message = message_of(make_parser(), completion.text)
+        yield output, pieces
 
 
 def _empty_completion(index: int, sampling: SamplingParams) -> CompletionOutput:
