@@ -146,7 +146,7 @@ COMPLETIONS = [
     ("max_tokens", {"max_tokens": "many"}),
     ("logprobs", {"logprobs": 21}),
     ("logprobs", {"logprobs": True}),
-    ("stream", {"echo": True, "logprobs": 1, "stream": True}),
+    ("n", {"echo": True, "logprobs": 1, "stream": True, "n": 2}),
     ("prompt_logprobs", {"echo": True, "logprobs": 1, "prompt_logprobs": 1}),
     ("suffix", {"suffix": "x"}),
     ("best_of", {"best_of": 2}),

@@ -132,3 +132,52 @@ def test_tokens_that_are_half_a_character_do_not_share_an_entry(client):
         body = {**COMPLETION, "logprobs": 2, "max_tokens": 1}
         (top,) = post(other, "/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
     assert top == {"bytes:\\xc3": -0.5, "bytes:\\xe2": -1.5}
+
+
+def streamed(client, body):
+    """All chunks of each choice as one, and how many there were with log-probabilities."""
+    joined, num_shown = {}, 0
+    for chunk in chunks(client, "/v1/completions", body):
+        (part,) = chunk["choices"]
+        whole = joined.setdefault(part["index"], {"text": "", "logprobs": {}})
+        whole["text"] += part["text"]
+        whole["finish_reason"] = part["finish_reason"]
+        for name, values in (part["logprobs"] or {}).items():
+            whole["logprobs"].setdefault(name, []).extend(values)
+        num_shown += part["logprobs"] is not None
+        if part["prompt_token_ids"]:
+            whole["prompt_token_ids"] = part["prompt_token_ids"]
+    return joined, num_shown
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"max_tokens": 0},
+        {"prompt": "é"},
+        {"prompt": "a"},
+        {"prompt": [97, 256, 98]},
+        {"prompt": ["ab", "x" * 200]},
+        {"return_tokens_as_token_ids": True, "return_token_ids": True},
+        {"logprobs": 0, "prompt": "a b" * 70},
+    ],
+    ids=str,
+)
+def test_an_echo_with_log_probabilities_is_the_same_streamed(client, more):
+    body = {**COMPLETION, "max_tokens": 3, "logprobs": 2, "echo": True, **more}
+    whole = post(client, "/v1/completions", body)["choices"]
+    parts, num_shown = streamed(client, body)
+    for choice in whole:
+        part = parts[choice["index"]]
+        assert part["text"] == choice["text"]
+        assert part["logprobs"] == choice["logprobs"]
+        assert part["finish_reason"] == choice["finish_reason"]
+        assert part.get("prompt_token_ids") == choice["prompt_token_ids"]
+    if len(body["prompt"]) > 128:
+        assert num_shown >= 4  # as its parts are computed, and a few tokens at a time
+
+
+def test_without_log_probabilities_an_echo_comes_first(client):
+    first, *_ = chunks(client, "/v1/completions", {**COMPLETION, "echo": True})
+    assert first["choices"][0]["text"] == "abc" and first["choices"][0]["logprobs"] is None

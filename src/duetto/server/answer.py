@@ -53,6 +53,14 @@ class Delta:
             )
             at_text, at_token = text_end, token_end
 
+    def parts(self, most: int) -> Iterator["Delta"]:
+        """The same, with the scores of at most so many tokens of the prompt in each."""
+        scored = self.prompt_logprobs
+        last = max(0, len(scored) - 1) // most * most
+        for at in range(0, last, most):
+            yield Delta(self.index, "", (), scored[at : at + most], self.num_cached_tokens, None)
+        yield replace(self, prompt_logprobs=scored[last:]) if last else self
+
 
 @dataclass(slots=True)
 class _Pending:

@@ -21,6 +21,7 @@ from duetto.server.apis.translator import AnswerStep, Ending, Translator, Usage,
 from duetto.server.door import Job
 from duetto.server.http.errors import ApiError, engine_failure, stopping
 from duetto.server.http.json_parts import (
+    NUM_AT_ONCE,
     WRITE_BYTES,
     Json,
     PartsResponse,
@@ -139,7 +140,7 @@ class Exchange:
     def events(self, delta: Delta) -> bytes:
         """Those that show a delta; none if no token came."""
         text, tokens = self._count(delta)
-        if delta.final is None and not text and not tokens:
+        if delta.final is None and not text and not tokens and not delta.prompt_logprobs:
             return b""
         ending = None
         if delta.final is not None:
@@ -147,7 +148,8 @@ class Exchange:
             if times is not None and times.finish_time is not None:
                 reader_s = max(0.0, self._clock() - times.finish_time)
             ending = self._ending(delta.index, delta.final, reader_s)
-        return self.translator.step(AnswerStep(delta.index, text, tokens, ending), self.usage)
+        step = AnswerStep(delta.index, text, tokens, ending, delta.prompt_logprobs)
+        return self.translator.step(step, self.usage)
 
     # --- both ------------------------------------------------------------------------------------
 
@@ -259,7 +261,8 @@ class EventStream(Response):
     def _steps(self, deltas: list[Delta]) -> Iterator[Delta]:
         for delta in deltas:
             self._exchange.check(delta)
-            yield from delta.steps()
+            for step in delta.steps():
+                yield from step.parts(NUM_AT_ONCE)
 
 
 @asynccontextmanager

@@ -56,8 +56,8 @@ def completion_asked(request: CompletionRequest, defaults: Mapping[str, Any]) ->
     if request.echo and request.logprobs is not None:
         if request.prompt_logprobs is not None:
             raise invalid("prompt_logprobs", "echo with logprobs already scores the prompt")
-        if request.stream:
-            raise invalid("stream", "echo with logprobs cannot be streamed")
+        if request.stream and (request.n or 1) > 1:
+            raise invalid("n", "must be 1 where echo with logprobs is streamed")
         asked["prompt_logprobs"] = request.logprobs
     usual = defaults.get("max_tokens", COMPLETION_MAX_TOKENS)
     return replace(_asked(request, asked, {}), default_max_tokens=usual, is_scored_by_choice=True)

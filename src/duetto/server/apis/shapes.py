@@ -3,6 +3,7 @@
 Both answer the same questions, which exchange.py asks; what is alike is there. Knows no HTTP.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
@@ -165,32 +166,36 @@ class CompletionShape:
         self._codec = codec
         self._scored: dict[int, EncodedParts] = {}  # by prompt, whose answers all show the same
         self._shown_at: dict[int, TokenPlaces] = {}  # of the choices that show log-probabilities
+        self._num_echoed = Counter[int]()  # tokens of its prompt that a stream's choice has shown
 
     def opening(self, index: int) -> Json | None:
-        if not self._request.echo and not self._request.return_token_ids:
+        text = "" if self._shows_logprobs else self._echo(index).text  # it comes with its scores
+        if not text and not self._request.return_token_ids:
             return None
         return {
             "index": index,
-            "text": self._echo(index).text,
+            "text": text,
             "logprobs": None,
             **self._ids(index),
         }
 
     def delta(self, step: AnswerStep) -> Json:
-        shown = self._logprobs(step.choice, step.tokens, ())
+        text, echoed = self._next_echoed(step.choice, len(step.scored))
+        shown = self._logprobs(step.choice, step.tokens, step.scored, echoed)
         return {
             "index": step.choice,
-            "text": step.text,
+            "text": text + step.text,
             "logprobs": shown,
             "prompt_token_ids": None,
         }
 
     def complete(self, answer: WholeAnswer) -> Json:
         index, scored = answer.choice, answer.scored
+        echoed = slice(0, len(self._echo(index).starts))
         choice = {
             "index": index,
             "text": self._echo(index).text + answer.text,
-            "logprobs": self._logprobs(index, answer.tokens, scored),
+            "logprobs": self._logprobs(index, answer.tokens, scored, echoed),
             **self._ids(index),
             "prompt_logprobs": None,
         }
@@ -224,23 +229,43 @@ class CompletionShape:
         shown = self._prompt(index).token_ids if self._request.return_token_ids else None
         return {"prompt_token_ids": shown}
 
+    @property
+    def _shows_logprobs(self) -> bool:
+        return self._request.logprobs is not None
+
+    def _next_echoed(self, index: int, num_scored: int) -> tuple[str, slice]:
+        """The text of a prompt that a stream shows with so many scores, and which tokens it is.
+        With the first of them comes the prompt's first token, which nothing scores."""
+        echo, start = self._echo(index), self._num_echoed[index]
+        end = min(start + num_scored + (start == 0), len(echo.starts))
+        if start == end:
+            return "", slice(start, end)
+        self._num_echoed[index] = end
+        ends_at = echo.starts[end] if end < len(echo.starts) else len(echo.text)
+        return echo.text[echo.starts[start] if start else 0 : ends_at], slice(start, end)
+
     def _logprobs(
-        self, index: int, tokens: Sequence[SampledToken], scored: Sequence[TokenLogprob]
+        self,
+        index: int,
+        tokens: Sequence[SampledToken],
+        scored: Sequence[TokenLogprob],
+        echoed: slice,
     ) -> Json | JsonColumns | None:
-        if self._request.logprobs is None:
+        """`echoed`: the tokens of its prompt that are shown with these."""
+        if not self._shows_logprobs:
             return None
         shown = [t.logprob for t in tokens if t.logprob is not None]
-        echo = self._echo(index)  # which is never streamed with these, so all of it comes at once
-        as_ids = bool(self._request.return_tokens_as_token_ids)
-        offsets, names = [*echo.starts], [*echo.token_bytes]
-        if as_ids and echo.starts:
-            names = [id_name(token_id).encode() for token_id in self._prompt(index).token_ids]
+        echo, as_ids = self._echo(index), bool(self._request.return_tokens_as_token_ids)
+        offsets, names = [*echo.starts[echoed]], [*echo.token_bytes[echoed]]
+        if as_ids and offsets:
+            ids = self._prompt(index).token_ids[echoed]
+            names = [id_name(token_id).encode() for token_id in ids]
         for token in shown:
             place = self._places(index).push(token.token_id)
             offsets.append(place.start)
             shows = bytes_shown(self._codec.token_bytes(token.token_id), place.text)
             names.append(id_name(token.token_id).encode() if as_ids else shows)
-        scorable = [*scored, *shown] if echo.starts else shown
+        scorable = [*scored, *shown] if echoed.start < echoed.stop else shown
         num_first = len(offsets) - len(scorable)  # the prompt's first token, which nothing scores
 
         def rows(start: int, end: int) -> Json:

@@ -37,6 +37,7 @@ class AnswerStep(NamedTuple):
     text: str  # that became certain; may be empty
     tokens: tuple[SampledToken, ...]
     ending: Ending | None
+    scored: Sequence[TokenLogprob] = ()  # the next tokens of its prompt, if they are shown
 
 
 class WholeAnswer(NamedTuple):
