@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from duetto import LLM, InvalidRequest, PoolingParams
+from duetto.build import build
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.server.app import create_app
+from duetto.server.settings import ServerSettings
 
 KINDS = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
 MODULES = [
@@ -159,3 +164,21 @@ def test_options_that_do_not_go_with_embeddings(tiny_model, tmp_path, options, w
     path = made_for_embeddings(tiny_model, tmp_path / "tiny")
     with pytest.raises(ConfigError, match=words):
         LLM(path, **options)
+
+
+def test_the_server_gives_the_same_numbers(llm, tiny_model, tmp_path):
+    path = made_for_embeddings(tiny_model, tmp_path / "tiny")
+    built = build(path, EngineArgs(max_model_len=512))
+    settings = ServerSettings(served_model_name="m", embeddings=built.model.embeddings)
+    app = create_app(
+        engine=built.engine, codec=built.codec, config=built.scheduler_config, settings=settings
+    )
+    texts = ["cats", "dogs and cats"]
+    wanted = [output.outputs.embedding for output in llm.embed(texts)]
+    with TestClient(app) as client:
+        reply = client.post("/v1/embeddings", json={"model": "m", "input": texts}).json()
+    numbers = [np.array(each["embedding"], "f4").tolist() for each in reply["data"]]
+    assert numbers == wanted
+    assert reply["usage"]["prompt_tokens"] == sum(
+        len(output.prompt_token_ids) for output in llm.embed(texts)
+    )

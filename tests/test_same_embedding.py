@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fakes import make_request
+from msgspec.msgpack import decode, encode
 from small_models import BLOCK_SIZE, KINDS, LLAMA, VOCAB, Kind, Model, make_embedding_model
 
 from duetto.checkpoints.checkpoint import load_weights
+from duetto.core.batch import ScheduledRequest, StepOutput
 from duetto.core.embeddings import PoolingParams
 from duetto.core.errors import InvalidRequest
 from duetto.core.request import FinishReason, Request
@@ -132,7 +134,7 @@ def test_the_longest_text_fills_every_block(model) -> None:
 def test_what_generates_and_what_embeds_do_not_mix(model) -> None:
     with pytest.raises(InvalidRequest, match="served for embeddings"):
         pooling_engine(model).add(make_request("r", [1, 2]))
-    with pytest.raises(InvalidRequest, match="gives no embeddings"):
+    with pytest.raises(InvalidRequest, match="served to generate"):
         model.engine().add(pooling_request("r", [1, 2]))
 
 
@@ -184,3 +186,22 @@ def test_no_head_is_held_or_priced(tmp_path) -> None:
     assert whole.cost(shape, Precision()).flops - program.cost(shape, Precision()).flops == head
     assert "lm_head.weight" not in program.weights
     assert whole.num_parameters - program.num_parameters == head // 2
+
+
+def test_what_crosses_to_an_executor_is_plain(model) -> None:
+    seen = []
+
+    class Recording:
+        def __init__(self, runner) -> None:
+            self._runner = runner
+
+        def submit(self, batch):
+            seen.append((batch, self._runner.submit(batch)))
+            return seen[-1][1]
+
+    engine = pooling_engine(model, max_num_batched_tokens=50, executor=Recording)
+    embeddings(engine, [pooling_request("r", [1] * 60, 3)])
+    for batch, done in seen:
+        assert decode(encode(batch.requests), type=tuple[ScheduledRequest, ...]) == batch.requests
+        assert decode(encode(done.output), type=StepOutput) == done.output
+    assert [bool(done.output.results[0].embedding) for _, done in seen] == [False, True]

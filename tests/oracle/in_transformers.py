@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from oracle.cases import NUM_GREEDY, Case, random_tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -52,3 +58,16 @@ class TransformersModel:
         )
         tokens: list[int] = output[0, len(prompt) :].tolist()
         return tokens
+
+
+def base_model(directory: Path) -> PreTrainedModel:
+    """A model without its head."""
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def last_state(model: PreTrainedModel, prompt: list[int]) -> NDArray[np.float64]:
+    """The hidden state of the last token, behind the final norm."""
+    with torch.inference_mode():
+        states = model(torch.tensor([prompt])).last_hidden_state
+    return states[0, -1].numpy().astype(np.float64)

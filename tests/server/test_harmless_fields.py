@@ -475,6 +475,8 @@ PATHS = [
     ("/v1/health", "/health"),
     ("/metric", "/metrics"),
     ("/api/tags", "/v1/models"),
+    ("/embeddings", "/v1/embeddings"),
+    ("/api/embed", "/v1/embeddings"),
 ]
 
 
@@ -488,9 +490,6 @@ def test_a_path_that_is_not_there_is_answered_with_the_nearest(client, path, nea
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("/v1/embeddings", "embeddings"),
-        ("/embeddings", "embeddings"),
-        ("/api/embed", "embeddings"),
         ("/v1/rerank", "reranking"),
         ("/v1/audio/speech", "audio"),
         ("/v1/images/generations", "images"),

@@ -39,9 +39,10 @@ def run_batch(
 ) -> None:
     """Answer a file of requests, in the format of OpenAI's Batch API.
 
-    Each line is an object with custom_id, url (/v1/chat/completions, /v1/completions or
-    /v1/responses) and body. Each answer is appended to the output as it comes, in no order. What
-    has an answer there is not asked again, so the same command goes on where one was stopped.
+    Each line is an object with custom_id, url (/v1/chat/completions, /v1/completions,
+    /v1/responses or /v1/embeddings) and body. Each answer is appended to the output as it comes,
+    in no order. What has an answer there is not asked again, so the same command goes on where one
+    was stopped.
 
     Parameters
     ----------
@@ -100,6 +101,7 @@ def _settings(built: Built, args: EngineArgs) -> ServerSettings:
         kv_cache_dtype=built.model.kv_dtype,
         backend=built.model.computed_by,
         max_drafts=built.model.max_drafts,
+        embeddings=built.model.embeddings,
         reuse=reuse_rules(built, reuse_choice(OFF), allow_unmeasured=False),
         max_stored_bytes=0,
     )

@@ -14,6 +14,7 @@ from duetto.build import Built, build, reuse_choice, reuse_rules
 from duetto.cli.default_model import model_or_demo, say_that_none_was_named
 from duetto.cli.fit import show_fit
 from duetto.cli.output import JsonFlag
+from duetto.core.embeddings import EmbeddingModel
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.reuse_choice import OFF, ReuseRules
@@ -134,6 +135,7 @@ def serve(
             kv_cache_dtype=built.model.kv_dtype,
             backend=built.model.computed_by,
             max_drafts=built.model.max_drafts,
+            embeddings=built.model.embeddings,
             reuse=reuse_rules(built, default_reuse, allow_unmeasured=allow_unmeasured_reuse),
         )
         app = create_app(
@@ -164,12 +166,20 @@ def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) 
         f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "
         f"({model.kv_memory_bytes / 2**20:.0f} MiB, {model.kv_dtype}); "
         f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
+        *_embeddings(settings.embeddings),
         *_drafts(model.max_drafts),
         *_reuse(settings.reuse),
         *_speech(built.speech),
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _embeddings(model: EmbeddingModel | None) -> list[str]:
+    if model is None:
+        return []
+    named = f"; prompts: {', '.join(sorted(model.prompts))}" if model.prompts else ""
+    return [f"  embeddings of {model.size} numbers at /v1/embeddings, and nothing else{named}"]
 
 
 def _drafts(max_drafts: Mapping[str, int]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from duetto.core.config import SchedulerConfig
+from duetto.core.config import ONLY_EMBEDS, SchedulerConfig
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import GrammarMaker
 from duetto.core.text import TextCodec
@@ -66,6 +66,8 @@ class Answering:
     ) -> Response:
         """`read` runs on any thread. `only_prompt`: a prompt is scored, and the one token sampled
         is not shown. Raises ApiError."""
+        if self.config.is_pooling:
+            raise invalid("model", ONLY_EMBEDS)
         async with self.drafted(request, read) as (asked, draft, arrival):
             job = self.door.accept(draft)
             held = self.replies.hold(job.reply_bytes)
@@ -95,7 +97,7 @@ class Answering:
             num_prompts = len(asked.prompts) if isinstance(asked, AskedPrompts) else 1
             num_answers = self._checked_fan(num_prompts, sampling)
             with self.relay.reserved(num_answers, client_of(request.scope)):
-                arrival = self._arrival(request, len(body), claims_name=is_submitted)
+                arrival = self.arrival(request, len(body), claims_name=is_submitted)
                 made = self.door.draft(asked, arrival)
                 yield asked, await while_connected(request, made), arrival
 
@@ -122,7 +124,8 @@ class Answering:
         check_step_entries(sampling, min(asked, running))
         return asked
 
-    def _arrival(self, request: Request, num_bytes: int, *, claims_name: bool) -> RequestHead:
+    def arrival(self, request: Request, num_bytes: int, *, claims_name: bool) -> RequestHead:
+        """Who asks, and under which name its requests are known if `claims_name`."""
         state = request.scope["state"]
         tenant = state.get("tenant", b"")
         own = state["request_id"]

@@ -44,6 +44,7 @@ from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
 from duetto.server.apis.translator import Translator
 from duetto.server.cache_api import CacheApi
 from duetto.server.door import Job, RequestHead
+from duetto.server.embeddings_api import EmbeddingsApi
 from duetto.server.exchange import CLIENT_GONE
 from duetto.server.http.body import body_of
 from duetto.server.http.errors import (
@@ -97,7 +98,8 @@ def create_app(
     answering = Answering(codec, config, settings, relay, work, grammars, speech)
     api = Api(answering, metrics)
     render = RenderApi(answering, api.read_completion, api.read_chat)
-    apis = (api, render, MessagesApi(answering), ResponsesApi(answering))
+    others = MessagesApi(answering), ResponsesApi(answering), EmbeddingsApi(answering)
+    apis = (api, render, *others)
     cache = CacheApi(answering, metrics)
     questions = Questions(relay, settings, roof_time)
     status = ServerStatus(relay, config, settings)

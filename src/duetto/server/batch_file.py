@@ -36,7 +36,7 @@ class BatchLine(Struct, forbid_unknown_fields=True):
     ELSEWHERE: ClassVar[dict[str, type]] = {"body": ChatRequest}
 
     custom_id: str
-    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
     body: Raw
     method: Literal["POST"] = "POST"
 

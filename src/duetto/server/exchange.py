@@ -98,7 +98,7 @@ class Exchange:
 
     async def _wait_for_reply(self, relay: Relay, receive: Receive, work: TextWork) -> Response:
         choices = [_Choice() for _ in self._job.requests]
-        async with _watched(self.answer, relay, receive):
+        async with watched(self.answer, relay, receive):
             try:
                 while not self.answer.has_ended:
                     for delta in await self.answer.next(None):
@@ -115,7 +115,7 @@ class Exchange:
         )
 
     def _collect(self, choice: _Choice, delta: Delta) -> None:
-        self.check(delta)
+        check_ended(delta)
         text, tokens = self._count(delta)
         choice.texts.append(text)
         if self._job.make_parser is not None:
@@ -156,15 +156,6 @@ class Exchange:
     def usage(self) -> Usage:
         num_prompt = sum(len(prompt.token_ids) for prompt in self._job.prompts)
         return Usage(num_prompt, self._num_output, sum(self._num_cached), self._drafts)
-
-    def check(self, delta: Delta) -> None:
-        """Raise ApiError if the choice ended without an answer."""
-        if delta.final is None:
-            return
-        if delta.final.finish_reason is FinishReason.ERROR:
-            raise engine_failure(delta.final.error or "the engine failed")
-        if delta.final.finish_reason is FinishReason.ABORT:  # the client is still there, so:
-            raise stopping()
 
     def _count(self, delta: Delta) -> tuple[str, tuple[SampledToken, ...]]:
         prompt, answer_of_prompt = divmod(delta.index, self._job.sampling.n)
@@ -207,11 +198,11 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         answer = self._exchange.answer
-        async with _watched(answer, self._relay, receive):
+        async with watched(answer, self._relay, receive):
             try:
                 first = await answer.next(self._keep_alive_s)
                 for delta in first:
-                    self._exchange.check(delta)
+                    check_ended(delta)
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 )
@@ -260,13 +251,23 @@ class EventStream(Response):
 
     def _steps(self, deltas: list[Delta]) -> Iterator[Delta]:
         for delta in deltas:
-            self._exchange.check(delta)
+            check_ended(delta)
             for step in delta.steps():
                 yield from step.parts(NUM_AT_ONCE)
 
 
+def check_ended(delta: Delta) -> None:
+    """Raise ApiError if the choice ended without an answer."""
+    if delta.final is None:
+        return
+    if delta.final.finish_reason is FinishReason.ERROR:
+        raise engine_failure(delta.final.error or "the engine failed")
+    if delta.final.finish_reason is FinishReason.ABORT:  # the client is still there, so:
+        raise stopping()
+
+
 @asynccontextmanager
-async def _watched(answer: Answer, relay: Relay, receive: Receive) -> AsyncIterator[None]:
+async def watched(answer: Answer, relay: Relay, receive: Receive) -> AsyncIterator[None]:
     """Abort what has not ended as soon as the client hangs up, and in any case at the end."""
 
     async def watch() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from duetto.core.embeddings import EmbeddingModel
 from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.reuse_choice import ReuseRules
 from duetto.core.sampling_params import SEED_RANGE, SamplingParams
@@ -31,6 +32,7 @@ class ServerSettings:
     backend: str = "unknown"
     max_drafts: Mapping[str, int] = field(default_factory=dict)  # of a request's step, by method
     reuse: ReuseRules = field(default_factory=ReuseRules)
+    embeddings: EmbeddingModel | None = None  # what the model gives, if that is not answers
     seed: int | None = None  # of requests that bring none; None: drawn for each
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()  # of web pages; none: those of this machine

@@ -102,7 +102,8 @@ def decode(body: bytes, into: type[T]) -> T:
         raise invalid(None, "the body is nested too deeply") from None
     for refusal in refusals(request, into):
         raise refusal
-    _check_messages(getattr(request, "messages", None) or [])
+    messages = getattr(request, "messages", None)
+    _check_messages(messages if isinstance(messages, list) else [])
     if isinstance(request, msgspec.Struct):
         for refusal in inner_refusals(request):
             raise refusal

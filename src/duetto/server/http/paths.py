@@ -11,10 +11,6 @@ from duetto.server.http.errors import ApiError, cut
 
 # By a word in the path: what others serve and this server does not.
 _NOT_OFFERED = {
-    "embeddings": "embeddings",
-    "embedding": "embeddings",
-    "embed": "embeddings",
-    "pooling": "embeddings",
     "rerank": "reranking",
     "score": "scores of pairs of texts",
     "classify": "classification",
@@ -37,6 +33,9 @@ _OTHER_NAMES = {
     "complete": "/v1/completions",
     "generate": "/v1/completions",
     "generate_stream": "/v1/completions",
+    "embedding": "/v1/embeddings",  # llama.cpp's
+    "embed": "/v1/embeddings",
+    "pooling": "/v1/embeddings",
     "tags": "/v1/models",
     "lookup": "/v1/cache/lookup",  # LMCache's
     "clear": "/v1/cache/drop",
