@@ -1,5 +1,6 @@
 """The offline door, with vLLM's names and result shapes."""
 
+import math
 import shutil
 import time
 from itertools import pairwise
@@ -94,6 +95,20 @@ def test_seeds(tiny_model):
     assert run(1, None) == run(1, None) != run(2, None)
     assert len({tuple(ids) for ids in run(1, None)}) == 2  # each request has its own stream
     assert run(1, 5) == run(2, 5)
+
+
+def test_log_probabilities_of_the_whole_vocabulary(tiny_model):
+    asked = SamplingParams(temperature=0, max_tokens=2, logprobs=-1, prompt_logprobs=-1)
+    with LLM(tiny_model, max_num_seqs=1, max_logprobs=-1) as wide:
+        size = wide.get_tokenizer().vocab_size
+        (output,) = wide.generate("def f", asked)
+    for row in (*output.outputs[0].logprobs, *output.prompt_logprobs[1:]):
+        assert sorted(row) == [*range(size)]
+        assert math.fsum(math.exp(one.logprob) for one in row.values()) == pytest.approx(1.0)
+        assert {one.rank for one in row.values()} == {*range(1, size + 1)}
+    refused = pytest.raises(InvalidRequest, match=f"-1 is all {size} of the vocabulary; at most 20")
+    with LLM(tiny_model, max_num_seqs=1) as usual, refused:
+        usual.generate("def f", asked)
 
 
 def test_chat_reuses_the_conversation(llm):

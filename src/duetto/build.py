@@ -153,13 +153,14 @@ def model_key(built: Built) -> str:
 
 def served_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
     """The scheduler's configuration for a model that is in memory."""
-    return scheduler_config(
+    config = scheduler_config(
         args,
         num_blocks=loaded.num_blocks,
         max_model_len=loaded.max_model_len,
         cache_namespace=loaded.numerics.encode(),
         is_pooling=loaded.embeddings is not None,
     )
+    return replace(config, max_logprobs=args.max_logprobs)
 
 
 def reuse_choice(word: str) -> ReuseChoice | None:

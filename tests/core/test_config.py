@@ -16,6 +16,7 @@ SMALL: dict[str, Any] = {"num_blocks": 4, "max_model_len": 32, "block_size": 4}
         ({"max_model_len": 0}, "--max-model-len: must be 1 or more"),
         ({"block_size": -1}, "--block-size: must be 1 or more"),
         ({"max_num_seqs": 0}, "--max-num-seqs: must be 1 or more"),
+        ({"max_logprobs": -2}, "--max-logprobs: must be 0 or more, or -1"),
         ({"max_num_batched_tokens": 0}, "--max-num-batched-tokens: must be 1 or more"),
         ({"max_preemptions": -1}, "max_preemptions must be 0 or more"),
         ({"ageing_s": 0.0}, "ageing_s above 0"),

@@ -62,8 +62,8 @@ def test_defaults_are_those_of_vllm() -> None:
         ("include_stop_str_in_output", None, "must be true or false"),
         ("seed", 2**64, "seed: must be from"),
         ("seed", 1.5, "seed: must be a whole number"),
-        ("logprobs", MAX_LOGPROBS + 1, f"logprobs: must be from 0 to {MAX_LOGPROBS}"),
-        ("prompt_logprobs", -1, "prompt_logprobs: must be from 0"),
+        ("logprobs", -2, "logprobs: must be from -1"),
+        ("prompt_logprobs", True, "prompt_logprobs: must be a whole number"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any, says: str) -> None:
@@ -82,7 +82,7 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(field: str, value: Any, 
         ("min_p", 1.0),
         ("presence_penalty", -2.0),
         ("logprobs", 0),
-        ("prompt_logprobs", MAX_LOGPROBS),
+        ("prompt_logprobs", -1),
         ("seed", -(2**63)),
         ("seed", 2**64 - 1),
     ],
@@ -123,6 +123,22 @@ def test_a_bias_is_the_callers_no_more_once_it_is_given() -> None:
 )
 def test_only_penalties_look_at_the_tokens_before(kwargs: dict[str, Any], expected: bool) -> None:
     assert SamplingParams(**kwargs).needs_history is expected
+
+
+def test_all_log_probabilities_are_as_many_as_the_vocabulary_within_the_limit() -> None:
+    asked = SamplingParams(logprobs=-1, prompt_logprobs=3)
+    meant = asked.with_logprobs(50, 50)
+    assert (meant.logprobs, meant.prompt_logprobs) == (50, 3)
+    assert meant.with_logprobs(50, 50) is meant
+    assert asked.with_logprobs(50, -1) == meant
+    assert SamplingParams(logprobs=10**6).with_logprobs(50, -1).logprobs == 50
+    with pytest.raises(InvalidRequest, match=r"logprobs: -1 is all 50 of .*; at most 49"):
+        asked.with_logprobs(50, 49)
+    for name in ("logprobs", "prompt_logprobs"):
+        most = SamplingParams(**{name: MAX_LOGPROBS})
+        assert most.with_logprobs(50, MAX_LOGPROBS) is most
+        with pytest.raises(InvalidRequest, match=f"{name}: 21; at most 20 are accepted here"):
+            SamplingParams(**{name: 21}).with_logprobs(50, MAX_LOGPROBS)
 
 
 def test_zero_temperature_alone_is_greedy() -> None:

@@ -1,7 +1,9 @@
 """How log-probabilities and text offsets are shown, whole and streamed."""
 
+from dataclasses import replace
+
 import pytest
-from server.fakes_server import MODEL, SpeakingExecutor, chunks, make_app, post
+from server.fakes_server import CONFIG, MODEL, SpeakingExecutor, chunks, make_app, post
 from starlette.testclient import TestClient
 
 from duetto.core.batch import SampledToken, TokenLogprob
@@ -181,3 +183,45 @@ def test_an_echo_with_log_probabilities_is_the_same_streamed(client, more):
 def test_without_log_probabilities_an_echo_comes_first(client):
     first, *_ = chunks(client, "/v1/completions", {**COMPLETION, "echo": True})
     assert first["choices"][0]["text"] == "abc" and first["choices"][0]["logprobs"] is None
+
+
+ALL = [
+    ("/v1/completions", "logprobs", {**COMPLETION, "logprobs": -1}),
+    ("/v1/completions", "prompt_logprobs", {**COMPLETION, "prompt_logprobs": -1}),
+    ("/v1/chat/completions", "top_logprobs", {**CHAT, "logprobs": True, "top_logprobs": -1}),
+    ("/v1/responses", "top_logprobs", {"model": MODEL, "input": "hi", "top_logprobs": -1}),
+]
+
+
+@pytest.mark.parametrize(("path", "field", "body"), ALL)
+def test_more_than_the_limit_is_refused_with_it(client, path, field, body):
+    error = client.post(path, json=body).json()["error"]
+    assert error["param"] == field
+    words = "-1 is all 257 of the vocabulary; at most 20 are accepted here (--max-logprobs)"
+    assert error["message"] == f"{field}: {words}"
+
+
+def test_the_whole_vocabulary_is_shown_where_the_limit_allows_it():
+    config = replace(CONFIG, max_logprobs=300)
+    with TestClient(make_app(SpeakingExecutor(TEXT), config)[0]) as wide:
+        for path, _, body in ALL:
+            assert num_beside(post(wide, path, body)) == 128  # of these many the fake tells
+        body = {**COMPLETION, "prompt": "a" * 99, "max_tokens": 2, "echo": True, "logprobs": -1}
+        whole = post(wide, "/v1/completions", body)["choices"][0]
+        parts, num_shown = streamed(wide, body)
+        assert parts[0]["logprobs"] == whole["logprobs"] and parts[0]["text"] == whole["text"]
+        assert num_shown > 99 // 5  # rows of so many candidates come a few at a time
+        error = wide.post("/v1/completions", json={**COMPLETION, "logprobs": 301}).json()["error"]
+    assert error["message"].startswith("logprobs: 301; at most 300 are accepted here")
+
+
+def num_beside(reply):
+    """How many tokens stand beside one that is scored."""
+    if "output" in reply:
+        (part,) = reply["output"][0]["content"]
+        return len({one["token"] for one in part["logprobs"][0]["top_logprobs"]})
+    choice = reply["choices"][0]
+    if "message" in choice:
+        return len({one["token"] for one in choice["logprobs"]["content"][0]["top_logprobs"]})
+    scored = choice["prompt_logprobs"] or choice["logprobs"]["top_logprobs"]
+    return len(scored[1])

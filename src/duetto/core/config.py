@@ -17,6 +17,7 @@ from duetto.core.options import (
 )
 from duetto.core.request import Request
 from duetto.core.reuse import Reuse
+from duetto.core.sampling_params import MAX_LOGPROBS
 
 ONLY_EMBEDS = (
     "this model is served for embeddings, at /v1/embeddings, and generates nothing; "
@@ -45,6 +46,7 @@ class SchedulerConfig:
     target_itl_steps: float = LEAST_ITL_STEPS  # ... or than so many steps of the streams alone
     ageing_s: float = 30.0  # waiting this long is worth one level of priority
     cache_namespace: bytes = b""  # whatever makes KV incomparable: model, KV dtype
+    max_logprobs: int = MAX_LOGPROBS  # beside each token; -1: as many as there are
     is_pooling: bool = False  # the model gives embeddings, and nothing to sample from
 
     def __post_init__(self) -> None:

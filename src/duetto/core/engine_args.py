@@ -17,6 +17,7 @@ from duetto.core.options import (
     check_choice,
     check_options,
 )
+from duetto.core.sampling_params import MAX_LOGPROBS
 from duetto.core.speculation import SpeculativeConfig
 
 BackendName = Literal["auto", "cpu", "reference"]
@@ -61,6 +62,9 @@ class EngineArgs:
     """Compute long prompts in parts that share steps with other requests."""
     scheduling_policy: SchedulingPolicy = "fcfs"
     """fcfs, priority (lower first, ageing), or static (batch by batch, to compare)."""
+    max_logprobs: int = MAX_LOGPROBS
+    """Most log-probabilities beside each token that a request may ask for; -1 is no limit. A
+    request gets all of the vocabulary with -1, if that is no more."""
     backend: BackendName = "auto"
     """What computes: cpu (native), or reference (slow, and plain to read)."""
     threads: int | None = None

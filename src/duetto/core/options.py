@@ -114,6 +114,9 @@ _CHECKS: Mapping[str, _Check] = {
     "kv_offloading_size": _SIZE,
     "kv_offloading_disk_size": _SIZE,
     "threads": _OPTIONAL_COUNT,
+    "max_logprobs": _Check(
+        lambda value: value in (0, -1) or _is_count(value), "0 or more, or -1: no limit"
+    ),
     "target_itl": _Check(_is_target, "milliseconds above 0, auto or off"),
     "enable_prefix_caching": _SWITCH,
     "enable_chunked_prefill": _SWITCH,

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.structured import StructuredOutputsParams
 
 MAX_N = 128
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 20  # that a server gives without being told to give more
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 SEED_RANGE = (-(2**63), 2**64 - 1)
@@ -39,7 +40,8 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     seed: int | None = None  # None: drawn when the request is made
-    logprobs: int | None = None  # None: none; 0: the sampled token's only; k: and the k likeliest
+    # None: none; 0: the sampled token's only; k: and the k likeliest; -1: and all
+    logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None  # what the answer must look like
@@ -82,7 +84,7 @@ class SamplingParams:
         _check_structured(self.structured_outputs, ignore_eos=self.ignore_eos)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
+                _check_int(name, getattr(self, name), -1, 2**31)
 
     @property
     def is_greedy(self) -> bool:
@@ -96,6 +98,23 @@ class SamplingParams:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
+
+    def with_logprobs(self, vocab_size: int, most: int) -> "SamplingParams":
+        """The same with -1 log-probabilities as the number that it means for a vocabulary. Raises
+        InvalidRequest for more than `most`, which is -1 for no limit."""
+        meant: dict[str, Any] = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(self, name)
+            if asked is None:
+                continue
+            number = vocab_size if asked == -1 else asked
+            if most != -1 and number > most:
+                what = f"-1 is all {number} of the vocabulary" if asked == -1 else str(number)
+                words = f"{what}; at most {most} are accepted here (--max-logprobs)"
+                raise InvalidRequest(name, words)
+            if (number := min(number, vocab_size)) != asked:
+                meant[name] = number
+        return replace(self, **meant) if meant else self
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise InvalidRequest if a token id named here is outside the vocabulary."""

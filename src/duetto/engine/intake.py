@@ -54,6 +54,7 @@ def make_request(
     """
     check_prompt(prompt_token_ids, codec.vocab_size)
     sampling.check_vocabulary(codec.vocab_size)
+    sampling = sampling.with_logprobs(codec.vocab_size, config.max_logprobs)
     sampling = _without_constraint(sampling, grammar)
     ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids
     seeds = (sampling.seed, default_seed, secrets.randbits(63))

@@ -286,7 +286,10 @@ class Door:
         """One request per prompt; what depends on the order of requests is still missing.
 
         `grammar` is of calls; without one it is that of the structured outputs."""
-        sampling = asked.sampling
+        with _naming(asked.names):
+            most = self._config.max_logprobs
+            sampling = asked.sampling.with_logprobs(self._codec.vocab_size, most)
+        asked = replace(asked, sampling=sampling)
         salt = arrival.tenant + checked_salt(asked.cache_salt)
         size = ReplySize.of(asked, self._max_reply_bytes)
         # What nobody asked for must not be the reason to refuse.

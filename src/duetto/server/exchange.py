@@ -21,13 +21,13 @@ from duetto.server.apis.translator import AnswerStep, Ending, Translator, Usage,
 from duetto.server.door import Job
 from duetto.server.http.errors import ApiError, engine_failure, stopping
 from duetto.server.http.json_parts import (
-    NUM_AT_ONCE,
     WRITE_BYTES,
     Json,
     PartsResponse,
     encode,
     json_parts,
     packed,
+    rows_at_once,
 )
 from duetto.server.http.text_work import LARGE_BYTES, TextWork
 from duetto.server.relay import Relay
@@ -151,6 +151,11 @@ class Exchange:
         step = AnswerStep(delta.index, text, tokens, ending, delta.prompt_logprobs)
         return self.translator.step(step, self.usage)
 
+    @property
+    def num_scored_at_once(self) -> int:
+        """Tokens of a prompt, with their scores, in one event."""
+        return rows_at_once(1 + (self._job.sampling.prompt_logprobs or 0))
+
     # --- both ------------------------------------------------------------------------------------
 
     def usage(self) -> Usage:
@@ -253,7 +258,7 @@ class EventStream(Response):
         for delta in deltas:
             check_ended(delta)
             for step in delta.steps():
-                yield from step.parts(NUM_AT_ONCE)
+                yield from step.parts(self._exchange.num_scored_at_once)
 
 
 def check_ended(delta: Delta) -> None:

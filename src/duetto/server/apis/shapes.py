@@ -18,7 +18,14 @@ from duetto.server.apis.replies import chat_logprobs, completion_logprobs, id_na
 from duetto.server.apis.said import AnswerReader
 from duetto.server.apis.translator import AnswerStep, WholeAnswer
 from duetto.server.door import EncodedPrompt, Job
-from duetto.server.http.json_parts import NUM_AT_ONCE, EncodedParts, Json, JsonColumns, JsonRows
+from duetto.server.http.json_parts import (
+    NUM_AT_ONCE,
+    EncodedParts,
+    Json,
+    JsonColumns,
+    JsonRows,
+    rows_at_once,
+)
 
 # Of a message, what this version never says; clients of OpenAI and of vLLM read these keys.
 NOT_SAID: Json = {
@@ -152,7 +159,7 @@ class ChatShape:
         def rows(start: int, end: int) -> Json:
             return chat_logprobs(shown[start:end], self._codec, as_ids=as_ids)
 
-        return _columns(len(shown), rows)
+        return _columns(shown, rows)
 
 
 class CompletionShape:
@@ -274,7 +281,7 @@ class CompletionShape:
                 scorable[start:end], self._codec, offsets[part], names[part], as_ids=as_ids
             )
 
-        return _columns(len(scorable), rows)
+        return _columns(scorable, rows)
 
     def _places(self, index: int) -> TokenPlaces:
         if index not in self._shown_at:
@@ -291,9 +298,16 @@ def _function(call: SaidCall) -> Json:
     return {"name": call.name, "arguments": call.arguments}
 
 
-def _columns(num_rows: int, make: Callable[[int, int], Json]) -> Json | JsonColumns:
+def _columns(rows: Sequence[TokenLogprob], make: Callable[[int, int], Json]) -> Json | JsonColumns:
     """All rows if they are few, as in a chunk of a stream."""
-    return make(0, num_rows) if num_rows <= NUM_AT_ONCE else JsonColumns(num_rows, make)
+    num_rows, num_at_once = len(rows), _num_at_once(rows)
+    if num_rows <= num_at_once:
+        return make(0, num_rows)
+    return JsonColumns(num_rows, make, num_at_once)
+
+
+def _num_at_once(rows: Sequence[TokenLogprob]) -> int:
+    return rows_at_once(1 + len(rows[0].top)) if rows else NUM_AT_ONCE
 
 
 def _prompt_rows(scored: Sequence[TokenLogprob], codec: TextCodec) -> JsonRows:
@@ -302,4 +316,4 @@ def _prompt_rows(scored: Sequence[TokenLogprob], codec: TextCodec) -> JsonRows:
     def rows(start: int, end: int) -> list[Json | None]:
         return prompt_logprobs(scored[start:end], codec)[1 if start else 0 :]
 
-    return JsonRows(len(scored), rows)
+    return JsonRows(len(scored), rows, _num_at_once(scored))

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
-NUM_AT_ONCE = 64  # rows: up to 21 candidates each
+NUM_AT_ONCE = 64  # rows of up to NUM_IN_ROW candidates
+NUM_IN_ROW = 21
 NUM_PLAIN_AT_ONCE = 8192  # items that are numbers or strings
 WRITE_BYTES = 64 * 1024  # what is handed to the transport at a time
 LEAST_RATE = 64 * 1024  # bytes a second at which a client must take a reply ...
@@ -30,14 +31,20 @@ class JsonRows:
     All of it at once would be hundreds of bytes for each number in it.
     """
 
-    def __init__(self, num_rows: int, make: Callable[[int, int], list[Any]]) -> None:
+    def __init__(
+        self, num_rows: int, make: Callable[[int, int], list[Any]], num_at_once: int = NUM_AT_ONCE
+    ) -> None:
         """`make(start, end)` gives these rows; it is called in order, on any thread, and once."""
         self._num_rows = num_rows
         self._make = make
+        self._num_at_once = num_at_once
 
     def parts(self) -> Iterator[bytes]:
         yield b"["
-        pieces = (msgspec.json.encode(self._make(*at))[1:-1] for at in _slices(self._num_rows))
+        pieces = (
+            msgspec.json.encode(self._make(*at))[1:-1]
+            for at in _slices(self._num_rows, self._num_at_once)
+        )
         yield from _joined(pieces)
         yield b"]"
 
@@ -45,13 +52,19 @@ class JsonRows:
 class JsonColumns:
     """An object of lists that is made a few rows at a time, as Rows are."""
 
-    def __init__(self, num_rows: int, make: Callable[[int, int], Mapping[str, list[Any]]]) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        make: Callable[[int, int], Mapping[str, list[Any]]],
+        num_at_once: int = NUM_AT_ONCE,
+    ) -> None:
         self._num_rows = num_rows
         self._make = make
+        self._num_at_once = num_at_once
 
     def parts(self) -> Iterator[bytes]:
         columns: dict[str, list[bytes]] = {}
-        for at in _slices(self._num_rows):
+        for at in _slices(self._num_rows, self._num_at_once):
             for name, values in self._make(*at).items():
                 columns.setdefault(name, []).append(msgspec.json.encode(values)[1:-1])
         yield b"{"
@@ -157,10 +170,15 @@ class PartsResponse(Response):
             self.on_end()
 
 
-def _slices(num_rows: int) -> Iterator[tuple[int, int]]:
+def rows_at_once(num_in_row: int) -> int:
+    """How many rows of so many candidates are made in about a millisecond; at least one."""
+    return max(1, NUM_AT_ONCE * NUM_IN_ROW // max(NUM_IN_ROW, num_in_row))
+
+
+def _slices(num_rows: int, num_at_once: int) -> Iterator[tuple[int, int]]:
     """Where to cut; once even if there are no rows, as an object's names are in them."""
-    starts = range(0, max(1, num_rows), NUM_AT_ONCE)
-    return ((start, min(start + NUM_AT_ONCE, num_rows)) for start in starts)
+    starts = range(0, max(1, num_rows), num_at_once)
+    return ((start, min(start + num_at_once, num_rows)) for start in starts)
 
 
 def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -75,6 +75,7 @@ class ServerStatus:
                 "max_num_seqs": config.max_num_seqs,
                 "max_num_batched_tokens": config.max_num_batched_tokens,
                 "max_num_queued_reqs": settings.max_num_queued_reqs,
+                "max_logprobs": config.max_logprobs,
                 "scheduling_policy": config.scheduling_policy,
                 "enable_prefix_caching": config.enable_prefix_caching,
                 "enable_chunked_prefill": config.enable_chunked_prefill,
