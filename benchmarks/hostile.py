@@ -6,10 +6,11 @@
 A random model is made (context 8192, vocabulary 32,000) and served on 127.0.0.1 by the interpreter
 given. Each attack is a bounded number of requests, for at most `--seconds`; beside it the healthy
 client asks for a token at a time, with prompts of 5 KB and of a word. `stall` is the longest time
-for which the server's event loop was busy in one go, by a heartbeat in its process; `rss` is how
-much its memory grew at most. An attack on the steps has a plain twin, which asks for as many tokens
-without what is hostile: what it makes the neighbour wait is the scheduler's order. The last line of
-stdout is one JSON document.
+for which the server's event loop was busy in one go, by a heartbeat in its process, and `stall_cpu`
+the most that it computed itself meanwhile, which other work on the machine does not lengthen; `rss`
+is how much its memory grew at most. An attack on the steps has a plain twin, which asks for as many
+tokens without what is hostile: what it makes the neighbour wait is the scheduler's order. The last
+line of stdout is one JSON document.
 """
 
 import argparse
@@ -71,11 +72,13 @@ class Server:
     pid: int
     beats: Path
 
-    def stall_ms(self, start: float, end: float) -> float:
-        """The longest stall of the event loop that ended between two times of the clock."""
-        lines = (line.split() for line in self.beats.read_text().splitlines())
-        stalls = [float(stall) for at, stall in lines if start <= float(at) <= end]
-        return round(1000 * max(stalls, default=0.0), 1)
+    def stall_ms(self, start: float, end: float) -> tuple[float, float]:
+        """The longest stall of the event loop that ended between two times of the clock, and the
+        most that its thread computed in one."""
+        lines = [map(float, line.split()) for line in self.beats.read_text().splitlines()]
+        stalls = [each for at, *each in lines if start <= at <= end] or [[0.0, 0.0]]
+        longest, most = map(max, zip(*stalls, strict=True))
+        return round(1000 * longest, 1), round(1000 * most, 1)
 
     def rss_mib(self) -> float:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
@@ -105,6 +108,7 @@ class Result:
     twin_median_ms: float | None = None
     twin_worst_ms: float | None = None
     stall_ms: float = 0.0
+    stall_cpu_ms: float = 0.0
     rss_mib: float = 0.0
     attack_s: float = 0.0
     largest_reply: int = 0
@@ -200,7 +204,9 @@ def beside(
         thread.join()
     end = time.monotonic()
     time.sleep(0.2)
-    result.stall_ms = max(result.stall_ms, server.stall_ms(start, end))
+    longest, most_cpu = server.stall_ms(start, end)
+    result.stall_ms = max(result.stall_ms, longest)
+    result.stall_cpu_ms = max(result.stall_cpu_ms, most_cpu)
     result.rss_mib = round(max(result.rss_mib, most, server.rss_mib() - before), 1)
     result.attack_s = round(end - start, 2)
     result.replies = dict(counts)
@@ -213,7 +219,7 @@ def measure(server: Server, attack: Attack, seconds: float) -> Result:
         probe(server, attack.probe_bytes, seed)
     start = time.monotonic()
     alone = [probe(server, attack.probe_bytes, 100 + seed)[1] for seed in range(7)]
-    result.alone_stall_ms = server.stall_ms(start, time.monotonic())
+    result.alone_stall_ms = server.stall_ms(start, time.monotonic())[0]
     result.alone_ms = round(1000 * statistics.median(alone), 1)
     if attack.twin is not None:
         datas = [json.dumps({"model": MODEL, **body}).encode() for body in attack.twin]
@@ -290,7 +296,8 @@ def attacks() -> dict[str, Callable[[], Attack]]:
 
 
 @contextmanager
-def serving(python: str, vocab_size: int, seconds: float) -> Iterator[Server]:
+def serving(python: str, vocab_size: int, seconds: float, *more: str) -> Iterator[Server]:
+    """`more`: options of `duetto serve`."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": vocab_size}))
@@ -301,9 +308,10 @@ def serving(python: str, vocab_size: int, seconds: float) -> Iterator[Server]:
             port = free.getsockname()[1]
         beats = root / "beats"
         beats.touch()
-        command = [python, __file__, "--beats", str(beats), "--", "serve", str(model)]
+        script = str(Path(__file__).resolve())
+        command = [python, script, "--beats", str(beats), "--", "serve", str(model)]
         null = subprocess.DEVNULL
-        process = subprocess.Popen([*command, "--port", str(port)], stdout=null, stderr=null)
+        process = subprocess.Popen([*command, "--port", str(port), *more], stdout=null, stderr=null)
         try:
             server = Server(port, process.pid, beats)
             _wait_until_ready(server, process, 60.0)
@@ -340,13 +348,13 @@ def serve_with_heartbeat(beats: Path, arguments: list[str]) -> None:
     async def startup_with_heartbeat(self: uvicorn.Server, **more: Any) -> None:
         loop, file = asyncio.get_running_loop(), beats.open("a", buffering=1)
 
-        def beat(due: float) -> None:
-            now = time.monotonic()
+        def beat(due: float, computed: float) -> None:
+            now, by_now = time.monotonic(), time.thread_time()
             if now - due > HEARTBEAT_S:
-                file.write(f"{now} {now - due}\n")
-            loop.call_later(HEARTBEAT_S, beat, now + HEARTBEAT_S)
+                file.write(f"{now} {now - due} {by_now - computed}\n")
+            loop.call_later(HEARTBEAT_S, beat, now + HEARTBEAT_S, time.thread_time())
 
-        beat(time.monotonic())
+        beat(time.monotonic(), time.thread_time())
         await startup(self, **more)
 
     uvicorn.Server.startup = startup_with_heartbeat  # type: ignore[method-assign]
