@@ -343,6 +343,12 @@ class ByteCodec:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    def encode_plain(self, text: str, apart: frozenset[str], *, begins: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def token_id(self, token: str) -> int | None:
+        return None
+
     def encode_with_starts(
         self, text: str, *, add_special_tokens: bool = True
     ) -> tuple[list[int], list[int]]:

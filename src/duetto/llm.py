@@ -132,7 +132,8 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer prompts, in their order. A prompt is a text, {"prompt_token_ids": [...]} or
-        {"segments": [...]}: texts or ids, of which some are {"text": ..., "reusable": True}.
+        {"segments": [...]}: texts or ids, of which some are {"text": ..., "reusable": True}. With
+        "suffix" beside "prompt" the answer is what stands between the two (fill in the middle).
 
         `reuse` chooses how the reusable ones are used wherever they stand (docs/api.md), as
         "first:16" or {"method": "first", "num_first": 16}. This changes answers; without it all is
@@ -354,6 +355,7 @@ class LLM:
             cache_salt=read.cache_salt,
             reuse=asked,
             grammar=grammar,
+            end_token_ids=read.end_token_ids,
         )
         return OfflineAnswer.of(read.text, fan_out(request), self._built.codec)
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import tokenizers
@@ -21,6 +22,7 @@ from tokenizers import AddedToken
 from duetto.checkpoints.chat_template import ChatTemplate
 from duetto.checkpoints.checkpoint_file import is_there, read_part
 from duetto.checkpoints.json_file import JsonSection, read_json
+from duetto.checkpoints.plain_text import PlainText
 from duetto.checkpoints.template_files import load_chat_template
 from duetto.checkpoints.token_bytes import TokenBytes, byte_pieces, decoder_types
 from duetto.checkpoints.token_rows import check_vocabulary, tokens_beyond
@@ -87,6 +89,8 @@ class Tokenizer:
         ends = {*eos_token_ids} if eos is None else {*eos_token_ids, eos}
         self._eos_token_ids = frozenset(i for i in ends if i < self._vocab_size)
         self._max_token_bytes = _longest_token(tokenizer)
+        self._plain: PlainText | None = None  # made when it is first asked for
+        self._plain_lock = Lock()
 
     @property
     def vocab_size(self) -> int:
@@ -117,6 +121,24 @@ class Tokenizer:
         encoding = self._encode(self._tokenizer.encode_batch, text, add_special_tokens)
         return encoding.ids, token_starts(encoding.offsets, text)
 
+    def encode_plain(self, text: str, apart: frozenset[str], *, begins: bool = True) -> list[int]:
+        """The ids of a text in which nothing is a special token, nor one of `apart`."""
+        _check_unicode(text)
+        with self._plain_lock:
+            if self._plain is None:
+                self._plain = PlainText(self._tokenizer, apart)
+        try:
+            return self._plain.encode(text, begins=begins)
+        except LibraryError as error:
+            raise InvalidRequest(
+                "prompt", f"this model's tokenizer cannot encode the text: {error}"
+            ) from error
+
+    def token_id(self, token: str) -> int | None:
+        """None also for a token that the model has no row for."""
+        token_id = self._tokenizer.token_to_id(token)
+        return None if token_id is None or token_id >= self._vocab_size else int(token_id)
+
     def encode_apart(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """The ids of the text alone, and what `encode` puts before and after them (BOS, EOS)."""
         encoding = self._encode(self._tokenizer.encode_batch_fast, text, True)
@@ -129,10 +151,7 @@ class Tokenizer:
     def _encode(
         self, encode_batch: Callable[..., list[Any]], text: str, add_special_tokens: bool
     ) -> Any:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("prompt", "holds half a surrogate pair") from None
+        _check_unicode(text)
         try:
             # As a batch of one, since only a batch releases the GIL while it works.
             (encoding,) = call(encode_batch, [text], add_special_tokens=add_special_tokens)
@@ -310,6 +329,13 @@ def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
         return call(tokenizers.Tokenizer.from_buffer, data)
     except LibraryError as error:
         raise CheckpointError(file, f"the tokenizers library cannot read it: {error}") from error
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("prompt", "holds half a surrogate pair") from None
 
 
 def _read_optional(file: Path) -> JsonSection | None:

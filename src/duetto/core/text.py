@@ -57,6 +57,17 @@ class TextCodec(Protocol):
         """Raises InvalidRequest("prompt", ...) if the model cannot read the text."""
         ...
 
+    def encode_plain(self, text: str, apart: frozenset[str], *, begins: bool = True) -> list[int]:
+        """The ids of a text in which nothing is a special token, nor one of the tokens `apart`,
+        which are the same each time. `begins`: it is the beginning of a text, before which some
+        tokenizers put a space. May take a second the first time."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """Of a token as the vocabulary spells it; None if there is none, or the model has no row
+        for it."""
+        ...
+
     def encode_with_starts(
         self, text: str, *, add_special_tokens: bool = True
     ) -> tuple[list[int], list[int]]:

@@ -38,6 +38,7 @@ def make_request(
     bad_word_ids: tuple[tuple[int, ...], ...] | None = None,
     reuse: ReuseAsked | None = None,
     grammar: Grammar | None = None,
+    end_token_ids: frozenset[int] = frozenset(),
 ) -> Request:
     """The request that answers one prompt, before `fan_out` makes `sampling.n` of it.
 
@@ -47,6 +48,7 @@ def make_request(
     of one `sampling` brings its `encode_bad_words` as `bad_word_ids`. What of `reuse` cannot be
     done is refused, or all is computed, as its choice says. `grammar` is what a GrammarMaker has
     made of `sampling.structured_outputs`, or of something else that the answer must be.
+    `end_token_ids` end this answer as the model's end of sequence does.
 
     Raises InvalidRequest, naming the field ("prompt" for the ids), if a token id is outside the
     vocabulary, the prompt is empty, or no token may ever be sampled; RequestTooLong if it could
@@ -56,7 +58,7 @@ def make_request(
     sampling.check_vocabulary(codec.vocab_size)
     sampling = sampling.with_logprobs(codec.vocab_size, config.max_logprobs)
     sampling = _without_constraint(sampling, grammar)
-    ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids
+    ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids | end_token_ids
     seeds = (sampling.seed, default_seed, secrets.randbits(63))
     request = Request(
         request_id=request_id,

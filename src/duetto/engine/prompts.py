@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 from duetto.core.errors import InvalidRequest
 from duetto.core.reuse import TokenRange
 from duetto.core.text import TextCodec
+from duetto.engine.infill import NO_TOKENS, Infill
 from duetto.engine.marked_chat import Conversation, render_marked
 from duetto.engine.segments import PromptSegment, encode_segments, read_segments
 
 Prompt = str | Mapping[str, Any]
-PROMPT_KEYS = {"prompt", "prompt_token_ids", "segments", "why_not_reusable", "cache_salt"}
+PROMPT_KEYS = {
+    "prompt",
+    "prompt_token_ids",
+    "segments",
+    "suffix",
+    "why_not_reusable",
+    "cache_salt",
+}
 A_PROMPT = f"a text or a mapping of {', '.join(sorted(PROMPT_KEYS))}"
 
 
@@ -23,6 +31,7 @@ class ReadPrompt(NamedTuple):
     cache_salt: bytes = b""
     reusable: tuple[TokenRange, ...] = ()
     refusal: InvalidRequest | None = None  # why what was marked has no place of its own
+    end_token_ids: frozenset[int] = frozenset()  # of the answer, beside the model's own
 
 
 def read_prompt(prompt: Prompt, codec: TextCodec) -> ReadPrompt:
@@ -35,6 +44,8 @@ def read_prompt(prompt: Prompt, codec: TextCodec) -> ReadPrompt:
     if not isinstance(salt, str):
         raise InvalidRequest("cache_salt", f"must be a text, not {salt!r:.80}")
     text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if prompt.get("suffix"):
+        return _read_middle(prompt, codec, salt.encode())
     if (segments := prompt.get("segments")) is not None:
         if token_ids is not None:
             raise InvalidRequest("segments", "with prompt_token_ids: give one of them")
@@ -45,6 +56,20 @@ def read_prompt(prompt: Prompt, codec: TextCodec) -> ReadPrompt:
     if not isinstance(token_ids, Sequence) or any(type(i) is not int for i in token_ids):
         raise InvalidRequest("prompt", "needs a text, or whole numbers as prompt_token_ids")
     return ReadPrompt(text, [*token_ids], salt.encode(), (), _refusal(prompt))
+
+
+def _read_middle(prompt: Mapping[str, Any], codec: TextCodec, salt: bytes) -> ReadPrompt:
+    """A text with a hole: what stands before it is the prompt, what stands behind it the suffix."""
+    before, suffix = prompt.get("prompt"), prompt["suffix"]
+    if not isinstance(suffix, str):
+        raise InvalidRequest("suffix", f"must be a text, not {suffix!r:.80}")
+    if not isinstance(before, str) or not prompt.keys() <= {"prompt", "suffix", "cache_salt"}:
+        raise InvalidRequest("suffix", "needs a text as prompt, and goes with nothing else")
+    infill = Infill.of(codec)
+    if infill is None:
+        raise InvalidRequest("suffix", NO_TOKENS)
+    ids = infill.prompt(before, suffix)
+    return ReadPrompt(before, ids, salt, end_token_ids=infill.end_token_ids)
 
 
 def prompt_of_chat(

@@ -39,7 +39,7 @@ from duetto.server.apis.protocol import (
 )
 from duetto.server.apis.reading import decode
 from duetto.server.apis.replies import Envelope
-from duetto.server.apis.sampling import check_lists, completion_asked
+from duetto.server.apis.sampling import check_lists, completion_asked, middle_of
 from duetto.server.apis.shapes import ChatShape, CompletionShape, ReplyShape
 from duetto.server.apis.translator import Translator
 from duetto.server.cache_api import CacheApi
@@ -262,6 +262,7 @@ class Api:
             ),
             body=wire,
             add_special_tokens=wire.add_special_tokens is not False,
+            middle=middle_of(wire),
             echo=bool(wire.echo),
             echo_tokens=wire.logprobs is not None,
         )

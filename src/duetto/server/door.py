@@ -17,11 +17,12 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar, GrammarMaker
 from duetto.core.text import TextCodec
 from duetto.dialects.pieces import AnswerParser
+from duetto.engine.infill import NO_TOKENS, Infill
 from duetto.engine.intake import encode_bad_words, make_request
 from duetto.engine.marked_chat import RenderedChat
 from duetto.engine.segments import PromptSegment, SegmentedIds, encode_segments
 from duetto.engine.speech import Speech
-from duetto.server.apis.asked import Asked, AskedChat, AskedPrompts, ChatPrompt
+from duetto.server.apis.asked import Asked, AskedChat, AskedMiddle, AskedPrompts, ChatPrompt
 from duetto.server.apis.chat import chat_prompt, check_text_or_chat
 from duetto.server.apis.echo import Echo, echo_of_ids, echo_of_text
 from duetto.server.apis.prompts import GivenPrompt
@@ -89,6 +90,7 @@ class Door:
         self._clock = clock
         self._grammars = grammars
         self._num_accepted = 0  # prompts
+        self._infill = Infill.of(codec)
 
     async def draft(self, asked: AskedChat | AskedPrompts, arrival: RequestHead) -> Job:
         """A job that has not arrived yet. Raises ApiError 400, naming the field."""
@@ -100,6 +102,8 @@ class Door:
         choice = self._choice(asked.asked)
 
         def build() -> Job:
+            if asked.middle is not None:
+                return self._draft_middles(asked, asked.middle, arrival)
             encoded = [
                 self._encode(asked.asked, prompt, choice, add_special=asked.add_special_tokens)
                 for prompt in asked.prompts
@@ -112,6 +116,7 @@ class Door:
         # Each of these may take long whatever the body's size is.
         sampling = asked.asked.sampling
         at_once = not (sampling.bad_words or sampling.structured_outputs or asked.echo)
+        at_once = at_once and asked.middle is None
         return await self._work.text(build, arrival.num_bytes, at_once=at_once)
 
     async def _chat(self, conversation: AskedChat, arrival: RequestHead) -> Job:
@@ -193,6 +198,30 @@ class Door:
     def _choice(self, asked: Asked) -> ReuseChoice | None:
         with _naming({}):
             return self._reuse.chosen(asked.reuse)
+
+    def _draft_middles(self, asked: AskedPrompts, middle: AskedMiddle, arrival: RequestHead) -> Job:
+        infill = self._infill
+        if infill is None:
+            raise invalid(middle.field, NO_TOKENS)
+        texts = [middle.suffix, *(text for file in middle.files for text in file)]
+        behind = sum([self._fewest_tokens(text) for text in texts])
+        encoded = []
+        for prompt in asked.prompts:
+            assert not isinstance(prompt, tuple), "segments with a suffix"
+            num_tokens = self._fewest_tokens(prompt) + behind
+            if num_tokens > self._config.context_length:
+                max_tokens = asked.asked.sampling.max_tokens or 1
+                error = self._config.too_long(num_tokens, max_tokens, is_lower_bound=True)
+                raise refused(error, asked.asked.names)
+            with _naming(asked.asked.names):
+                ids = infill.prompt(
+                    prompt,
+                    middle.suffix,
+                    files=middle.files,
+                    add_special_tokens=asked.add_special_tokens,
+                )
+            encoded.append(EncodedPrompt(tuple(ids), None))
+        return self._draft(asked.asked, encoded, arrival, ends=infill.end_token_ids)
 
     def _reuse_asked(
         self,
@@ -282,6 +311,7 @@ class Door:
         prompts: list[EncodedPrompt],
         arrival: RequestHead,
         grammar: Grammar | None = None,
+        ends: frozenset[int] = frozenset(),
     ) -> Job:
         """One request per prompt; what depends on the order of requests is still missing.
 
@@ -313,6 +343,7 @@ class Door:
                     tenant=arrival.client,
                     reuse=prompt.reuse,
                     grammar=grammar,
+                    end_token_ids=ends,
                 )
                 for index, prompt in enumerate(prompts)
             ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from duetto.core.sampling_params import SamplingParams
+from duetto.engine.infill import ExtraFile
 from duetto.engine.tool_rules import ToolRules
 from duetto.server.apis.prompts import GivenPrompt
 
@@ -57,6 +58,15 @@ class AskedChat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskedMiddle:
+    """Each prompt is what stands before a hole, and the answer what fills it."""
+
+    suffix: str  # what stands behind it
+    files: Sequence[ExtraFile] = ()
+    field: str = "suffix"  # what asks for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskedPrompts:
     """Texts, ids or segments, each to be answered."""
 
@@ -65,4 +75,5 @@ class AskedPrompts:
     body: Any = None  # as it was read: what the translator repeats of it
     add_special_tokens: bool = True
     echo: bool = False  # each answer begins with its prompt ...
+    middle: AskedMiddle | None = None
     echo_tokens: bool = False  # ... and shows where each of its tokens begins

@@ -7,11 +7,12 @@ from typing import Any
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import StructuredOutputsParams
-from duetto.server.apis.asked import Asked
+from duetto.server.apis.asked import Asked, AskedMiddle
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
     SamplingRequest,
+    SegmentedPrompt,
     StreamOptions,
 )
 from duetto.server.apis.structured import Schema, constraint_names, structured_outputs
@@ -61,6 +62,23 @@ def completion_asked(request: CompletionRequest, defaults: Mapping[str, Any]) ->
         asked["prompt_logprobs"] = request.logprobs
     usual = defaults.get("max_tokens", COMPLETION_MAX_TOKENS)
     return replace(_asked(request, asked, {}), default_max_tokens=usual, is_scored_by_choice=True)
+
+
+def middle_of(request: CompletionRequest) -> AskedMiddle | None:
+    """What `suffix` asks. Raises ApiError 400 for what does not go with it."""
+    if not request.suffix:
+        return None
+    prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+    others = {
+        "echo": request.echo,
+        "reuse": request.reuse,
+        "truncate_prompt_tokens": request.truncate_prompt_tokens,
+        "prompt.segments": any(isinstance(each, SegmentedPrompt) for each in prompts),
+    }
+    for name, value in others.items():
+        if value:
+            raise invalid(name, "does not go with suffix; leave one of the two out")
+    return AskedMiddle(suffix=request.suffix)
 
 
 def chat_asked(request: ChatRequest, defaults: Mapping[str, Any]) -> Asked:
