@@ -173,7 +173,11 @@ MESSAGE = {**CHAT, "max_tokens": 8}
     ],
     ids=str,
 )  # fmt: skip
-def test_a_schema_that_allows_nothing_is_told_alike_everywhere(client, path, body, param):
+def test_a_schema_that_allows_nothing_is_told_alike_everywhere(
+    client, path, body, param, monkeypatch
+):
+    monkeypatch.setattr("duetto.grammars.compile.LOCATING_S", 600.0)
+
     def message(given):
         reply = client.post(path, json=given)
         assert reply.status_code == 400, reply.text

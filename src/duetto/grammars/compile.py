@@ -210,7 +210,10 @@ class CompiledGrammars:
             return _IMPOSSIBLE in engine.get_error()
 
         work = partial(contradiction, schema, allows_nothing)
-        return ImpossibleSchema(error.field, self._in_time(work, error.field).message)
+        try:
+            return ImpossibleSchema(error.field, self._in_time(work, error.field).message)
+        except InvalidRequest:  # too busy for it
+            return error
 
     def _in_time(self, work: Callable[[], T], field: str) -> T:
         """What a thread of its own makes of it. One that takes too long is left to end by its

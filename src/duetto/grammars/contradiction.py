@@ -3,7 +3,7 @@
 Asks one question of whoever compiles schemas: does this one allow nothing? Knows no library.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from duetto.grammars.json_schema import SchemaPath, shown_place
@@ -50,11 +50,31 @@ def contradiction(schema: Any, allows_nothing: AllowsNothing) -> Contradiction:
             fewer = {other: value for other, value in own.items() if other != name}
             if is_empty(fewer):
                 own = fewer
+        own = _narrowed(own, is_empty)
         within = next((at for at, one in _within(own, definitions) if is_empty(one)), None)
         if within is None:
             return Contradiction(path, tuple(own))
         path, schema = _entered(path, schema, definitions, within)
     return Contradiction(path, ())
+
+
+def _narrowed(schema: dict[str, Any], is_empty: AllowsNothing) -> dict[str, Any]:
+    """With as few required properties as still allow nothing, so that each of hundreds need not be
+    asked for."""
+    properties, names = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, Mapping) or not isinstance(names, list):
+        return schema
+    while len(names) > 1:
+        half = len(names) // 2
+        parts = [
+            {**schema, "properties": _some(properties, some), "required": some}
+            for some in (names[:half], names[half:])
+        ]
+        narrower = next((part for part in parts if is_empty(part)), None)
+        if narrower is None:
+            break
+        schema, names = narrower, narrower["required"]
+    return schema
 
 
 def _within(
@@ -103,7 +123,7 @@ def _at(value: Any, path: SchemaPath) -> Any:
     return value
 
 
-def _some(schema: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _some(schema: Any, names: Iterable[Any]) -> dict[str, Any]:
     if not isinstance(schema, Mapping):
         return {}
-    return {name: schema[name] for name in names if name in schema}
+    return {name: schema[name] for name in names if isinstance(name, str) and name in schema}
