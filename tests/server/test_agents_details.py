@@ -15,6 +15,7 @@ from duetto.core.structured import Grammar
 from duetto.dialects.choose import choose_dialects
 from duetto.engine.speech import Speech
 from duetto.engine.tool_rules import ToolRules
+from duetto.grammars.compile import CompiledGrammars
 from duetto.server.apis.responses.store import ResponseStore
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
@@ -213,6 +214,32 @@ def test_what_no_grammar_can_hold_is_refused_only_where_it_must_be_held():
     tools = [{"type": "function", "function": function}]
     assert speech.plan(ToolRules(tools=tools), "", SamplingParams()).grammar is None
     with pytest.raises(InvalidRequest, match="tools"):
+        speech.plan(ToolRules(tools=tools, is_required=True), "", SamplingParams())
+
+
+def test_many_tools_are_one_grammar_that_is_kept(monkeypatch):
+    """Not one for each tool: hundreds would push each other out of what is kept. And what is not
+    supported is found out once, not with every request of a conversation."""
+    compiled = list[str]()
+    compile_ = CompiledGrammars._compile
+
+    def count(self, grammar, field):
+        compiled.append(grammar.text)
+        return compile_(self, grammar, field)
+
+    monkeypatch.setattr(CompiledGrammars, "_compile", count)
+    speech = Speech(choose_dialects(None, tool_call_parser="hermes"), grammars=make_grammars())
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": {}}} for i in "abc"]
+    for _ in range(2):
+        assert speech.plan(ToolRules(tools=tools), "", SamplingParams()).grammar is not None
+        assert len(compiled) == 1
+    odd = {"type": "object", "properties": {"a": {"not": {}}}}
+    tools.append({"type": "function", "function": {"name": "odd", "parameters": odd}})
+    made = [speech.plan(ToolRules(tools=tools), "", SamplingParams()).grammar for _ in range(2)]
+    assert made[0] == made[1] is not None
+    # Before; all; two schemas, as three are the same; and all, with any arguments of the odd one.
+    assert len(compiled) == len({*compiled}) == 1 + 1 + 2 + 1
+    with pytest.raises(InvalidRequest, match=r"tools\[3\].function.parameters: #/properties/a/not"):
         speech.plan(ToolRules(tools=tools, is_required=True), "", SamplingParams())
 
 

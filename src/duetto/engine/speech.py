@@ -6,7 +6,9 @@ Both doors, the server and LLM, ask here. Knows no HTTP, no tokens and no librar
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from duetto.core.errors import InvalidRequest
@@ -165,7 +167,6 @@ class Speech:
             return None
         if output is None and calls.begins_line and not rules.is_required:
             return None  # only where a line begins is it a call
-        tools = self._supported(rules, tenant)
         if output is not None and _is_json(output):
             self.grammars.make(output, tenant)  # what is wrong with it alone is told in its name
         schema = None if output is None else _schema_of(output)
@@ -174,12 +175,17 @@ class Speech:
             is_open = reasoning.is_open(prompt)
             marks = ReasoningMarks(reasoning.openings[0], reasoning.closings[0], is_open)
 
-        def start(lark: LarkWriter) -> str:
+        def start(tools: Sequence[CallableTool], lark: LarkWriter) -> str:
             expression = self._expression(lark, calls, rules, tools, schema)
             return expression if marks is None else reasoning_first(lark, marks, expression)
 
+        if calls.form.arguments is None:  # then the whole has all that each schema says
+            every = [CallableTool(tool.name, tool.parameters) for tool in rules.schemas]
+            with suppress(InvalidRequest):  # which of them it is, and what is wrong with it:
+                return self.grammars.write(partial(start, every), "tools", tenant)
+        tools = self._supported(rules, tenant)
         try:
-            return self.grammars.write(start, "tools", tenant)
+            return self.grammars.write(partial(start, tools), "tools", tenant)
         except InvalidRequest as error:
             if rules.is_required or rules.strict or schema is not None:
                 raise

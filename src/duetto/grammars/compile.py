@@ -40,6 +40,7 @@ LOCATING_S = 1.0  # of a search for what contradicts itself in a schema
 MAX_LOCATED = 2**15  # characters of a schema that is searched
 MAX_TRIED = 8  # tokens of an answer, when it is compiled
 MAX_KEPT = 256  # grammars
+MAX_REFUSED = 1024  # of which it is known that they are
 MAX_KEPT_BYTES = 8 * 2**20  # of their texts; compiled they are many times as large
 LIMITS = {
     "max_items_in_row": 20_000,
@@ -102,6 +103,7 @@ class CompiledGrammars:
         self._loaded: tuple[Vocabulary, LLTokenizer, Ways] | None = None
         self._kept: dict[str, _Compiled] = {}
         self._sizes: TenantLru[str] = TenantLru()
+        self._refused: dict[str, tuple[type[InvalidRequest], str]] = {}  # and in which words
 
     def make(self, asked: StructuredOutputsParams, tenant: bytes = b"") -> Grammar:
         """Raises InvalidRequest for what no answer can be, or what is not supported, with its
@@ -160,8 +162,12 @@ class CompiledGrammars:
             if key in self._kept:
                 self._sizes.touch(key)
                 return self._kept[key].grammar
+            refused = self._refused.get(key)
+        if refused is not None:
+            kind, message = refused
+            raise kind(field, message)
         grammar = Grammar(text, key)
-        compiled = self._in_time(lambda: self._compile(grammar, field), field)
+        compiled = self._in_time(lambda: self._compile_or_note(grammar, field), field)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = compiled
@@ -172,6 +178,17 @@ class CompiledGrammars:
                 self._sizes.remove(victim)
                 del self._kept[victim]
         return grammar
+
+    def _compile_or_note(self, grammar: Grammar, field: str) -> _Compiled:
+        """Clients send what is refused with every request of a conversation."""
+        try:
+            return self._compile(grammar, field)
+        except InvalidRequest as error:
+            with self._lock:
+                self._refused[grammar.key] = type(error), error.message
+                if len(self._refused) > MAX_REFUSED:
+                    del self._refused[next(iter(self._refused))]
+            raise
 
     def _compile(self, grammar: Grammar, field: str) -> _Compiled:
         _, tokenizer, ways = self._load()
