@@ -136,7 +136,7 @@ MIXED: dict[str, Any] = {
     "properties": {
         "city": {"type": "string"},
         "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        "unit": {"$ref": "#/$defs/Unit"},
+        "unit": {"$ref": "#/$defs/U~0n~1t"},
         "mode": {"const": "fast"},
         "level": {"enum": ["low", None]},
         "from": {"type": ["string", "null"]},
@@ -144,10 +144,10 @@ MIXED: dict[str, Any] = {
         "where": {"$ref": "#/$defs/Place"},
         "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
     },
-    "required": ["unit", "mode", "level", "where"],
-    "additionalProperties": False,
+    "required": ["unit", "mode", "level", "where", "count"],  # one is not among the properties
+    "additionalProperties": {"type": "integer"},
     "$defs": {
-        "Unit": {"type": "string", "enum": ["C", "F"]},
+        "U~n/t": {"type": "string", "enum": ["C", "F"]},
         "Place": {
             "type": "object",
             "properties": {"name": {"type": "string"}, "x": {"type": "number"}},

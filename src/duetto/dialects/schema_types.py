@@ -14,7 +14,8 @@ _TYPES |= {list: "array", dict: "object", type(None): "null"}
 def parameter_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     """The types that a tool's parameter may have; only strings if nothing is said."""
     properties = schema.get("properties")
-    parameter = properties.get(name) if isinstance(properties, Mapping) else None
+    others = schema.get("additionalProperties")
+    parameter = properties.get(name, others) if isinstance(properties, Mapping) else others
     return frozenset(_types(parameter, schema)) or frozenset({"string"})
 
 
@@ -64,7 +65,8 @@ def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
         return None
     at: Any = root
     for part in reference[2:].split("/"):
-        at = at.get(part) if isinstance(at, Mapping) else None
+        name = part.replace("~1", "/").replace("~0", "~")
+        at = at.get(name) if isinstance(at, Mapping) else None
     return at
 
 

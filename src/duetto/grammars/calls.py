@@ -149,6 +149,8 @@ def _members(
     properties, required = schema.get("properties", {}), schema.get("required", ())
     if not isinstance(properties, Mapping):
         raise InvalidRequest(field, "properties must be an object")
+    others = schema.get("additionalProperties", {})
+    properties = {**properties, **{name: others for name in required if name not in properties}}
     # From the last to the first: what follows depends on whether anything stands before it.
     first, later = '""', '""'
     for name, given in reversed([*properties.items()]):
@@ -236,7 +238,8 @@ def _types(leaf: Mapping[str, Any]) -> set[str]:
 def _referred(reference: Any, root: Mapping[str, Any]) -> Any:
     at: Any = root
     for part in str(reference).removeprefix("#/").split("/"):
-        at = at.get(part) if isinstance(at, Mapping) else None
+        name = part.replace("~1", "/").replace("~0", "~")
+        at = at.get(name) if isinstance(at, Mapping) else None
     return at
 
 
