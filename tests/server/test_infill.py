@@ -1,5 +1,6 @@
-"""`suffix` of completions: what reaches the engine, what comes back, what is refused."""
+"""`suffix` of completions, and llama.cpp's `/infill`: what runs, comes back, and is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -139,3 +140,109 @@ def test_a_model_without_the_tokens_says_so():
         assert error["param"] == "suffix"
         assert "this model's tokenizer has no tokens" in error["message"]
         assert CONFIG.max_model_len == 512  # which the cases above count with
+
+
+# --- llama.cpp's own route -----------------------------------------------------------------------
+
+INFILL = "/infill"
+MIDDLE = ("mid", "eos", "")
+
+
+def infill(**more):
+    return {"input_prefix": "ab", "input_suffix": "yz", "n_predict": 8, **more}
+
+
+def streamed(client, given) -> list[dict]:
+    reply = client.post(INFILL, json={**given, "stream": True})
+    assert reply.status_code == 200, reply.text
+    events = reply.text.split("\n\n")
+    assert events.pop() == "" and all(event.startswith("data: ") for event in events)
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def test_llamacpps_reply(made, client):
+    reply = post(client, INFILL, infill())
+    assert made[1].prompts == [prompt_of("ab", "yz")]
+    assert (reply["content"], reply["stop"], reply["stop_type"]) == ("mid", True, "eos")
+    counts = ("tokens_predicted", "tokens_evaluated", "tokens_cached", "truncated", "tokens")
+    assert [reply[name] for name in counts] == [4, 7, 0, False, []]
+    assert (reply["model"], reply["has_new_line"], reply["stopping_word"]) == (MODEL, False, "")
+    assert reply["generation_settings"]["n_predict"] == 8
+    assert reply["timings"]["predicted_n"] == 4
+    assert "ab" in reply["prompt"]
+
+
+def test_llamacpps_stream(client):
+    *events, last = streamed(client, infill())
+    assert "".join(event["content"] for event in [*events, last]) == "mid"
+    assert not any(event["stop"] for event in events) and last["stop"]
+    assert [i for event in [*events, last] for i in event["tokens"]] == [*b"mid", 256]
+    assert (last["stop_type"], last["tokens_predicted"], last["tokens_evaluated"]) == ("eos", 4, 7)
+
+
+def test_what_stands_before_and_other_files(made, client):
+    extra = [{"filename": "a.py", "text": "x"}, {"text": "y"}]
+    post(client, INFILL, infill(prompt="cd", input_extra=extra))
+    post(client, INFILL, infill(input_prefix="", input_suffix="", input_extra=[]))
+    files = (FILE, *b"a.py\nx", FILE, *b"tmp\ny", FILE, *b"filename\n")
+    assert made[1].prompts == [(*files, *prompt_of("abcd", "yz")), prompt_of("", "")]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"n_predict": 2}, ("mi", "limit", "")),
+        ({"stop": ["d"]}, ("mi", "word", "d")),
+        ({"stop": "d"}, ("mi", "word", "d")),
+        ({"n_predict": -1, "seed": -1, "stop": [], "id_slot": 0, "cache_prompt": True}, MIDDLE),
+        ({"temperature": 0, "top_k": 40, "top_p": 0.9, "min_p": 0, "repeat_penalty": 1.1}, MIDDLE),
+        ({"n_indent": 0, "t_max_predict_ms": 0, "samplers": [], "model": MODEL}, MIDDLE),
+    ],
+)
+def test_its_names_of_sampling(client, more, said):
+    reply = post(client, INFILL, infill(**more))
+    assert (reply["content"], reply["stop_type"], reply["stopping_word"]) == said
+
+
+def test_its_fields_are_chosen_by_the_client(client):
+    fields = ["content", "timings/predicted_n", "gone", "timings/gone", "content/x"]
+    reply = post(client, INFILL, infill(response_fields=fields, return_tokens=True))
+    assert reply == {"content": "mid", "timings/predicted_n": 4}
+    assert post(client, INFILL, infill(return_tokens=True))["tokens"] == [*b"mid", 256]
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "words"),
+    [
+        ({"input_prefix": None}, "input_prefix", "Expected"),
+        ({"input_suffix": 3}, "input_suffix", "Expected"),
+        ({"input_extra": {}}, "input_extra", "Expected"),
+        ({"input_extra": [{"filename": "a"}]}, "input_extra[0].text", "is required"),
+        ({"input_extra": [{"text": "a", "path": "b"}]}, "input_extra[0].path", "not a known field"),
+        ({"prompt": ["a"]}, "prompt", "Expected"),
+        ({"n_predict": 0}, "n_predict", "1"),
+        ({"n_predict": -2}, "n_predict", "1"),
+        ({"n_predict": 10**9}, "n_predict", "512 tokens"),
+        ({"repeat_penalty": -1}, "repeat_penalty", ""),
+        ({"temperature": -1}, "temperature", ""),
+        ({"logit_bias": {"900": 1}}, "logit_bias", "outside the vocabulary"),
+        ({"n_indent": 4}, "n_indent", "accepted: 0"),
+        ({"samplers": ["top_k"]}, "samplers", "accepted: []"),
+        ({"t_max_predict_ms": 500}, "t_max_predict_ms", "accepted: 0"),
+        ({"n_probs": 3}, "n_probs", "accepted: 0"),
+        ({"response_fields": "content"}, "response_fields", "Expected"),
+        ({"input_suffix": "x" * 600}, "input_prefix", "512 tokens"),
+        ({"input_extra": [{"text": "x" * 600}]}, "input_prefix", "512 tokens"),
+        ({"inputs": "x"}, "inputs", "is not a known field"),
+    ],
+)
+def test_what_is_wrong_with_an_infill_is_named(client, more, param, words):
+    error = refusal(client, infill(**more), INFILL)
+    assert error["param"] == param and words in error["message"], error
+
+
+def test_an_infill_of_a_model_without_the_tokens():
+    with TestClient(make_app(SpeakingExecutor("ok"))[0]) as client:
+        error = refusal(client, infill(), INFILL)
+        assert error["param"] == "input_suffix"
+        assert "this model's tokenizer has no tokens" in error["message"]

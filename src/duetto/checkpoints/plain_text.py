@@ -5,6 +5,7 @@ markers that we put.
 import json
 import secrets
 from collections.abc import Collection
+from typing import Any
 
 import tokenizers
 
@@ -18,18 +19,21 @@ class PlainText:
         """A copy of the tokenizer, which reads the special tokens, and those of `apart`, as the
         characters that spell them. Takes as long as loading it."""
         whole = json.loads(tokenizer.to_str())
-        vocabulary = whole["model"].get("vocab") or {}
-        known = vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
-        kept, secret = [], secrets.token_hex(16)
+        hidden = {
+            token["content"]
+            for token in whole["added_tokens"]
+            if token["special"] or token["content"] in apart
+        }
+        secret = secrets.token_hex(16)  # nobody can spell it
+        names = {content: f"\0{secret}{place}\0" for place, content in enumerate(sorted(hidden))}
+        _rename_pieces(whole["model"], names)
+        kept = []
         for token in whole["added_tokens"]:
-            if token["special"] or token["content"] in apart:
-                if token["content"] in known:
-                    continue
-                # The library counts: without it those behind it would have other ids.
-                token["content"] = f"\0{secret}{token['id']}\0"
-            kept.append(token)
+            # They stay, or those behind them had other ids; but for some of the vocabulary.
+            if token["content"] not in hidden or token["content"] in names:
+                kept.append(token | {"content": names.get(token["content"], token["content"])})
         whole |= {"added_tokens": kept, "post_processor": None}
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(whole))
+        self._tokenizer = call(tokenizers.Tokenizer.from_str, json.dumps(whole))
         self._anchor = self._ids(_ANCHOR)
         self._puts_a_space = self._ids("a") != self._behind_anchor("a")
 
@@ -45,3 +49,19 @@ class PlainText:
     def _behind_anchor(self, text: str) -> list[int]:
         ids, count = self._ids(_ANCHOR + text), len(self._anchor)
         return ids[count:] if ids[:count] == self._anchor else self._ids(text)
+
+
+def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Pieces of the vocabulary that are to be spelled no more. What stands for the unknown does so
+    whatever a text spells, and so does what is made of other pieces: both stay, and `names` without
+    them."""
+    vocabulary: Any = model.get("vocab") or {}
+    stay = {"".join(pair) for pair in model.get("merges") or ()} | {model.get("unk_token")}
+    if not isinstance(vocabulary, dict) and (unknown := model.get("unk_id")) is not None:
+        stay.add(vocabulary[unknown][0])
+    for name in [name for name in names if name in stay]:
+        del names[name]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(piece, piece): i for piece, i in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]

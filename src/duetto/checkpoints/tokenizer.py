@@ -124,15 +124,18 @@ class Tokenizer:
     def encode_plain(self, text: str, apart: frozenset[str], *, begins: bool = True) -> list[int]:
         """The ids of a text in which nothing is a special token, nor one of `apart`."""
         _check_unicode(text)
-        with self._plain_lock:
-            if self._plain is None:
-                self._plain = PlainText(self._tokenizer, apart)
         try:
-            return self._plain.encode(text, begins=begins)
+            with self._plain_lock:
+                if self._plain is None:
+                    self._plain = PlainText(self._tokenizer, apart)
+            ids = self._plain.encode(text, begins=begins)
         except LibraryError as error:
             raise InvalidRequest(
                 "prompt", f"this model's tokenizer cannot encode the text: {error}"
             ) from error
+        if self.tokens_without_row:
+            self._check_rows(ids)
+        return ids
 
     def token_id(self, token: str) -> int | None:
         """None also for a token that the model has no row for."""

@@ -59,6 +59,7 @@ from duetto.server.http.paths import refused_by_routing
 from duetto.server.http.places import client_of
 from duetto.server.http.presence import while_connected
 from duetto.server.http.text_work import TextWork
+from duetto.server.infill_api import InfillApi
 from duetto.server.messages_api import MessagesApi
 from duetto.server.observe.journal import Journal
 from duetto.server.observe.metrics import Metrics
@@ -98,8 +99,10 @@ def create_app(
     answering = Answering(codec, config, settings, relay, work, grammars, speech)
     api = Api(answering, metrics)
     render = RenderApi(answering, api.read_completion, api.read_chat)
-    others = MessagesApi(answering), ResponsesApi(answering), EmbeddingsApi(answering)
-    apis = (api, render, *others)
+    apis = (
+        *(api, render, MessagesApi(answering), ResponsesApi(answering)),
+        *(EmbeddingsApi(answering), InfillApi(answering)),
+    )
     cache = CacheApi(answering, metrics)
     questions = Questions(relay, settings, roof_time)
     status = ServerStatus(relay, config, settings)
