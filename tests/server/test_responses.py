@@ -35,7 +35,7 @@ def test_a_text_is_one_message():
     usage = reply["usage"]
     assert usage["output_tokens"] == 9
     assert usage["total_tokens"] == usage["input_tokens"] + 9
-    assert usage["input_tokens_details"] == {"cached_tokens": 0}
+    assert usage["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
 
 
 def test_the_limit_makes_it_incomplete():

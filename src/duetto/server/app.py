@@ -207,6 +207,7 @@ class Api:
                 "count": len(tokens),
                 "max_model_len": self._config.max_model_len,
                 "tokens": tokens,
+                "token_strs": None,
             }
             if wire.return_token_strs:
                 shown = bytes_in_place(self._codec, tokens)

@@ -323,7 +323,8 @@ def _steps_of(answer: WholeAnswer) -> Iterator[AnswerStep]:
 def responses_usage(usage: Usage, num_reasoning: int) -> Json:
     return {
         "input_tokens": usage.num_prompt,
-        "input_tokens_details": {"cached_tokens": usage.num_cached},
+        # No token is billed for being written to the cache; openai's types need the field.
+        "input_tokens_details": {"cached_tokens": usage.num_cached, "cache_write_tokens": 0},
         "output_tokens": usage.num_output,
         "output_tokens_details": {"reasoning_tokens": num_reasoning},
         "total_tokens": usage.num_prompt + usage.num_output,
