@@ -11,10 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
 MODEL = sys.argv[2] if len(sys.argv) > 2 else "duetto-demo"
+ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "Will it rain in Riga?"
 CITY = {
     "type": "object",
