@@ -105,7 +105,7 @@ def create_app(
     )
     cache = CacheApi(answering, metrics)
     questions = Questions(relay, settings, roof_time)
-    status = ServerStatus(relay, config, settings)
+    status = ServerStatus(relay, codec, config, settings)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""/load, /server_info, /props and /slots: true figures, and nothing of other tenants."""
+"""/load, /server_info, /tokenizer_info, /props, /slots: true, and nothing of other tenants."""
 
 import threading
 
@@ -135,6 +135,13 @@ def test_props_show_the_models_own_sampling():
     with TestClient(make_app(SpeakingExecutor("ok"), default_sampling=own)[0]) as client:
         params = get(client, "/props")["default_generation_settings"]["params"]
     assert (params["temperature"], params["top_k"]) == (0.25, 7)
+
+
+def test_the_tokenizer_is_told_as_evaluations_read_it(idle):
+    told = get(idle, "/tokenizer_info")
+    assert told["eos_token"] == "<end>" and told["bos_token"] is None
+    assert told["model_max_length"] == CONFIG.max_model_len
+    assert told["chat_template"] == "" and told["tokenizer_class"]
 
 
 def test_the_server_tells_what_it_was_told(idle):

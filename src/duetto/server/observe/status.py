@@ -1,9 +1,11 @@
-"""The routes that tell how the server stands, under the names that users of vLLM (/load), of SGLang
-(/server_info) and of llama.cpp (/props, /slots) know. All that is told is true; they tell more.
+"""The routes that tell how the server stands, under the names that users of vLLM (/load,
+/tokenizer_info), of SGLang (/server_info) and of llama.cpp (/props, /slots) know. All that is told
+is true; they tell more.
 
 Of other tenants' requests one learns that they run, and nothing else.
 """
 
+import asyncio
 from itertools import islice
 
 from starlette.requests import Request
@@ -12,6 +14,7 @@ from starlette.routing import Route
 
 from duetto.core.config import SchedulerConfig
 from duetto.core.sampling_params import SamplingParams
+from duetto.core.text import TextCodec
 from duetto.server.http.errors import json_response, overloaded
 from duetto.server.http.json_parts import Json
 from duetto.server.observe.history import Running
@@ -32,8 +35,11 @@ _SAMPLING = (
 class ServerStatus:
     """The handlers, one method each."""
 
-    def __init__(self, relay: Relay, config: SchedulerConfig, settings: ServerSettings) -> None:
+    def __init__(
+        self, relay: Relay, codec: TextCodec, config: SchedulerConfig, settings: ServerSettings
+    ) -> None:
         self._relay = relay
+        self._codec = codec
         self._config = config
         self._settings = settings
 
@@ -42,6 +48,7 @@ class ServerStatus:
             Route("/load", self.load),
             Route("/v1/load", self.load),
             Route("/server_info", self.server_info),
+            Route("/tokenizer_info", self.tokenizer_info),
             Route("/props", self.props),
             Route("/slots", self.slots),
         ]
@@ -80,6 +87,22 @@ class ServerStatus:
                 "enable_prefix_caching": config.enable_prefix_caching,
                 "enable_chunked_prefill": config.enable_chunked_prefill,
                 "max_drafts": dict(settings.max_drafts),
+            }
+        )
+
+    async def tokenizer_info(self, _: Request) -> Response:
+        """What an evaluation needs to count and render as this server does, with /tokenize."""
+        codec = self._codec
+        before = codec.encode_apart("x")[0]
+        eos = min(codec.eos_token_ids, default=None)
+        facts = await asyncio.to_thread(codec.chat_template_facts)  # may render the template
+        return json_response(
+            {
+                "tokenizer_class": type(codec).__name__,
+                "model_max_length": self._config.max_model_len,
+                "bos_token": codec.token_text(before[0]) if before else None,
+                "eos_token": None if eos is None else codec.token_text(eos),
+                "chat_template": None if facts is None else facts.source,
             }
         )
 
