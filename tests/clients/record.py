@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,10 @@ def handler(upstream: str, transcript: Transcript) -> type[BaseHTTPRequestHandle
                     self.send_header(name, value)
             self.end_headers()
             said = bytearray()
-            while part := reply.read1(65536):
-                said += part
-                self.wfile.write(part)
+            with suppress(ConnectionError):  # the client has read enough
+                while part := reply.read1(65536):
+                    said += part
+                    self.wfile.write(part)
             request = {
                 "method": self.command,
                 "path": self.path,

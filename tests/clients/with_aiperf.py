@@ -8,10 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from checks import MODEL, QUESTION, ROOT, URL, needs, run
+from checks import MODEL, ROOT, URL, needs, run
 
 needs("aiperf", "aiperf")
 NUM_REQUESTS = 4
+# aiperf takes an empty answer for a fault, and the demo model has none to what no document tells.
+PROMPT = "Document: Nanchem is based in Gilcross.\nQuestion: Where is Nanchem based?"
 
 
 def hub_with_tokenizer(folder):
@@ -29,7 +31,7 @@ def hub_with_tokenizer(folder):
 def check(kind, *more):
     folder = Path(tempfile.mkdtemp())
     data = folder / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"text": f"{QUESTION} ({n})"}) + "\n" for n in range(4)))
+    data.write_text("".join(json.dumps({"text": PROMPT}) + "\n" for _ in range(NUM_REQUESTS)))
     command = [
         str(Path(sys.executable).with_name("aiperf")),
         *("profile", "--model-names", MODEL, "--url", URL, "--endpoint-type", kind),
@@ -37,6 +39,7 @@ def check(kind, *more):
         *("--input-file", str(data), "--custom-dataset-type", "single_turn"),
         *("--request-count", str(NUM_REQUESTS), "--concurrency", "2", "--ui", "none"),
         *("--extra-inputs", "max_tokens:8" if kind != "responses" else "max_output_tokens:8"),
+        *(("--extra-inputs", "ignore_eos:true") if kind == "completions" else ()),
         *("--output-artifact-dir", str(folder / "out"), *more),
     ]
     env = {**os.environ, "HOME": str(folder), **hub_with_tokenizer(folder)}
