@@ -2,6 +2,7 @@
 # Every client beside this file, each in an environment of its own (.demo/clients), against a server
 # of the demo model with a template that takes tools. Needs the registries; npm only if it is there.
 #     run.sh [NAME ...]        default: all, e.g. `run.sh openai node`
+#     run.sh peers             tests of other servers, by name; writes docs/peers-tests.md
 # With RECORD=1 what they send is written to tests/clients/transcripts (see record.py).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -53,6 +54,10 @@ PY
 
 run_client() {
     name=$1
+    if [ "$name" = peers ]; then
+        "$root/.venv/bin/python" "$here/peers.py" "$target" --write "$root/docs/peers-tests.md"
+        return
+    fi
     if [ "$name" = node ]; then
         command -v npm >/dev/null || { echo "node: skipped, no npm"; return 0; }
         mkdir -p "$work/node"
