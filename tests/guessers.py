@@ -61,6 +61,27 @@ class Tally:
         return self.num_verified - self.num_accepted
 
 
+class TakesAll(Tally):
+    """A policy that asks nobody, and verifies what there is."""
+
+    is_on = True
+
+    def choose(
+        self,
+        candidates: Sequence[Candidate],
+        shape: BatchShape,
+        room: int,
+        limit_s: float | None = None,
+    ) -> Mapping[str, int]:
+        return {request.request_id: len(drafts) for request, drafts in candidates}
+
+    def ask(self, planned: Sequence[Planned]) -> Mapping[str, Ask]:
+        return {}
+
+    def forget(self, request: Request) -> None:
+        pass
+
+
 class Eager(Tally):
     """A policy that asks for up to `most` drafts and verifies what it gets, mostly: how many, and
     which proposer is asked, are drawn."""

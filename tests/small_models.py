@@ -103,6 +103,7 @@ class Model:
         clock: Callable[[], float] = monotonic,
         tiers: TierRoom | None = None,
         masks: Masks | None = None,
+        grammar_drafts: DraftPolicy | None = None,
         **options: Any,
     ) -> Engine:
         """`executor` makes of the runner what the engine gets."""
@@ -113,7 +114,7 @@ class Model:
             *(proposers, depth, tiers, masks),
         )
         step_time = None if step_times is None else step_times.late_time
-        scheduler = Scheduler(config, step_time, drafts, _tiers(tiers))
+        scheduler = Scheduler(config, step_time, drafts, _tiers(tiers), grammar_drafts)
         return Engine(scheduler, executor(runner), decode, clock, step_times, depth)
 
     def room(self, num_slots: int, disk: DiskTier | None = None) -> TierRoom:

@@ -48,6 +48,7 @@ from duetto.runner.masks import Masks
 from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
+from duetto.scheduler.grammar_drafts import GrammarDrafts
 from duetto.scheduler.guarded_drafts import GuardedDrafts
 from duetto.scheduler.scheduler import Scheduler
 from duetto.scheduler.thinking import Thinking
@@ -259,7 +260,8 @@ def make_engine(
     with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
     times, thinking = LearnedStepTime(step_time, look_share(loaded.program)), Thinking(perf_counter)
     policy, tiers = _draft_policy(loaded, times, thinking), _tiers(loaded, times)
-    scheduler = Scheduler(config, times.late_time, policy, tiers)
+    of_grammars = GuardedDrafts(GrammarDrafts(times.row_times))
+    scheduler = Scheduler(config, times.late_time, policy, tiers, of_grammars)
     return Engine(scheduler, loaded.runner, decode=decode, step_times=times, thinking=thinking)
 
 

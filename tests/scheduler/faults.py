@@ -610,8 +610,8 @@ ACCEPTED = [
         "r.num_outputs_left > 1",
         "True",
     ),
-    Fault("drafts beyond the budget", "speculate", "len(proposed), room)", "len(proposed))"),
-    Fault("each draft has the whole room", "speculate", "        room -= count\n", ""),
+    Fault("drafts beyond the budget", "speculate", "min(count, self.num_left)", "count"),
+    Fault("each draft has the whole room", "speculate", "        self.num_left -= count\n", ""),
     Fault(
         "drafts without blocks",
         "speculate",
@@ -648,9 +648,7 @@ ACCEPTED = [
         "        request.num_sent_tokens = 0\n",
         "",
     ),
-    Fault(
-        "the policy is not told of ends", "scheduler", "        self._drafts.forget(request)\n", ""
-    ),
+    Fault("the policy is not told of ends", "scheduler", "policy.forget(request)", "pass"),
 ]
 
 IN_FLIGHT = [
@@ -723,8 +721,8 @@ IN_FLIGHT = [
     Fault(
         "drafts beside a placeholder",
         "speculate",
-        "if r.drafts and item.rows and not r.num_pending_tokens and",
-        "if r.drafts and item.rows and",
+        "        and not r.num_pending_tokens\n",
+        "",
     ),
     Fault(
         "drafts asked for beside two unknown tokens",

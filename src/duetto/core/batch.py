@@ -131,6 +131,7 @@ class ScheduledRequest(NamedTuple):
     look: Look | None = None  # what else it is to tell
     # The last of token_ids is to be pooled, in place of rows: its hidden state is the result.
     pooling: PoolingParams | None = None
+    has_grammar_drafts: bool = False  # its drafts come of its grammar, and not of a proposer
 
     @property
     def end(self) -> int:
@@ -225,6 +226,7 @@ class RequestResult(NamedTuple):
     error: str | None = None  # what may be shown; the others are empty then
     looked: tuple[float, ...] = ()  # what a Look asked for, in the order of the positions
     embedding: bytes = b""  # numbers of 4 bytes: fp32, little-endian
+    grammar_drafts: tuple[int, ...] = ()  # for the next step: what the grammar makes follow
 
 
 class StepOutput(NamedTuple):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NamedTuple
 
+GRAMMAR = "grammar"  # the method of drafts that a grammar makes follow: nobody is asked for them
+
 
 class DraftCount(NamedTuple):
     num_proposed: int = 0
@@ -72,13 +74,16 @@ NO_CHAINS = Chains()
 class StepDrafts(NamedTuple):
     """What one step did with drafts."""
 
-    verified: Chains = NO_CHAINS
+    verified: Chains = NO_CHAINS  # of proposers: what they are counted by
     num_asked: int = 0  # requests for which it proposed drafts for the next step
     drafting_s: float = 0.0  # what that took
     verifying_s: float | None = None  # price of the step, minus that without drafts; None: no price
+    of_grammars: Chains = NO_CHAINS  # and those that grammars made follow
 
-    def taken_back(self, chain: Chains, count: int) -> "StepDrafts":
+    def taken_back(self, chain: Chains, count: int, *, of_grammar: bool = False) -> "StepDrafts":
         """The same, where one of its chains has `count` accepted drafts fewer."""
+        if of_grammar:
+            return self._replace(of_grammars=self.of_grammars.taken_back(chain, count))
         return self._replace(verified=self.verified.taken_back(chain, count))
 
 
@@ -98,18 +103,19 @@ class Speculation:
     verifying_s: float | None = None  # its share of what drafts added to steps; None: no prices
     saved_s: float | None = None  # by how much it was done earlier, by the steps' prices
     last_chain: Chains = NO_CHAINS  # that was verified, ...
-    _last_method: str = ""  # ... whose it was ...
+    last_method: str = ""  # ... whose it was ...
     _last_gain_s: float = 0.0  # ... and what each of its accepted drafts saved
 
     @property
     def total(self) -> DraftCount:
         return self.chains.total
 
-    def add_chain(self, chain: Chains) -> None:
-        """One more step verified drafts of the method that was asked last."""
+    def add_chain(self, chain: Chains, method: str | None = None) -> None:
+        """One more step verified drafts of a method, by default the one that was asked last."""
+        method = self.asked if method is None else method
         self.chains = self.chains.plus(chain)
-        self.by_method[self.asked] = self.by_method.get(self.asked, NO_DRAFTS).plus(chain.total)
-        self.last_chain, self._last_method, self._last_gain_s = chain, self.asked, 0.0
+        self.by_method[method] = self.by_method.get(method, NO_DRAFTS).plus(chain.total)
+        self.last_chain, self.last_method, self._last_gain_s = chain, method, 0.0
 
     def add_price(self, *, verifying: float, saved: float, gain: float = 0.0) -> None:
         """Seconds, by the prices of a step. `gain` is what each accepted draft of the last chain
@@ -122,8 +128,8 @@ class Speculation:
         """The last `count` tokens of the last chain's step are not told: text stopped before. The
         last one that is told is the bonus token now."""
         self.chains = self.chains.taken_back(self.last_chain, count)
-        of_method = self.by_method[self._last_method]
-        self.by_method[self._last_method] = of_method.plus(DraftCount(0, -count))
+        of_method = self.by_method[self.last_method]
+        self.by_method[self.last_method] = of_method.plus(DraftCount(0, -count))
         self.last_chain = self.last_chain.taken_back(self.last_chain, count)
         if self.saved_s is not None:
             self.saved_s -= count * self._last_gain_s

@@ -58,6 +58,7 @@ class Request:
     # The next plan depends on a step in flight: on how many drafts are right, or on new ones.
     has_drafts_in_flight: bool = field(init=False, default=False)
     drafts: tuple[int, ...] = field(init=False, default=())  # proposed to follow the last token
+    grammar_drafts: tuple[int, ...] = field(init=False, default=())  # that its grammar makes follow
     num_sent_tokens: int = field(init=False, default=0)  # to a proposer, since it was admitted ...
     sent_to: str | None = field(init=False, default=None)  # ... the one that was asked last
     num_scored_tokens: int = field(init=False, default=0)  # whose scores have been told

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from duetto.core.errors import EngineError
 from duetto.core.structured import Vocabulary
+from duetto.grammars.spelling import Spelling
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+    from duetto.grammars.budget import BudgetedEngine
 
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.intp]
@@ -56,6 +59,7 @@ class Ways:
         special[[*vocabulary.special.values()]] = 1
         self.markers = 2**24 * (special | _column(_looks_like_a_marker, vocabulary))
         self._letters = _places(_LETTERS, vocabulary)
+        self.spelling = Spelling(vocabulary)
         self._quoted = _places(tuple(b'"' + letter for letter in _LETTERS), vocabulary)
 
     def order(self, allowed: Bools) -> Scores:
@@ -74,7 +78,7 @@ class Matcher:
 
     def __init__(
         self,
-        engine: "LLMatcher",
+        engine: "LLMatcher | BudgetedEngine",
         ways: Ways,
         ask_least: Callable[[], int | None] = lambda: None,
     ) -> None:
@@ -112,6 +116,11 @@ class Matcher:
     def ceiling(self) -> Ceiling:
         """The same as the most that each logit may be: -inf, or inf."""
         return _CEILINGS.take(self._bits(), axis=0).reshape(-1)[: self._ways.vocab_size]
+
+    def what_must_follow(self, most: int) -> tuple[int, ...]:
+        """Where one text only may follow: tokens that spell it, the longest first; at most `most`.
+        Another way to spell it may be allowed too."""
+        return self._ways.spelling.of(self._engine.compute_ff_bytes(), most)
 
     def shortest_end(self, most: int) -> tuple[int, ...] | None:
         """The shortest end that is found: at most `most` tokens, without the end of sequence.

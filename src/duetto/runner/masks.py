@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from duetto.core.batch import SamplingInput, ScheduledRequest
+from duetto.core.batch import RequestResult, SamplingInput, ScheduledRequest
 from duetto.core.errors import EngineError
 from duetto.core.structured import Grammar
 from duetto.grammars.compile import CompiledGrammars
@@ -19,6 +19,7 @@ from duetto.grammars.matcher import Matcher
 from duetto.runner.sampler import RowConstraint
 
 NUM_STEPS_KEPT = 64  # after which a matcher goes that nobody asked
+MAX_GRAMMAR_DRAFTS = 16  # of a request in a step: acceptance is learned of so many places
 
 
 class ConstrainedRows(NamedTuple):
@@ -56,6 +57,32 @@ class Masks:
     def start(self, requests: Sequence[ScheduledRequest]) -> Future[Constrained]:
         """Begin with the masks of a step. Until its result is asked for, nothing else is."""
         return self._thread.submit(self._make, requests)
+
+    def with_drafts(
+        self, requests: Sequence[ScheduledRequest], results: Sequence[RequestResult]
+    ) -> list[RequestResult]:
+        """The results, with drafts where the grammar lets one text only follow what was sampled."""
+        drafted = list(results)
+        for place, (request, result) in enumerate(zip(requests, results, strict=True)):
+            if result.tokens and request.rows[0].grammar is not None:
+                drafts = self._drafts(request, [token.token_id for token in result.tokens])
+                if drafts:
+                    drafted[place] = result._replace(grammar_drafts=drafts)
+        return drafted
+
+    def _drafts(self, request: ScheduledRequest, sampled: list[int]) -> tuple[int, ...]:
+        first = request.rows[0]
+        kept = self._kept.get(request.request_id)
+        # The one that is sampled after them is no draft, and one was sampled in this step.
+        most = min(MAX_GRAMMAR_DRAFTS, first.num_left - len(sampled) - 1)
+        if kept is None or most <= 0:
+            return ()
+        try:
+            if kept.matcher.seek((*first.output_token_ids, *sampled)):
+                return kept.matcher.what_must_follow(most)
+        except EngineError:
+            del self._kept[request.request_id]  # the next step says what is wrong
+        return ()
 
     def _make(self, requests: Sequence[ScheduledRequest]) -> Constrained:
         self._num_steps += 1

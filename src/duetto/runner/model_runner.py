@@ -100,6 +100,8 @@ class ModelRunner:
         results = self._look(batch, masks) if has_looks else self._run(batch, masks)
         if self._depth:
             self._last_steps.keep(batch, results)
+        if has_grammars and self._masks is not None:
+            results = self._masks.with_drafts(batch.requests, results)
         drafting_s = 0.0
         if is_drafting:
             results, drafting_s = self._drafters.propose(batch.requests, results)

@@ -13,7 +13,7 @@ clock and decides nothing.
 from collections.abc import Mapping, Sequence
 
 from duetto.core.batch import RequestResult, ScheduledRequest
-from duetto.core.draft_counts import NO_CHAINS, Chains, Speculation, StepDrafts
+from duetto.core.draft_counts import GRAMMAR, NO_CHAINS, Chains, Speculation, StepDrafts
 from duetto.core.request import Request
 from duetto.core.shape import BatchShape, RequestShape, StepTime
 from duetto.scheduler.accept import accept
@@ -41,14 +41,20 @@ def account_drafts(
         return None
     prices = None if step_time is None else _Prices(items, step_time)
     work = sum([_work(item) for _, item, _ in concerned])
-    verified = NO_CHAINS
+    verified = of_grammars = NO_CHAINS
     for request, item, result in concerned:
         told = request.timings.speculation
         if told is None:
             told = request.timings.speculation = Speculation()
         chain = NO_CHAINS
-        if item.num_drafts and result.error is None:  # they are of the method asked before this
+        if item.num_drafts and result.error is None:
             chain = Chains.of(item.num_drafts, _num_accepted(request, result))
+        if not chain.num_chains:
+            pass
+        elif item.has_grammar_drafts:
+            told.add_chain(chain, GRAMMAR)
+            of_grammars = of_grammars.plus(chain)
+        else:  # of the method asked before this
             told.add_chain(chain)
             verified = verified.plus(chain)
         if prices is not None:
@@ -58,7 +64,7 @@ def account_drafts(
             _note_ask(told, item, result)
     num_asked = sum([item.drafting is not None for _, item, _ in concerned])
     verifying_s = None if prices is None else prices.verifying_s
-    return StepDrafts(verified, num_asked, drafting_s, verifying_s)
+    return StepDrafts(verified, num_asked, drafting_s, verifying_s, of_grammars)
 
 
 class _Prices:

@@ -65,7 +65,7 @@ class Room:
         request.has_moved = False
         begin(request)  # the choice, which comes out the same
         request.num_sent_tokens = 0
-        request.drafts = ()
+        request.drafts = request.grammar_drafts = ()
         request.num_imported_tokens = 0
         request.timings.num_preemptions += 1
         self._counts.num_preemptions += 1

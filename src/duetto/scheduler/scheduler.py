@@ -17,7 +17,7 @@ from duetto.core.batch import (
     TokenLogprob,
 )
 from duetto.core.config import SchedulerConfig
-from duetto.core.draft_counts import StepDrafts
+from duetto.core.draft_counts import GRAMMAR, StepDrafts
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason, Request
 from duetto.core.shape import StepTime
@@ -45,7 +45,7 @@ from duetto.scheduler.queues import Queues
 from duetto.scheduler.retention import Retention
 from duetto.scheduler.reuse import brings_the_last, counted_reuse, num_wanted
 from duetto.scheduler.room import Room
-from duetto.scheduler.speculate import speculated, tell
+from duetto.scheduler.speculate import Policies, speculated, tell
 from duetto.scheduler.tiers import NO_TIERS, Tiers
 
 
@@ -62,16 +62,17 @@ class Scheduler:
         step_time: StepTime | None = None,
         drafts: DraftPolicy | None = None,
         tiers: Tiers | None = None,
+        grammar_drafts: DraftPolicy | None = None,
     ) -> None:
         """`step_time` is the price of a step; it must be given for a target ITL, and may change
-        as it learns. It decides how prompts are cut, `drafts` what is guessed, and neither what is
-        answered."""
+        as it learns. It decides how prompts are cut, `drafts` what is guessed, `grammar_drafts`
+        how much of what a grammar makes follow is tried, and none of them what is answered."""
         if config.target_itl_s is not None and step_time is None:
             raise ConfigError("--target-itl: needs a model of the time that a step takes")
         self.config = config
         self._block_size = config.block_size
         self._step_time = step_time
-        self._drafts = drafts or NoDrafts()
+        self._drafts = Policies(grammar_drafts or NoDrafts(), drafts or NoDrafts())
         self.tiers = tiers or Tiers(NO_TIERS, config.block_size)
         self.pool = BlockPool(config.num_blocks, self.tiers.keep if self.tiers.is_on else None)
         self.retention = Retention(config, self.pool, self.tiers)
@@ -201,7 +202,9 @@ class Scheduler:
         del request.timings.token_times[-count:]
         told = request.timings.speculation
         if told is not None and self.step_drafts is not None:  # several tokens: drafts among them
-            self.step_drafts = self.step_drafts.taken_back(told.last_chain, count)
+            self.step_drafts = self.step_drafts.taken_back(
+                told.last_chain, count, of_grammar=told.last_method == GRAMMAR
+            )
             told.take_back(count)
 
     # --- many steps at once ----------------------------------------------------------------
@@ -218,7 +221,7 @@ class Scheduler:
         running = self.running.values()
         if not running or len(running) > self.config.max_num_batched_tokens:
             return 0
-        if self._drafts.is_on:
+        if self._drafts.of_proposers.is_on:
             return 0
         if self.tiers.is_on and (self.waiting or self.tiers.has_pending):
             return 0
@@ -311,6 +314,7 @@ class Scheduler:
         """Progress over what was written and is right; what drafts took and did not need goes."""
         request.num_written_tokens = item.end
         request.drafts = result.drafts
+        request.grammar_drafts = result.grammar_drafts
         if item.num_drafts:
             num_wrong = item.num_drafts - (len(result.tokens) - 1)
             request.num_written_tokens -= num_wrong
@@ -368,7 +372,8 @@ class Scheduler:
         else:
             self._queues.leave(request, now)
         del self._live[request.request_id]
-        self._drafts.forget(request)
+        for policy in self._drafts:
+            policy.forget(request)
         self.tiers.release(request.request_id)
         request.finish_reason = reason
         request.timings.finish_time = now
