@@ -15,15 +15,20 @@ import numpy as np
 import pytest
 from fakes import make_request
 from grammar_world import ENDS, asked, decode, make_grammars, text_of
-from guessers import Eager, InFlight
+from guessers import Eager, InFlight, TakesAll
 from small_models import KINDS, MAX_LEN, VOCAB, Model, make_model
 
 from duetto.core.batch import SampledToken, ScheduledBatch
 from duetto.core.executor import Done, Executor
 from duetto.core.request import FinishReason, Request, fan_out
 from duetto.core.speculation import NgramOptions
+from duetto.core.structured import Grammar, ReasoningBudget
 from duetto.engine.engine import Engine
+from duetto.grammars.budget import BudgetedEngine
+from duetto.grammars.lark import LarkWriter
 from duetto.grammars.matcher import Matcher
+from duetto.grammars.tags import ReasoningMarks, json_content, reasoning_first
+from duetto.runner import model_runner
 from duetto.runner.masks import Masks
 from duetto.runner.proposers.ngram import NgramProposer
 from duetto.scheduler import plan as plans
@@ -55,6 +60,11 @@ def _is_person(text: str) -> bool:
     return {"name", "age"} <= found.keys() and not extra and 0 <= found["age"] <= 120
 
 
+def _is_thought_person(text: str) -> bool:
+    thought, marker, rest = text.partition("</think>")
+    return marker == "</think>" and len(thought) < 40 and _is_person(rest)
+
+
 def _is_object(text: str) -> bool:
     return isinstance(json.loads(text), dict)
 
@@ -76,6 +86,7 @@ CASES = {
     "penalized": Asked(
         {"json": PERSON}, _is_person, HOT | {"repetition_penalty": 1.3, "presence_penalty": 0.5}
     ),
+    "thinking": Asked({"json": PERSON, "budget": 6}, _is_thought_person, HOT, 64),
     "gbnf": Asked({"grammar": 'root ::= "x=" [0-9]+ ("a" | "ab")'}, _matches("x=[0-9]+ab?"), HOT),
 }
 
@@ -101,10 +112,22 @@ def _request(name: str, prompt: list[int], case: Asked, seed: int) -> Request:
         case.max_tokens,
         seed=seed,
         logprobs=2,
-        grammar=GRAMMARS.make(asked(**case.constraint)),
+        grammar=_grammar(case.constraint),
         **case.sampling,
     )
     return replace(request, stop_token_ids=frozenset(ENDS))
+
+
+def _grammar(constraint: dict[str, Any]) -> Grammar:
+    budget = constraint.get("budget")
+    if budget is None:
+        return GRAMMARS.make(asked(**constraint))
+    marks = ReasoningMarks("<think>", "</think>", has_begun=True)
+
+    def start(lark: LarkWriter) -> str:
+        return reasoning_first(lark, marks, json_content(lark, constraint["json"], "json"))
+
+    return GRAMMARS.write(start, "json")._replace(budget=ReasoningBudget(budget, *marks))
 
 
 class Outcome(NamedTuple):
@@ -214,9 +237,36 @@ def test_preempted(model, alone):
 
 def test_speculated(model, alone):
     engine = drafting(model)
-    policy = engine.scheduler._drafts
+    policy = engine.scheduler._drafts.of_proposers
     assert outcomes(engine, requests()) == alone
     assert policy.num_accepted > 20 and policy.num_rejected > 20
+
+
+def forcing(model: Model, **options: Any) -> Engine:
+    """What a grammar makes follow is verified, all of it."""
+    return engine_of(model, grammar_drafts=TakesAll(), **options)
+
+
+def forcing_beside_others(model: Model, **options: Any) -> Engine:
+    return drafting(model, grammar_drafts=TakesAll(), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_num_batched_tokens": 7},
+        {"num_blocks": MAX_LEN // 8 + 1, "max_num_batched_tokens": 29},
+        {"depth": 1, "executor": InFlight},
+    ],
+    ids=["batched", "chunked", "preempted", "in_flight"],
+)
+@pytest.mark.parametrize("make_engine", [forcing, forcing_beside_others])
+def test_what_a_grammar_makes_follow_is_drafted(model, alone, make_engine, options):
+    engine = make_engine(model, **options)
+    policy = engine.scheduler._drafts.of_grammars
+    assert outcomes(engine, requests(), together=5) == alone
+    assert policy.num_accepted > 0 and policy.num_rejected > 0
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -284,7 +334,7 @@ def test_matchers_of_those_that_are_gone_go(model):
 
 # --- planted faults ------------------------------------------------------------------------------
 
-FEW = ("person", "tight", "choice", "regex")
+FEW = ("person", "tight", "choice", "regex", "thinking")
 
 
 def shows_itself(model: Model, alone: dict[str, Outcome]) -> bool:
@@ -297,6 +347,7 @@ def shows_itself(model: Model, alone: dict[str, Outcome]) -> bool:
         engine_of(model),
         engine_of(model, depth=1, executor=InFlight),
         drafting(model, executor=failing),
+        forcing(model),
     ):
         found = outcomes(engine, requests(FEW))
         if found != {name: alone[name] for name in found}:
@@ -413,6 +464,37 @@ def _does_not_wait(patch) -> None:
     patch.setattr(scheduling, "may_go_on", may_go_on)
 
 
+def _budget_not_taken_back(patch) -> None:
+    """Tokens of reasoning that were drafts, and wrong, stay counted."""
+    patch.setattr(BudgetedEngine, "rollback", lambda self, count: self._engine.rollback(count))
+
+
+def _accepted_unseen(patch) -> None:
+    """What a grammar makes follow is taken for what is sampled."""
+    checked = model_runner.verify
+
+    def unseen(request, *args):
+        if not request.has_grammar_drafts:
+            return checked(request, *args)
+        drafts = request.token_ids[-request.num_drafts :]
+        return (*map(SampledToken, drafts), checked(request, *args)[-1])
+
+    patch.setattr(model_runner, "verify", unseen)
+
+
+def _drafts_of_before(patch) -> None:
+    """Masks of drafts are those of an answer that is behind."""
+    of = Masks._of
+
+    def behind(self, item):
+        if not item.has_grammar_drafts:
+            return of(self, item)
+        shorter = [row._replace(output_token_ids=row.output_token_ids[:-1]) for row in item.rows]
+        return of(self, item._replace(rows=tuple(shorter)))
+
+    patch.setattr(Masks, "_of", behind)
+
+
 def _old_end(patch) -> None:
     """An end that was found stays good whatever is sampled."""
     steered = Matcher.steered
@@ -437,6 +519,9 @@ FAULTS = (
     _does_not_yield,
     _does_not_wait,
     _old_end,
+    _budget_not_taken_back,
+    _accepted_unseen,
+    _drafts_of_before,
 )
 
 

@@ -45,6 +45,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None  # what the answer must look like
+    thinking_budget: int | None = None  # tokens of a chat's reasoning, which is then closed
 
     def __post_init__(self) -> None:
         self._freeze_collections()
@@ -82,6 +83,10 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, *SEED_RANGE)
         _check_structured(self.structured_outputs, ignore_eos=self.ignore_eos)
+        if self.thinking_budget is not None:
+            _check_int("thinking_budget", self.thinking_budget, 0, 2**31)
+            if self.ignore_eos:
+                raise InvalidRequest("thinking_budget", "cannot stand beside ignore_eos")
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), -1, 2**31)

@@ -15,11 +15,21 @@ FIELD = "structured_outputs"
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 
+class ReasoningBudget(NamedTuple):
+    """How many tokens of an answer may be reasoning, which stands at its beginning."""
+
+    num_tokens: int
+    opening: str  # its markers
+    closing: str  # what follows once the tokens are used up
+    has_begun: bool  # the prompt ends with `opening`
+
+
 class Grammar(NamedTuple):
     """Which texts an answer may be, as llguidance reads it."""
 
     text: str
     key: str  # of the text and of whose it is: what is compiled is kept under it
+    budget: ReasoningBudget | None = None  # beside the text, which has the same markers
 
 
 class Vocabulary(NamedTuple):

@@ -57,6 +57,8 @@ def make_request(
     check_prompt(prompt_token_ids, codec.vocab_size)
     sampling.check_vocabulary(codec.vocab_size)
     sampling = sampling.with_logprobs(codec.vocab_size, config.max_logprobs)
+    if sampling.thinking_budget is not None:  # a chat's plan has made a grammar of it
+        raise InvalidRequest("thinking_budget", "is for chats: in a prompt nothing is reasoning")
     sampling = _without_constraint(sampling, grammar)
     ends = frozenset() if sampling.ignore_eos else codec.eos_token_ids | end_token_ids
     seeds = (sampling.seed, default_seed, secrets.randbits(63))

@@ -13,11 +13,17 @@ from typing import NamedTuple
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.sampling_params import SamplingParams
-from duetto.core.structured import FIELD, Grammar, StructuredOutputsParams
+from duetto.core.structured import (
+    FIELD,
+    Grammar,
+    ReasoningBudget,
+    StructuredOutputsParams,
+)
 from duetto.dialects.answer import answer_parser, markers_of
 from duetto.dialects.choose import Dialects
 from duetto.dialects.dialect import CallDialect
 from duetto.dialects.pieces import AnswerParser
+from duetto.dialects.reasoning import HARMONY_REASONING
 from duetto.engine.tool_rules import ToolRules
 from duetto.grammars.calls import CallableTool, calls_alone, calls_among_text
 from duetto.grammars.compile import CompiledGrammars
@@ -63,9 +69,12 @@ class Speech:
         tenant: bytes = b"",
     ) -> ChatPlan:
         """`prompt` is the text that the template made. Raises InvalidRequest, naming the field."""
-        output = sampling.structured_outputs
+        output, budget = sampling.structured_outputs, sampling.thinking_budget
         if rules is None and output is not None:
             reads_reasoning = reads_reasoning and self._has_room_to_reason(output, prompt)
+        if budget is not None:
+            self._check_budget(reads_reasoning=reads_reasoning)
+            sampling = replace(sampling, thinking_budget=None)
         keeps_special = not sampling.skip_special_tokens
         reading = self._reading(
             rules, prompt, reads_reasoning=reads_reasoning, keeps_special=keeps_special
@@ -79,6 +88,8 @@ class Speech:
         elif rules.is_required or not sampling.ignore_eos:
             # Who measures speed with ignore_eos wants the tokens, whatever they say.
             grammar = self._grammar(rules, prompt, tenant, output)
+        if budget is not None:
+            grammar = self._within_budget(budget, grammar or output, prompt, tenant)
         if reading.needs_special:
             sampling = replace(sampling, skip_special_tokens=False)
         return ChatPlan(sampling, grammar, reading.make_parser)
@@ -117,6 +128,43 @@ class Speech:
             return answer_parser(calls, reasoning, tools, is_open=is_open, special_tokens=dropped)
 
         return AnswerReading(make, needs_special)
+
+    def _check_budget(self, *, reads_reasoning: bool) -> None:
+        """Raise InvalidRequest where nobody can close the reasoning."""
+        calls, reasoning = self.dialects
+        why = None
+        if reasoning is None:
+            why = "this model is not known to reason: --reasoning-parser can name its markers"
+        elif reasoning is HARMONY_REASONING or (calls is not None and calls.reads_reasoning):
+            why = "this model reasons in messages of its own, between others: none can be closed"
+        elif not reads_reasoning:
+            why = "the whole answer has a form here, so none of it is reasoning"
+        elif self.grammars is None:
+            why = "this engine has no grammars"
+        if why is not None:
+            raise InvalidRequest("thinking_budget", why)
+
+    def _within_budget(
+        self,
+        num_tokens: int,
+        form: Grammar | StructuredOutputsParams | None,
+        prompt: str,
+        tenant: bytes,
+    ) -> Grammar | None:
+        """The grammar of an answer of that form, if any, whose reasoning has so many tokens."""
+        reasoning = self.dialects.reasoning
+        assert reasoning is not None and self.grammars is not None
+        if isinstance(form, StructuredOutputsParams):
+            return None  # of all of the answer: there is no reasoning
+        is_open = reasoning.is_open(prompt)
+        marks = ReasoningMarks(reasoning.openings[0], reasoning.closings[0], is_open)
+        if form is None:
+            form = self.grammars.write(
+                lambda lark: reasoning_first(lark, marks, lark.anything()),
+                "thinking_budget",
+                tenant,
+            )
+        return form._replace(budget=ReasoningBudget(num_tokens, *marks))
 
     def _has_room_to_reason(self, output: StructuredOutputsParams, prompt: str) -> bool:
         """False where the prompt has begun reasoning and yet the constraint is of all that comes:

@@ -16,8 +16,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from duetto.core.errors import EngineError, InvalidRequest
-from duetto.core.structured import FIELD, Grammar, StructuredOutputsParams, Vocabulary
+from duetto.core.structured import (
+    FIELD,
+    Grammar,
+    ReasoningBudget,
+    StructuredOutputsParams,
+    Vocabulary,
+)
 from duetto.core.tenant_lru import TenantLru
+from duetto.grammars.budget import BudgetedEngine
 from duetto.grammars.constraints import check_size, grammar_text, json_options
 from duetto.grammars.contradiction import contradiction
 from duetto.grammars.json_schema import (
@@ -65,8 +72,13 @@ class _Compiled:
         self._least: int | None = None
         self._was_asked = False
 
-    def matcher(self) -> Matcher:
-        return Matcher(self._engine.deep_copy(), self._ways, self._ask_least)
+    def matcher(self, budget: ReasoningBudget | None = None) -> Matcher:
+        engine = self._engine.deep_copy()
+        if budget is None:
+            return Matcher(engine, self._ways, self._ask_least)
+        return Matcher(
+            BudgetedEngine(engine, budget, self._ways.spelling), self._ways, self._ask_least
+        )
 
     def _ask_least(self) -> int | None:
         """How many tokens the shortest answer has that is found, its end among them; asked seldom,
@@ -140,7 +152,7 @@ class CompiledGrammars:
                 compiled = self._compile(grammar, FIELD)
             except InvalidRequest as error:
                 raise EngineError(error.message) from None
-        return compiled.matcher()
+        return compiled.matcher(grammar.budget)
 
     # --- how -------------------------------------------------------------------------------
 

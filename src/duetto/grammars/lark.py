@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 ANY_TEXT = "/(?s:.*)/"
+SOME_TEXT = "/(?s:.+)/"
 # Where only one text may follow, each token that begins it may: a mask is what the grammar allows,
 # and no question of how a tokenizer would cut it.
 _OPTIONS = '%llguidance {"no_forcing": true}'
@@ -90,6 +91,13 @@ class LarkWriter:
 
     def any_text(self) -> str:
         return self.rule(ANY_TEXT)
+
+    def anything(self) -> str:
+        """Any text, and tokens that are none among it. Those that end a text end it."""
+        if not self._special:
+            return self.any_text()
+        ids = ",".join(map(str, sorted(self._special.values())))
+        return f"({self.rule(SOME_TEXT)} | <[{ids}]>)*"
 
 
 def quoted(text: str) -> str:

@@ -93,6 +93,13 @@ def chat_asked(request: ChatRequest, defaults: Mapping[str, Any]) -> Asked:
     elif request.top_logprobs:
         raise invalid("top_logprobs", "needs logprobs to be true")
     names = {"logprobs": "top_logprobs", "prompt": "messages"}
+    if request.thinking_token_budget not in (None, -1):
+        if request.thinking_budget not in (None, request.thinking_token_budget):
+            raise invalid("thinking_budget", "differs from thinking_token_budget, its other name")
+        asked["thinking_budget"] = request.thinking_token_budget
+        names["thinking_budget"] = "thinking_token_budget"
+    elif request.thinking_budget is not None:
+        asked["thinking_budget"] = request.thinking_budget
     if request.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     return replace(_asked(request, asked, names), default_max_tokens=defaults.get("max_tokens"))

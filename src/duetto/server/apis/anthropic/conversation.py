@@ -31,6 +31,7 @@ _NAMES = {
     "stop": "stop_sequences",
     "prompt": "messages",
     "structured_outputs.json": "output_config.format.schema",
+    "thinking_budget": "thinking.budget_tokens",
 }
 
 _PROMPT_NAMES = {
@@ -44,7 +45,6 @@ _USUAL_EFFORT = "high"  # as Anthropic has it
 
 def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> AskedChat:
     """Raises ApiError 400, naming the caller's field. `defaults` are the model's own."""
-    _check_budget(request)
     prompt, names = chat_prompt_of(request)
     given = {
         "max_tokens": request.max_tokens,
@@ -57,6 +57,7 @@ def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> Aske
         "repetition_penalty": request.repetition_penalty,
         "ignore_eos": request.ignore_eos,
         "structured_outputs": _output(request),
+        "thinking_budget": _budget(request),
     }
     asked = {name: value for name, value in given.items() if value is not None}
     try:
@@ -77,12 +78,15 @@ def read_messages(request: MessagesRequest, defaults: Mapping[str, Any]) -> Aske
     )
 
 
-def _check_budget(request: MessagesRequest) -> None:
-    """Nothing here ends reasoning early, so a budget must be one that `max_tokens` keeps."""
-    given = None if request.thinking is None else request.thinking.budget_tokens
-    if given is not None and given < request.max_tokens - 1:
-        words = "is not supported in this version; accepted: max_tokens - 1, or none"
-        raise invalid("thinking.budget_tokens", words)
+def _budget(request: MessagesRequest) -> int | None:
+    """None where `max_tokens` keeps it anyway: no model need be able to reason for it."""
+    thinking = request.thinking
+    given = None if thinking is None else thinking.budget_tokens
+    if thinking is not None and given is not None and thinking.type != "enabled":
+        raise invalid("thinking.budget_tokens", f"is not for the type {thinking.type}")
+    if given is None or given >= request.max_tokens - 1:
+        return None
+    return given
 
 
 def chat_prompt_of(request: PromptRequest) -> tuple[ChatPrompt, dict[str, str]]:

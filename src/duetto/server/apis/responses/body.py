@@ -129,4 +129,5 @@ class ResponsesRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     ignore_eos: bool | None = None
     cache_salt: str | None = None
     priority: int | None = None
+    thinking_budget: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None

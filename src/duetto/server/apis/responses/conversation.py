@@ -48,6 +48,7 @@ _SAME_NAME = (
     "presence_penalty",
     "frequency_penalty",
     "ignore_eos",
+    "thinking_budget",
 )
 
 
