@@ -122,7 +122,7 @@ def said(model: Model, wanted: Sequence[Wanted]) -> list[Said]:
             tokens[index] += [token.token_id for token in update.tokens]
             ended[index] = update.finish_reason or ended[index]
     assert engine.scheduler.counts.num_preemptions >= len(wanted) // 50
-    assert engine.scheduler._drafts.num_accepted > len(wanted) // 20
+    assert engine.scheduler._drafts.of_proposers.num_accepted > len(wanted) // 20
     return [Said(*each) for each in zip(tokens, ended, strict=True)]
 
 

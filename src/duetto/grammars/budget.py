@@ -5,6 +5,7 @@ it lets follow is a function of the grammar, the budget and the tokens followed:
 keeps where the reasoning is.
 """
 
+from copy import copy
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,6 +70,11 @@ class BudgetedEngine:
 
     def get_error(self) -> str:
         return self._engine.get_error()
+
+    def deep_copy(self) -> "BudgetedEngine":
+        copied = copy(self)
+        copied._engine, copied._places = self._engine.deep_copy(), [*self._places]
+        return copied
 
     def compute_ff_bytes(self) -> bytes:
         rest = self._rest_of_closing()

@@ -120,7 +120,8 @@ class Matcher:
     def what_must_follow(self, most: int) -> tuple[int, ...]:
         """Where one text only may follow: tokens that spell it, the longest first; at most `most`.
         Another way to spell it may be allowed too."""
-        return self._ways.spelling.of(self._engine.compute_ff_bytes(), most)
+        # Of a copy: an engine that has told it may find no token that goes on, some tokens later.
+        return self._ways.spelling.of(self._engine.deep_copy().compute_ff_bytes(), most)
 
     def shortest_end(self, most: int) -> tuple[int, ...] | None:
         """The shortest end that is found: at most `most` tokens, without the end of sequence.
