@@ -166,6 +166,24 @@ def test_one_step_of_all_choices_may_always_wait():
     run(story())
 
 
+def test_the_scores_of_a_prompt_may_wait_beside_the_answer():
+    """They come as fast as a prompt is computed, which says nothing of the client."""
+    scored = make_request("a", prompt=[1] * 100, prompt_logprobs=3)
+
+    async def story():
+        answer = Answer([scored], LIMIT)
+        with answer.writing():
+            for _ in range(10):
+                answer.put(scores("a", 10, 3))
+            for _ in range(10):
+                answer.put(text("a", "x"))
+            assert not answer.is_gone
+            answer.put(text("a", "x"))
+            assert answer.is_gone
+
+    run(story())
+
+
 def test_what_waits_for_anything_but_the_client_never_ends_it():
     """As the making of a large reply, or a step's many updates before the reader's turn."""
 

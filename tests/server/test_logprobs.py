@@ -180,6 +180,19 @@ def test_an_echo_with_log_probabilities_is_the_same_streamed(client, more):
         assert num_shown >= 4  # as its parts are computed, and a few tokens at a time
 
 
+def test_the_scores_of_a_streamed_echo_are_counted_and_bounded():
+    """They may wait for the client, all of them."""
+    body = {**COMPLETION, "prompt": "x" * 100, "echo": True, "logprobs": 20, "max_tokens": 2}
+    app, _ = make_app(SpeakingExecutor(TEXT), max_reply_bytes=100 * 21 * 112)
+    with TestClient(app) as narrow:
+        assert streamed(narrow, body)[0][0]["text"] == "x" * 100 + "He"
+        assert app.state.replies.num_bytes == 0
+        longer = {**body, "prompt": "x" * 101, "stream": True}
+        error = narrow.post("/v1/completions", json=longer).json()["error"]
+    assert error["param"] == "logprobs" and "at most 235200 are accepted" in error["message"]
+    assert "or stream" not in error["message"]
+
+
 def test_without_log_probabilities_an_echo_comes_first(client):
     first, *_ = chunks(client, "/v1/completions", {**COMPLETION, "echo": True})
     assert first["choices"][0]["text"] == "abc" and first["choices"][0]["logprobs"] is None

@@ -90,10 +90,12 @@ class Answer:
     """All choices of one HTTP request, as far as they have come."""
 
     def __init__(self, requests: Sequence[Request], max_pending_bytes: int) -> None:
-        """`max_pending_bytes` may wait while the client takes nothing, or what one step makes."""
+        """`max_pending_bytes` may wait while the client takes nothing, or what one step makes; and
+        the scores of prompts, which come as fast as these are computed."""
         self.requests = tuple(requests)
         self._index_of = {r.request_id: i for i, r in enumerate(self.requests)}
-        self._max_pending_bytes = max(max_pending_bytes, sum(map(_step_bytes, requests)))
+        steps, scores = sum(map(_step_bytes, requests)), sum(map(_scored_bytes, requests))
+        self._max_pending_bytes = max(max_pending_bytes, steps) + scores
         self._pending: dict[int, _Pending] = {}
         self._num_pending_bytes = 0
         self._is_writing = False  # what was read waits for the client to take it
@@ -173,6 +175,12 @@ def _step_bytes(request: Request) -> int:
     """What one more token of its answer weighs."""
     shown = request.sampling.logprobs
     return TOKEN_BYTES + (0 if shown is None else ENTRY_BYTES * (1 + shown))
+
+
+def _scored_bytes(request: Request) -> int:
+    """What the scores of its prompt weigh."""
+    scored = request.sampling.prompt_logprobs
+    return 0 if scored is None else ENTRY_BYTES * (1 + scored) * request.num_prompt_tokens
 
 
 def _weight(update: RequestUpdate) -> int:

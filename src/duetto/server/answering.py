@@ -82,7 +82,8 @@ class Answering:
             )
             on_start(exchange)
         if asked.asked.stream:
-            return EventStream(exchange, self.relay, self.settings.sse_keep_alive_s)
+            keep_alive_s = self.settings.sse_keep_alive_s
+            return EventStream(exchange, self.relay, keep_alive_s, held.release)
         return await exchange.reply(self.relay, request.receive, self.work, held.release)
 
     @asynccontextmanager

@@ -194,14 +194,24 @@ class EventStream(Response):
     Until then (a first update, or one silent interval) a failure is still an HTTP status.
     """
 
-    def __init__(self, exchange: Exchange, relay: Relay, keep_alive_s: float) -> None:
+    def __init__(
+        self, exchange: Exchange, relay: Relay, keep_alive_s: float, on_end: Callable[[], None]
+    ) -> None:
+        """`on_end` is called once nothing of it is held."""
         super().__init__(headers=SSE_HEADERS)
         del self.headers["content-length"]
         self._exchange = exchange
         self._relay = relay
         self._keep_alive_s = keep_alive_s
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        try:
+            await self._send(receive, send)
+        finally:
+            self._on_end()
+
+    async def _send(self, receive: Receive, send: Send) -> None:
         answer = self._exchange.answer
         async with watched(answer, self._relay, receive):
             try:

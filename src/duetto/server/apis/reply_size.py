@@ -1,6 +1,7 @@
 """What a reply weighs, said before any of it is computed. Knows no tokens and no HTTP.
 
-A reply that is not streamed is kept until its last token has come. The figures are those of
+A reply that is not streamed is kept until its last token has come, and of one that is the scores of
+its prompt may be. The figures are those of
 CPython 3.11 and of tokens of four characters: `benchmarks/hostile.py` measures them.
 """
 
@@ -28,8 +29,9 @@ class ReplySize:
     def of(asked: Asked, max_bytes: int) -> "ReplySize":
         sampling = asked.sampling
         scored, shown, n = sampling.prompt_logprobs, sampling.logprobs, sampling.n
-        if asked.stream:
-            return ReplySize(n, 0, 0, max_bytes)  # it goes out as it comes
+        if asked.stream:  # it goes out as it comes, but the scores of a prompt may have to wait
+            kept = 0 if scored is None else (1 + scored) * KEPT_BYTES
+            return ReplySize(n, kept, 0, max_bytes)
         times = n if asked.is_scored_by_choice else 1
         at_prompt = 0 if scored is None else (1 + scored) * (KEPT_BYTES + times * JSON_BYTES)
         at_answer = 0 if shown is None else (1 + shown) * (KEPT_BYTES + JSON_BYTES)
@@ -65,5 +67,6 @@ def too_large(asked: Asked, size: ReplySize, num_bytes: int, scored: int) -> Api
         field,
         f"the reply could take {num_bytes} bytes, for n={sampling.n}, "
         f"logprobs={sampling.logprobs}, prompt_logprobs={sampling.prompt_logprobs} and the tokens "
-        f"asked for; at most {size.max_bytes} are accepted. Ask for less of one of them, or stream",
+        f"asked for; at most {size.max_bytes} are accepted. Ask for less of one of them"
+        f"{'' if asked.stream else ', or stream'}",
     )
