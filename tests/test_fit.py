@@ -107,3 +107,11 @@ def test_headers_that_do_not_fit_the_config_are_told(tiny_model: Path, tmp_path:
     (tmp_path / "model.safetensors").symlink_to(tiny_model / "model.safetensors")
     with pytest.raises(CheckpointError, match="shape"):
         examine(str(tmp_path), SMALL)
+
+
+def test_a_model_that_is_run_for_embeddings_has_no_head() -> None:
+    whole = examine("llama-3-8b", EngineArgs(), "h100")
+    report = examine("llama-3-8b", EngineArgs(runner="pooling"), "h100")
+    assert whole["parameters"] - report["parameters"] == 128256 * 4096
+    cut = examine("llama-3-8b", EngineArgs(runner="pooling"), "h100", tp=2)
+    assert cut["fits"] and cut["weight_bytes"] < report["weight_bytes"] < whole["weight_bytes"]

@@ -13,6 +13,7 @@ from typing import Any
 from duetto.build import companion_of
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
+from duetto.checkpoints.pooling import find_embedding_model
 from duetto.core.config import scheduler_config
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
@@ -27,6 +28,7 @@ from duetto.pricing.memory import MemoryFit, size_in_words
 from duetto.program.activations import LargestStep, activation_bytes
 from duetto.program.dtype import auto_kv_dtype
 from duetto.program.program import Program
+from duetto.program.rewrites.headless import headless
 from duetto.runner.load import ModelPlan, plan_model
 
 _ENOUGH = 2**62  # bytes
@@ -56,7 +58,7 @@ def examine(
     if args.revision is not None:
         raise ConfigError("--revision: is for models on the hub, and what fits is told of others")
     config = find_config(model)
-    program = build_program(config, args.asked_len)
+    program = _as_run(Path(model), config, build_program(config, args.asked_len), args)
     _check_headers(Path(model), program)
     if length is not None and not 1 <= length <= program.max_model_len:
         raise ConfigError(
@@ -158,6 +160,15 @@ def _largest_step(args: EngineArgs, plan: ModelPlan) -> LargestStep:
         max_model_len=config.max_model_len,
         num_kv_tokens=slots,
     )
+
+
+def _as_run(model: Path, config: ModelConfig, program: Program, args: EngineArgs) -> Program:
+    """Without its head, where the model is run for embeddings: of one that is not here, if that is
+    asked for."""
+    if not model.is_dir():
+        return headless(program) if args.runner == "pooling" else program
+    embeddings, _ = find_embedding_model(model, args.runner, config, matryoshka=args.matryoshka)
+    return program if embeddings is None else headless(program)
 
 
 def _check_headers(model: Path, program: Program) -> None:

@@ -148,6 +148,7 @@ def test_the_server_tells_what_it_was_told(idle):
     told = get(idle, "/server_info")
     assert told["version"] == "1.2.3" and told["served_model_names"] == [MODEL]
     assert told["max_model_len"] == CONFIG.max_model_len
+    assert told["runner"] == "generate"
     assert (told["num_blocks"], told["block_size"]) == (CONFIG.num_blocks, CONFIG.block_size)
     body = {"model": MODEL, "prompt": "a"}
     reply = post(idle, "/v1/completions", body)

@@ -14,6 +14,8 @@ from duetto.core.batch import RequestUpdate, StepRecord
 from duetto.core.draft_counts import NO_CHAINS, NO_DRAFTS, Chains, DraftCount
 from duetto.core.request import Request
 from duetto.server.apis.cache import PinOrTextRequest, PinRequest
+from duetto.server.apis.embeddings import EmbeddingRequest
+from duetto.server.apis.infill import InfillRequest
 from duetto.server.apis.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -32,7 +34,7 @@ KNOWN_FIELDS = frozenset(
     name
     for kind in (
         *(ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest),
-        *(PinRequest, PinOrTextRequest),
+        *(PinRequest, PinOrTextRequest, EmbeddingRequest, InfillRequest),
     )
     for name in kind.__struct_fields__
 )

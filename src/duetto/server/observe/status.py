@@ -76,6 +76,7 @@ class ServerStatus:
                 "quantization": settings.quantization,
                 "kv_cache_dtype": settings.kv_cache_dtype,
                 "backend": settings.backend,
+                "runner": "pooling" if config.is_pooling else "generate",
                 "max_model_len": config.max_model_len,
                 "num_blocks": config.num_blocks,
                 "block_size": config.block_size,
