@@ -4,15 +4,17 @@ Refuses what can be seen without compiling; grammars/compile.py compiles.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from json import JSONDecoder
+from typing import Any
 
 from duetto.core.errors import InvalidRequest
 from duetto.core.structured import FIELD, StructuredOutputsParams
 from duetto.grammars.json_schema import (
     WHITESPACE,
     JsonOptions,
-    check_number,
+    check_numbers,
     check_unicode,
     prepared_schema,
     read_json_text,
@@ -21,7 +23,7 @@ from duetto.grammars.lark import LarkWriter, quoted
 from duetto.grammars.structural_tag import structural_tag
 
 MAX_BYTES = 2**18  # of a constraint
-_NUMBER_IN_TEXT = re.compile(r"-[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_SCHEMA = re.compile(r"%json\s*")
 
 
 def grammar_text(asked: StructuredOutputsParams, special: Mapping[str, int]) -> str:
@@ -40,8 +42,8 @@ def grammar_text(asked: StructuredOutputsParams, special: Mapping[str, int]) -> 
     if asked.choice is not None:
         return lark.text(" | ".join(map(quoted, dict.fromkeys(asked.choice))))
     if asked.grammar is not None:
-        for number in _NUMBER_IN_TEXT.findall(asked.grammar):  # of a schema in it
-            check_number(float(number), "a number", field)
+        for schema in _schemas_in(asked.grammar, field):
+            check_numbers(schema, field)
         return lark.text(lark.inner(as_lark(asked.grammar, field)))
     assert asked.structural_tag is not None
     tag = read_json_text(str(asked.structural_tag), field)
@@ -61,6 +63,14 @@ def check_size(field: str, *texts: str) -> None:
     num_bytes = sum([len(text.encode()) for text in texts])
     if num_bytes > MAX_BYTES:
         raise InvalidRequest(field, f"has {num_bytes} bytes; at most {MAX_BYTES} are accepted")
+
+
+def _schemas_in(lark: str, field: str) -> Iterator[Any]:
+    for found in _SCHEMA.finditer(lark):
+        try:
+            yield JSONDecoder().raw_decode(lark, found.end())[0]
+        except (ValueError, RecursionError):
+            raise InvalidRequest(field, "has no JSON schema behind %json") from None
 
 
 def as_lark(text: str, field: str) -> str:

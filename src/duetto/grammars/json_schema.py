@@ -6,6 +6,8 @@ What a keyword means is llguidance's to know; so is which ones there are.
 import json
 import re
 from collections.abc import Iterator
+from decimal import Decimal
+from math import lcm
 from typing import Any, NamedTuple
 
 from duetto.core.errors import InvalidRequest
@@ -15,6 +17,7 @@ OPTIONS = "x-guidance"  # llguidance's own, for which there are fields
 # Between the parts of JSON: what people and models write, and nothing that could go on for ever.
 WHITESPACE = r"[\x20]{1,2}|\r?\n[\x20\t]{0,40}"
 MAX_PLACE = 120  # characters
+MAX_MULTIPLE = 10_000  # of multipleOf: about 0.1 s, and 5 MB
 _LEAST_NUMBER = -(2**63) + 512
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 SchemaPath = tuple[str | int, ...]
@@ -38,7 +41,7 @@ def prepared_schema(text: str, field: str, options: JsonOptions) -> str:
         raise ImpossibleSchema(field, "allows nothing: at # it is false")
     if schema is True:
         schema = {}
-    _check_numbers(schema, field)
+    check_numbers(schema, field)
     if (place := place_of(schema, OPTIONS)) is not None:
         raise InvalidRequest(field, f"{place} is not supported: its options are fields here")
     if options.closes_objects:
@@ -81,12 +84,39 @@ def check_unicode(text: str, field: str) -> None:
         raise InvalidRequest(field, f"has {half}, which is half of a character") from None
 
 
-def check_number(number: float, place: str, field: str) -> None:
-    """llguidance recurses until its process ends where the most of a range is -2**63, and takes
-    what is less for that; what is nearest to it is rounded to it."""
-    if number <= _LEAST_NUMBER:
-        shown = f"{number!r:.40}"
-        raise InvalidRequest(field, f"{place}: {shown} is not supported: it must be above -2**63")
+def check_numbers(schema: Any, field: str) -> None:
+    """Refuse the numbers that llguidance has no bound for. They may stand anywhere, as a reference
+    can name any part of a schema.
+
+    It recurses until its process ends where the most of a range is -2**63, to which it rounds what
+    is nearest, and takes what is less for it. And it has a state for each remainder of a division,
+    by the least common multiple where several schemas hold.
+    """
+    left: list[tuple[SchemaPath, Any]] = [((), schema)]
+    multiples = 1
+    while left:
+        path, each = left.pop()
+        if isinstance(each, dict | list):
+            inner = each.items() if isinstance(each, dict) else enumerate(each)
+            left += [((*path, key), one) for key, one in inner]
+        elif not isinstance(each, int | float) or isinstance(each, bool):
+            continue
+        elif each <= _LEAST_NUMBER:
+            words = f"{each!r:.40} is not supported: it must be above -2**63"
+            raise InvalidRequest(field, f"{shown_place(path)}: {words}")
+        elif path and path[-1] == "multipleOf" and each > 0:
+            multiples = lcm(multiples, _digits(each))
+            if multiples > MAX_MULTIPLE:
+                words = f"has more than {MAX_MULTIPLE} remainders, with others of the schema"
+                raise InvalidRequest(field, f"{shown_place(path)}: {each!r:.40} {words}")
+
+
+def _digits(number: float) -> int:
+    """Without a point, and without the zeros at either end of a fraction."""
+    _, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    size: int = 10 ** min(max(exponent, 0), 5)
+    return int("".join(map(str, digits))) * size
 
 
 def place_of(schema: Any, keyword: str) -> str | None:
@@ -136,18 +166,6 @@ def _schemas(schema: Any) -> Iterator[tuple[SchemaPath, dict[str, Any]]]:
             elif isinstance(value, list):
                 inner += [((*path, name, i), one) for i, one in enumerate(value)]
         left += reversed(inner)
-
-
-def _check_numbers(schema: Any, field: str) -> None:
-    """Of anything in it: what a reference names may stand anywhere."""
-    left: list[tuple[SchemaPath, Any]] = [((), schema)]
-    while left:
-        path, each = left.pop()
-        if isinstance(each, dict | list):
-            inner = each.items() if isinstance(each, dict) else enumerate(each)
-            left += [((*path, key), one) for key, one in inner]
-        elif isinstance(each, int | float):
-            check_number(each, shown_place(path), field)
 
 
 def _close_objects(schema: Any) -> None:
