@@ -10,6 +10,8 @@ from starlette.testclient import TestClient
 
 from duetto import LLM, InvalidRequest, PoolingParams
 from duetto.build import build
+from duetto.checkpoints.config import read_config
+from duetto.checkpoints.pooling import find_embedding_model
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
 from duetto.server.app import create_app
@@ -147,7 +149,7 @@ def test_one_that_is_made_for_embeddings_may_generate(tiny_model, tmp_path):
 def test_a_checkpoint_that_is_not_computed_here(tiny_model, tmp_path, changes, words):
     path = made_for_embeddings(tiny_model, tmp_path / "tiny", **changes)
     with pytest.raises(CheckpointError, match=words):
-        LLM(path)
+        find_embedding_model(path, "auto", read_config(path))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`/v1/embeddings` without a model: what is asked, what is answered, what is refused."""
 
+import asyncio
 import base64
 import json
 import struct
@@ -24,6 +25,7 @@ from duetto.core.batch import RequestResult, StepOutput
 from duetto.core.embeddings import EmbeddingModel
 from duetto.core.executor import Done
 from duetto.server.apis.embeddings import embeddings_body, reply_bytes
+from duetto.server.batch_file import BatchFile
 from duetto.server.http.json_parts import encode
 
 PATH = "/v1/embeddings"
@@ -159,7 +161,7 @@ def test_dimensions_prompts_and_what_is_put_around_a_text():
 def test_more_texts_than_may_wait_go_in_windows():
     """All of them are answered, and no more than a window of them are in the engine."""
     app, engine = make(max_num_queued_reqs=8)
-    texts = [chr(97 + index % 26) * (1 + index % 5) for index in range(2048)]
+    texts = [chr(97 + index % 26) * (1 + index % 5) for index in range(150)]
     with TestClient(app) as client:
         most = []
         add = engine.add
@@ -280,3 +282,14 @@ def test_metrics_count_prompts_and_no_tokens(made):
         for text in (before, client.get("/metrics").text)
     ]
     assert counts[1] - counts[0] == 6
+
+
+def test_a_file_of_requests_may_hold_them(tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    line = {"custom_id": "one", "url": PATH, "body": body(["abc", "d"])}
+    source.write_text(json.dumps(line))
+    app, _ = make()
+    counts = asyncio.run(BatchFile(app, source, target, lambda _: None).run(2))
+    assert (counts.num_answered, counts.num_failed) == (1, 0)
+    reply = json.loads(target.read_text())["response"]["body"]
+    assert shown(reply) == [embedding_of(3, ord("c")).tolist(), embedding_of(1, ord("d")).tolist()]
