@@ -94,6 +94,11 @@ def test_what_is_no_text_is_refused(llm, prompt):
         llm.embed(prompt)
 
 
+def test_a_text_with_a_hole_is_refused(llm):
+    with pytest.raises(InvalidRequest, match="suffix: is for answers"):
+        llm.embed({"prompt": "a", "suffix": "b"})
+
+
 def test_it_generates_nothing(llm):
     with pytest.raises(InvalidRequest, match="model: this model is served for embeddings"):
         llm.generate("x")

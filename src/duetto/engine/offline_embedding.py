@@ -9,6 +9,7 @@ from time import monotonic
 from duetto.core.batch import RequestUpdate
 from duetto.core.config import SchedulerConfig
 from duetto.core.embeddings import EmbeddingModel, PoolingParams
+from duetto.core.errors import InvalidRequest
 from duetto.core.outputs import EmbeddingOutput, EmbeddingRequestOutput
 from duetto.core.request import Request
 from duetto.core.text import TextCodec
@@ -58,6 +59,8 @@ def offline_embedding(
     config: SchedulerConfig,
 ) -> OfflineEmbedding:
     """Raises InvalidRequest for what is refused."""
+    if isinstance(prompt, Mapping) and prompt.get("suffix"):
+        raise InvalidRequest("suffix", "is for answers: an embedding is of a text without a hole")
     text = prompt if isinstance(prompt, str) else None
     if isinstance(prompt, Mapping) and prompt.keys() <= {"prompt", "cache_salt"}:
         text = prompt.get("prompt")
