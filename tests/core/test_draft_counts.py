@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duetto.core.draft_counts import (
+    GRAMMAR,
     NO_CHAINS,
     Chains,
     DraftCount,
@@ -82,3 +83,15 @@ def test_what_is_taken_back_was_not_accepted() -> None:
     assert told.last_chain == Chains.of(4, 1)
     assert told.by_method == {"ngram": DraftCount(3, 3), "suffix": DraftCount(4, 1)}
     assert (told.verifying_s, told.saved_s) == (0.5, 0.25 - 0.5)
+
+
+def test_what_a_grammar_made_follow_is_counted_apart():
+    told, chain = Speculation(), Chains.of(4, 3)
+    told.asked = "ngram"
+    told.add_chain(Chains.of(2, 0))
+    told.add_chain(chain, GRAMMAR)
+    step = StepDrafts(verified=Chains.of(2, 1), of_grammars=chain)
+    step = step.taken_back(told.last_chain, 2, of_grammar=told.last_method == GRAMMAR)
+    told.take_back(2)
+    assert told.by_method == {"ngram": DraftCount(2, 0), GRAMMAR: DraftCount(4, 1)}
+    assert step.verified == Chains.of(2, 1) and step.of_grammars.total == DraftCount(4, 1)
