@@ -214,6 +214,20 @@ def put_fitting(rng: Random, schema: Json) -> Json:
     return schema
 
 
+def put_chain(rng: Random, schema: Json) -> Json:
+    """References that lead to each other, the last of them to what is there."""
+    length = rng.choice([10, 300, 3000])
+    wrapped: Callable[[Json], Json] = rng.choice(
+        [
+            lambda each: each,
+            lambda each: {"items": each},
+            lambda each: {"anyOf": [each, {"const": 1}]},
+        ]
+    )
+    links = {f"c{i}": wrapped({"$ref": f"#/$defs/c{i + 1}"}) for i in range(length)}
+    return {"$defs": {**links, f"c{length}": schema}, "$ref": "#/$defs/c0"}
+
+
 def put_reference(rng: Random, schema: Json) -> Json:
     if held := places(schema):
         holder, key = rng.choice(held)
@@ -250,7 +264,7 @@ def nest(rng: Random, schema: Json) -> Json:
 
 CHANGES: tuple[Callable[[Random, Json], Json], ...] = (
     *(put_value, put_value, put_keyword, put_fitting, put_fitting, put_reference, put_itself),
-    *(put_name, nest),
+    *(put_name, nest, put_chain),
 )
 
 
@@ -324,6 +338,10 @@ def hostile_grammar(rng: Random) -> str:
             + "\n"
             + "\n".join(f"r{i}: r{(i * 7 + 1) % 300} | /{rng.choice('abc')}+/" for i in range(300))
         )
+    if rng.random() < 0.1:
+        names, length = rng.choice(["r", "T"]), rng.choice([100, 2000, 15_000])
+        links = (f"{names}{i}: {names}{i + 1}" for i in range(length))
+        made = "\n".join([f"start: {names}0", *links, f'{names}{length}: "a"'])
     return damaged(rng, made) if rng.random() < 0.6 else made
 
 

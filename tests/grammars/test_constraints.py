@@ -261,7 +261,19 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+def chain(length: int) -> dict[str, Any]:
+    """References, each to the next one: whoever follows them by recursion needs a deep stack."""
+    links = {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(length)}
+    return {"$defs": {**links, str(length): {"type": "string"}}, "$ref": "#/$defs/0"}
+
+
 HOSTILE: dict[str, dict[str, Any]] = {
+    "references": {"json": chain(7500)},
+    "rules": {"grammar": "\n".join(["start: r0", *(f"r{i}: r{i + 1}" for i in range(17_000))])
+              + '\nr17000: "a"'},
+    "terminals": {"grammar": "\n".join(["start: T0", *(f"T{i}: T{i + 1}" for i in range(17_000))])
+                  + '\nT17000: "a"'},
+    "many rules": {"grammar": "root ::= r0\n" + "r0 ::= r0\n" * 20_000},
     "enum": {"json": {"enum": [f"{i}-{'x' * 40}" for i in range(1000)]}},
     "properties": {"json": {"type": "object", "properties": {
         f"p{i}": {"type": "string", "maxLength": 1000} for i in range(1000)}}},

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
-from threading import BoundedSemaphore, Lock, Thread
+from threading import BoundedSemaphore, Lock, Thread, stack_size
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +43,10 @@ T = TypeVar("T")
 
 DEADLINE_S = 5.0  # of a compilation, on a busy machine
 NUM_AT_A_TIME = 2
+# llguidance recurses along rules and references, of which a constraint has thousands; where a
+# stack ends, so does the process. Only what is used takes memory.
+STACK_BYTES = 2**29
+_STACK_SIZE = Lock()  # it is the process's, until a thread has started
 LOCATING_S = 1.0  # of a search for what contradicts itself in a schema
 MAX_LOCATED = 2**15  # characters of a schema that is searched
 MAX_TRIED = 8  # tokens of an answer, when it is compiled
@@ -149,7 +153,7 @@ class CompiledGrammars:
                 self._sizes.touch(grammar.key)
         if compiled is None:  # it has fallen out
             try:
-                compiled = self._compile(grammar, FIELD)
+                compiled = self._in_time(lambda: self._compile(grammar, FIELD), FIELD)
             except InvalidRequest as error:
                 raise EngineError(error.message) from None
         return compiled.matcher(grammar.budget)
@@ -260,7 +264,16 @@ class CompiledGrammars:
             finally:
                 self._working.release()
 
-        Thread(target=run, name="duetto-grammar", daemon=True).start()
+        thread = Thread(target=run, name="duetto-grammar", daemon=True)
+        with _STACK_SIZE:
+            usual = stack_size(STACK_BYTES)
+            try:
+                thread.start()
+            except RuntimeError:  # there is no room for another one
+                self._working.release()
+                raise
+            finally:
+                stack_size(usual)
         try:
             return future.result(self._deadline_s)
         except TimeoutError:

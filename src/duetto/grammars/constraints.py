@@ -23,6 +23,7 @@ from duetto.grammars.lark import LarkWriter, quoted
 from duetto.grammars.structural_tag import structural_tag
 
 MAX_BYTES = 2**18  # of a constraint
+MAX_GBNF = 2**15  # half a second to convert, and four times that for twice as much
 _SCHEMA = re.compile(r"%json\s*")
 
 
@@ -78,6 +79,9 @@ def as_lark(text: str, field: str) -> str:
     notations = import_module("llguidance.gbnf_to_lark")
     if notations.is_lark_syntax(text):
         return text
+    if len(text) > MAX_GBNF:
+        words = f"in llama.cpp's notation; at most {MAX_GBNF} are accepted in it"
+        raise InvalidRequest(field, f"has {len(text)} characters {words}")
     try:
         lark: str = notations.gbnf_to_lark(text)
     except RecursionError:
