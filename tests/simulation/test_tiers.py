@@ -157,8 +157,8 @@ def test_what_is_slower_than_computing_is_not_loaded() -> None:
     """But for the first time, and one in sixteen."""
     traffic = conversations(1, 150)
     plain = run(traffic, None)
-    from_ram = run(traffic, tiers(copy=BLOCK / 1000))
-    from_disk = run(traffic, tiers(4, disk(read=BLOCK / 1000)))
+    from_ram = run(traffic, tiers(copy=BLOCK / 50))
+    from_disk = run(traffic, tiers(4, disk(read=BLOCK / 50)))
     most_tries = 1 + 150 // 16
     assert totals(from_ram).ram["declined"] > 100
     assert 0 < differing(cached(from_ram), cached(plain)) <= most_tries
