@@ -87,7 +87,7 @@ def test_too_many_completion_logprobs(s: Server) -> None:
 
 @test(COMPLETION)
 def test_prompt_logprobs_completion(s: Server) -> None:
-    """-1 means all of the vocabulary there, where it is allowed at all; here too."""
+    s.refused("/v1/completions", {"prompt": "x", "prompt_logprobs": -1}, "prompt_logprobs")
     for wanted in (0, 1):
         got = s.complete(["A robot", "My name is"], prompt_logprobs=wanted)
         assert all(choice["prompt_logprobs"] for choice in got["choices"])
@@ -275,6 +275,7 @@ def test_prompt_logprobs_chat(s: Server) -> None:
     for wanted in (1, 0):
         assert s.chat(prompt_logprobs=wanted)["prompt_logprobs"]
     assert s.chat().get("prompt_logprobs") is None
+    s.refused("/v1/chat/completions", {"messages": USER, "prompt_logprobs": -1}, "prompt_logprobs")
 
 
 @test(CHAT)
@@ -426,13 +427,12 @@ def test_chat_session_with_echo_and_continue_final_message(s: Server) -> None:
         assert ("It is based in" in said(choice)) is echo
 
 
-@test(ECHO)
-def test_prompt_logprobs(s: Server) -> None:
-    """-1: all of the vocabulary, where the server's limits allow it (`--max-logprobs` there)."""
-    assert s.chat(prompt_logprobs=2)["prompt_logprobs"]
-
-
-suite.leaves_out(ECHO, "all logits of a token, by a flag of theirs", "test_top_logprobs")
+suite.leaves_out(
+    ECHO,
+    "a server with `--max-logprobs`: tests/server/test_logprobs.py",
+    "test_prompt_logprobs",
+    "test_top_logprobs",
+)
 BIAS = "openai/chat_completion/test_chat_logit_bias_validation.py"
 
 
@@ -893,7 +893,8 @@ def test_server_load(s: Server) -> None:
     body = {"model": MODEL, "prompt": "I", "max_tokens": 20_000, "ignore_eos": True}
     with s.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
         next(reply.iter_lines())
-        assert s.get("/load")["server_load"] == 1
+        load = s.get("/load")
+        assert load["server_load"] == 1, load
 
 
 suite.leaves_out(SERVE, "their classes, `/health/decode`", "the rest")
