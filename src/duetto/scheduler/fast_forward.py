@@ -25,7 +25,7 @@ class BlockEvent(NamedTuple):
 
 def is_streaming(request: Request) -> bool:
     """Whether all that it needs is its next token, which has a predecessor."""
-    if request.num_in_flight or request.pooling is not None:
+    if request.num_in_flight:
         return False
     return request.num_uncomputed_tokens == 1 and request.num_output_tokens > 0
 
