@@ -920,8 +920,8 @@ FAST_FORWARD = [
     Fault(
         "a run beside a step in flight",
         "fast_forward",
-        "    if request.num_in_flight or request.pooling is not None:",
-        "    if request.pooling is not None:",
+        "    if request.num_in_flight:\n        return False\n",
+        "",
     ),
     Fault(
         "what a run wrote is not written",
