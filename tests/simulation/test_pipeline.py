@@ -152,7 +152,7 @@ def rate(layout: Layout) -> float:
 
 
 def at_once() -> Traffic:
-    return Traffic((Arrival(0.0, 512, 64),) * 600)
+    return Traffic((Arrival(0.0, 512, 64),) * 300)
 
 
 def test_four_stages_serve_nearly_four_times_as_much() -> None:
