@@ -33,7 +33,7 @@ serve: setup  ## Serve MODEL (default: the small reader that ships) on 127.0.0.1
 	@$(BIN)/duetto serve $(MODEL)
 
 test: setup  ## All tests that need neither torch nor a GPU, on two cores
-	@$(BIN)/python -m pytest -n 2 -m "not oracle and not gpu"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not oracle and not gpu"
 
 sanitize:  ## The native code's own tests, with sanitizers for memory, arithmetic and threads
 	@tools/sanitize.sh
@@ -52,7 +52,7 @@ format: setup  ## Format Python and C++
 	@$(BIN)/clang-format -i csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp
 
 oracle: $(VENV)/.oracle  ## Compare live with transformers, and walk a million steps
-	@$(BIN)/python -m pytest -n 2 -m oracle
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m oracle
 
 $(VENV)/.train: $(VENV)/.oracle
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'

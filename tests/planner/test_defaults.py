@@ -45,6 +45,7 @@ def simulated(layout: Layout) -> SchedulerConfig:
 def served(args: EngineArgs, memory: SchedulerConfig) -> SchedulerConfig:
     """The scheduler of an engine, with the model and the memory of the simulated one."""
     loaded = SimpleNamespace(
+        embeddings=None,
         num_blocks=memory.num_blocks,
         max_model_len=args.asked_len or memory.max_model_len,
         numerics=memory.cache_namespace.decode(),
