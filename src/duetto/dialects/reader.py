@@ -298,6 +298,8 @@ class Reader:
 
 def joined(pieces: Sequence[AnswerPiece]) -> list[AnswerPiece]:
     """Neighbours of one kind as one piece."""
+    if len(pieces) < 2:  # nearly every token
+        return list(pieces)
     groups: list[
         tuple[AnswerPiece, list[str]]
     ] = []  # a piece, and the texts of it and those behind

@@ -47,6 +47,7 @@ class AnswerReader:
         pieces = parser.push(text) if text else []
         if is_last:
             pieces = [*pieces, *parser.finish()]
-        if pieces and all(isinstance(piece, Reasoning) for piece in pieces):
+        is_reasoning = bool(pieces) and isinstance(pieces[0], Reasoning)
+        if is_reasoning and all(isinstance(piece, Reasoning) for piece in pieces):
             self.num_reasoning += num_tokens
         return pieces

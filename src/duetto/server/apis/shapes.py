@@ -117,8 +117,13 @@ class ChatShape:
 
     def _delta(self, step: AnswerStep) -> Json:
         """What a step added; text that is still uncertain comes with a later one."""
-        contents, thoughts, calls = list[str](), list[str](), list[Json]()
-        for piece in self._reader.read(step):
+        pieces = self._reader.read(step)
+        if len(pieces) == 1 and isinstance(pieces[0], Content):  # nearly every token
+            return {"content": pieces[0].text}
+        contents: list[str] = []
+        thoughts: list[str] = []
+        calls: list[Json] = []
+        for piece in pieces:
             match piece:
                 case Content(text):
                     contents.append(text)
