@@ -28,6 +28,7 @@ from duetto.core.errors import InvalidRequest
 from duetto.core.request import Request
 from duetto.core.sampling_params import SamplingParams
 from duetto.core.structured import Grammar, StructuredOutputsParams
+from duetto.engine.engine import Engine
 from duetto.engine.intake import make_request
 from duetto.grammars.compile import CompiledGrammars
 from duetto.scheduler.drafts import NoDrafts
@@ -105,19 +106,35 @@ def compile_times(grammars: CompiledGrammars, count: int) -> dict[str, Any]:
     }
 
 
-def turn(built: Built, args: EngineArgs, batch: int, num_tokens: int, grammar: Any) -> float:
+def turn(
+    built: Built,
+    args: EngineArgs,
+    batch: int,
+    num_tokens: int,
+    grammar: Grammar | None,
+    *,
+    drafts: bool = True,
+) -> float:
     """Seconds for a token of each of the requests, after their prompts."""
-    engine = new_engine(built, args)
+    engine = _engine(built, args, drafts=drafts)
     for index in range(batch):
         engine.add(_request(built, index, num_tokens, grammar))
-    engine.step()  # the prompts, and a token of each
-    begun, num_steps = time.perf_counter(), 0
+    begun, num_got = 0.0, 0
     while engine.has_work:
-        updates = engine.step().updates
-        assert all(update.error is None for update in updates)
-        num_steps += 1
-    assert num_steps >= num_tokens - 1, "an answer ended early"
-    return (time.perf_counter() - begun) / num_steps
+        for update in engine.step().updates:
+            assert update.error is None
+            num_got += len(update.tokens)
+        begun = begun or time.perf_counter()  # behind the prompts, and a token of each
+    assert num_got == batch * num_tokens, "an answer ended early"
+    return (time.perf_counter() - begun) / (num_tokens - 1)
+
+
+def _engine(built: Built, args: EngineArgs, *, drafts: bool) -> Engine:
+    engine = new_engine(built, args)
+    if not drafts:
+        policies = engine.scheduler._drafts
+        engine.scheduler._drafts = policies._replace(of_grammars=NoDrafts())
+    return engine
 
 
 def _request(built: Built, index: int, num_tokens: int, grammar: Grammar | None) -> Request:
@@ -137,16 +154,18 @@ def costs(built: Built, args: EngineArgs, num_tokens: int, turns: int) -> dict[s
     grammar = built.grammars.make(StructuredOutputsParams(json=RECORDS))
     found: dict[str, Any] = {}
     for batch in (1, 8):
-        times: dict[bool, list[float]] = {False: [], True: []}
+        kinds = {"free": None, "one_by_one": grammar, "constrained": grammar}
+        times: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(turns):
-            for is_constrained in (False, True):
-                chosen = grammar if is_constrained else None
-                times[is_constrained].append(turn(built, args, batch, num_tokens, chosen))
-        free, constrained = (1e3 * min(times[which]) for which in (False, True))
+            for name, chosen in kinds.items():
+                drafts = name == "constrained"
+                seconds = turn(built, args, batch, num_tokens, chosen, drafts=drafts)
+                times[name].append(1e3 * seconds)
+        least = {name: min(each) for name, each in times.items()}
         found[str(batch)] = {
-            "free_ms": round(free, 3),
-            "constrained_ms": round(constrained, 3),
-            "ratio": round(constrained / free, 3),
+            **{f"{name}_ms": round(each, 3) for name, each in least.items()},
+            "ratio_one_by_one": round(least["one_by_one"] / least["free"], 3),
+            "ratio": round(least["constrained"] / least["free"], 3),
         }
     return found
 
@@ -180,10 +199,7 @@ def _answered(
     built: Built, args: EngineArgs, batch: int, grammar: Grammar, drafts: bool
 ) -> tuple[int, float, dict[str, list[int]]]:
     """Steps after the prompts, their seconds, and the answers."""
-    engine = new_engine(built, args)
-    if not drafts:
-        policies = engine.scheduler._drafts
-        engine.scheduler._drafts = policies._replace(of_grammars=NoDrafts())
+    engine = _engine(built, args, drafts=drafts)
     for index in range(batch):
         engine.add(_request(built, index, 256, grammar))
     answers: dict[str, list[int]] = {str(index): [] for index in range(batch)}
@@ -199,6 +215,7 @@ def _answered(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", help="a directory; by default a random model is made")
+    parser.add_argument("--quantization", choices=("none", "int8", "int4"), default="none")
     parser.add_argument("--num-tokens", type=int, default=128)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--num-schemas", type=int, default=200)
@@ -208,10 +225,11 @@ def main() -> None:
         asked.num_tokens, asked.turns, asked.num_schemas = 24, 1, 4
     with TemporaryDirectory() as directory:
         model = asked.model or _random_model(Path(directory) / "tiny")
-        args = EngineArgs(max_num_seqs=8, max_model_len=512)
+        args = EngineArgs(max_num_seqs=8, max_model_len=512, quantization=asked.quantization)
         built = build(model, args)
         found = {
             "model": built.name,
+            "quantization": asked.quantization,
             "num_tokens": asked.num_tokens,
             "turns": asked.turns,
             "per_token": costs(built, args, asked.num_tokens, asked.turns),
@@ -219,7 +237,7 @@ def main() -> None:
             "compile": compile_times(built.grammars, asked.num_schemas),
         }
     for batch, each in found["per_token"].items():
-        print(f"B = {batch}: {each['free_ms']} ms free, {each['constrained_ms']} ms with a grammar")
+        print(f"B = {batch}, a token: {each}")
     for batch, each in found["must_follow"].items():
         print(f"B = {batch}, what must follow is drafted: {each}")
     print(f"compile: {found['compile']}")
