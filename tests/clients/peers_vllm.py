@@ -418,7 +418,7 @@ suite.leaves_out(
 ECHO = "openai/chat_completion/test_chat_echo.py"
 
 
-@test(ECHO, differs="`echo` of a chat is refused by name")
+@test(ECHO)
 def test_chat_session_with_echo_and_continue_final_message(s: Server) -> None:
     begun = [*USER, {"role": "assistant", "content": "It is based in"}]
     more = {"continue_final_message": True, "add_generation_prompt": False}

@@ -184,7 +184,6 @@ CHATS = [
     ("chat_template", {"chat_template": "{% for %}"}),
     ("chat_template_kwargs", {"chat_template_kwargs": {"tokenize": True}}),
     ("chat_template_kwargs", {"chat_template_kwargs": {"a": [1]}}),
-    ("echo", {"echo": True}),
     ("continue_final_message", {"continue_final_message": 1}),
     ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}),
 ]  # fmt: skip

@@ -1,5 +1,7 @@
 """A chat may go on with its last message."""
 
+import json
+
 import pytest
 from server.fakes_server import MODEL, SpeakingExecutor, make_app
 from starlette.testclient import TestClient
@@ -28,3 +30,29 @@ def test_else_an_answer_begins(client, field):
     asked = {"messages": MESSAGES, "continue_final_message": field}
     tokens = client.post("/tokenize", json=asked).json()["tokens"]
     assert bytes(tokens).decode() == "user: hi\nassistant: hel\nassistant: "
+
+
+def streamed_text(client, body):
+    reply = client.post("/v1/chat/completions", json={**body, "stream": True}).text
+    chunks = [json.loads(line[6:]) for line in reply.splitlines() if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        (MESSAGES, "hello"),
+        (
+            [MESSAGES[0], {"role": "assistant", "content": [{"type": "text", "text": "hel"}]}],
+            "hello",
+        ),
+        (MESSAGES[:1], "lo"),  # the user's is not of the answer
+    ],
+)
+def test_echo_begins_the_answer_with_the_assistants_last_message(client, messages, text):
+    continues = messages[-1]["role"] == "assistant"
+    body = {"model": MODEL, "messages": messages, "continue_final_message": continues}
+    body = {**body, "echo": True}
+    reply = client.post("/v1/chat/completions", json=body).json()
+    assert reply["choices"][0]["message"]["content"] == text
+    assert streamed_text(client, body) == text

@@ -356,6 +356,13 @@ class Message(Struct, forbid_unknown_fields=True):
         given = {name: value for name, value in more.items() if value is not None}
         return {"role": self.role, "content": content, **given}
 
+    @property
+    def text(self) -> str:
+        """Its content as one text; parts are joined as for a template that takes strings."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
 
 Messages = Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
 Documents = Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
@@ -380,7 +387,7 @@ class ChatRequest(SamplingRequest, kw_only=True):
     continue_final_message: bool | None = None  # type: ignore[assignment]  # as documents
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
-    echo: Annotated[Raw, Only(False)] = ABSENT
+    echo: bool | None = None  # the answer begins with the assistant's message that is the last one
     suffix: Annotated[Raw, Only("")] = ABSENT
     best_of: Annotated[Raw, Only(1)] = ABSENT
 

@@ -81,9 +81,12 @@ class ChatShape:
         self._reader = AnswerReader(job.make_parser)
         self._callers = set[int]()  # the choices that call something
         self._shows_reasoning = request.include_reasoning is not False
+        last = request.messages[-1] if request.echo and request.messages else None
+        self._echoed = "" if last is None or last.role != "assistant" else last.text
 
     def opening(self, index: int) -> Json | None:
-        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        delta = {"role": "assistant", "content": self._echoed}
+        return {"index": index, "delta": delta, "logprobs": None}
 
     def delta(self, step: AnswerStep) -> Json:
         shown = self._logprobs(step.tokens)
@@ -94,9 +97,10 @@ class ChatShape:
         reasoning = said.reasoning if self._shows_reasoning and said.reasoning else None
         if said.calls:
             self._callers.add(answer.choice)
+        content = self._echoed + said.content
         message = {
             "role": "assistant",
-            "content": said.content or None if said.calls else said.content,
+            "content": content or None if said.calls else content,
             **NOT_SAID,
             "tool_calls": [
                 {"id": call.id, "type": "function", "function": _function(call)}
