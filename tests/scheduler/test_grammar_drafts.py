@@ -54,6 +54,15 @@ def test_a_row_that_takes_as_long_as_a_step_is_not_worth_it(request_):
     assert chosen(policy, request_) == 0
 
 
+def test_a_mask_that_takes_as_long_as_a_step_is_not_worth_it(request_):
+    policy = GrammarDrafts(priced(0.01))
+    taught(policy, request_, (*DRAFTS, 99))
+    assert chosen(policy, request_) == len(DRAFTS)
+    for _ in range(100):
+        policy.learn([], 1.0)
+    assert chosen(policy, request_) == 0
+
+
 def test_a_chunk_beside_it_makes_no_draft_cheap(request_):
     policy = GrammarDrafts(priced(0.9))
     taught(policy, request_, (*DRAFTS[:2], 99))

@@ -236,6 +236,7 @@ class StepOutput(NamedTuple):
     drafting_s: float = 0.0  # what proposing drafts took
     moving_s: float = 0.0  # what moving blocks took
     moved: tuple[MoveResult, ...] = ()
+    mask_s: float = 0.0  # what a row's mask took, of rows that have one
 
 
 class RequestUpdate(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import NamedTuple
 
 from duetto.core.batch import RequestResult, SamplingInput, ScheduledRequest
@@ -47,6 +48,7 @@ class Masks:
         self._grammars = grammars
         self._kept: dict[str, _Kept] = {}  # by request
         self._num_steps = 0
+        self.mask_s = 0.0  # what a row took in the last step; to be read when its result is there
         self._thread = ThreadPoolExecutor(1, "duetto-masks")
 
     @property
@@ -86,7 +88,10 @@ class Masks:
 
     def _make(self, requests: Sequence[ScheduledRequest]) -> Constrained:
         self._num_steps += 1
+        begun = perf_counter()
         made = {r.request_id: self._of(r) for r in requests if r.rows and r.rows[0].grammar}
+        num_rows = sum([len(each.rows) for each in made.values()])
+        self.mask_s = (perf_counter() - begun) / max(1, num_rows)
         oldest = self._num_steps - NUM_STEPS_KEPT
         for request_id in [i for i, kept in self._kept.items() if kept.last_step < oldest]:
             del self._kept[request_id]

@@ -100,13 +100,15 @@ class ModelRunner:
         results = self._look(batch, masks) if has_looks else self._run(batch, masks)
         if self._depth:
             self._last_steps.keep(batch, results)
+        mask_s = 0.0
         if has_grammars and self._masks is not None:
             results = self._masks.with_drafts(batch.requests, results)
+            mask_s = self._masks.mask_s
         drafting_s = 0.0
         if is_drafting:
             results, drafting_s = self._drafters.propose(batch.requests, results)
         moved = () if self._mover is None else self._mover.results(())
-        return Done(StepOutput(tuple(results), drafting_s, moving_s, moved))
+        return Done(StepOutput(tuple(results), drafting_s, moving_s, moved, mask_s))
 
     def _start_masks(self, requests: Sequence[ScheduledRequest]) -> Future[Constrained]:
         assert self._masks is not None, "a grammar, and nothing that could follow it"

@@ -15,6 +15,7 @@ from duetto.scheduler.drafted import DraftedRequests
 from duetto.scheduler.drafts import NO_ASKS, NOTHING, Ask, Candidate, DraftOutcome, Planned
 from duetto.scheduler.worth import best_to_verify, counts_of, ranked
 
+NEWEST = 0.1  # what the last step counts in the price of a mask
 RowTimes = Callable[[BatchShape, int], Sequence[float]]  # as DraftPrices.row_times
 
 
@@ -25,6 +26,7 @@ class GrammarDrafts:
 
     def __init__(self, row_times: RowTimes) -> None:
         self._row_times = row_times
+        self._mask_s = 0.0  # of a row
         self._requests = DraftedRequests()
 
     def choose(
@@ -39,6 +41,8 @@ class GrammarDrafts:
         if most <= 0:
             return NOTHING
         times = self._row_times(shape, most)
+        # A draft has a mask of its own, which takes longer than its row where a model is small.
+        times = [t + n * self._mask_s for n, t in enumerate(times)]
         extra_s = [t - times[0] for t in times if limit_s is None or t <= limit_s]
         if len(extra_s) < 2 or times[0] <= 0.0:  # a price of nothing: no step was seen yet
             return NOTHING
@@ -53,7 +57,12 @@ class GrammarDrafts:
     def ask(self, planned: Iterable[Planned]) -> Mapping[str, Ask]:  # noqa: ARG002
         return NO_ASKS
 
-    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:  # noqa: ARG002
+    def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
+        """`drafting_s` is what a row's mask took in the step: all that is spent on a draft beside
+        its row."""
+        if drafting_s > 0.0:
+            newest = NEWEST if self._mask_s else 1.0
+            self._mask_s += newest * (drafting_s - self._mask_s)
         for outcome in outcomes:
             drafted = self._requests.find(outcome.request)
             if drafted is not None and drafted.drafts:

@@ -88,7 +88,7 @@ def tell(
         return None
     step = account_drafts(live, batch.requests, output.results, output.drafting_s, step_time)
     if told_of_grammars:
-        of_grammars.learn(told_of_grammars, 0.0)
+        of_grammars.learn(told_of_grammars, output.mask_s)
     if told and policy.is_on:
         policy.learn(told, output.drafting_s)
     return step
