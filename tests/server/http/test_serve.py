@@ -374,6 +374,8 @@ def test_more_signals_end_replies_at_once_and_cleanly(num_more):
     with httpx2.stream("POST", f"{url}/v1/completions", json={**body, "stream": True}) as reply:
         lines = reply.iter_lines()
         next(lines)
+        # The other client has come too: after the signal nobody is let in.
+        wait_until(lambda: httpx2.get(f"{url}/load").json()["server_load"] == 2, timeout=30)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         assert process.poll() is None
@@ -382,7 +384,7 @@ def test_more_signals_end_replies_at_once_and_cleanly(num_more):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.02)
         rest = [line for line in lines if line]
-    assert process.wait(10) == 0 and time.monotonic() - began < 2
+    assert process.wait(10) == 0 and time.monotonic() - began < 5  # of 10 that the answer has left
     assert rest[-1] == "data: [DONE]" and "server_stopping" in rest[-2]
     asking.join()
     assert whole[0].status_code == 503
