@@ -79,9 +79,8 @@ class LLM:
         self._num_prompts = 0
         self.is_stopped: Callable[[], bool] = lambda: False
         """Asked before each step: once true, what runs is aborted, and ends as it is."""
-        self._running: dict[
-            str, OfflineAnswer | OfflineEmbedding
-        ] = {}  # by the id of each request that has not ended
+        # By the id of each request that has not ended.
+        self._running: dict[str, OfflineAnswer | OfflineEmbedding] = {}
 
     def __enter__(self) -> "LLM":
         return self

@@ -300,9 +300,7 @@ def joined(pieces: Sequence[AnswerPiece]) -> list[AnswerPiece]:
     """Neighbours of one kind as one piece."""
     if len(pieces) < 2:  # nearly every token
         return list(pieces)
-    groups: list[
-        tuple[AnswerPiece, list[str]]
-    ] = []  # a piece, and the texts of it and those behind
+    groups: list[tuple[AnswerPiece, list[str]]] = []  # a piece; the texts of it and those behind
     for piece in pieces:
         if isinstance(piece, CallStart | CallEnd):
             groups.append((piece, []))

@@ -90,7 +90,8 @@ class DraftPolicy(Protocol):
 
     def learn(self, outcomes: Sequence[DraftOutcome], drafting_s: float) -> None:
         """What came of a step: one outcome for each request that was a candidate or was asked for.
-        `drafting_s` is what all of its proposing took. Not called if there are none."""
+        `drafting_s` is what all of its proposing took; of a grammar's drafts, what a row's mask
+        took. Not called if there are none."""
         ...
 
     def forget(self, request: Request) -> None:

@@ -15,7 +15,7 @@ from duetto.scheduler.drafted import DraftedRequests
 from duetto.scheduler.drafts import NO_ASKS, NOTHING, Ask, Candidate, DraftOutcome, Planned
 from duetto.scheduler.worth import best_to_verify, counts_of, ranked
 
-NEWEST = 0.1  # what the last step counts in the price of a mask
+_NEWEST = 0.1  # what the last step counts in the price of a mask
 RowTimes = Callable[[BatchShape, int], Sequence[float]]  # as DraftPrices.row_times
 
 
@@ -61,7 +61,7 @@ class GrammarDrafts:
         """`drafting_s` is what a row's mask took in the step: all that is spent on a draft beside
         its row."""
         if drafting_s > 0.0:
-            newest = NEWEST if self._mask_s else 1.0
+            newest = _NEWEST if self._mask_s else 1.0
             self._mask_s += newest * (drafting_s - self._mask_s)
         for outcome in outcomes:
             drafted = self._requests.find(outcome.request)
