@@ -10,7 +10,7 @@ SPLIT = 512  # positions of a split of attention; splits stand at its multiples
 KEY_BLOCK = 64  # keys that are multiplied at a time; blocks stand at its multiples
 
 
-class Work(NamedTuple):
+class QueryTiles(NamedTuple):
     """Tiles of packed query rows that one launch of attention computes. A run's rows are (token,
     head of the group), token by token, of each KV head; tile t begins at t * rows_per_tile."""
 
@@ -34,8 +34,8 @@ class StepTensors(NamedTuple):
     logit_rows: Tensor  # [L]
     # Tiles of 16 rows, whose splits are shared out among programs, then merged; and longer
     # tiles, each of which one program walks. A run is in one of the two, whole.
-    few: Work | None
-    many: Work | None
+    few: QueryTiles | None
+    many: QueryTiles | None
 
 
 class Matrix(NamedTuple):
