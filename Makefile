@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := .venv-kernels
 SOURCES := $(wildcard csrc/*.* csrc/kernels/*)
 MODEL ?=
 
-.PHONY: setup demo serve test sanitize foreign check format oracle train bench clients size docs clean help
+.PHONY: setup demo serve test sanitize foreign check format oracle kernels train bench clients size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -54,6 +55,15 @@ format: setup  ## Format Python and C++
 oracle: $(VENV)/.oracle  ## Compare live with transformers, and walk a million steps
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m oracle
 
+$(KERNELS)/.ready: constraints-kernels.txt $(VENV)/.oracle
+	@echo "Setting up $(KERNELS): $(VENV), behind Triton and the numpy that it takes (test only) ..."
+	@tools/kernels_venv.sh $(VENV) $(KERNELS)
+	@touch $@
+
+kernels: $(KERNELS)/.ready  ## The GPU's kernels in Triton's interpreter, and compiled without a GPU
+	@TRITON_INTERPRET=1 $(KERNELS)/bin/python -m pytest -n 2 --dist worksteal tests/kernels
+	@$(KERNELS)/bin/python tools/kernel_table.py --check
+
 $(VENV)/.train: $(VENV)/.oracle
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
 	@touch $@
@@ -77,4 +87,4 @@ docs: setup  ## Regenerate the command-line reference
 	@$(BIN)/python tools/cli_reference.py
 
 clean:  ## Remove what the targets above made
-	rm -rf $(VENV) build dist .demo
+	rm -rf $(VENV) $(KERNELS) build dist .demo

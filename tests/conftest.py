@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any-machine")
+
+# Tests of the GPU's kernels have an environment of their own: `make kernels`.
+collect_ignore = [] if find_spec("triton") else ["kernels"]
 
 
 def pytest_collection_finish() -> None:
