@@ -12,6 +12,7 @@ ROOT = Path(duetto.__file__).parent
 ALLOWED = {
     "program": "each file in models/ gives its own: config -> Program",
     "main": "where a process begins",
+    "variants": "each kernel of the GPU says what it is compiled for",
 }
 COMMANDS = "cli"  # a command's function is called as its user types it
 

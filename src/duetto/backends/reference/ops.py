@@ -36,6 +36,7 @@ from duetto.program.ops import (
     WriteKV,
 )
 from duetto.program.rewrites.fuse import FusedLinear
+from duetto.program.rewrites.runs import AddNorm, FusedRun, GatedLinear, RopeWrite
 
 
 @dataclass(slots=True)
@@ -219,6 +220,14 @@ def fused_linear(op: FusedLinear, run: Run) -> None:
     compute(op.linear, run)
 
 
+def fused_run(op: FusedRun, run: Run) -> None:
+    """Its parts; what it drops holds no number then."""
+    for part in op.parts:
+        compute(part, run)
+    for ref in op.dropped:
+        run.buffers[ref.buffer][:, ref.start : ref.start + ref.width] = np.nan
+
+
 def compute(op: Op, run: Run) -> None:
     OPS[type(op)](op, run)
 
@@ -237,4 +246,7 @@ OPS: dict[type[Op], Callable[[Any, Run], None]] = {
     SelectRows: select_rows,
     SoftCap: soft_cap,
     FusedLinear: fused_linear,
+    AddNorm: fused_run,
+    RopeWrite: fused_run,
+    GatedLinear: fused_run,
 }
