@@ -1,0 +1,305 @@
+"""Projections: out = x · weightᵀ, with the weight in any format, and what follows in one kernel.
+
+The weight is the M side of the matrix instruction and tokens are its N side; each program walks K
+whole, in order. So a number's bits depend on its row and its weight only, not on how many rows
+there are. Quantized weights are widened, which is exact, and multiplied group by group: a group's
+sum in fp32, times its scale, is added to the total.
+
+The product (with its bias) is rounded to out's dtype first. What follows works on rounded numbers,
+as separate kernels would.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from duetto.backends.cuda.formats import GpuFormatName
+from duetto.backends.cuda.kernels.activations import activate, activate_twin
+from duetto.backends.cuda.kernels.variant import KernelVariant
+from duetto.backends.cuda.tensors import Matrix
+from duetto.backends.cuda.tiles import UNIT, LinearTile, linear_tile, linear_tiles
+from duetto.program.ops import Activation
+
+# A small whole number in the low bits of this, as bits of fp32, is 2^23 more than it is.
+_FLOAT_BITS = tl.constexpr(0x4B000000)
+
+
+@triton.jit
+def widen(data, DTYPE: tl.constexpr, FORMAT: tl.constexpr):
+    """Numbers of a weight in x's dtype. Exact."""
+    if FORMAT == "fp8":
+        # The bits of e4m3, put where fp32 has them, are the number times 2^-120, subnormals too.
+        bits = (data.to(tl.int32) << 20) & -0x78100000
+        wide = (bits.to(tl.float32, bitcast=True) * 1.329227995784916e36).to(DTYPE)
+    else:
+        wide = data.to(DTYPE)
+    return wide
+
+
+@triton.jit
+def widen_nibbles(data, DTYPE: tl.constexpr):
+    """The low and the high halves of bytes, less 8. Exact."""
+    bits = data.to(tl.int32)
+    low = ((bits & 15) | _FLOAT_BITS).to(tl.float32, bitcast=True) - 8388616.0
+    high = ((bits & 240) | _FLOAT_BITS).to(tl.float32, bitcast=True)
+    high = tl.fma(high, 0.0625, -524296.0)
+    return low.to(DTYPE), high.to(DTYPE)
+
+
+@triton.jit
+def add_product(total, w, scale, x_low, x_high, FORMAT: tl.constexpr):
+    """total + w · x of one unit of K, times its scale if the format has groups."""
+    if FORMAT == "int4":
+        low, high = widen_nibbles(w, x_low.dtype)
+        product = tl.dot(low, x_low, input_precision="ieee")
+        product = tl.dot(high, x_high, product, input_precision="ieee")
+        total = total + product * scale[:, None]
+    elif FORMAT == "int8":
+        product = tl.dot(widen(w, x_low.dtype, FORMAT), x_low, input_precision="ieee")
+        total = total + product * scale[:, None]
+    else:
+        total = tl.dot(widen(w, x_low.dtype, FORMAT), x_low, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def rounded(total, bias, scales, outputs, DTYPE: tl.constexpr, FORMAT: tl.constexpr):
+    """A product as it would be stored: with fp8's scales of rows, and its bias; in fp32 again."""
+    if FORMAT == "fp8":
+        total = total * tl.load(scales + outputs)[:, None]
+    if bias is not None:
+        total = total + tl.load(bias + outputs)[:, None]
+    return total.to(DTYPE).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def linear_kernel(
+    x, w, scales, bias, out, num_rows, num_outputs, num_inputs,
+    x_stride, w_stride, group_stride, out_stride,
+    FORMAT: tl.constexpr, GATE: tl.constexpr, ACCUMULATE: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
+    BO: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Program (o, t): BO outputs of BT rows. A unit of K is a group, or BK if there are none.
+
+    GATE: w has twice num_outputs rows, gates and then what they open: out = GATE(gate) * up."""
+    IS_INT4: tl.constexpr = FORMAT == "int4"
+    SPAN: tl.constexpr = UNIT // 2 if IS_INT4 else UNIT  # columns of w's data in a unit
+    HAS_GROUPS: tl.constexpr = IS_INT4 or FORMAT == "int8"
+    outputs = tl.program_id(0) * BO + tl.arange(0, BO)
+    is_output = outputs < num_outputs
+    if not EVEN_N:
+        outputs = tl.minimum(outputs, num_outputs - 1)  # computed again, and not stored
+    rows = tl.program_id(1) * BT + tl.arange(0, BT)
+    is_row = rows[None, :] < num_rows
+    column = tl.arange(0, SPAN)
+    x_at = x + rows[None, :].to(tl.int64) * x_stride + column[:, None]
+    w_at = w + outputs[:, None].to(tl.int64) * w_stride + column[None, :]
+    up_at = w_at + tl.cast(num_outputs, tl.int64) * w_stride
+    scale_at = scales + outputs if HAS_GROUPS else None
+    scale = None
+    scale_up = None
+    total = tl.zeros([BO, BT], tl.float32)
+    total_up = tl.zeros([BO, BT], tl.float32)
+    for k in range(0, num_inputs, BK):
+        for unit in tl.static_range(BK // UNIT):
+            first = k + unit * UNIT
+            w_first = first // 2 if IS_INT4 else first
+            is_x = is_row
+            is_x_high = is_row
+            is_w = None
+            is_group = None
+            if not EVEN_K:
+                is_x = is_row & (first + column < num_inputs)[:, None]
+                is_x_high = is_row & (first + SPAN + column < num_inputs)[:, None]
+                is_w = (first + column < num_inputs)[None, :]
+                is_group = first < num_inputs
+            x_low = tl.load(x_at + first, mask=is_x, other=0.0)
+            x_high = x_low
+            if IS_INT4:
+                x_high = tl.load(x_at + first + SPAN, mask=is_x_high, other=0.0)
+            if HAS_GROUPS:
+                group = first // UNIT * group_stride
+                scale = tl.load(scale_at + group, mask=is_group)
+            weight = tl.load(w_at + w_first, mask=is_w)
+            total = add_product(total, weight, scale, x_low, x_high, FORMAT)
+            if GATE is not None:
+                if HAS_GROUPS:
+                    scale_up = tl.load(scale_at + group + num_outputs, mask=is_group)
+                weight = tl.load(up_at + w_first, mask=is_w)
+                total_up = add_product(total_up, weight, scale_up, x_low, x_high, FORMAT)
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    total = rounded(total, bias, scales, outputs, DTYPE, FORMAT)
+    if GATE is not None:
+        up = rounded(total_up, bias, scales, outputs + num_outputs, DTYPE, FORMAT)
+        total = activate(total, GATE) * up
+    out_at = out + rows[None, :].to(tl.int64) * out_stride + outputs[:, None]
+    is_stored = is_row if EVEN_N else is_row & is_output[:, None]
+    if ACCUMULATE:
+        total = tl.load(out_at, mask=is_stored, other=0.0).to(tl.float32) + total
+    tl.store(out_at, total.to(DTYPE), mask=is_stored)
+
+
+def linear(
+    x: Tensor,
+    matrix: Matrix,
+    out: Tensor,
+    *,
+    bias: Tensor | None = None,
+    accumulate: bool = False,
+    gate: Activation | None = None,
+) -> None:
+    """out [T, N] = x [T, K] · weightᵀ + bias, rounded; or out += that, if `accumulate`.
+
+    gate: the matrix has 2 N rows, and out = act(x · gateᵀ) * (x · upᵀ). The columns of x and out
+    are contiguous; bias is in fp32. The bits are those of the parts, each rounded by itself.
+    """
+    tile = linear_tile(
+        matrix.format.kind, gate is not None, len(x), shared_memory_bytes(x.device.index)
+    )
+    linear_by(tile, x, matrix, out, bias=bias, accumulate=accumulate, gate=gate)
+
+
+def linear_by(
+    tile: LinearTile,
+    x: Tensor,
+    matrix: Matrix,
+    out: Tensor,
+    *,
+    bias: Tensor | None = None,
+    accumulate: bool = False,
+    gate: Activation | None = None,
+) -> None:
+    """As `linear`, by a tile that is given: all give the same bits."""
+    num_rows, num_inputs = x.shape
+    num_outputs = out.shape[1]
+    assert matrix.shape == (num_outputs * (1 if gate is None else 2), num_inputs)
+    assert not (accumulate and gate), "a gated product is not added to anything"
+    assert x.stride(1) == out.stride(1) == 1
+    if num_rows == 0:
+        return
+    kind, scales = matrix.format.kind, matrix.scales
+    data = matrix.data.view(torch.int8) if kind == "fp8" else matrix.data
+    grid = (triton.cdiv(num_outputs, tile.outputs), triton.cdiv(num_rows, tile.tokens))
+    linear_kernel[grid](
+        x,
+        data,
+        scales,
+        bias,
+        out,
+        num_rows,
+        num_outputs,
+        num_inputs,
+        x.stride(0),
+        data.stride(0),
+        0 if scales is None else scales.stride(-1),
+        out.stride(0),
+        **_constexprs(kind, num_outputs, num_inputs, tile, accumulate, gate),
+        **_options(tile),
+    )
+
+
+def _constexprs(
+    kind: GpuFormatName,
+    num_outputs: int,
+    num_inputs: int,
+    tile: LinearTile,
+    accumulate: bool = False,
+    gate: Activation | None = None,
+) -> dict[str, object]:
+    return {
+        "FORMAT": kind,
+        "GATE": gate,
+        "ACCUMULATE": accumulate,
+        "EVEN_N": num_outputs % tile.outputs == 0,
+        "EVEN_K": num_inputs % tile.inputs == 0,
+        "BO": tile.outputs,
+        "BT": tile.tokens,
+        "BK": tile.inputs,
+        "UNIT": UNIT.get(kind, tile.inputs),
+    }
+
+
+def _options(tile: LinearTile) -> dict[str, object]:
+    """No contraction: whether a product and a sum become one is not left to the compiler."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
+
+
+@cache
+def shared_memory_bytes(device: int | None) -> int:
+    """What a program may have at most; None is the CPU's interpreter, which has no limit."""
+    if device is None:
+        return 1 << 30
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def linear_twin(
+    x: Tensor,
+    matrix: Matrix,
+    out: Tensor,
+    *,
+    bias: Tensor | None = None,
+    accumulate: bool = False,
+    gate: Activation | None = None,
+) -> None:
+    product = x.float() @ widened(matrix).t()
+    if bias is not None:
+        product += bias
+    product = product.to(out.dtype).float()
+    if gate is not None:
+        opened, up = product.chunk(2, dim=1)
+        product = activate_twin(opened, gate) * up
+    if accumulate:
+        product = out.float() + product
+    out.copy_(product)
+
+
+def widened(matrix: Matrix) -> Tensor:
+    """[N, K] in fp32: what a matrix's numbers stand for."""
+    (num_outputs, num_inputs), data = matrix.shape, matrix.data
+    if matrix.scales is None:
+        return data.float()
+    if matrix.format.kind == "fp8":
+        return data.float() * matrix.scales[:, None]
+    if matrix.format.kind == "int4":
+        groups = data.reshape(num_outputs, -1, matrix.format.group // 2)
+        data = torch.cat((groups & 15, groups >> 4), dim=2).reshape(num_outputs, -1).float() - 8
+    scales = matrix.scales.repeat_interleave(matrix.format.group, dim=1)
+    return data[:, :num_inputs].float() * scales[:, :num_inputs]
+
+
+_LARGE, _SMALL = 227 << 10, 99 << 10  # shared memory of a program on an H100, and on a consumer's
+_WEIGHT_TYPES: dict[GpuFormatName, str] = {
+    "bfloat16": "*bf16", "float32": "*fp32", "int8": "*i8", "int4": "*u8", "fp8": "*i8"
+}  # fmt: skip
+
+
+def variants() -> Iterator[KernelVariant]:
+    """Tiles of every format. Sizes are arguments: these are for any that tiles divide."""
+    for kind in _WEIGHT_TYPES:
+        gates: tuple[Activation | None, ...] = (None,) if kind == "float32" else (None, "silu")
+        for gate in gates:
+            tiles = linear_tiles(kind, gate is not None, _LARGE)
+            for most, tile in tiles.items():
+                if kind == "bfloat16" or most in (min(tiles), max(tiles)):
+                    yield _variant(kind, gate, tile)
+    yield _variant("bfloat16", None, next(iter(linear_tiles("bfloat16", False, _SMALL).values())))
+
+
+def _variant(kind: GpuFormatName, gate: Activation | None, tile: LinearTile) -> KernelVariant:
+    x = "*fp32" if kind == "float32" else "*bf16"
+    constexprs = _constexprs(kind, 1 << 14, 1 << 14, tile, accumulate=gate is None, gate=gate)
+    constexprs["bias"] = None
+    signature = {"x": x, "w": _WEIGHT_TYPES[kind], "scales": "*fp32", "out": x}
+    if kind not in ("int8", "int4", "fp8"):
+        del signature["scales"]
+        constexprs["scales"] = None
+    sizes = ("num_outputs", "num_inputs", "x_stride", "w_stride", "group_stride", "out_stride")
+    signature |= dict.fromkeys(("num_rows", *sizes), "i32")
+    shape = f"{tile.outputs} x {tile.tokens} x {tile.inputs}, {tile.stages} stages"
+    name = f"{kind} {gate or 'add'}, {shape}"
+    return KernelVariant(name, linear_kernel, signature, constexprs, _options(tile), sizes)
