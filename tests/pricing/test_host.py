@@ -12,9 +12,14 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.planner.fleet import make_fleet
 from duetto.planner.layout import Layout, with_weights
-from duetto.pricing.find_hardware import calibration_file, find_hardware, write_hardware
+from duetto.pricing.find_hardware import (
+    calibration_file,
+    find_hardware,
+    named_gpu,
+    write_hardware,
+)
 from duetto.pricing.hardware import Efficiencies, HardwareSpec, KernelEfficiency
-from duetto.pricing.host import host_prices
+from duetto.pricing.host import gpu_prices, host_prices
 from duetto.pricing.roofline import roofline
 from duetto.program.shape import Precision
 
@@ -99,3 +104,63 @@ def test_an_engine_starts_beside_a_damaged_calibration_and_says_so(tiny_model):
     assert not any("calibrat" in note for note in build(tiny_model, args).notes)
     calibration_file().write_text("")
     assert any("run duetto calibrate again" in note for note in build(tiny_model, args).notes)
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def test_gpus_are_known_by_what_their_drivers_call_them():
+    names = {
+        H100: "h100",
+        "NVIDIA H200": "h200",
+        "NVIDIA A100-SXM4-80GB": "a100-80g",
+        "NVIDIA L4": "l4",
+        "NVIDIA L40S": "l40s",
+        "NVIDIA GeForce RTX 4090": "rtx4090",
+    }
+    assert {name: named_gpu(name).name for name in names} == names
+    for name in ("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA T4", ""):
+        assert named_gpu(name) is None, name
+
+
+def test_a_gpu_is_priced_by_its_name_until_it_is_measured():
+    shape, precision = decode(1, 1000), Precision()
+    named = gpu_prices(program(NAME), precision, "bfloat16", H100)
+    layout = Layout(dtype="bfloat16")
+    h100 = find_hardware("h100")
+    expected = make_fleet(program(NAME), h100, layout).replica.step_time(shape)
+    assert named.step_time(shape) == expected
+    assert named.roof_time(shape) < named.step_time(shape)
+    measured = replace(MEASURED, name="gpu", source=f"duetto calibrate: {H100}")
+    write_hardware(measured, calibration_file("gpu"))
+    found = gpu_prices(program(NAME), precision, "float32", H100)
+    assert found.step_time(shape) > 10 * named.step_time(shape) and not found.notes
+    assert host_prices(program(NAME), precision).step_time(shape) != found.step_time(shape)
+
+
+def test_what_was_measured_of_another_gpu_is_ignored_and_said():
+    measured = replace(MEASURED, name="gpu", source="duetto calibrate: NVIDIA L4")
+    write_hardware(measured, calibration_file("gpu"))
+    found = gpu_prices(program(NAME), Precision(), "bfloat16", H100)
+    (note,) = found.notes
+    assert "of another GPU" in note and H100 in note
+    assert found.roof_time is not None
+    calibration_file("gpu").write_text("{}")
+    assert (
+        "run duetto calibrate --backend cuda again"
+        in gpu_prices(program(NAME), Precision(), "bfloat16", H100).notes[0]
+    )
+
+
+def test_a_gpu_without_a_known_name_has_a_guess_and_no_roof():
+    found = gpu_prices(program(NAME), Precision(), "bfloat16", "NVIDIA T4")
+    assert found.roof_time is None
+    assert 0 < found.step_time(decode(1, 10)) < found.step_time(prefill(1, 5000))
+
+
+def test_hardware_gpu_is_what_was_measured_of_it():
+    with pytest.raises(ConfigError, match="run: duetto calibrate --backend cuda"):
+        find_hardware("gpu")
+    write_hardware(replace(MEASURED, name="gpu"), calibration_file("gpu"))
+    assert find_hardware("gpu").num_devices == 1
+    assert find_hardware("gpu:4").num_devices == 4

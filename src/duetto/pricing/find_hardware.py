@@ -19,18 +19,25 @@ from duetto.pricing.hardware import (
     KernelEfficiency,
 )
 
-HOST = "host"  # the name of what `duetto calibrate` measured
+HOST = "host"  # the name of what `duetto calibrate` measured ...
+GPU = "gpu"  # ... of this machine's GPU
+_FILES = {HOST: "hardware.json", GPU: "gpu.json"}
+_WORDS = {
+    HOST: ("this machine", "duetto calibrate"),
+    GPU: ("this machine's GPU", "duetto calibrate --backend cuda"),
+}
 
 
-def calibration_file() -> Path | None:
-    """Where `duetto calibrate` keeps what it measured of this host; None: nowhere (user_cache)."""
+def calibration_file(of: str = HOST) -> Path | None:
+    """Where `duetto calibrate` keeps what it measured of this host, or of its GPU; None: nowhere
+    (user_cache)."""
     cache = user_cache()
-    return None if cache is None else cache / "hardware.json"
+    return None if cache is None else cache / _FILES[of]
 
 
 def find_hardware(name: str) -> HardwareSpec:
-    """`h100`, `h100:8` (a machine with eight), `host` (as calibrated; one device, unless more such
-    machines are asked for, like host:2) or a JSON file's path.
+    """`h100`, `h100:8` (a machine with eight), `host` or `gpu` (as calibrated; one device, unless
+    more such are asked for, like host:2) or a JSON file's path.
 
     Raises ConfigError: for a name that is not known with those that are, for a file with the key.
     """
@@ -45,31 +52,38 @@ def find_hardware(name: str) -> HardwareSpec:
     key = ALIASES.get(key, key)
     if key in HARDWARE:
         return HARDWARE[key]
-    if key == HOST or name.endswith(".json"):
-        spec = _read_host() if key == HOST else read_hardware(Path(name))
-        is_alone = spec.name == HOST and spec.num_devices is None
+    if key in _FILES or name.endswith(".json"):
+        spec = _read_calibration(key) if key in _FILES else read_hardware(Path(name))
+        is_alone = spec.name in _FILES and spec.num_devices is None
         return replace(spec, num_devices=1) if is_alone else spec
     raise ConfigError(
-        f"--hardware {name}: not known{near_misses(name, (*HARDWARE, *ALIASES, HOST))}; "
-        f"accepted: {', '.join(HARDWARE)}, host (after `duetto "
+        f"--hardware {name}: not known{near_misses(name, (*HARDWARE, *ALIASES, *_FILES))}; "
+        f"accepted: {', '.join(HARDWARE)}, host or gpu (after `duetto "
         "calibrate`), or the path of a .json file with at least name, peaks (FLOP/s by "
         "precision), memory_bandwidth (bytes/s) and memory_bytes"
     )
 
 
-def _read_host() -> HardwareSpec:
-    file = calibration_file()
+def _read_calibration(of: str) -> HardwareSpec:
+    file = calibration_file(of)
+    what, again = _WORDS[of]
     if file is None or not file.is_file():
         why = "this user has no home" if file is None else f"{file} is not there"
-        raise ConfigError(
-            f"--hardware host: this machine has not been measured ({why}); run: duetto calibrate"
-        )
+        raise ConfigError(f"--hardware {of}: {what} has not been measured ({why}); run: {again}")
     try:
         return read_hardware(file)
     except ConfigError as error:
-        raise ConfigError(f"{error}; the calibration is damaged: run duetto calibrate again") from (
-            error
-        )
+        raise ConfigError(f"{error}; the calibration is damaged: run {again} again") from error
+
+
+def named_gpu(name: str) -> HardwareSpec | None:
+    """By what its driver calls it, as "NVIDIA H100 80GB HBM3". None for one that is not known, and
+    for those that have a known one's name but not its memory."""
+    words = name.lower().replace(" ", "").replace("geforce", "")
+    known = {key.partition("-")[0]: spec for key, spec in HARDWARE.items()}
+    if any(word in words for word in ("pcie", "nvl", "40gb")):
+        return None
+    return next((known[key] for key in sorted(known, key=len, reverse=True) if key in words), None)
 
 
 def read_hardware(file: Path) -> HardwareSpec:

@@ -1,7 +1,7 @@
 """What a program's steps should take on this machine, before any of them has run.
 
-As calibrated, if it was; else by a guess that only has the right shape, and no roof to speak of.
-Loads no weights and runs nothing.
+As calibrated, if it was. Else a GPU is priced by its name, and what has no known name by a guess
+that only has the right shape, and no roof to speak of. Loads no weights and runs nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,13 @@ from duetto.core.cpus import usable_cpus
 from duetto.core.errors import ConfigError
 from duetto.core.shape import StepTime
 from duetto.pricing.cost_model import CostModel, Deployment
-from duetto.pricing.find_hardware import HOST, calibration_file, find_hardware
+from duetto.pricing.find_hardware import (
+    GPU,
+    HOST,
+    calibration_file,
+    find_hardware,
+    named_gpu,
+)
 from duetto.pricing.hardware import HardwareSpec
 from duetto.pricing.reuse import with_looks
 from duetto.program.program import Program
@@ -36,10 +42,47 @@ def host_prices(program: Program, precision: Precision) -> HostPrices:
         return _guessed(program, precision)
     try:
         host = find_hardware(HOST)
-        model = CostModel(program, host, _on(host, precision))
+        return _priced(program, host, _on(host, precision))
     except ConfigError as error:
         return _guessed(program, precision, f"ignored: {error}")
-    return HostPrices(with_looks(model), with_looks(model.on(host.ideal())))
+
+
+def gpu_prices(
+    program: Program, precision: Precision, arithmetic: str, gpu_name: str
+) -> HostPrices:
+    """Of this machine's GPU, `gpu_name` by its driver; products are in `arithmetic`. Steps of next
+    tokens are replayed as graphs and planned while others run, so a host that was not measured
+    counts nothing."""
+    notes: tuple[str, ...] = ()
+    file = calibration_file(GPU)
+    if file is not None and file.is_file():
+        try:
+            spec = find_hardware(GPU)
+            if gpu_name in spec.source:
+                return _priced(program, spec, _on_gpu(spec, precision, arithmetic, graphs=False))
+            notes = (f"ignored: {file} is of another GPU ({spec.source}); {gpu_name} is here",)
+        except ConfigError as error:
+            notes = (f"ignored: {error}",)
+    known = named_gpu(gpu_name)
+    if known is None:
+        guess = _guess_gpu()
+        deployment = _on_gpu(guess, precision, arithmetic, graphs=True)
+        model = CostModel(program, guess, deployment)
+        return HostPrices(with_looks(model), None, notes)
+    deployment = _on_gpu(known, precision, arithmetic, graphs=True)
+    return replace(_priced(program, known, deployment), notes=notes)
+
+
+def _priced(program: Program, hardware: HardwareSpec, deployment: Deployment) -> HostPrices:
+    model = CostModel(program, hardware, deployment)
+    return HostPrices(with_looks(model), with_looks(model.on(hardware.ideal())))
+
+
+def _on_gpu(
+    hardware: HardwareSpec, precision: Precision, arithmetic: str, *, graphs: bool
+) -> Deployment:
+    known = arithmetic if arithmetic in hardware.peaks else "float32"
+    return Deployment(precision=precision, arithmetic=known, graphs=graphs)
 
 
 def _guessed(program: Program, precision: Precision, *notes: str) -> HostPrices:
@@ -73,4 +116,14 @@ def _guess() -> HardwareSpec:
         peaks={"float32": 40e9 * usable_cpus()},
         memory_bandwidth=20e9,
         memory_bytes=2**33,
+    )
+
+
+def _guess_gpu() -> HardwareSpec:
+    """About what a card of 2021 for workstations does."""
+    return HardwareSpec(
+        name="a guess",
+        peaks={"float32": 20e12, "bfloat16": 80e12, "float16": 80e12},
+        memory_bandwidth=7e11,
+        memory_bytes=2**34,
     )
