@@ -225,3 +225,20 @@ def test_weights_without_a_config_are_not_ours_to_replace(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="holds no model that --force could replace"):
         make_model(SMALL, tmp_path, force=True)
     assert digests(tmp_path).keys() == {"model.safetensors"}
+
+
+def test_repeated_numbers_fill_every_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", 1000)
+    make_model(SMALL, tmp_path / "drawn")
+    make_model(SMALL, tmp_path / "repeated", repeats=True)
+    _, program = load_program(tmp_path / "repeated")
+    drawn = load_weights(tmp_path / "drawn", program, "bfloat16")
+    repeated = load_weights(tmp_path / "repeated", program, "bfloat16")
+    for name, weight in repeated.items():
+        numbers = np.asarray(weight, np.float32)
+        assert numbers.shape == drawn[name].shape
+        if numbers.ndim == 2:
+            assert numbers.ravel()[:100].std() > 0.01
+            assert len(np.unique(numbers)) <= 1000

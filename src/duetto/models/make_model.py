@@ -74,13 +74,16 @@ def make_model(
     vocab_size: int | None = None,
     force: bool = False,
     max_shard_bytes: int = _SHARD_BYTES,
+    repeats: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MadeModel:
     """Write a checkpoint of the shape that `config`, a config.json, says, into directory `out`.
 
     Matrices and biases are normal with the config's initializer_range (0.02 if it has none) as
     standard deviation; norms multiply by 1. `source` names the config in messages. `force`
-    replaces a checkpoint that is in `out`. `on_progress(done, total)` is called in bytes.
+    replaces a checkpoint that is in `out`. `repeats` draws a few million numbers only, again and
+    again: as fast as files are written, for who measures. `on_progress(done, total)` is called in
+    bytes.
 
     Raises CheckpointError for a config that is not supported, and ConfigError if `out` is in use
     or the vocabulary has no room for a byte-level tokenizer.
@@ -90,7 +93,8 @@ def make_model(
     _claim(out, section.values, force)
     tokenizer = train_tokenizer(min(program.vocab_size, _MAX_TOKENS))
     try:
-        write_weights(program, out, dtype, seed, std, max_shard_bytes, on_progress)
+        numbers = _Repeated(dtype, seed, std) if repeats else partial(_numbers, seed=seed, std=std)
+        _write_weights(program, out, dtype, numbers, max_shard_bytes, on_progress)
         _write_tokenizer(tokenizer, out, program.max_model_len)
         generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "do_sample": True}
         _write_json(out / "generation_config.json", generation)
@@ -163,6 +167,18 @@ def write_weights(
 
     A tensor's numbers depend on the seed and its name only, not on the shards.
     """
+    numbers = partial(_numbers, seed=seed, std=std)
+    _write_weights(program, out, dtype, numbers, max_shard_bytes, on_progress)
+
+
+def _write_weights(
+    program: Program,
+    out: Path,
+    dtype: Dtype,
+    numbers: "Callable[[_Tensor], Iterator[NDArray[Any]]]",
+    max_shard_bytes: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
     item_bytes = DTYPE_BYTES[dtype]
     tensors = _tensors(program)
     sizes = {tensor.name: prod(tensor.shape) * item_bytes for tensor in tensors}
@@ -185,7 +201,7 @@ def write_weights(
         name = SINGLE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
         weight_map |= {tensor.name: name for tensor in shard}
         with (out / name).open("wb") as file:
-            _write_shard(file, shard, dtype, partial(_numbers, seed=seed, std=std), advance)
+            _write_shard(file, shard, dtype, numbers, advance)
     if len(shards) > 1:
         _write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
@@ -204,7 +220,7 @@ def _write_shard(
     file: BinaryIO,
     tensors: list[_Tensor],
     dtype: Dtype,
-    numbers: Callable[[_Tensor], Iterator[NDArray[np.float32]]],
+    numbers: Callable[[_Tensor], Iterator[NDArray[Any]]],
     advance: Callable[[int], None],
 ) -> None:
     """The safetensors format: length of the header (u64), header (JSON), then the tensors."""
@@ -223,7 +239,7 @@ def _write_shard(
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors:
         for part in numbers(tensor):
-            file.write(part.astype(dtype).tobytes())
+            file.write(part.astype(dtype, copy=False).tobytes())
             advance(part.size * item_bytes)
 
 
@@ -238,6 +254,25 @@ def _numbers(tensor: _Tensor, seed: int, std: float) -> Iterator[NDArray[np.floa
         else:
             yield np.full(size, tensor.constant, np.float32)
         left -= size
+
+
+class _Repeated:
+    """As `_numbers`, but all matrices are made of the same few million."""
+
+    def __init__(self, dtype: Dtype, seed: int, std: float) -> None:
+        stream = np.random.Generator(np.random.PCG64(seed))
+        drawn = stream.standard_normal(_NUMBERS_AT_ONCE, np.float32) * np.float32(std)
+        self._drawn: NDArray[Any] = drawn.astype(dtype)
+
+    def __call__(self, tensor: _Tensor) -> Iterator[NDArray[Any]]:
+        left = prod(tensor.shape)
+        while left:
+            size = min(left, _NUMBERS_AT_ONCE)
+            if tensor.constant is None:
+                yield self._drawn[:size]
+            else:
+                yield np.full(size, tensor.constant, np.float32)
+            left -= size
 
 
 def _write_tokenizer(tokenizer: tokenizers.Tokenizer, out: Path, max_length: int) -> None:
