@@ -6,7 +6,7 @@ KERNELS := .venv-kernels
 SOURCES := $(wildcard csrc/*.* csrc/kernels/*)
 MODEL ?=
 
-.PHONY: setup demo serve test sanitize foreign check format oracle kernels train bench clients size docs clean help
+.PHONY: setup demo serve test sanitize foreign check format oracle kernels gpu train bench clients size docs clean help
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -63,6 +63,15 @@ $(KERNELS)/.ready: constraints-kernels.txt $(VENV)/.oracle
 kernels: $(KERNELS)/.ready  ## The GPU's kernels in Triton's interpreter, and compiled without a GPU
 	@TRITON_INTERPRET=1 $(KERNELS)/bin/python -m pytest -n 2 --dist worksteal tests/kernels
 	@$(KERNELS)/bin/python tools/kernel_table.py --check
+
+# Where the figures come to; runs are gone on with. GPU_PYTHON has torch and triton for the GPU.
+OUT ?= .gpu
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu:  ## All that a GPU is needed for, in 8 minutes; writes docs/benchmarks/gpu.md
+	@PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu/run.py --out $(OUT); status=$$?; \
+		test -e $(OUT)/gpu.json || exit $$status; \
+		$(GPU_PYTHON) benchmarks/gpu/page.py $(OUT)/gpu.json && exit $$status
 
 $(VENV)/.train: $(VENV)/.oracle
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'

@@ -1,7 +1,26 @@
-"""Triton's interpreter takes loop bounds out of arrays of one number, of which numpy warns."""
+"""Runs the kernels' tests where their tensors are told to be: DUETTO_TEST_DEVICE, by default a CPU.
+
+On a GPU, whatever a test makes is made there: tests say nothing about a device. On a CPU, Triton's
+interpreter takes loop bounds out of arrays of one number, of which numpy warns.
+"""
+
+import os
 
 import pytest
+import torch
+
+DEVICE = os.environ.get("DUETTO_TEST_DEVICE", "cpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0")
+
+
+@pytest.fixture(autouse=DEVICE != "cpu")
+def _on_the_device(monkeypatch: pytest.MonkeyPatch):
+    to_numpy, from_numpy, generator = torch.Tensor.numpy, torch.from_numpy, torch.Generator
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda x, **how: to_numpy(x.cpu(), **how))
+    monkeypatch.setattr(torch, "from_numpy", lambda array: from_numpy(array).to(DEVICE))
+    monkeypatch.setattr(torch, "Generator", lambda device=DEVICE: generator(device))
+    with torch.device(DEVICE):
+        yield
