@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 import torch
-from duetto.backends.cuda.kernels.linear import linear, linear_twin
 
 from duetto.backends.cuda.formats import GpuFormat
+from duetto.backends.cuda.kernels.linear import linear, linear_twin
 from duetto.backends.cuda.tensors import Matrix
 from gpu.bench import ROOT, Bench
 
