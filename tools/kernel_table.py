@@ -114,6 +114,7 @@ def compile_all(files: Iterable[str]) -> Iterator[Row]:
         for file, number, variant in listed
         for capability in SHARED_LIMITS
         if capability >= variant.least_capability
+        and capability in (variant.capabilities or SHARED_LIMITS)
     ]
     spawned = get_context("spawn")  # Triton's compiler has threads
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), spawned) as pool:

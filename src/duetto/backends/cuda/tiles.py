@@ -68,13 +68,13 @@ _NIBBLE: _Tiles = {
     16: LinearTile(64, 16, 256, 4, 5),
     32: LinearTile(64, 32, 128, 4, 5),
     64: LinearTile(64, 64, 128, 4, 5),
-    _LARGEST: LinearTile(128, 128, 128, 8, 3),
+    _LARGEST: LinearTile(128, 128, 64, 8, 4),
 }
 _NIBBLE_GATED: _Tiles = {
     16: LinearTile(64, 16, 256, 4, 5),
     32: LinearTile(64, 32, 128, 4, 5),
     64: LinearTile(64, 64, 128, 4, 5),
-    _LARGEST: LinearTile(64, 128, 128, 8, 3),
+    _LARGEST: LinearTile(64, 128, 64, 8, 4),
 }
 _TABLES: Mapping[GpuFormatName, tuple[_Tiles, _Tiles]] = {
     "float32": (_FLOAT, _FLOAT),
@@ -108,5 +108,15 @@ def linear_tile(kind: GpuFormatName, gated: bool, num_rows: int, shared_bytes: i
 
 
 def _fitted(tile: LinearTile, kind: GpuFormatName, gated: bool, shared_bytes: int) -> LinearTile:
-    stages = (shared_bytes - _RESERVED) // tile.stage_bytes(kind, gated)
-    return replace(tile, stages=max(1, min(tile.stages, stages)))
+    """With fewer stages, or, if they are then too few to hide the memory's latency, smaller."""
+    least = max(64, UNIT.get(kind, 0))
+    while True:
+        stages = (shared_bytes - _RESERVED) // tile.stage_bytes(kind, gated)
+        if stages >= min(3, tile.stages) or max(tile.outputs, tile.tokens) == 16:
+            return replace(tile, stages=min(tile.stages, stages))
+        if tile.inputs > least:
+            tile = replace(tile, inputs=tile.inputs // 2)
+        elif tile.tokens > 64:
+            tile = replace(tile, tokens=tile.tokens // 2)
+        else:
+            tile = replace(tile, outputs=tile.outputs // 2)

@@ -9,7 +9,7 @@ The product (with its bias) is rounded to out's dtype first. What follows works 
 as separate kernels would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -51,16 +51,27 @@ def widen_nibbles(data, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def add_product(total, w, scale, x_low, x_high, FORMAT: tl.constexpr):
+def load_inside(at, is_inside):
+    """0 outside; None: all are inside."""
+    if is_inside is None:
+        numbers = tl.load(at)
+    else:
+        numbers = tl.load(at, mask=is_inside, other=0)
+    return numbers
+
+
+@triton.jit
+def add_product(total, w_at, is_w, scale_at, is_group, x_low, x_high, FORMAT: tl.constexpr):
     """total + w · x of one unit of K, times its scale if the format has groups."""
+    w = load_inside(w_at, is_w)
     if FORMAT == "int4":
         low, high = widen_nibbles(w, x_low.dtype)
         product = tl.dot(low, x_low, input_precision="ieee")
         product = tl.dot(high, x_high, product, input_precision="ieee")
-        total = total + product * scale[:, None]
+        total = total + product * load_inside(scale_at, is_group)[:, None]
     elif FORMAT == "int8":
         product = tl.dot(widen(w, x_low.dtype, FORMAT), x_low, input_precision="ieee")
-        total = total + product * scale[:, None]
+        total = total + product * load_inside(scale_at, is_group)[:, None]
     else:
         total = tl.dot(widen(w, x_low.dtype, FORMAT), x_low, total, input_precision="ieee")
     return total
@@ -83,6 +94,7 @@ def linear_kernel(
     FORMAT: tl.constexpr, GATE: tl.constexpr, ACCUMULATE: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     BO: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, UNIT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (o, t): BO outputs of BT rows. A unit of K is a group, or BK if there are none.
 
@@ -100,15 +112,12 @@ def linear_kernel(
     x_at = x + rows[None, :].to(tl.int64) * x_stride + column[:, None]
     w_at = w + outputs[:, None].to(tl.int64) * w_stride + column[None, :]
     up_at = w_at + tl.cast(num_outputs, tl.int64) * w_stride
-    scale_at = scales + outputs if HAS_GROUPS else None
-    scale = None
-    scale_up = None
     total = tl.zeros([BO, BT], tl.float32)
     total_up = tl.zeros([BO, BT], tl.float32)
-    for k in range(0, num_inputs, BK):
+    # A stage count that the loop names is for loads of scales too.
+    for k in tl.range(0, num_inputs, BK, num_stages=STAGES):
         for unit in tl.static_range(BK // UNIT):
             first = k + unit * UNIT
-            w_first = first // 2 if IS_INT4 else first
             is_x = is_row
             is_x_high = is_row
             is_w = None
@@ -122,16 +131,19 @@ def linear_kernel(
             x_high = x_low
             if IS_INT4:
                 x_high = tl.load(x_at + first + SPAN, mask=is_x_high, other=0.0)
+            w_first = first // 2 if IS_INT4 else first
+            scale_at = None
+            scale_up_at = None
             if HAS_GROUPS:
-                group = first // UNIT * group_stride
-                scale = tl.load(scale_at + group, mask=is_group)
-            weight = tl.load(w_at + w_first, mask=is_w)
-            total = add_product(total, weight, scale, x_low, x_high, FORMAT)
+                scale_at = scales + outputs + first // UNIT * group_stride
+                scale_up_at = scale_at + num_outputs
+            total = add_product(
+                total, w_at + w_first, is_w, scale_at, is_group, x_low, x_high, FORMAT
+            )
             if GATE is not None:
-                if HAS_GROUPS:
-                    scale_up = tl.load(scale_at + group + num_outputs, mask=is_group)
-                weight = tl.load(up_at + w_first, mask=is_w)
-                total_up = add_product(total_up, weight, scale_up, x_low, x_high, FORMAT)
+                total_up = add_product(
+                    total_up, up_at + w_first, is_w, scale_up_at, is_group, x_low, x_high, FORMAT
+                )
     DTYPE: tl.constexpr = out.dtype.element_ty
     total = rounded(total, bias, scales, outputs, DTYPE, FORMAT)
     if GATE is not None:
@@ -221,6 +233,7 @@ def _constexprs(
         "BT": tile.tokens,
         "BK": tile.inputs,
         "UNIT": UNIT.get(kind, tile.inputs),
+        "STAGES": tile.stages,
     }
 
 
@@ -272,25 +285,35 @@ def widened(matrix: Matrix) -> Tensor:
     return data[:, :num_inputs].float() * scales[:, :num_inputs]
 
 
-_LARGE, _SMALL = 227 << 10, 99 << 10  # shared memory of a program on an H100, and on a consumer's
+# Shared memory that a program may have, by compute capability.
+_SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 120: 99 << 10}
 _WEIGHT_TYPES: dict[GpuFormatName, str] = {
     "bfloat16": "*bf16", "float32": "*fp32", "int8": "*i8", "int4": "*u8", "fp8": "*i8"
 }  # fmt: skip
 
 
 def variants() -> Iterator[KernelVariant]:
-    """Tiles of every format. Sizes are arguments: these are for any that tiles divide."""
+    """The first and the last tile of every format, and all of bfloat16 on an H100. Sizes are
+    arguments: these are for any that tiles divide."""
     for kind in _WEIGHT_TYPES:
         gates: tuple[Activation | None, ...] = (None,) if kind == "float32" else (None, "silu")
         for gate in gates:
-            tiles = linear_tiles(kind, gate is not None, _LARGE)
-            for most, tile in tiles.items():
-                if kind == "bfloat16" or most in (min(tiles), max(tiles)):
-                    yield _variant(kind, gate, tile)
-    yield _variant("bfloat16", None, next(iter(linear_tiles("bfloat16", False, _SMALL).values())))
+            found: dict[LinearTile, list[int]] = {}
+            for capability, shared_bytes in _SHARED_BYTES.items():
+                tiles = linear_tiles(kind, gate is not None, shared_bytes)
+                is_h100 = capability == 90
+                for most, tile in tiles.items():
+                    is_last = most == max(tiles) and (is_h100 or gate is None)
+                    is_other = is_h100 and kind == "bfloat16"
+                    if most == min(tiles) or is_last or is_other:
+                        found.setdefault(tile, []).append(capability)
+            for tile, capabilities in found.items():
+                yield _variant(kind, gate, tile, capabilities)
 
 
-def _variant(kind: GpuFormatName, gate: Activation | None, tile: LinearTile) -> KernelVariant:
+def _variant(
+    kind: GpuFormatName, gate: Activation | None, tile: LinearTile, capabilities: Sequence[int]
+) -> KernelVariant:
     x = "*fp32" if kind == "float32" else "*bf16"
     constexprs = _constexprs(kind, 1 << 14, 1 << 14, tile, accumulate=gate is None, gate=gate)
     constexprs["bias"] = None
@@ -302,4 +325,12 @@ def _variant(kind: GpuFormatName, gate: Activation | None, tile: LinearTile) -> 
     signature |= dict.fromkeys(("num_rows", *sizes), "i32")
     shape = f"{tile.outputs} x {tile.tokens} x {tile.inputs}, {tile.stages} stages"
     name = f"{kind} {gate or 'add'}, {shape}"
-    return KernelVariant(name, linear_kernel, signature, constexprs, _options(tile), sizes)
+    return KernelVariant(
+        name,
+        linear_kernel,
+        signature,
+        constexprs,
+        _options(tile),
+        sizes,
+        capabilities=tuple(capabilities),
+    )

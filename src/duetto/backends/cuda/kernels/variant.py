@@ -20,3 +20,4 @@ class KernelVariant(NamedTuple):
     # taken as aligned to 16 bytes, as torch's are.
     multiples_of_16: tuple[str, ...] = ()
     least_capability: int = 80  # 89 for what needs fp8
+    capabilities: tuple[int, ...] = ()  # of those that it is chosen on; (): all
