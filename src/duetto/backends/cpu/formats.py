@@ -1,18 +1,15 @@
 """Which weight is kept in which format, and why. Knows a program's operations; no bytes.
 
-Projections are what a step reads whole, so they are what `quantization` quantizes. An embedding is
-looked up row by row: quantizing it would save nothing that a step reads, so it is quantized only
-where the logits are made of it too (tied embeddings), and the two then are one copy. In int4 the
-projection to the logits is int8: of all, it is the one whose errors nothing evens out. Norm
-weights and biases stay in fp32. What stays in bf16 is kept in 12 bits a number, which loses none.
+What `quantization` quantizes, backends/weight_formats.py says. In int4 the projection to the logits
+is int8: of all, it is the one whose errors nothing evens out. Norm weights and biases stay in fp32.
+What stays in bf16 is kept in 12 bits a number, which loses none.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
-from duetto.core.errors import ConfigError
+from duetto.backends.weight_formats import assign_formats
 from duetto.program.dtype import Dtype
 from duetto.program.program import Program
 
@@ -47,29 +44,12 @@ def choose_formats(
 ) -> dict[str, Format]:
     """The format of every matrix of the program, by its name. What is not in it is a vector.
 
-    `skip` has patterns (fnmatch) of the names of tensors, or of modules (without `.weight`), that
-    are not quantized. Projections that are stacked stay together: a pattern that matches one of
-    them keeps all. Raises ConfigError for a pattern that no quantized tensor matches.
+    Raises ConfigError for a pattern of `skip` that no quantized tensor matches.
     """
-    embedded = {op.weights[0] for op in program.ops if op.kind == "embed"}
-    projected = {op.weights[0]: op for op in program.ops if op.kind == "linear"}
-    formats = dict.fromkeys(embedded | projected.keys(), STORED[dtype])
+    quantized = None
     if quantization is not None:
-        for name, op in projected.items():
-            is_head = any(ref.buffer == program.logits.buffer for ref in op.writes)
-            formats[name] = (HEAD_OF if is_head else QUANTIZED)[quantization]
-    unused = set(skip)
-    for name in projected:
-        matching = {pattern for pattern in skip if _matches(program, name, pattern)}
-        unused -= matching
-        if matching:
-            formats[name] = STORED[dtype]
-    if unused:
-        raise ConfigError(
-            f"--quantization-skip: {min(unused)!r} matches no tensor that is quantized; their "
-            f"names are as in the checkpoint, such as {min(projected)!r}"
-        )
-    return formats
+        quantized = QUANTIZED[quantization], HEAD_OF[quantization]
+    return assign_formats(program, STORED[dtype], quantized, skip)
 
 
 def without_loss(formats: Mapping[str, Format], plain: Collection[str] = ()) -> dict[str, Format]:
@@ -81,11 +61,3 @@ def without_loss(formats: Mapping[str, Format], plain: Collection[str] = ()) -> 
         name: CODED if each == STORED["bfloat16"] and name not in plain else each
         for name, each in formats.items()
     }
-
-
-def _matches(program: Program, name: str, pattern: str) -> bool:
-    sources = program.weights[name].sources
-    return any(
-        fnmatchcase(source, pattern) or fnmatchcase(source.removesuffix(".weight"), pattern)
-        for source in sources
-    )
