@@ -6,7 +6,7 @@ from torch import Tensor
 
 from duetto.backends.cuda.formats import GpuFormat, GpuFormatName
 from duetto.backends.cuda.kernels.activations import activate_twin
-from duetto.backends.cuda.kernels.linear import linear, linear_twin, widened
+from duetto.backends.cuda.kernels.linear import launch_linear, linear_twin, widened_matrix
 from duetto.backends.cuda.tensors import Matrix
 
 DTYPES = (torch.float16, torch.float32)
@@ -57,7 +57,7 @@ def test_it_is_its_twin(
         matrix = matrix_of(own, num_outputs, num_inputs)
         x = torch.randn(num_rows, num_inputs).to(dtype)
         out, wanted = torch.full((2, num_rows, num_outputs), 7.0, dtype=dtype)
-        linear(x, matrix, out)
+        launch_linear(x, matrix, out)
         linear_twin(x, matrix, wanted)
         assert_near(out, wanted)
 
@@ -72,7 +72,7 @@ def test_bias_accumulation_and_strides(dtype: torch.dtype) -> None:
             for own in (None, bias):
                 before = torch.randn(19, 200).to(dtype)
                 out, wanted = before.clone(), before.clone()
-                linear(x, matrix, out[:, 7:118], bias=own, accumulate=accumulate)
+                launch_linear(x, matrix, out[:, 7:118], bias=own, accumulate=accumulate)
                 linear_twin(x, matrix, wanted[:, 7:118], bias=own, accumulate=accumulate)
                 assert_near(out, wanted)
                 assert torch.equal(out[:, :7], before[:, :7])  # nothing beside it is written
@@ -83,7 +83,7 @@ def test_logits_are_in_fp32() -> None:
     torch.manual_seed(3)
     matrix, x = matrix_of("float16", 111, 96), torch.randn(3, 96).half()
     out, wanted = torch.empty(2, 3, 111)
-    linear(x, matrix, out)
+    launch_linear(x, matrix, out)
     linear_twin(x, matrix, wanted)
     assert_near(out, wanted)
     assert not torch.equal(out, out.half().float())
@@ -95,10 +95,10 @@ def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
     for kind in kinds(dtype):
         matrix, x = matrix_of(kind, 111, 500), torch.randn(40, 500).to(dtype)
         whole = torch.empty(40, 111, dtype=dtype)
-        linear(x, matrix, whole)
+        launch_linear(x, matrix, whole)
         for rows in (slice(0, 1), slice(7, 8), slice(3, 22), slice(39, 40)):
             out = torch.empty_like(whole[rows])
-            linear(x[rows], matrix, out)
+            launch_linear(x[rows], matrix, out)
             assert torch.equal(out, whole[rows]), (kind, rows)
 
 
@@ -109,8 +109,8 @@ def test_a_sum_is_a_product_that_is_rounded_then_added(dtype: torch.dtype) -> No
         matrix, bias = matrix_of(kind, 80, 200), torch.randn(80)
         x, before = torch.randn(19, 200).to(dtype), torch.randn(19, 80).to(dtype)
         product, total = torch.empty_like(before), before.clone()
-        linear(x, matrix, product, bias=bias)
-        linear(x, matrix, total, bias=bias, accumulate=True)
+        launch_linear(x, matrix, product, bias=bias)
+        launch_linear(x, matrix, total, bias=bias, accumulate=True)
         assert torch.equal(total, before + product)
 
 
@@ -122,8 +122,8 @@ def test_a_gate_is_opened(dtype: torch.dtype, gate: str) -> None:
         matrix, x = matrix_of(kind, 2 * 80, 200), torch.randn(19, 200).to(dtype)
         out, wanted = torch.empty(2, 19, 80, dtype=dtype)
         both = torch.empty(19, 160, dtype=dtype)
-        linear(x, matrix, out, gate=gate)
-        linear(x, matrix, both)
+        launch_linear(x, matrix, out, gate=gate)
+        launch_linear(x, matrix, both)
         # from the products that the kernel itself rounds: exp differs by units of fp32 only
         opened, up = both.float().chunk(2, dim=1)
         wanted.copy_(activate_twin(opened, gate) * up)
@@ -132,7 +132,7 @@ def test_a_gate_is_opened(dtype: torch.dtype, gate: str) -> None:
 
 def test_no_row_is_no_launch() -> None:
     out = torch.empty(0, 16)
-    linear(torch.empty(0, 32), matrix_of("float32", 16, 32), out)
+    launch_linear(torch.empty(0, 32), matrix_of("float32", 16, 32), out)
 
 
 def test_every_byte_of_e4m3_is_widened_exactly() -> None:
@@ -141,7 +141,7 @@ def test_every_byte_of_e4m3_is_widened_exactly() -> None:
     matrix = Matrix(GpuFormat("fp8"), (len(finite), 1), finite[:, None].clone(), torch.ones(254))
     for dtype in DTYPES:
         out = torch.empty(1, len(finite), dtype=dtype)
-        linear(torch.ones(1, 1, dtype=dtype), matrix, out)
+        launch_linear(torch.ones(1, 1, dtype=dtype), matrix, out)
         assert torch.equal(out[0].float(), finite.float())
 
 
@@ -150,8 +150,8 @@ def test_every_nibble_is_widened_exactly() -> None:
     data = torch.randint(0, 256, (16, 64), dtype=torch.uint8)
     matrix = Matrix(GpuFormat("int4", 64), (16, 100), data, torch.ones(16, 2))
     out = torch.empty(100, 16)
-    linear(torch.eye(100), matrix, out)
+    launch_linear(torch.eye(100), matrix, out)
     groups = [(data[:, 32 * g : 32 * g + 32] >> s & 15) for g in (0, 1) for s in (0, 4)]
     wanted = torch.cat(groups, dim=1).float() - 8
     assert torch.equal(out.t(), wanted[:, :100])
-    assert torch.equal(widened(matrix), wanted[:, :100])
+    assert torch.equal(widened_matrix(matrix), wanted[:, :100])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from duetto.backends.cpu.native import choose_isa, native, why_unavailable
 from duetto.backends.cuda.formats import GpuFormat
-from duetto.backends.cuda.kernels.linear import widened
+from duetto.backends.cuda.kernels.linear import widened_matrix
 from duetto.backends.cuda.quantize import put_rows
 from duetto.backends.cuda.tensors import Matrix
 
@@ -61,7 +61,7 @@ def test_numbers_are_those_of_the_cpu(
     rows = rows_of(50, num_inputs).to(dtype)
     matrix = empty(format, *rows.shape)
     put_rows(rows, matrix, 0)
-    assert np.array_equal(widened(matrix).numpy(), packed_on_the_cpu(format, rows))
+    assert np.array_equal(widened_matrix(matrix).numpy(), packed_on_the_cpu(format, rows))
     assert torch.equal(matrix.scales, matrix.scales.bfloat16().float())
 
 
@@ -87,7 +87,7 @@ def test_e4m3_loses_a_sixteenth_at_most() -> None:
     rows = rows_of(50, 200)
     matrix = empty(FP8, 50, 200)
     put_rows(rows, matrix, 0)
-    error, largest = (widened(matrix) - rows).abs(), rows.abs().amax(1, keepdim=True)
+    error, largest = (widened_matrix(matrix) - rows).abs(), rows.abs().amax(1, keepdim=True)
     # half of a last bit of 4; below 2^-6 e4m3 has steps of 2^-9, of a scale that makes 448 largest
     assert (error <= torch.maximum(rows.abs() / 16, largest / 448 * 2**-10) * 1.001 + 1e-30).all()
     kept = matrix.data.float().abs().amax(1)

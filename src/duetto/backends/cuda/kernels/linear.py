@@ -78,7 +78,7 @@ def add_product(total, w_at, is_w, scale_at, is_group, x_low, x_high, FORMAT: tl
 
 
 @triton.jit
-def rounded(total, bias, scales, outputs, DTYPE: tl.constexpr, FORMAT: tl.constexpr):
+def round_product(total, bias, scales, outputs, DTYPE: tl.constexpr, FORMAT: tl.constexpr):
     """A product as it would be stored: with fp8's scales of rows, and its bias; in fp32 again."""
     if FORMAT == "fp8":
         total = total * tl.load(scales + outputs)[:, None]
@@ -145,9 +145,9 @@ def linear_kernel(
                     total_up, up_at + w_first, is_w, scale_up_at, is_group, x_low, x_high, FORMAT
                 )
     DTYPE: tl.constexpr = out.dtype.element_ty
-    total = rounded(total, bias, scales, outputs, DTYPE, FORMAT)
+    total = round_product(total, bias, scales, outputs, DTYPE, FORMAT)
     if GATE is not None:
-        up = rounded(total_up, bias, scales, outputs + num_outputs, DTYPE, FORMAT)
+        up = round_product(total_up, bias, scales, outputs + num_outputs, DTYPE, FORMAT)
         total = activate(total, GATE) * up
     out_at = out + rows[None, :].to(tl.int64) * out_stride + outputs[:, None]
     is_stored = is_row if EVEN_N else is_row & is_output[:, None]
@@ -156,7 +156,7 @@ def linear_kernel(
     tl.store(out_at, total.to(DTYPE), mask=is_stored)
 
 
-def linear(
+def launch_linear(
     x: Tensor,
     matrix: Matrix,
     out: Tensor,
@@ -186,7 +186,7 @@ def linear_by(
     accumulate: bool = False,
     gate: Activation | None = None,
 ) -> None:
-    """As `linear`, by a tile that is given: all give the same bits."""
+    """As `launch_linear`, by a tile that is given: all give the same bits."""
     num_rows, num_inputs = x.shape
     num_outputs = out.shape[1]
     assert matrix.shape == (num_outputs * (1 if gate is None else 2), num_inputs)
@@ -259,7 +259,7 @@ def linear_twin(
     accumulate: bool = False,
     gate: Activation | None = None,
 ) -> None:
-    product = x.float() @ widened(matrix).t()
+    product = x.float() @ widened_matrix(matrix).t()
     if bias is not None:
         product += bias
     product = product.to(out.dtype).float()
@@ -271,7 +271,7 @@ def linear_twin(
     out.copy_(product)
 
 
-def widened(matrix: Matrix) -> Tensor:
+def widened_matrix(matrix: Matrix) -> Tensor:
     """[N, K] in fp32: what a matrix's numbers stand for."""
     (num_outputs, num_inputs), data = matrix.shape, matrix.data
     if matrix.scales is None:
