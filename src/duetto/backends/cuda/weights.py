@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from duetto.backends.cuda.formats import (
@@ -24,7 +26,6 @@ from duetto.backends.cuda.formats import (
 )
 from duetto.backends.cuda.quantize import put_rows
 from duetto.backends.cuda.tensors import Matrix
-from duetto.checkpoints.checkpoint import Checkpoint, CheckpointRows
 from duetto.core.errors import ConfigError
 from duetto.program.dtype import Dtype
 from duetto.program.program import Program
@@ -34,6 +35,37 @@ _PART_BYTES = (
 )  # so few that a launch per part is nothing; int4 takes 16 times as much beside
 _NUM_READERS = 4
 _NUM_BUFFERS = 8
+
+
+class StoredRows(Protocol):
+    """Some rows of a weight, yet to be read: checkpoints/checkpoint.CheckpointRows."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def first_row(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+    def read(self, scratch: NDArray[np.uint8]) -> NDArray[Any]:
+        """The rows, at the beginning of `scratch`."""
+        ...
+
+
+class StoredWeights(Protocol):
+    """What weights are read from: checkpoints/checkpoint.Checkpoint."""
+
+    def parts(
+        self, dtype: Dtype, multiple: int = 1, part_bytes: int = ...
+    ) -> Iterator[StoredRows]: ...
+
+    def check_finite(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
+        """Raises an error that names the first number of some rows that is not finite."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +141,7 @@ class _PinnedBuffer:
         self._bytes = self._memory.numpy()
         self._copied = torch.cuda.Event() if is_gpu else None
 
-    def fill(self, part: CheckpointRows) -> Tensor:
+    def fill(self, part: StoredRows) -> Tensor:
         """The part's rows, when what was here before has been copied."""
         if self._copied is not None:
             self._copied.synchronize()
@@ -124,7 +156,7 @@ class _PinnedBuffer:
 
 
 def load_on_device(
-    checkpoint: Checkpoint,
+    checkpoint: StoredWeights,
     program: Program,
     dtype: Dtype,
     formats: Mapping[str, GpuFormat],
@@ -134,8 +166,8 @@ def load_on_device(
     """The program's weights, rounded to `dtype`, then kept as `formats` say; what is not in them is
     a vector. `on_progress(done, total)` is in bytes of the checkpoint, as `dtype` has them.
 
-    Raises ConfigError if the device has no room, and CheckpointError, naming the place, for a
-    number that is not finite.
+    Raises ConfigError if the device has no room, and what the checkpoint raises, naming the place,
+    for a number that is not finite.
     """
     weights = allocate_weights(program, formats, device)
     parts = list(checkpoint.parts(dtype, part_bytes=_PART_BYTES))
@@ -159,12 +191,12 @@ def load_on_device(
 
 
 def _read(
-    parts: Sequence[CheckpointRows], device: torch.device
-) -> Iterator[tuple[CheckpointRows, Tensor, _PinnedBuffer]]:
+    parts: Sequence[StoredRows], device: torch.device
+) -> Iterator[tuple[StoredRows, Tensor, _PinnedBuffer]]:
     """Each part with its rows, and the buffer that they are in until the next one is asked for."""
     num_bytes = max(part.num_bytes for part in parts)
     unused = [_PinnedBuffer(num_bytes, device) for _ in parts[:_NUM_BUFFERS]]
-    reading: deque[tuple[CheckpointRows, Future[Tensor], _PinnedBuffer]] = deque()
+    reading: deque[tuple[StoredRows, Future[Tensor], _PinnedBuffer]] = deque()
     with ThreadPoolExecutor(_NUM_READERS, "weights") as readers:
         for part in parts:
             if not unused:
@@ -177,7 +209,7 @@ def _read(
             yield done, rows.result(), buffer
 
 
-def _put(part: CheckpointRows, rows: Tensor, weights: CudaWeights) -> Tensor:
+def _put(part: StoredRows, rows: Tensor, weights: CudaWeights) -> Tensor:
     """Keep a part's rows; returns them as they are on the device, not quantized."""
     matrix = weights.matrices.get(part.name)
     own = slice(part.first_row, part.first_row + len(rows))
