@@ -8,12 +8,15 @@ import os
 
 import pytest
 import torch
+from kernels.interpreter import mend_interpreter
 
 DEVICE = os.environ.get("DUETTO_TEST_DEVICE", "cpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0")
+    if DEVICE == "cpu":
+        mend_interpreter()
 
 
 @pytest.fixture(autouse=DEVICE != "cpu")

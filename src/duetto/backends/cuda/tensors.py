@@ -17,6 +17,9 @@ class QueryTiles(NamedTuple):
     runs: Tensor  # [n] int32
     tiles: Tensor  # [n] int32
     rows_per_tile: int
+    # [n] int32, of `few` only: how many packed rows there are in the tiles before, which is where
+    # kernels/merge.Partials has this one's. A tile has rows_per_tile rows, the last of a run fewer.
+    first_rows: Tensor | None = None
 
 
 class StepTensors(NamedTuple):
