@@ -3,12 +3,13 @@ layers, each on the reference backend and, in other formats, on the native one."
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
+from fake_device import FakeDevice
 from native import cpu_backend
 from safetensors.numpy import save_file
 
@@ -17,10 +18,12 @@ from duetto.backends.reference import ReferenceBackend
 from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.config import SchedulerConfig
 from duetto.core.executor import Executor
+from duetto.core.request import Request
 from duetto.engine.engine import Engine
 from duetto.models.programs import load_program
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.rewrites.headless import headless
+from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.masks import Masks
 from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.draft_model import DraftModelProposer
@@ -68,9 +71,15 @@ class Kind:
     dtype: str
     quantization: str | None
     kv_dtype: str
+    is_device: bool = False  # it computes behind its host, with steps in flight
 
     def __str__(self) -> str:
-        formats = (self.dtype, self.quantization, f"{self.kv_dtype}-kv")
+        formats = (
+            self.dtype,
+            self.quantization,
+            f"{self.kv_dtype}-kv",
+            self.is_device and "device",
+        )
         return "-".join([self.config["model_type"], self.backend, *filter(None, formats)])
 
 
@@ -81,6 +90,7 @@ KINDS = (
     Kind(LLAMA, "cpu", "bfloat16", None, "bfloat16"),
     Kind(GEMMA, "cpu", "bfloat16", "int8", "int8"),
     Kind(LLAMA, "cpu", "float32", "int4", "float32"),
+    Kind(GEMMA, "cpu", "float32", None, "float16", is_device=True),
 )
 
 
@@ -90,14 +100,16 @@ class Model:
     backend: Backend
     kv_dtype: str
     noisy_backend: Backend  # of the same program, whose weights are a little different
+    is_device: bool = False
 
     def engine(
         self,
         *,
+        at_once: bool = False,
         proposers: Mapping[str, Proposer] | None = None,
         drafts: DraftPolicy | None = None,
         decode: Callable[[Sequence[int], bool], str] | None = None,
-        depth: int = 0,
+        depth: int | None = None,
         executor: Callable[[Executor], Executor] = lambda runner: runner,
         step_times: Any = None,
         clock: Callable[[], float] = monotonic,
@@ -106,16 +118,22 @@ class Model:
         grammar_drafts: DraftPolicy | None = None,
         **options: Any,
     ) -> Engine:
-        """`executor` makes of the runner what the engine gets."""
+        """`executor` makes of the runner what the engine gets. `at_once`: not on the device."""
         options = {"num_blocks": NUM_BLOCKS, "max_num_batched_tokens": MAX_LEN} | options
         config = SchedulerConfig(max_model_len=MAX_LEN, block_size=BLOCK_SIZE, **options)
-        runner = ModelRunner(
-            *(self.program, self.backend, config.num_blocks, BLOCK_SIZE, self.kv_dtype),
-            *(proposers, depth, tiers, masks),
-        )
+        sizes = config.num_blocks, BLOCK_SIZE, self.kv_dtype
+        if depth is None:
+            depth = int(self.is_device and not at_once)
+        runner: ModelRunner | DeviceRunner
+        if self.is_device and not at_once:
+            device = FakeDevice(self.backend)
+            runner = DeviceRunner(self.program, device, *sizes, proposers, depth, tiers, masks)
+        else:
+            runner = ModelRunner(self.program, self.backend, *sizes, proposers, depth, tiers, masks)
         step_time = None if step_times is None else step_times.late_time
         scheduler = Scheduler(config, step_time, drafts, _tiers(tiers), grammar_drafts)
-        return Engine(scheduler, executor(runner), decode, clock, step_times, depth)
+        make_engine = SilentEngine if self.is_device else Engine
+        return make_engine(scheduler, executor(runner), decode, clock, step_times, depth)
 
     def room(self, num_slots: int, disk: DiskTier | None = None) -> TierRoom:
         """So many slots of this model's blocks."""
@@ -142,6 +160,18 @@ class Model:
         )
 
 
+def silenced(request: Request) -> Request:
+    """Two of three requests are not to tell log-probabilities: those a device samples itself."""
+    if request.seed % 3:
+        request.sampling = replace(request.sampling, logprobs=None)
+    return request
+
+
+class SilentEngine(Engine):
+    def add(self, request: Request) -> None:
+        super().add(silenced(request))
+
+
 def _tiers(room: TierRoom | None) -> Tiers:
     if room is None:
         return Tiers(NO_TIERS, BLOCK_SIZE)
@@ -164,6 +194,7 @@ def make_model(kind: Kind, directory: Path) -> Model:
         _backend(kind, directory / "own", program, tensors),
         kind.kv_dtype,
         _backend(kind, directory / "noisy", program, twin),
+        kind.is_device,
     )
 
 
@@ -174,7 +205,7 @@ def make_embedding_model(kind: Kind, directory: Path) -> Model:
     tensors = _random_tensors(program, config, np.random.default_rng(5))
     program = headless(program)
     backend = _backend(kind, directory / "own", program, tensors)
-    return Model(program, backend, kind.kv_dtype, backend)
+    return Model(program, backend, kind.kv_dtype, backend, kind.is_device)
 
 
 def _backend(kind: Kind, directory: Path, program, tensors) -> Backend:

@@ -59,7 +59,7 @@ def answers(engine: Engine, wanted: list[Request], *, together: int = 100) -> di
 def alone(model) -> dict[str, list]:
     found = {}
     for request in requests():
-        engine = model.engine(enable_prefix_caching=False)
+        engine = model.engine(enable_prefix_caching=False, at_once=True)
         found |= answers(engine, [request])
     assert all(len(tokens) == 24 for tokens in found.values())
     return found
@@ -126,7 +126,7 @@ def test_several_answers_to_one_prompt(model):
     together = answers(model.engine(), siblings)
     for sibling in fan_out(base):
         single = replace(sibling, sampling=replace(sibling.sampling, n=1))
-        engine = model.engine(enable_prefix_caching=False)
+        engine = model.engine(enable_prefix_caching=False, at_once=True)
         assert answers(engine, [single])[sibling.request_id] == together[sibling.request_id]
     assert siblings[0].seed == base.seed
     assert len({tuple(t.token_id for t in tokens) for tokens in together.values()}) > 1

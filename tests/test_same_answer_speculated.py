@@ -153,7 +153,7 @@ def plain(model) -> Plain:
     def alone(wanted: list[Request]) -> dict[str, Outcome]:
         found = {}
         for request in wanted:
-            engine = model.engine(enable_prefix_caching=False, decode=decode)
+            engine = model.engine(enable_prefix_caching=False, decode=decode, at_once=True)
             found |= outcomes(engine, [request])
         return found
 

@@ -28,7 +28,7 @@ from duetto.grammars.budget import BudgetedEngine
 from duetto.grammars.lark import LarkWriter
 from duetto.grammars.matcher import Matcher
 from duetto.grammars.tags import ReasoningMarks, json_content, reasoning_first
-from duetto.runner import model_runner
+from duetto.runner import results as runner_results
 from duetto.runner.masks import Masks
 from duetto.runner.proposers.ngram import NgramProposer
 from duetto.scheduler import plan as plans
@@ -286,6 +286,33 @@ def test_with_steps_that_fail_and_are_computed_again(model, alone, make_engine):
     assert executors[0].num_steps > 9
 
 
+@pytest.fixture(scope="module")
+def on_device(model) -> Model:
+    """The same on a device: free requests, which tell no log-probabilities, are sampled there."""
+    return replace(model, is_device=True)
+
+
+@pytest.fixture(scope="module")
+def told_less(on_device) -> dict[str, Outcome]:
+    return outcomes(engine_of(on_device, at_once=True), requests())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_num_batched_tokens": 7},
+        {"num_blocks": MAX_LEN // 8 + 1, "max_num_batched_tokens": 29},
+        {"executor": lambda runner: FailsAfterwards(runner, 3)},
+        {"depth": 2},
+    ],
+    ids=["batched", "chunked", "preempted", "failing", "deep"],
+)
+@pytest.mark.parametrize("make_engine", [engine_of, drafting, forcing, forcing_beside_others])
+def test_on_a_device(on_device, told_less, make_engine, options):
+    assert outcomes(make_engine(on_device, **options), requests(), together=4) == told_less
+
+
 def test_several_answers_to_one_prompt(model):
     case = CASES["person"]
     several = {"sampling": replace(_request("n", [1], case, 5).sampling, n=3)}
@@ -471,7 +498,7 @@ def _budget_not_taken_back(patch) -> None:
 
 def _accepted_unseen(patch) -> None:
     """What a grammar makes follow is taken for what is sampled."""
-    checked = model_runner.verify
+    checked = runner_results.verify
 
     def unseen(request, *args):
         if not request.has_grammar_drafts:
@@ -479,7 +506,7 @@ def _accepted_unseen(patch) -> None:
         drafts = request.token_ids[-request.num_drafts :]
         return (*map(SampledToken, drafts), checked(request, *args)[-1])
 
-    patch.setattr(model_runner, "verify", unseen)
+    patch.setattr(runner_results, "verify", unseen)
 
 
 def _drafts_of_before(patch) -> None:

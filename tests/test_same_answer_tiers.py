@@ -37,7 +37,9 @@ def requests(name: str = "p") -> list[Request]:
 def alone(model) -> dict[str, list]:
     found = {}
     for request in (*requests(), *reusing_requests()):
-        found |= answers(model.engine(), [named(request, f"alone-{request.request_id}")])
+        found |= answers(
+            model.engine(at_once=True), [named(request, f"alone-{request.request_id}")]
+        )
     return {name.removeprefix("alone-"): answer for name, answer in found.items()}
 
 
@@ -120,7 +122,7 @@ def test_restarted_with_a_disk(model, alone, tmp_path):
     for request in wanted:
         request.request_id = f"cold-{request.request_id}"
     answers(cold, wanted, together=2)
-    cold_room = cold._computer._executor._mover._disk
+    cold_room = cold._computer._executor._parts.mover._disk
     assert cold_room.flush(20)
     disk = room(model, tmp_path)
     assert disk.disk.folder.keys

@@ -71,7 +71,7 @@ def pooling_engine(model: Model, **options) -> Engine:
 def alone(model) -> dict[str, bytes]:
     found = {}
     for request in requests():
-        found |= embeddings(pooling_engine(model), [request])
+        found |= embeddings(pooling_engine(model, at_once=True), [request])
     return found
 
 
@@ -203,5 +203,6 @@ def test_what_crosses_to_an_executor_is_plain(model) -> None:
     embeddings(engine, [pooling_request("r", [1] * 60, 3)])
     for batch, done in seen:
         assert decode(encode(batch.requests), type=tuple[ScheduledRequest, ...]) == batch.requests
-        assert decode(encode(done.output), type=StepOutput) == done.output
-    assert [bool(done.output.results[0].embedding) for _, done in seen] == [False, True]
+        output = done.result()
+        assert decode(encode(output), type=StepOutput) == output
+    assert [bool(done.result().results[0].embedding) for _, done in seen] == [False, True]

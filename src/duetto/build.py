@@ -262,7 +262,13 @@ def make_engine(
     policy, tiers = _draft_policy(loaded, times, thinking), _tiers(loaded, times)
     of_grammars = GuardedDrafts(GrammarDrafts(times.row_times))
     scheduler = Scheduler(config, times.late_time, policy, tiers, of_grammars)
-    return Engine(scheduler, loaded.runner, decode=decode, step_times=times, thinking=thinking)
+    depth = loaded.runner.depth
+    return Engine(
+        *(scheduler, loaded.runner, decode),
+        step_times=times,
+        depth=depth,
+        thinking=thinking,
+    )
 
 
 def _tiers(loaded: LoadedModel, times: LearnedStepTime) -> Tiers:

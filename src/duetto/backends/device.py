@@ -3,7 +3,7 @@
 Knows tokens, positions, slots and random streams as numbers; no request and no torch.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ class SampleArrays(NamedTuple):
 
 
 class Started(Protocol):
-    """A step on its way. Steps run in the order in which they were started."""
+    """A step on its way. Steps run in the order in which they were started. Each of its methods
+    may be asked any number of times, and raises what went wrong: DeviceLost, if nothing can be
+    computed any more; anything else concerns this step."""
 
     def tokens(self) -> IntArray:
         """[L]: what each row's logits gave, NOT_FINITE where they give none; waits. Only of a step
@@ -37,8 +39,16 @@ class Started(Protocol):
         """[L, vocabulary], in fp32; waits. Only of a step that was started with `wants_logits`."""
         ...
 
+    def wait(self) -> None:
+        """Until it has run."""
+        ...
 
+
+@runtime_checkable
 class DeviceBackend(Backend, Protocol):
+    """All methods of Backend stand in the same queue: each sees what the steps that were started
+    before it have written, and those after it see what it has."""
+
     def start(
         self,
         step: StepArrays,
@@ -48,10 +58,12 @@ class DeviceBackend(Backend, Protocol):
         *,
         wants_logits: bool = False,
     ) -> Started:
-        """Put a step on the device's queue, and return before it has run.
+        """Put a step on the device's queue, and return before it has run. The arrays given may be
+        changed afterwards.
 
         feedback [T]: for each token, -1, or the row of the sampled step started last whose sample
-        it is, in place of its token id; None: all ids are known. sampling: None samples nothing,
-        and leaves the samples of the step before as they are. Raises, having done nothing, for a
-        slot or a block outside the arena."""
+        it is, in place of its token id; None: all ids are known. A sample may be NOT_FINITE: what
+        is computed of it is nobody's, but it must not harm other rows. sampling: None samples
+        nothing, and leaves the samples of the step before as they are. Raises, having done
+        nothing, for a slot or a block outside the arena."""
         ...

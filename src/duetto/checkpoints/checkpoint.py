@@ -95,16 +95,18 @@ class Checkpoint:
             self.check_finite(name, 0, weight)
             yield name, weight
 
-    def parts(self, dtype: Dtype, multiple: int = 1) -> Iterator["CheckpointRows"]:
+    def parts(
+        self, dtype: Dtype, multiple: int = 1, part_bytes: int = _PART_BYTES
+    ) -> Iterator["CheckpointRows"]:
         """As weights(), in parts of some rows that are yet to be read, in any order and by any
         thread, by who looks at every number anyway: they are not known to be finite.
 
-        A part has as many rows as a `multiple`, except at the end of a weight.
+        A part has about part_bytes, and as many rows as a `multiple`, except at a weight's end.
         """
         self._check_copied_head()
         for name, spec in self._program.weights.items():
             row_bytes = prod(spec.shape[1:]) * np.dtype(dtype).itemsize
-            most = max(1, _PART_BYTES // (row_bytes * multiple)) * multiple
+            most = max(1, part_bytes // (row_bytes * multiple)) * multiple
             for start in range(0, spec.shape[0], most):
                 shape = (min(most, spec.shape[0] - start), *spec.shape[1:])
                 yield CheckpointRows(name, start, shape, dtype, self)

@@ -6,16 +6,13 @@
     ├── InvalidRequest       one request is refused, with the field at fault
     │   └── RequestTooLong   ... because it can never fit
     └── EngineError          the engine failed while it computed; the message is safe to show
-        └── RefusedOutput    ... as a step gave something else than was asked of it
+        ├── RefusedOutput    ... as a step gave something else than was asked of it
+        └── DeviceLost       ... as the device that computes is gone, for good
 
 What was wrong, where, and what would be accepted: each message says all three.
 """
 
 from pathlib import Path
-
-# What ends a process or a generator on purpose. Everything else that native code raises, a panic
-# (which is no Exception) among it, concerns the work that it was doing.
-STOPS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class DuettoError(Exception):
@@ -82,3 +79,17 @@ class EngineError(DuettoError):
 
 class RefusedOutput(EngineError):
     """What an executor returned for a step is not what the step was to give."""
+
+
+class DeviceLost(EngineError):
+    """The device computes nothing any more, in this process: it fell off the bus, or a kernel read
+    what is not its own."""
+
+    def __init__(self, device: str, cause: str) -> None:
+        super().__init__(f"the device {device} is lost, and the engine ends: {cause}")
+
+
+# What ends a process or a generator on purpose, or an engine for want of a device. Everything else
+# that native code raises, a panic (which is no Exception) among it, concerns the work that it was
+# doing.
+STOPS_THE_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit, DeviceLost)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from duetto.core.batch import RequestUpdate
 from duetto.core.cache_control import CacheMessage, CacheReply
-from duetto.core.errors import EngineError, InvalidRequest
+from duetto.core.errors import DeviceLost, EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
@@ -185,13 +185,19 @@ class EngineThread:
                     self._deliver(self._engine.step())
             if not self._has_failed and self._engine.has_work:
                 self._engine.step()  # nobody lives: what was dropped is to be forgotten on the disk
+        except DeviceLost as error:
+            logger.critical("%s", error)
+            self._fail(str(error))
         except BaseException:  # a panic of a native library is not an Exception
             logger.exception("the engine thread ends: what it ran raised what it must not")
-            with self._lock:
-                self._has_failed = True
-                self._ending = FAILED
-            self._end_live(FinishReason.ERROR, FAILED)
+            self._fail(FAILED)
         self._refuse_calls()
+
+    def _fail(self, message: str) -> None:
+        with self._lock:
+            self._has_failed = True
+            self._ending = message
+        self._end_live(FinishReason.ERROR, message)
 
     def _read_inbox(self) -> bool:
         """Handle all messages that wait, or wait for one if there is nothing else to do."""

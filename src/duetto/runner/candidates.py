@@ -50,9 +50,12 @@ def candidates(logits: Row, params: SamplingParams) -> tuple[Doubles, Ids | None
 
 def lowest(first: float, params: SamplingParams) -> float:
     """The least logit that min_p keeps where the largest is `first`; -inf: all."""
-    if params.min_p <= 0.0:
-        return -math.inf
-    return first + params.temperature * math.log(params.min_p)
+    return first + min_gap(params)
+
+
+def min_gap(params: SamplingParams) -> float:
+    """What a logit may be below the largest for min_p to keep it, as a number <= 0; -inf: any."""
+    return params.temperature * math.log(params.min_p) if params.min_p > 0.0 else -math.inf
 
 
 def nucleus(logits: Doubles, temperature: float, top_p: float) -> Ids:

@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a ModelRunner that is ready to execute.
+"""From a checkpoint directory to a runner that is ready to execute.
 
 The one place where a model, a backend and a KV cache meet. Knows no scheduler, tokenizer or text;
 says what it chose on the user's behalf in `LoadedModel.notes`, and prints nothing.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.formats import Quantization
 from duetto.backends.cpu.native import why_unavailable
+from duetto.backends.device import DeviceBackend
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
 from duetto.checkpoints.pooling import find_embedding_model
@@ -25,6 +26,7 @@ from duetto.program.kv_size import KVPlan, kv_number_bytes, plan_kv
 from duetto.program.program import Program
 from duetto.program.rewrites.headless import headless
 from duetto.program.shape import Precision
+from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import (
     CpuLoader,
@@ -45,7 +47,7 @@ class LoadedModel:
 
     config: ModelConfig
     program: Program
-    runner: ModelRunner
+    runner: ModelRunner | DeviceRunner
     backend: str  # "cpu" or "reference"
     computed_by: str  # the backend, and whatever of it decides the last bits
     dtype: Dtype
@@ -351,10 +353,12 @@ def _start(
     companion: Companion | None,
     tiers: TierRoom | None,
     masks: Masks | None,
-) -> ModelRunner:
+) -> ModelRunner | DeviceRunner:
     program, num_blocks = plan.program, plan.kv.num_blocks
     sizes = num_blocks, plan.block_size, plan.kv_dtype
     try:
+        if isinstance(backend, DeviceBackend):
+            return DeviceRunner(program, backend, *sizes, proposers, tiers=tiers, masks=masks)
         return ModelRunner(program, backend, *sizes, proposers, tiers=tiers, masks=masks)
     except MemoryError:
         own = num_blocks * plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)

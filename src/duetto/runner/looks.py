@@ -5,20 +5,44 @@ and KV are the same bits with a look at attention as without. Knows no choice: i
 choose what is computed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from duetto.backends.backend import Backend, ScoreArray
+from duetto.backends.backend import Backend, FloatArray, ScoreArray
 from duetto.core.batch import RequestResult, ScheduledBatch, ScheduledRequest
 from duetto.core.errors import EngineError
-from duetto.runner.step_arrays import build_step_arrays
+from duetto.runner.step_arrays import build_looks, build_step_arrays
+
+# What rows of logits give the requests of a batch: results_of, with the masks of the step.
+Sampling = Callable[[ScheduledBatch, FloatArray, tuple[int, ...]], list[RequestResult]]
 
 
 def looks_at_deviation(request: ScheduledRequest) -> bool:
     """Whether it goes through the first layers only."""
     return request.look is not None and request.look.method == "deviation"
+
+
+def look(
+    batch: ScheduledBatch, backend: Backend, kv: Any, block_size: int, sample: Sampling
+) -> list[RequestResult]:
+    """Compute a step of which some requests look. Those that look at deviations are computed apart
+    from the others, which go through all layers."""
+    deviating = [r for r in batch.requests if looks_at_deviation(r)]
+    others = [r for r in batch.requests if not looks_at_deviation(r)]
+    results: list[RequestResult] = []
+    if deviating:
+        results += look_at_deviations(deviating, backend, kv, block_size)
+    if others:
+        batch_of_others = ScheduledBatch(tuple(others))
+        step, logit_starts = build_step_arrays(batch_of_others, block_size)
+        logits, scores = backend.look_attention(step, kv, build_looks(others))
+        own = sample(batch_of_others, logits, logit_starts)
+        results += with_scores_of_looks(others, own, scores)
+    ids = [request.request_id for request in deviating + others]
+    by_id = dict(zip(ids, results, strict=True))
+    return [by_id[request.request_id] for request in batch.requests]
 
 
 def look_at_deviations(

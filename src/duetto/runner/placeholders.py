@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from duetto.core.batch import PLACEHOLDER, RequestResult, ScheduledBatch, ScheduledRequest
 
+# Of a request that has failed: the scheduler, which does not know it yet, drops what it gives.
+NOBODYS_TOKEN = 0
+
 
 class LastSteps:
     def __init__(self, depth: int) -> None:
@@ -19,11 +22,12 @@ class LastSteps:
         self._steps.appendleft((batch, results))
 
     def resolved(self, batch: ScheduledBatch) -> ScheduledBatch:
-        """The batch with a token for each placeholder. Where no proposer has been sent that token
-        yet, it is added to those that it is sent."""
-        return ScheduledBatch(tuple([self._resolved(item) for item in batch.requests]))
+        """The batch with a token for each placeholder."""
+        return ScheduledBatch(tuple([self.with_token(item) for item in batch.requests]))
 
-    def _resolved(self, item: ScheduledRequest) -> ScheduledRequest:
+    def with_token(self, item: ScheduledRequest) -> ScheduledRequest:
+        """The request with a token for its placeholder, if it has one. Where no proposer has been
+        sent that token yet, it is added to those that it is sent."""
         if item.token_ids[-1] != PLACEHOLDER:
             return item
         token_id = self._last_token(item.request_id)
@@ -37,6 +41,10 @@ class LastSteps:
     def _last_token(self, request_id: str) -> int:
         for batch, results in self._steps:
             for item, result in zip(batch.requests, results, strict=True):
-                if item.request_id == request_id and result.tokens:
+                if item.request_id != request_id:
+                    continue
+                if result.error is not None:
+                    return NOBODYS_TOKEN
+                if result.tokens:
                     return result.tokens[-1].token_id
         raise AssertionError(f"no step has sampled a token of {request_id}")

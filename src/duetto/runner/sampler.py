@@ -142,8 +142,12 @@ def _finite_argmax(row: Row) -> int:
     else:  # argmax stops at the first NaN, so the largest element tells all three
         token_id = int(row.argmax())
     if token_id < 0 or not math.isfinite(row[token_id]):
-        raise EngineError("the model's output for this request is not finite")
+        raise not_finite()
     return token_id
+
+
+def not_finite() -> EngineError:
+    return EngineError("the model's output for this request is not finite")
 
 
 def _is_native(row: Row) -> TypeGuard[NDArray[np.float32]]:

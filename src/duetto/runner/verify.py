@@ -4,12 +4,13 @@ Each row is sampled as if it were the only one, with its own penalties, forbidde
 in the random stream. So what is sampled does not depend on what was proposed, at any temperature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from duetto.backends.backend import FloatArray
+from duetto.backends.device import NOT_FINITE
 from duetto.core.batch import SampledToken, ScheduledRequest
 from duetto.core.errors import EngineError
-from duetto.runner.sampler import RowConstraint, sample_token
+from duetto.runner.sampler import RowConstraint, not_finite, sample_token
 
 
 def verify(
@@ -27,18 +28,35 @@ def verify(
     is its first. `constraints` are those of the first rows, at least one, where there is a grammar:
     rows without one are behind a draft that is wrong, or that ends the answer.
     """
+    each = [None] * len(request.rows) if constraints is None else constraints
+
+    def sampled(place: int) -> SampledToken:
+        return sample_token(logits[first + place], request.rows[place], each[place])
+
+    return _verified(request, min(len(request.rows), len(each)), sampled)
+
+
+def verify_sampled(request: ScheduledRequest, token_ids: Sequence[int]) -> tuple[SampledToken, ...]:
+    """As `verify`, of rows that a device has sampled: a token for each, or NOT_FINITE."""
+
+    def sampled(place: int) -> SampledToken:
+        if token_ids[place] == NOT_FINITE:
+            raise not_finite()
+        return SampledToken(token_ids[place])
+
+    return _verified(request, len(request.rows), sampled)
+
+
+def _verified(
+    request: ScheduledRequest, num_rows: int, sampled: Callable[[int], SampledToken]
+) -> tuple[SampledToken, ...]:
     if not request.num_drafts:
-        constraint = None if constraints is None else constraints[0]
-        return (sample_token(logits[first], request.rows[0], constraint),)
+        return (sampled(0),)
     tokens: list[SampledToken] = []
     drafts = request.token_ids[len(request.token_ids) - request.num_drafts :]
-    rows = logits[first : first + len(request.rows)]
-    each = [None] * len(rows) if constraints is None else constraints
-    for row, sampling, draft, constraint in zip(
-        rows, request.rows, (*drafts, None), each, strict=False
-    ):
+    for place, draft in zip(range(num_rows), (*drafts, None), strict=False):
         try:
-            tokens.append(sample_token(row, sampling, constraint))
+            tokens.append(sampled(place))
         except EngineError:
             if not tokens:
                 raise
