@@ -29,7 +29,7 @@ from duetto.measure.throughput import measure_throughput
 from duetto.progress import show_progress
 
 app = App(name="bench", help="Measure latency, throughput, and a server under load.")
-app.command("duetto.cli.bench_kernels:kernels", name="kernels", help="Time the native kernels.")
+app.command("duetto.cli.bench_kernels:kernels", name="kernels", help="Time a backend's kernels.")
 
 
 @app.command

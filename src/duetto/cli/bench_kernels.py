@@ -1,13 +1,14 @@
-"""`duetto bench kernels`: what each native kernel reaches of what the machine gives."""
+"""`duetto bench kernels`: what each kernel reaches of what the machine gives."""
 
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
 
 from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
+from duetto.cli.bench_gpu_kernels import time_gpu_kernels
 from duetto.cli.interrupt import end_at_once
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
@@ -17,14 +18,19 @@ from duetto.models.programs import build_program
 from duetto.progress import show_progress
 from duetto.runner.host_memory import available_memory_bytes
 
-WeightName = Literal["f32", "bf16", "bf12", "int8", "int4"]
-KvName = Literal["f32", "f16", "bf16", "int8"]
+WeightName = Literal["f32", "f16", "bf16", "bf12", "int8", "int4", "fp8"]
+KvName = Literal["f32", "f16", "bf16", "int8", "fp8"]
 KernelName = Literal["linear", "attention", "rows"]
+MeasuredBackend = Literal["cpu", "cuda"]
+CPU_WEIGHTS = ("bf16", "bf12", "int8", "int4")
+CPU_KV = ("bf16", "int8")
+_ONLY_GPU = {"weights": ("f16", "fp8"), "kv": ("fp8",)}
 
 
 def kernels(
     model: str = "llama-3.2-1b",
     *,
+    backend: MeasuredBackend = "cpu",
     kernel: Annotated[tuple[KernelName, ...], Parameter(consume_multiple=True, negative="")] = (
         "linear",
         "attention",
@@ -37,20 +43,14 @@ def kernels(
         32,
         512,
     ),
-    weights: Annotated[tuple[WeightName, ...], Parameter(consume_multiple=True, negative="")] = (
-        "bf16",
-        "bf12",
-        "int8",
-        "int4",
-    ),
-    kv: Annotated[tuple[KvName, ...], Parameter(consume_multiple=True, negative="")] = (
-        "bf16",
-        "int8",
-    ),
+    weights: Annotated[
+        tuple[WeightName, ...] | None, Parameter(consume_multiple=True, negative="")
+    ] = None,
+    kv: Annotated[tuple[KvName, ...] | None, Parameter(consume_multiple=True, negative="")] = None,
     threads: int = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time the native kernels on a model's shapes, beside this machine's own speed.
+    """Time the kernels of a backend on a model's shapes, beside this machine's own speed.
 
     Bandwidth and arithmetic peaks are measured in the same run, again and again; the best counts.
     No weights are read: numbers are random. Takes a minute or two.
@@ -59,24 +59,53 @@ def kernels(
     ----------
     model
         A checkpoint directory, a config.json, or a named shape.
+    backend
+        cpu (native), or cuda: this machine's GPU.
     kernel
         Which kinds: linear, attention, rows.
     rows
-        Tokens in a step; above 32, attention is that of a prompt.
+        Tokens in a step; above 32 (cuda: 256), attention is that of a prompt.
     weights
-        Formats of weights: f32, bf16, bf12 (the same without loss, which models in bf16 are kept
-        in), int8 (groups of 128), int4 (groups of 64).
+        Formats of weights: f32, bf16, bf12 (the same without loss, which the cpu backend keeps
+        models in bf16 in), int8 (groups of 128), int4 (groups of 64); with cuda also f16 and fp8.
+        By default all that the backend has of those in 16 bits and less, but f16.
     kv
-        Formats of keys and values: f32, f16, bf16, int8.
+        Formats of keys and values: f32, f16, bf16, int8; with cuda also fp8. By default bf16 and
+        those in 8 bits.
     threads
-        0: as many as this process may use.
+        Of the cpu backend; 0: as many as this process may use.
     as_json
         The last line of stdout is one JSON document.
     """
-    if (missing := why_unavailable()) is not None:
-        raise ConfigError(f"there are no native kernels: {missing}")
     if not rows or min(rows) < 1:
         raise ConfigError("--rows: must be numbers from 1, like 1 8 512")
+    if backend == "cuda":
+        if threads:
+            raise ConfigError(f"--threads {threads} and --backend cuda: a GPU computes")
+        time_gpu_kernels(model, kernel, rows, weights, kv, as_json=as_json)
+        return
+    _check_of_cpu(weights or (), kv or ())
+    _time_native(model, kernel, rows, weights or CPU_WEIGHTS, kv or CPU_KV, threads, as_json)
+
+
+def _check_of_cpu(weights: Sequence[str], kv: Sequence[str]) -> None:
+    for flag, given in (("weights", weights), ("kv", kv)):
+        for name in given:
+            if name in _ONLY_GPU[flag]:
+                raise ConfigError(f"--{flag} {name}: is for --backend cuda only")
+
+
+def _time_native(
+    model: str,
+    kernel: tuple[KernelName, ...],
+    rows: tuple[int, ...],
+    weights: Sequence[Any],
+    kv: Sequence[Any],
+    threads: int,
+    as_json: bool,
+) -> None:
+    if (missing := why_unavailable()) is not None:
+        raise ConfigError(f"there are no native kernels: {missing}")
     widths = Widths.of(build_program(find_config(model)))
     needed, available = most_bytes(widths, max(rows)), available_memory_bytes()
     if needed > available:
@@ -110,8 +139,8 @@ def _measure(
     bench: KernelBench,
     kernel: tuple[KernelName, ...],
     rows: tuple[int, ...],
-    weights: tuple[WeightName, ...],
-    kv: tuple[KvName, ...],
+    weights: Sequence[Any],
+    kv: Sequence[Any],
 ) -> Iterator[Measured]:
     if "linear" in kernel:
         yield from bench.linears(weights, rows)

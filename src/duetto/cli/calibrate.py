@@ -14,8 +14,15 @@ from duetto.cli.interrupt import end_at_once
 from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.core.files import check_folder
+from duetto.measure.gpu import gpu_is_here, measure_gpu
 from duetto.measure.host import measure_host
-from duetto.pricing.find_hardware import calibration_file, read_hardware, write_hardware
+from duetto.pricing.find_hardware import (
+    GPU,
+    HOST,
+    calibration_file,
+    read_hardware,
+    write_hardware,
+)
 from duetto.pricing.hardware import HardwareSpec, KernelPoint, Kind
 from duetto.progress import show_progress
 
@@ -30,27 +37,31 @@ def calibrate(
     show: Annotated[bool, Parameter(negative="")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure this machine, in under two minutes, and keep the result as --hardware host.
+    """Measure this machine, in under two minutes, and keep the result as --hardware host; or its
+    GPU, as --hardware gpu.
 
     Parameters
     ----------
     backend
-        cpu (native) or reference; auto is what `duetto serve` would take.
+        cuda (the GPU), cpu (native) or reference; auto is what `duetto serve` would take.
     threads
         Of the cpu backend; by default as many as this process may use.
     out
         Where to keep it; by default in the user's cache directory, where it is looked for.
     show
-        Measure nothing: print what is kept.
+        Measure nothing: print what is kept, with --backend cuda of the GPU.
     as_json
         The last line of stdout is one JSON document: what is kept.
     """
-    file = out or calibration_file()
+    is_gpu = backend == "cuda" or (backend == "auto" and not show and gpu_is_here())
+    file = out or calibration_file(GPU if is_gpu else HOST)
     if file is None:
         raise ConfigError("--out: say where; this user has no home, and XDG_CACHE_HOME is not set")
     if show:
         _print_kept(file, backend, threads, as_json=as_json)
         return
+    if is_gpu and threads is not None:
+        raise ConfigError(f"--threads {threads} and the GPU: say --backend cpu for this host")
     file.parent.mkdir(parents=True, exist_ok=True)  # now: what it raises, it raises before the work
     check_folder("--out", file)
     with (
@@ -58,7 +69,10 @@ def calibrate(
         end_at_once(lambda: shutil.rmtree(folder, ignore_errors=True)),
         show_progress("measuring", lines_every_s=SECONDS_PER_LINE) as bar,
     ):
-        spec = measure_host(backend, threads, folder=Path(folder), on_progress=bar.reach)
+        if is_gpu:
+            spec = measure_gpu(on_progress=bar.reach)
+        else:
+            spec = measure_host(backend, threads, folder=Path(folder), on_progress=bar.reach)
     write_hardware(spec, file)
     for line in _busy_lines(spec):
         print(line, file=sys.stderr)
@@ -69,10 +83,11 @@ def calibrate(
 
 
 def _print_kept(file: Path, backend: str, threads: int | None, *, as_json: bool) -> None:
-    if backend != "auto" or threads is not None:
+    if backend not in ("auto", "cuda") or threads is not None:
         raise ConfigError("--show with --backend or --threads: it measures nothing")
     if not file.is_file():
-        raise ConfigError(f"--show: nothing is kept ({file} is not there); run: duetto calibrate")
+        again = "duetto calibrate" + " --backend cuda" * (backend == "cuda")
+        raise ConfigError(f"--show: nothing is kept ({file} is not there); run: {again}")
     spec = read_hardware(file)
     if as_json:
         print_json(spec)
@@ -97,6 +112,8 @@ def _print(spec: HardwareSpec, file: Path) -> None:
     for size, bandwidth in spec.read_bandwidths[:-1]:
         say(console, f"  {size >> 20} MiB, read again and again: {bandwidth / 1e9:.4g} GB/s")
     for arithmetic in {"float32": None} | spec.efficiencies_of:
+        if spec.kernels and all(point.arithmetic != arithmetic for point in spec.kernels):
+            continue  # nothing of it was measured
         show_table(console, _table(spec, arithmetic))
         if any(p.fraction > 1.005 for p in spec.kernels if p.arithmetic == arithmetic):
             say(console, "above 100: what it reads was in a cache, and the roof is the memory's")

@@ -54,7 +54,7 @@ def roofline(
     list_known
         Print the named shapes and the GPUs that are known, and end.
     hardware
-        Like h100 or h100:8, host (after duetto calibrate), or a JSON file.
+        Like h100 or h100:8, host or gpu (after duetto calibrate), or a JSON file.
     tp
         Devices that share each layer.
     pp
@@ -133,7 +133,7 @@ def _print_known(*, as_json: bool) -> None:
         return
     console = open_console()
     say(console, "models: " + ", ".join(models))
-    say(console, "hardware: " + ", ".join(hardware) + ", host (after duetto calibrate)")
+    say(console, "hardware: " + ", ".join(hardware) + ", host and gpu (after duetto calibrate)")
     also = (f"{name} ({meant})" for name, meant in ALIASES.items())
     say(console, "also called: " + ", ".join(also))
 

@@ -53,7 +53,7 @@ def simulate(
         A checkpoint directory, a config.json, or a named shape like llama-3.1-8b. No weights are
         read.
     hardware
-        Like h100 or h100:8, host (after duetto calibrate), or a JSON file.
+        Like h100 or h100:8, host or gpu (after duetto calibrate), or a JSON file.
     slo
         Limits for goodput, each with its unit, like ttft=1s,itl=50ms; of ttft, itl, tpot, e2e.
     price

@@ -86,3 +86,7 @@ def _host_s(launch: Launch) -> float:
     start = perf_counter()
     launch()
     return perf_counter() - start
+
+
+def watch_on(device: str) -> Stopwatch:
+    return Stopwatch(torch.device(device))
