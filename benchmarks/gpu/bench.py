@@ -88,6 +88,7 @@ class Bench:
     watch: Stopwatch
     dtype_name: str  # of weights: bfloat16; the interpreter multiplies that wrongly
     found: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of earlier parts
+    limit_s: float = 60.0  # of the part that runs
     kept: dict[str, Any] = field(default_factory=dict)  # from part to part, in one process
 
     @classmethod
@@ -116,6 +117,10 @@ class Bench:
         if self.rehearse:
             return parse_config(JsonSection(Path("config.json"), TINY))
         return find_config(name)
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return (0, 0) if self.rehearse else torch.cuda.get_device_capability(self.device)
 
     def roof(self, name: str) -> float:
         """read_bandwidth, copy_bandwidth or a precision, as the part `roofs` found it. Raises

@@ -57,15 +57,8 @@ def load(bench: Bench) -> dict[str, Any]:
         "file_bytes": size_of(folder),
         "written_s": written_s,
         "started_s": started_s,
-        "parts_s": start_parts(llm),
         "first_answer_s": perf_counter() - start,
     }
-
-
-def start_parts(llm: LLM) -> dict[str, float]:
-    """Of the start: what the backend says it took to read weights and to record graphs."""
-    backend = getattr(llm._built.model.runner, "backend", None)
-    return dict(getattr(backend, "start_seconds", {}))
 
 
 def generate(bench: Bench) -> dict[str, Any]:
@@ -114,7 +107,7 @@ def transformers(bench: Bench) -> dict[str, Any]:
     bench.close()
     model = _transformers_model(bench)
     found = []
-    for batch in (1, 2) if bench.rehearse else (1, 8, 32):
+    for batch in (1, 2) if bench.rehearse else (1, 32):
         ids = torch.randint(3, VOCAB, (batch, bench.sizes.prompt), device=bench.device)
         few, many = 1, bench.sizes.answer // 4 + 1
         _generated_s(model, ids, 2, bench)

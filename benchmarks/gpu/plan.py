@@ -23,12 +23,19 @@ class Part:
 PARTS = (
     Part("smoke", "One kernel beside its twin", 45, "checks"),
     Part("roofs", "What the device gives", 30),
+    Part("decode", "A decode step of an 8B model", 90),
+    Part("bits", "The same bits in any company", 60),
+    Part("prefill", "Prefill, and attention alone", 60),
+    Part("quantized", "int8, int4 and fp8 weights", 60),
     Part("greedy", "Greedy tokens beside transformers", 60),
-    Part("tests", "The kernels' tests on the device", 100, "checks"),
+    Part("small", "A decode step of a 1.2B model", 30, "decode"),
+    Part("tests", "The kernels' tests on the device", 65, "checks"),
     Part("load", "An 8B checkpoint to the device", 60, "engine"),
     Part("generate", "The engine beside its graphs", 60, "engine"),
     Part("server", "A server, with long prompts beside streams", 90),
     Part("transformers", "transformers' own generate", 45, "engine"),
-    Part("sanitizer", "compute-sanitizer over small tests", 90, "checks"),
+    Part("calibrate", "Prices of this device", 60),
+    Part("sanitizer", "compute-sanitizer over small tests", 60, "checks"),
+    Part("tuning", "Tiles, tried", 120),
 )
 NAMES = tuple(part.name for part in PARTS)

@@ -1,22 +1,30 @@
 """Runs the kernels' tests where their tensors are told to be: DUETTO_TEST_DEVICE, by default a CPU.
 
-On a GPU, whatever a test makes is made there: tests say nothing about a device. On a CPU, Triton's
-interpreter takes loop bounds out of arrays of one number, of which numpy warns.
+On a GPU, whatever a test makes is made there: tests say nothing about a device. After
+DUETTO_TEST_UNTIL, in seconds since 1970, what is left is skipped: a lent GPU goes back. On a CPU,
+Triton's interpreter takes loop bounds out of arrays of one number, of which numpy warns.
 """
 
 import os
+from time import time
 
 import pytest
 import torch
 from kernels.interpreter import mend_interpreter
 
 DEVICE = os.environ.get("DUETTO_TEST_DEVICE", "cpu")
+UNTIL = float(os.environ.get("DUETTO_TEST_UNTIL", "inf"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0")
     if DEVICE == "cpu":
         mend_interpreter()
+
+
+def pytest_runtest_setup() -> None:
+    if time() > UNTIL:
+        pytest.skip("the time is over")
 
 
 @pytest.fixture(autouse=DEVICE != "cpu")

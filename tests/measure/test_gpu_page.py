@@ -34,13 +34,18 @@ FOUND = {
     },
     "decode": {
         "model": "llama-3-8b",
+        "graphs": {"seconds": 3.0, "count": 23},
         "steps": [
             step(1, 1024, 6.2e-3, 7.5e-3, 0.91),
             step(8, 1024, 6.4e-3, None, 0.92),
             step(32, 1024, 7.9e-3, 8.1e-3, 0.88),
         ],
     },
-    "small": {"model": "llama-3.2-1b", "steps": [step(1, 1024, 1.5e-3, None, 0.62)]},
+    "small": {
+        "model": "llama-3.2-1b",
+        "graphs": {"seconds": 3.0, "count": 23},
+        "steps": [step(1, 1024, 1.5e-3, None, 0.62)],
+    },
     "bits": {"dtype": "bfloat16", "axes": ["alone or in company"], "library": {"o": False}},
     "prefill": {
         "prompts": [{"tokens": 512, "seconds": 0.0138, "flops": 7.2e12, "of_product": 0.66}],
@@ -59,7 +64,6 @@ FOUND = {
         "file_bytes": 16 * 10**9,
         "written_s": 9.0,
         "started_s": 8.0,
-        "parts_s": {"weights": 5.0},
         "first_answer_s": 0.05,
     },
     "generate": {
