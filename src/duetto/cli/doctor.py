@@ -36,6 +36,25 @@ def _sets_in_words(sets: dict[str, Any]) -> str:
     return ", ".join(in_words(name, missing) for name, missing in sets["missing"].items()) or "none"
 
 
+def _gpu_in_words(gpu: dict[str, Any]) -> str:
+    told = "[dim]none[/]"
+    if gpu["num_devices"]:
+        major, minor = gpu["capability"]
+        sizes = [f"{gpu['memory_bytes'] / 2**30:.1f} GiB"]
+        if gpu["free_bytes"] is not None:
+            sizes.append(f"{gpu['free_bytes'] / 2**30:.1f} free")
+        told = (
+            f"{escape(gpu['name'])}, compute capability {major}.{minor}, "
+            f"{gpu['multiprocessors']} multiprocessors, {', '.join(sizes)}; driver for CUDA "
+            f"{gpu['driver']}"
+        )
+        if (others := gpu["num_devices"] - 1) > 0:
+            told += f"; {others} more"
+    if gpu["is_interpreted"]:
+        told += "; TRITON_INTERPRET is set: kernels are interpreted"
+    return f"{told}: {escape(gpu['why_not'])}" if gpu["why_not"] else told
+
+
 def _print(report: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     mark = {True: "[green]yes[/]", False: "[red]no[/]"}
@@ -46,6 +65,7 @@ def _print(report: dict[str, Any]) -> None:
     table.add_row("native module", mark[report["native_module"]])
     table.add_row("CPU features", " ".join(report["cpu_features"]) or "none known")
     table.add_row("instruction sets", _sets_in_words(report["instruction_sets"]))
+    table.add_row("GPU", _gpu_in_words(report["gpu"]))
     table.add_row("backends", " ".join(report["backends"]))
     if report["cpu_backend_lacks"]:
         table.add_row("", report["cpu_backend_lacks"])

@@ -15,13 +15,14 @@ from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import CpuLoader
 
 RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
-OPTIONAL = ("torch", "transformers")
+OPTIONAL = ("torch", "triton", "transformers")
 
 
 def describe_installation() -> dict[str, Any]:
     """Facts about this machine and this installation."""
     versions = {name: _version(name) for name in (*RUNTIME, *OPTIONAL)}
-    native, refusal = _cpu_features(), _refusal()
+    native, refusal, gpu = _cpu_features(), _refusal(), describe_gpu()
+    backends = ["reference"] if why_unavailable() else ["cpu", "reference"]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -30,12 +31,29 @@ def describe_installation() -> dict[str, Any]:
         "native_module": native is not None,
         "cpu_features": native or [],
         "instruction_sets": _instruction_sets(),
-        "backends": ["reference"] if why_unavailable() else ["cpu", "reference"],
+        "gpu": gpu,
+        "backends": ["cuda", *backends] if gpu["usable"] else backends,
         "cpu_backend_lacks": why_unavailable(),
         "packages": versions,
         "installed_bytes": _installed_bytes(),
         "refusal": refusal,
         "ready": native is not None and not refusal and all(versions[name] for name in RUNTIME),
+    }
+
+
+def describe_gpu() -> dict[str, Any]:
+    """The GPU, whether it can be used, and why not. Imports torch beside a driver only."""
+    device = import_module("duetto.backends.cuda.device")
+    facts = device.probe_gpu()
+    why_not = device.why_unusable(facts)
+    found = facts.devices[0]._asdict() if facts.devices else {}
+    told = ("driver", "torch_cuda", "free_bytes", "is_interpreted")
+    return {
+        **found,
+        **{name: getattr(facts, name) for name in told},
+        "num_devices": len(facts.devices),
+        "usable": why_not is None,
+        "why_not": why_not,
     }
 
 
