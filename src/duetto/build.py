@@ -38,7 +38,7 @@ from duetto.engine.speech import Speech
 from duetto.evals.reuse_verdicts import ReuseGate
 from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.drafting import SpeculationPrices
-from duetto.pricing.host import HostPrices, host_prices
+from duetto.pricing.host import HostPrices, gpu_prices, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.pricing.reuse import look_share
 from duetto.program.reuse import reuse_limits
@@ -109,7 +109,7 @@ def build(
             masks=Masks(grammars),
         )
     config = served_config(loaded, args)
-    prices = host_prices(loaded.program, loaded.precision)
+    prices = _prices(loaded)
     recommended = asdict(generation)
     del recommended["eos_token_ids"]
     return Built(
@@ -130,6 +130,12 @@ def build(
         grammars=grammars,
         speech=speech,
     )
+
+
+def _prices(loaded: LoadedModel) -> HostPrices:
+    if loaded.device is None:
+        return host_prices(loaded.program, loaded.precision)
+    return gpu_prices(loaded.program, loaded.precision, loaded.dtype, loaded.device)
 
 
 def _speech(codec: Tokenizer, args: EngineArgs, grammars: CompiledGrammars) -> Speech:

@@ -21,12 +21,12 @@ from duetto.core.speculation import SpeculativeConfig
 from duetto.models.find import find_config, find_draft_program
 from duetto.models.programs import build_program
 from duetto.planner.fit import Capacity, Change, device_changes, fewest_devices, fit_devices
-from duetto.planner.layout import Layout
+from duetto.planner.layout import PRECISION_OF, KVName, Layout
 from duetto.pricing.cost_model import check_devices
 from duetto.pricing.find_hardware import HOST, find_hardware
 from duetto.pricing.memory import MemoryFit, size_in_words
-from duetto.program.activations import LargestStep, activation_bytes
-from duetto.program.dtype import auto_kv_dtype
+from duetto.program.activations import LargestStep
+from duetto.program.dtype import Dtype, auto_kv_dtype
 from duetto.program.program import Program
 from duetto.program.rewrites.headless import headless
 from duetto.runner.load import ModelPlan, plan_model
@@ -47,13 +47,11 @@ def examine(
     tp: int | None = None,
     pp: int = 1,
     length: int | None = None,
-    utilization: float = 0.9,
 ) -> FitReport:
     """All that `duetto fit` says. Raises ConfigError or CheckpointError for what cannot be.
 
     tp: None takes the fewest devices with which it fits.
     length: tokens of a request, answer included; None is the longest that is allowed.
-    utilization: part of a device's memory that may be used.
     """
     if args.revision is not None:
         raise ConfigError("--revision: is for models on the hub, and what fits is told of others")
@@ -72,7 +70,7 @@ def examine(
         changes = _host_changes(config, program, args, length)
     else:
         spec = find_hardware(hardware)
-        layout = _layout(config, args, 1 if tp is None else tp, pp, utilization)
+        layout = _layout(config, args, 1 if tp is None else tp, pp)
         draft = _draft(args, program)
         if tp is None:
             layout = fewest_devices(program, spec, layout, draft)
@@ -120,12 +118,13 @@ def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Capaci
         refusal, endless = error, replace(args, kv_cache_memory_bytes=_ENOUGH, max_model_len=None)
         plan = plan_model(config, program, endless, companion=companion)
     step = _largest_step(args, plan)
-    buffers = activation_bytes(program, step.num_tokens, step.num_logit_rows)
+    loader, memory = plan.loader, plan.loader.memory
     fit = MemoryFit(
-        memory_bytes=plan.available_bytes,
+        memory_bytes=plan.available_bytes if memory is None else memory.memory_bytes,
         usable_bytes=plan.available_bytes,
-        weight_bytes=plan.loader.weight_bytes + (companion.fixed_bytes if companion else 0),
-        activation_bytes=buffers + plan.loader.scratch_bytes(step, plan.kv_dtype),
+        weight_bytes=loader.weight_bytes + (companion.fixed_bytes if companion else 0),
+        activation_bytes=loader.step_bytes(step, plan.kv_dtype)
+        + loader.held_bytes(plan.block_size, plan.kv_dtype),
         block_bytes=plan.kv.memory_bytes // plan.kv.num_blocks,
         block_size=plan.block_size,
         num_blocks=0 if refusal else plan.kv.num_blocks,
@@ -178,7 +177,7 @@ def _check_headers(model: Path, program: Program) -> None:
             pass
 
 
-def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization: float) -> Layout:
+def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int) -> Layout:
     """The flags of this host as those of a deployment elsewhere."""
     plain = EngineArgs()
     for name in _ONLY_HERE:
@@ -188,20 +187,24 @@ def _layout(config: ModelConfig, args: EngineArgs, tp: int, pp: int, utilization
     return Layout(
         tp=tp,
         pp=pp,
-        dtype=dtype if args.quantization == "none" else args.quantization,
-        kv_cache_dtype=auto_kv_dtype(dtype)
-        if args.kv_cache_dtype == "auto"
-        else args.kv_cache_dtype,
+        dtype=dtype if args.quantization == "none" else PRECISION_OF[args.quantization],
+        kv_cache_dtype=_kv_elsewhere(dtype, args),
         kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         max_num_batched_tokens=args.max_num_batched_tokens,
         enable_chunked_prefill=args.enable_chunked_prefill,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.asked_len,
         block_size=args.block_size,
-        gpu_memory_utilization=utilization,
+        gpu_memory_utilization=args.gpu_memory_utilization,
         speculative_config=_as_text(args.speculative_config),
         speculative_model=args.speculative_model,
     )
+
+
+def _kv_elsewhere(dtype: Dtype, args: EngineArgs) -> KVName:
+    if args.kv_cache_dtype == "auto":
+        return auto_kv_dtype(dtype)
+    return "float8" if args.kv_cache_dtype == "fp8" else args.kv_cache_dtype
 
 
 def _as_text(config: str | dict[str, Any] | list[Any] | None) -> str | None:

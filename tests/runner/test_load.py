@@ -20,6 +20,7 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.models.programs import load_program
 from duetto.program.dtype import KV_DTYPES
 from duetto.program.ops import Rope
+from duetto.runner import choose_backend
 from duetto.runner import load as load_module
 from duetto.runner.load import LoadedModel
 
@@ -308,7 +309,7 @@ def test_more_memory_for_kv_than_slots_can_be_counted_is_refused_or_taken(checkp
 
 def test_without_the_native_module_the_reference_runs_and_says_so(checkpoint, monkeypatch):
     missing = "the native module cannot be loaded (no compiler)"
-    monkeypatch.setattr(load_module, "why_unavailable", lambda: missing)
+    monkeypatch.setattr(choose_backend, "why_unavailable", lambda: missing)
     model = load_as(checkpoint)
     assert model.backend == "reference"
     assert [note for note in model.notes if missing in note] == list(model.notes)
@@ -355,8 +356,8 @@ def test_threads_that_the_system_refuses_are_one_line(checkpoint, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"backend": "cuda"}, r"--backend: 'cuda' .*auto, cpu, reference"),
-        ({"quantization": "awq"}, r"--quantization: 'awq' .*int8, int4, none"),
+        ({"backend": "tpu"}, r"--backend: 'tpu' .*auto, cpu, reference, cuda"),
+        ({"quantization": "awq"}, r"--quantization: 'awq' .*int8, int4, fp8, none"),
         (
             {"quantization": "int8", "backend": "reference"},
             r"--quantization int8 and the reference backend: .*--backend cpu",
@@ -372,8 +373,8 @@ def test_threads_that_the_system_refuses_are_one_line(checkpoint, monkeypatch):
         ),
         ({"dtype": "int8"}, r"--dtype: 'int8' .*auto, float32, float16, bfloat16"),
         (
-            {"kv_cache_dtype": "fp8"},
-            r"--kv-cache-dtype: 'fp8' .*auto, float32, float16, bfloat16, int8",
+            {"kv_cache_dtype": "fp3"},
+            r"--kv-cache-dtype: 'fp3' .*auto, float32, float16, bfloat16, int8, fp8",
         ),
         ({"kv_cache_dtype": ""}, r"--kv-cache-dtype: '' "),
         ({"max_model_len": 129}, r"--max-model-len.*128"),

@@ -24,7 +24,6 @@ def fit(
     tp: int | None = None,
     pp: int = 1,
     length: int | None = None,
-    gpu_memory_utilization: float = 0.9,
     json_output: JsonFlag = False,
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
@@ -42,20 +41,10 @@ def fit(
         Stages that share the layers.
     length
         Prompt and answer of a request, in tokens; by default the longest that is allowed.
-    gpu_memory_utilization
-        Part of a device's memory that may be used.
     json_output
         The last line of stdout is one JSON document.
     """
-    report = examine(
-        model,
-        args or EngineArgs(),
-        hardware,
-        tp=tp,
-        pp=pp,
-        length=length,
-        utilization=gpu_memory_utilization,
-    )
+    report = examine(model, args or EngineArgs(), hardware, tp=tp, pp=pp, length=length)
     if json_output:
         print_json(report)
     else:

@@ -20,8 +20,8 @@ from duetto.core.options import (
 from duetto.core.sampling_params import MAX_LOGPROBS
 from duetto.core.speculation import SpeculativeConfig
 
-BackendName = Literal["auto", "cpu", "reference"]
-QuantizationName = Literal["int8", "int4", "none"]
+BackendName = Literal["auto", "cpu", "reference", "cuda"]
+QuantizationName = Literal["int8", "int4", "fp8", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +31,12 @@ class EngineArgs:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """What weights are rounded to; auto is what the checkpoint says."""
     quantization: QuantizationName = "none"
-    """How weights are quantized, at load; this changes answers."""
+    """How weights are quantized, at load; this changes answers. fp8 is the cuda backend's only."""
     quantization_skip: tuple[str, ...] = ()
     """Patterns of tensors that stay whole, as 'model.layers.0.*'; may be repeated."""
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
-    """What keys and values are stored in; auto is what the weights are."""
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"] = "auto"
+    """What keys and values are stored in; auto is what the weights are. fp8 is the cuda backend's
+    only."""
     max_model_len: int | Literal["auto"] | None = None
     """Longest prompt and answer together; by default, and for auto, the model's own or what
     fits."""
@@ -49,7 +50,10 @@ class EngineArgs:
     block_size: int = BLOCK_SIZE
     """Tokens in a KV block."""
     kv_cache_memory_bytes: int | None = None
-    """Memory for KV; by default at most a quarter of what is available."""
+    """Memory for KV; by default at most a quarter of what is available, and on a GPU what is left
+    of --gpu-memory-utilization."""
+    gpu_memory_utilization: float | None = None
+    """Part of the GPU's memory that may be used; 0.9 by default."""
     kv_offloading_size: float | None = None
     """GiB of RAM for KV that leaves the cache; by default none, or a little beside a disk."""
     kv_offloading_disk: str | None = None
@@ -66,7 +70,8 @@ class EngineArgs:
     """Most log-probabilities beside each token that a request may ask for; -1 is no limit. A
     request gets all of the vocabulary with -1, if that is no more."""
     backend: BackendName = "auto"
-    """What computes: cpu (native), or reference (slow, and plain to read)."""
+    """What computes: cuda (an NVIDIA GPU), cpu (native), or reference (slow, and plain to read);
+    auto is cuda where there is a GPU that can be used."""
     threads: int | None = None
     """Threads that compute; by default as many as this process may use."""
     revision: str | None = None
@@ -107,7 +112,7 @@ class EngineArgs:
             raise ConfigError(f"--quantization-skip: must be a list of patterns, not {skip!r:.80}")
         if skip and self.quantization == "none":
             raise ConfigError(
-                f"--quantization-skip {skip[0]}: there is no --quantization (int8, int4)"
+                f"--quantization-skip {skip[0]}: there is no --quantization (int8, int4, fp8)"
             )
         if not isinstance(self.packed_cache, str | Path) or not str(self.packed_cache):
             raise ConfigError(

@@ -15,6 +15,7 @@ SchedulingPolicy = Literal["fcfs", "priority", "static"]
 BLOCK_SIZE = 32  # tokens
 MAX_NUM_SEQS = 64  # requests that run at one time
 BATCHED_TOKENS = 512  # of a step
+GPU_MEMORY_UTILIZATION = 0.9  # what of a device's memory may be used
 
 # Chunks may always take a quarter of what the streams' own tokens take, so a target that is too low
 # for the model slows streams by at most that (or by the price of one token, if that is more), and a
@@ -103,6 +104,9 @@ _SIZE = _Check(
     lambda value: value is None or (_is_number(value) and 0 < value <= 2**20),
     "GiB above 0, up to 1,048,576",
 )
+_PART = _Check(
+    lambda value: value is None or (_is_number(value) and 0 < value <= 1), "above 0 and at most 1"
+)
 _SWITCH = _Check(lambda value: isinstance(value, bool), "True or False")
 _CHECKS: Mapping[str, _Check] = {
     "max_model_len": _OPTIONAL_COUNT,
@@ -111,6 +115,7 @@ _CHECKS: Mapping[str, _Check] = {
     "block_size": _COUNT,
     "num_blocks": _COUNT,
     "kv_cache_memory_bytes": _OPTIONAL_COUNT,
+    "gpu_memory_utilization": _PART,
     "kv_offloading_size": _SIZE,
     "kv_offloading_disk_size": _SIZE,
     "threads": _OPTIONAL_COUNT,

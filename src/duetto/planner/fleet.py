@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from duetto.core.config import SchedulerConfig, scheduler_config
 from duetto.core.errors import ConfigError
-from duetto.core.options import (
-    batched_tokens,
-)
+from duetto.core.options import GPU_MEMORY_UTILIZATION, batched_tokens
 from duetto.planner.layout import Layout, PrecisionName, draft_layout
 from duetto.planner.offloading import simulated_tiers
 from duetto.planner.speculation import DraftModel, beside, simulated_drafts
@@ -198,7 +196,7 @@ def _fit_all(program: Program, hardware: HardwareSpec, layout: Layout) -> Memory
         block_size=layout.block_size,
         max_num_batched_tokens=batched_tokens(layout, program.max_model_len),
         max_num_seqs=layout.max_num_seqs,
-        utilization=layout.gpu_memory_utilization,
+        utilization=layout.gpu_memory_utilization or GPU_MEMORY_UTILIZATION,
     )
 
 

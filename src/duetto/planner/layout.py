@@ -36,6 +36,11 @@ _OF_TIERS = {
     "disk_read_bandwidth": ("kv_offloading_disk_size",),
     "disk_write_bandwidth": ("kv_offloading_disk_size",),
 }
+PRECISION_OF: Mapping[QuantizationName, PrecisionName] = {
+    "int8": "int8",
+    "int4": "int4",
+    "fp8": "float8",
+}
 _WEIGHT_BYTES: Mapping[PrecisionName, float] = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -109,8 +114,8 @@ class Layout:
     """GB/s of the disk; by default the hardware's own, which for GPUs is an NVMe drive's."""
     disk_write_bandwidth: float | None = None
     """GB/s of the disk."""
-    gpu_memory_utilization: float = 0.9
-    """Part of the memory that may be used."""
+    gpu_memory_utilization: float | None = None
+    """Part of the memory that may be used; 0.9 by default."""
     speculative_config: str | None = None
     """What proposes drafts, as JSON, like serve's; needs --speculative-acceptance. Methods ngram
     and suffix cost nothing here, draft_model the price of its own program."""
@@ -129,8 +134,6 @@ class Layout:
             raise ConfigError("--micro-batches: must be 1 or more")
         if self.prefill_replicas < 0:
             raise ConfigError("--prefill-replicas: must be 0 or more")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError("--gpu-memory-utilization: must be above 0 and at most 1")
         check_choice("dtype", self.dtype, get_args(DtypeName))
         check_choice("kv_cache_dtype", self.kv_cache_dtype, get_args(KVName))
         check_choice("router", self.router, get_args(RouterName))
@@ -283,11 +286,12 @@ def with_weights(
     if quantized != "none" and layout.kv_cache_dtype == "auto" and whole in DTYPES:
         layout = replace(layout, kv_cache_dtype=auto_kv_dtype(whole))
     if quantization != "none":
-        if layout.dtype not in ("auto", quantization):
+        precision = PRECISION_OF[quantization]
+        if layout.dtype not in ("auto", precision):
             raise ConfigError(
                 f"--dtype {layout.dtype} with --quantization {quantization}: leave one of them out"
             )
-        return replace(layout, dtype=quantization)
+        return replace(layout, dtype=precision)
     return replace(layout, dtype=whole) if layout.dtype == "auto" else layout
 
 

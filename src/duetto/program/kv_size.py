@@ -11,6 +11,7 @@ from duetto.program.program import Program
 
 MAX_SLOTS = 2**31  # slots travel as int32
 _DEFAULT_SHARE = 0.25  # of the available memory; the rest is for activations and the machine
+_MOST_BLOCKS = 2**20  # by default: who decides about them keeps a little of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,15 @@ def plan_kv(
     memory_bytes: int | None,
     available_bytes: int,
     may_shorten: bool,
+    takes_all: bool = False,
 ) -> KVPlan:
     """Size the cache for requests of `program.max_model_len` tokens, in blocks of `block_bytes`.
 
     The rule:
 
     - `memory_bytes`, where it is given, is used in full. Otherwise a quarter of the available
-      memory is, but no more than `max_num_seqs` requests of the greatest length can fill.
+      memory is, but no more than `max_num_seqs` requests of the greatest length can fill; or all,
+      where it is there for nothing else (`takes_all`).
     - If one request of that length does not fit, the length becomes what fits if it
       `may_shorten`; if not, more of the available memory is taken, as long as `memory_bytes`
       was not given.
@@ -62,7 +65,9 @@ def plan_kv(
     needed = -(-length // block_size)  # blocks of one request of that length
     limit = available_bytes if memory_bytes is None else memory_bytes
     num_blocks = min(limit // block_bytes, MAX_SLOTS // block_size)
-    if memory_bytes is None:
+    if memory_bytes is None and takes_all:
+        num_blocks = min(num_blocks, _MOST_BLOCKS)
+    elif memory_bytes is None:
         num_blocks = default_kv_blocks(
             program,
             block_size=block_size,

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from duetto.backends.backend import Backend
-from duetto.backends.cpu.formats import Quantization
-from duetto.backends.cpu.native import why_unavailable
 from duetto.backends.device import DeviceBackend
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
@@ -21,11 +19,14 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress
 from duetto.models.programs import load_program
-from duetto.program.dtype import Dtype, KVDtype
+from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
 from duetto.program.kv_size import KVPlan, kv_number_bytes, plan_kv
 from duetto.program.program import Program
 from duetto.program.rewrites.headless import headless
 from duetto.program.shape import Precision
+from duetto.runner.choose_backend import choose_backend, host_quantization
+from duetto.runner.cuda_loader import CudaLoader
+from duetto.runner.device_room import check_room, device_needs, device_note
 from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import (
@@ -48,7 +49,7 @@ class LoadedModel:
     config: ModelConfig
     program: Program
     runner: ModelRunner | DeviceRunner
-    backend: str  # "cpu" or "reference"
+    backend: str  # "cpu", "reference" or "cuda"
     computed_by: str  # the backend, and whatever of it decides the last bits
     dtype: Dtype
     quantization: str  # "none", or how, and what is left out
@@ -61,6 +62,7 @@ class LoadedModel:
     max_drafts: Mapping[str, int]  # of one request in one step, by method; empty: no speculation
     tiers: TierRoom | None = None  # where KV goes that leaves the arena
     embeddings: EmbeddingModel | None = None  # what it gives, if that is not answers
+    device: str | None = None  # the name of the GPU; None: this machine computes
 
     @property
     def max_model_len(self) -> int:
@@ -69,9 +71,10 @@ class LoadedModel:
     @property
     def precision(self) -> Precision:
         """Bytes per number as they are held; activations are fp32 on every backend of this host."""
+        activation_bytes = 4 if self.device is None else DTYPE_BYTES[self.dtype]
         return Precision(
             weight_bytes=self.weight_bytes / self.program.num_parameters,
-            activation_bytes=4.0,
+            activation_bytes=float(activation_bytes),
             kv_bytes=kv_number_bytes(self.program, self.kv_dtype),
         )
 
@@ -156,6 +159,7 @@ def load_model(
         program = headless(program)
     plan = plan_model(config, program, args, on_status=on_status, companion=companion)
     loader, program = plan.loader, plan.program
+    check_room(loader, plan.block_size, plan.kv_dtype, plan.kv)
     computing, proposers = _load_weights(model_dir, plan, companion, on_progress)
     tiers = _open_tiers(model_dir, plan, args)
     told = [] if tiers is None else [tiers_in_words(tiers, args)]
@@ -176,6 +180,7 @@ def load_model(
         max_drafts=companion.max_drafts if companion is not None else {},
         tiers=tiers,
         embeddings=embeddings,
+        device=None if loader.memory is None else loader.memory.device,
     )
 
 
@@ -251,16 +256,24 @@ def plan_model(
         backend computes in fp32 whatever this is.
     kv_cache_dtype: what keys and values are stored in; "auto" is the weights' dtype on the cpu
         backend, as with all who serve, and float32 on the reference, which loses nothing.
-    backend: "auto" is cpu, or the reference where the native module is missing.
+    backend: "auto" is cuda where there is a GPU that can be used, else cpu, or the reference where
+        the native module is missing.
     threads: of the cpu backend; None is DUETTO_NUM_THREADS, or as many as this process may use.
     packed_cache: a directory for quantized weights, "off", or "auto" for the user's cache.
     kv_cache_memory_bytes: None leaves the size to the rule of `plan_kv`.
+    gpu_memory_utilization: of the cuda backend; None is 0.9.
 
     Raises ConfigError, naming the flag.
     """
     held = hold(config, program, args, on_status)
-    available = max(0, available_memory_bytes() - reserved_bytes(args))
-    kv = _plan_kv(program, args, held, available, companion)
+    memory = held.loader.memory
+    if memory is None:
+        available = max(0, available_memory_bytes() - reserved_bytes(args))
+    else:
+        available = memory.usable_bytes
+    kv, notes = _plan_kv(program, args, held, available, companion), held.notes
+    if memory is not None:
+        notes = [*notes, device_note(held.loader, args.block_size, held.kv_dtype, kv)]
     return ModelPlan(
         config=config,
         # Not built anew: memory that happens to be free must not choose the frequencies of a rope.
@@ -272,7 +285,7 @@ def plan_model(
         block_size=args.block_size,
         available_bytes=available,
         kv=kv,
-        notes=tuple(held.notes),
+        notes=tuple(notes),
     )
 
 
@@ -286,6 +299,7 @@ def _plan_kv(
     """The blocks of the model, and of its companion beside them."""
     block_bytes = held.loader.kv_block_bytes(args.block_size, held.kv_dtype)
     left = available_bytes - held.loader.weight_bytes
+    left -= held.loader.held_bytes(args.block_size, held.kv_dtype)
     if companion is not None:
         left = _left_beside(companion, left, block_bytes)
         block_bytes += companion.block_bytes
@@ -298,11 +312,13 @@ def _plan_kv(
             memory_bytes=args.kv_cache_memory_bytes,
             available_bytes=max(0, left),
             may_shorten=args.asked_len is None,
+            takes_all=held.loader.memory is not None,
         )
     except ConfigError as error:
         num_blocks = -(-program.max_model_len // args.block_size)
         beside = companion.needs(num_blocks) if companion is not None else ""
-        raise ConfigError(f"{error}{beside}") from None
+        needs = device_needs(held.loader, args.block_size, held.kv_dtype)
+        raise ConfigError(f"{error}{beside}{needs}") from None
 
 
 def _left_beside(companion: Companion, left: int, block_bytes: int) -> int:
@@ -324,25 +340,25 @@ def hold(
     on_status: Callable[[str], None] | None = None,
 ) -> Holding:
     """The part of `plan_model` that asks for no room: nothing "auto" is left."""
-    method: Quantization | None = None if args.quantization == "none" else args.quantization
-    backend, notes = resolve_backend(args.backend, method, args.threads)
-
+    backend, gpu, notes = choose_backend(args)
     weight_dtype: Dtype = config.dtype or "float32" if args.dtype == "auto" else args.dtype
     loader: Loader
-    if backend == "reference":
+    if gpu is not None:
+        loader = CudaLoader(program, weight_dtype, args, gpu)
+    elif backend == "reference":
         loader = ReferenceLoader(program, weight_dtype)
     else:
         loader = CpuLoader(
             program,
             weight_dtype,
-            method,
+            host_quantization(args),
             args.quantization_skip,
             threads=args.threads,
             cache_dir=_resolve_cache(args.packed_cache),
             on_status=on_status,
         )
     kv_dtype = loader.auto_kv_dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
-    shown = _shown(method, args.quantization_skip)
+    shown = _shown(args.quantization, args.quantization_skip)
     return Holding(loader, weight_dtype, shown, kv_dtype, notes)
 
 
@@ -369,37 +385,11 @@ def _start(
         ) from None
 
 
-def resolve_backend(
-    name: str, quantization: Quantization | None = None, threads: int | None = None
-) -> tuple[str, list[str]]:
-    """The backend to use, and what is to be said if it is not the one that was wished for."""
-    missing = why_unavailable() if name != "reference" else None
-    if name == "cpu" and missing is not None:
-        raise ConfigError(f"--backend cpu: {missing}")
-    if name != "reference" and missing is None:
-        return "cpu", []
-    if quantization is not None:
-        reason = f", and {missing}" if missing else ""
-        raise ConfigError(
-            f"--quantization {quantization} and the reference backend: it computes with whole "
-            f"weights only; --backend cpu quantizes{reason}"
-        )
-    if threads is not None and threads > 1:
-        raise ConfigError(
-            f"--threads {threads} and the reference backend: it computes on one thread"
-        )
-    if missing is None:
-        return "reference", []
-    return "reference", [f"the reference backend computes, which is slow: {missing}"]
-
-
 def _resolve_cache(name: str) -> Path | None:
     if name == "off":
         return None
     return default_cache_dir() if name == "auto" else Path(name)
 
 
-def _shown(quantization: Quantization | None, skip: Sequence[str]) -> str:
-    if quantization is None:
-        return "none"
+def _shown(quantization: str, skip: Sequence[str]) -> str:
     return " ".join((quantization, *(f"-{pattern}" for pattern in sorted(skip))))

@@ -7,7 +7,7 @@ then `load`. Knows no KV plan and no batch.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from os import environ
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.backend import CpuBackend, kv_block_bytes
@@ -30,7 +30,7 @@ from duetto.backends.reference.memory import scratch_bytes
 from duetto.checkpoints.checkpoint import Checkpoint, load_weights
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress, user_cache
-from duetto.program.activations import LargestStep
+from duetto.program.activations import LargestStep, activation_bytes
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype, auto_kv_dtype
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program
@@ -41,6 +41,14 @@ if TYPE_CHECKING:  # the module may not have been built
 _MAX_THREADS = 1024
 
 
+class DeviceMemory(NamedTuple):
+    """Of a device that has its own."""
+
+    device: str  # its name
+    memory_bytes: int
+    usable_bytes: int  # of it, by us
+
+
 class Loader(Protocol):
     """What a backend asks for one program, then the backend itself."""
 
@@ -48,12 +56,17 @@ class Loader(Protocol):
     computed_by: str  # the backend, and whatever of it decides the last bits
     auto_kv_dtype: KVDtype
     weight_bytes: int  # that stay in memory
+    memory: DeviceMemory | None  # where weights and KV lie; None: in this machine's
     notes: list[str]  # for people; complete once loaded
 
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int: ...
 
-    def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
-        """What a step needs beside the program's buffers."""
+    def held_bytes(self, block_size: int, kv_dtype: KVDtype) -> int:
+        """What is taken at the start and kept, beside weights and KV."""
+        ...
+
+    def step_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
+        """What a step needs beside weights and KV, and beside what is held."""
         ...
 
     def load(
@@ -78,13 +91,17 @@ class ReferenceLoader:
     def __init__(self, program: Program, dtype: Dtype) -> None:
         self._program, self._dtype = program, dtype
         self.weight_bytes = program.num_parameters * DTYPE_BYTES["float32"]
+        self.memory: DeviceMemory | None = None
         self.notes: list[str] = []
 
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
         return bytes_per_block(self._program, block_size, dtype)
 
-    def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
-        return scratch_bytes(self._program, kv_dtype, step)
+    def held_bytes(self, block_size: int, kv_dtype: KVDtype) -> int:  # noqa: ARG002
+        return 0
+
+    def step_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:
+        return _buffer_bytes(self._program, step) + scratch_bytes(self._program, kv_dtype, step)
 
     def load(
         self,
@@ -122,8 +139,9 @@ class CpuLoader:
         self._formats = choose_formats(program, dtype, quantization, skip)
         self._layout = self._lay_out()
         self.computed_by = f"cpu/{self._isa}"
-        self.auto_kv_dtype = auto_kv_dtype(dtype)
+        self.auto_kv_dtype: KVDtype = auto_kv_dtype(dtype)
         self.weight_bytes = self._layout.num_bytes
+        self.memory: DeviceMemory | None = None
         self.notes: list[str] = []
         if self._threads > (processors := native.available_threads()):
             self.notes.append(
@@ -148,9 +166,12 @@ class CpuLoader:
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
         return kv_block_bytes(self._program, block_size, dtype, self._isa)
 
-    def scratch_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:  # noqa: ARG002
-        """Kernels read the arena in place; what a thread keeps is a few tiles."""
+    def held_bytes(self, block_size: int, kv_dtype: KVDtype) -> int:  # noqa: ARG002
         return 0
+
+    def step_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:  # noqa: ARG002
+        """Kernels read the arena in place; what a thread keeps is a few tiles."""
+        return _buffer_bytes(self._program, step)
 
     def load(
         self,
@@ -217,6 +238,10 @@ class CpuLoader:
         if self._cache_dir is None:
             return None
         return PackedCache(self._cache_dir, self._threads or native.available_threads())
+
+
+def _buffer_bytes(program: Program, step: LargestStep) -> int:
+    return activation_bytes(program, step.num_tokens, step.num_logit_rows)
 
 
 def default_cache_dir() -> Path | None:

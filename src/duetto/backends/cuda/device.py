@@ -85,6 +85,13 @@ def find_gpu() -> Gpu:
     return gpu_of(facts)
 
 
+def why_not_of_itself(facts: GpuFacts) -> str | None:
+    """Why no GPU is used where none was asked for by name."""
+    if facts.is_interpreted:
+        return "TRITON_INTERPRET is set: kernels would be interpreted, which is for tests"
+    return why_unusable(facts)
+
+
 def gpu_of(facts: GpuFacts) -> Gpu:
     """Of facts with which it is usable."""
     torch, triton = facts.torch or "", facts.triton or ""

@@ -70,6 +70,11 @@ def plan_draft(model_dir: Path, options: DraftModelOptions, args: EngineArgs) ->
         held = hold(config, program, own)
     except ConfigError as error:
         raise ConfigError(f"{FLAG}: the draft model {options.model}: {error}") from error
+    if held.loader.name == "cuda":
+        raise ConfigError(
+            f"{FLAG}: method draft_model and --backend cuda: draft models do not run on a GPU yet; "
+            f"methods ngram and suffix do, and --backend cpu runs all"
+        )
     blocks_each = -(-options.num_speculative_tokens // args.block_size)
     return DraftPlan(
         name=options.model,
