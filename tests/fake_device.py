@@ -63,9 +63,10 @@ class FakeDevice:
         self._samples = np.full(0, NOT_FINITE, np.int32)  # of the sampled step that ran last
         self.num_fed_back = self.num_sampled = self.num_started = 0
         self.most_waiting = 0
-        self.fails: dict[
-            int, BaseException
-        ] = {}  # by number of the step: what it raises as it runs
+        self.num_failed = 0
+        # Numbers of steps after which one of several requests raises: as it starts, or as it runs.
+        self.refuses: set[int] = set()
+        self.fails: set[int] = set()
 
     def start(
         self,
@@ -81,12 +82,13 @@ class FakeDevice:
         assert feedback is None or len(feedback) == len(step.token_ids)
         assert num_rows or (sampling is None and not wants_logits)
         assert step.token_ids.min() >= 0, "a token that is none"
-        copies = [None if each is None else each.copy() for each in (feedback,)]
+        if self._is_planted(self.refuses, len(step.context_lens)):
+            raise RuntimeError("planted, as it starts")
         queued = _Queued(
             StepArrays(*[each.copy() for each in step]),
             kv,
             None if sampling is None else SampleArrays(*[each.copy() for each in sampling]),
-            copies[0],
+            None if feedback is None else feedback.copy(),
         )
         started = FakeStarted(self, queued, wants_logits=wants_logits)
         self._queue.append(started)
@@ -100,12 +102,20 @@ class FakeDevice:
         queued, started.queued = started.queued, None
         assert queued is not None
         try:
-            error = self.fails.pop(self.num_started - len(self._queue), None)
             self._run(started, queued)
-            if error is not None:
-                raise error
+            if self._is_planted(self.fails, len(queued.step.context_lens)):
+                self._samples = np.full_like(self._samples, NOT_FINITE)
+                raise RuntimeError("planted, as it runs")
         except BaseException as error:
             started.error = error
+
+    def _is_planted(self, numbers: set[int], num_requests: int) -> bool:
+        due = {number for number in numbers if number <= self.num_started}
+        if num_requests < 2 or not due:
+            return False
+        numbers -= due
+        self.num_failed += 1
+        return True
 
     def _run(self, started: FakeStarted, queued: _Queued) -> None:
         step = queued.step

@@ -1,5 +1,6 @@
 """The engine's thread: one final update per request, whatever happens, and proof of progress."""
 
+import re
 import threading
 import time
 
@@ -7,7 +8,7 @@ import pytest
 from fakes import ByteCodec, FunctionExecutor, make_request
 
 from duetto.core.config import SchedulerConfig
-from duetto.core.errors import EngineError
+from duetto.core.errors import DeviceLost, EngineError
 from duetto.core.request import FinishReason
 from duetto.engine.engine import STEP_FAILED, Engine, StepReport
 from duetto.engine.thread import FAILED, STOPPED, EngineThread
@@ -155,8 +156,15 @@ class Panic(BaseException):
     """What a native library raises when it panics is not an Exception."""
 
 
-@pytest.mark.parametrize("bug", [RuntimeError("bug"), Panic("bug")])
-def test_a_bug_ends_everything_loudly_and_nothing_silently(heard, engine, executor, bug, caplog):
+LOST = DeviceLost("bug-1", "an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    ("bug", "told"), [(RuntimeError("bug"), FAILED), (Panic("bug"), FAILED), (LOST, str(LOST))]
+)
+def test_a_bug_ends_everything_loudly_and_nothing_silently(
+    heard, engine, executor, bug, told, caplog
+):
     def step():
         raise bug
 
@@ -170,11 +178,11 @@ def test_a_bug_ends_everything_loudly_and_nothing_silently(heard, engine, execut
     executor.gate.set()
     for request_id in "ab":
         final = heard.wait_final(request_id)
-        assert (final.finish_reason, final.error) == (FinishReason.ERROR, FAILED)
+        assert (final.finish_reason, final.error) == (FinishReason.ERROR, told)
     assert not thread.is_alive
     thread.add(make_request("late"))
-    assert heard.wait_final("late").error == FAILED
-    with pytest.raises(EngineError):
+    assert heard.wait_final("late").error == told
+    with pytest.raises(EngineError, match=re.escape(told)):
         thread.call(lambda: 1).result(5)
     assert "bug" in caplog.text
     assert thread.stop(5)

@@ -7,11 +7,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from fake_device import FakeDevice
+from fakes import make_request
 from safetensors.numpy import load_file, save_file
 
 from duetto.backends.cpu.backend import CpuBackend
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.reference import ReferenceBackend
+from duetto.build import make_engine, served_config
 from duetto.core.batch import SamplingInput, ScheduledBatch, ScheduledRequest
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
@@ -22,7 +25,10 @@ from duetto.program.dtype import KV_DTYPES
 from duetto.program.ops import Rope
 from duetto.runner import choose_backend
 from duetto.runner import load as load_module
+from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.load import LoadedModel
+from duetto.runner.loaders import ReferenceLoader
+from duetto.runner.model_runner import ModelRunner
 
 CONFIG = {
     "model_type": "llama",
@@ -408,3 +414,19 @@ def test_a_weight_that_is_no_number_is_told_with_tensor_and_place(checkpoint, tm
 def test_a_directory_without_a_model_names_the_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_as(tmp_path)
+
+
+@pytest.mark.parametrize("is_device", [False, True])
+def test_the_runner_is_the_backends_and_the_engine_keeps_as_many_steps_in_flight(
+    checkpoint, monkeypatch, is_device
+):
+    if is_device:
+        load = ReferenceLoader.load
+        monkeypatch.setattr(ReferenceLoader, "load", lambda *given: FakeDevice(load(*given)))
+    loaded = load_as(checkpoint, backend="reference")
+    engine = make_engine(loaded, served_config(loaded, EngineArgs()))
+    assert type(loaded.runner) is (DeviceRunner if is_device else ModelRunner)
+    assert engine._depth == int(is_device)
+    engine.add(make_request("r", [1, 2, 3], 5))
+    updates = [update for _ in range(9) for update in engine.step().updates]
+    assert sum(len(update.tokens) for update in updates) == 5
