@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from duetto.backends.cuda.kernels.attention import attend
-from duetto.backends.cuda.kernels.attention_launch import FEW_ROWS
 from duetto.backends.cuda.kernels.merge import Partials, allocate_partials
 from duetto.backends.cuda.kv import write_rows
+from duetto.backends.cuda.sizes import FEW_ROWS
 from duetto.backends.cuda.tensors import LayerKV, QueryTiles, StepTensors
 
 MAX_MODEL_LEN = 2048

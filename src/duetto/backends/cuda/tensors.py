@@ -6,9 +6,6 @@ from torch import Tensor
 
 from duetto.backends.cuda.formats import GpuFormat
 
-SPLIT = 512  # positions of a split of attention; splits stand at its multiples
-KEY_BLOCK = 64  # keys that are multiplied at a time; blocks stand at its multiples
-
 
 class QueryTiles(NamedTuple):
     """Tiles of packed query rows that one launch of attention computes. A run's rows are (token,

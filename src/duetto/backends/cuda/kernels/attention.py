@@ -21,7 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from duetto.backends.cuda.kernels.attention_launch import (
-    FEW_ROWS,
     Exponents,
     HeadShape,
     exponents,
@@ -41,7 +40,8 @@ from duetto.backends.cuda.kernels.query_tiles import (
 )
 from duetto.backends.cuda.kernels.variant import KernelVariant
 from duetto.backends.cuda.kv import kv_numbers
-from duetto.backends.cuda.tensors import KEY_BLOCK, SPLIT, LayerKV, QueryTiles, StepTensors
+from duetto.backends.cuda.sizes import FEW_ROWS, KEY_BLOCK, SPLIT
+from duetto.backends.cuda.tensors import LayerKV, QueryTiles, StepTensors
 
 
 @triton.jit

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from duetto.backends.cuda.kernels.attention_launch import HeadShape
 from duetto.backends.cuda.kernels.query_tiles import keys_of_tile, rows_of_tile
-from duetto.backends.cuda.tensors import SPLIT, QueryTiles, StepTensors
+from duetto.backends.cuda.sizes import SPLIT, num_splits
+from duetto.backends.cuda.tensors import QueryTiles, StepTensors
 
 _PART = 64  # numbers of a head that a program merges
 _AT_A_TIME = 8  # splits that are on their way: their loads depend on nothing
-_BYTES = 4  # all is fp32
 
 
 class Partials(NamedTuple):
@@ -28,15 +28,6 @@ class Partials(NamedTuple):
     sums: Tensor  # the same
     outputs: Tensor  # [... * head_dim]
     max_splits: int
-
-
-def num_splits(max_model_len: int) -> int:
-    return -(-max_model_len // SPLIT)
-
-
-def partials_bytes(num_rows: int, num_heads: int, head_dim: int, max_model_len: int) -> int:
-    """Of num_rows query tokens in steps' `few`."""
-    return num_rows * num_heads * num_splits(max_model_len) * (head_dim + 2) * _BYTES
 
 
 def allocate_partials(

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from duetto.backends.cuda.kernels.variant import KernelVariant
 
@@ -29,41 +30,42 @@ NO_NORM = Norm(None, 0.0, 1, 0.0)
 
 
 @triton.jit
-def _normed(x, weight, mask, W: tl.constexpr, eps, offset):
-    """Rows [G, WP] in fp32, of which the first W columns count."""
+def _normed(x, weight, inside, W: tl.constexpr, eps, offset):
+    """Rows [rows, WP] in fp32, of which the first W columns count and the others are 0."""
     mean_square = tl.sum(x * x, 1) / W
     scale = tl.rsqrt(mean_square + eps)
-    w = tl.load(weight + tl.arange(0, x.shape[1]), mask=mask, other=0.0)
+    w = tl.load(weight + tl.arange(0, x.shape[1]), mask=inside, other=0.0)
     return x * scale[:, None] * (w + offset)[None, :]
 
 
 @triton.jit
-def _norm_heads(
-    x, out, weight, x_stride, out_stride, eps, offset,
-    HEADS: tl.constexpr, HP: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
+def _rms_norm(
+    x, out, weight, x_stride, out_stride, eps, offset, num_groups,
+    GROUPS: tl.constexpr, ROWS: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id(0): HEADS groups of W columns each."""
-    t = tl.program_id(0).to(tl.int64)
-    head, column = tl.arange(0, HP), tl.arange(0, WP)
+    """ROWS groups of W columns; each row of x has GROUPS."""
+    group = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t, column = (group // GROUPS).to(tl.int64), tl.arange(0, WP)
     inside = column < W
-    mask = (head < HEADS)[:, None] & inside[None, :]
-    at = head[:, None] * W + column[None, :]
-    row = tl.load(x + t * x_stride + at, mask=mask, other=0.0).to(tl.float32)
-    result = _normed(row, weight, inside, W, eps, offset)
-    tl.store(out + t * out_stride + at, result.to(out.dtype.element_ty), mask=mask)
+    mask = (group < num_groups)[:, None] & inside[None, :]
+    first = (group % GROUPS * W)[:, None] + column[None, :]
+    numbers = tl.load(x + t[:, None] * x_stride + first, mask=mask, other=0.0).to(tl.float32)
+    result = _normed(numbers, weight, inside, W, eps, offset)
+    tl.store(out + t[:, None] * out_stride + first, result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _add_norm(
     x, y, out, before, after, x_stride, y_stride, out_stride,
-    before_eps, before_offset, after_eps, after_offset,
-    W: tl.constexpr, WP: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    before_eps, before_offset, after_eps, after_offset, num_rows,
+    ROWS: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
-    t = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, WP)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t, column = row.to(tl.int64)[:, None], tl.arange(0, WP)
     inside = column < W
+    mask = (row < num_rows)[:, None] & inside[None, :]
     at = column[None, :]
-    mask = inside[None, :]
     added = tl.load(y + t * y_stride + at, mask=mask, other=0.0).to(tl.float32)
     if BEFORE:
         added = _normed(added, before, inside, W, before_eps, before_offset)
@@ -76,6 +78,14 @@ def _add_norm(
         tl.store(out + t * out_stride + at, result.to(out.dtype.element_ty), mask=mask)
 
 
+def _rows(width: int) -> int:
+    """That a program norms: several where they are short. A program costs the interpreter much."""
+    if knobs.runtime.interpret:
+        return 64
+    rows: int = 1024 // triton.next_power_of_2(width)
+    return max(1, rows)
+
+
 def _warps(width: int) -> int:
     return 8 if width >= 2048 else 4
 
@@ -83,11 +93,12 @@ def _warps(width: int) -> int:
 def launch_rms_norm(x: Tensor, norm: Norm, out: Tensor) -> None:
     """x, out [T, width]; may be the same."""
     num_rows, width = x.shape
-    heads = width // norm.group
-    _norm_heads[(num_rows,)](
-        x, out, norm.weight, x.stride(0), out.stride(0), norm.eps, norm.offset,
-        HEADS=heads, HP=triton.next_power_of_2(heads),
-        W=norm.group, WP=triton.next_power_of_2(norm.group), num_warps=_warps(width),
+    groups, rows = width // norm.group, _rows(norm.group)
+    num_groups = num_rows * groups
+    _rms_norm[(triton.cdiv(num_groups, rows),)](
+        x, out, norm.weight, x.stride(0), out.stride(0), norm.eps, norm.offset, num_groups,
+        GROUPS=groups, ROWS=rows, W=norm.group, WP=triton.next_power_of_2(norm.group),
+        num_warps=_warps(norm.group),
     )  # fmt: skip
 
 
@@ -96,11 +107,12 @@ def launch_add_norm(
 ) -> None:
     """x += norm(y); out = norm(x). y is not changed; out only where there is an `after`."""
     num_rows, width = x.shape
+    rows = _rows(width)
     first, last, to = before or NO_NORM, after or NO_NORM, x if out is None else out
-    _add_norm[(num_rows,)](
+    _add_norm[(triton.cdiv(num_rows, rows),)](
         x, y, to, first.weight, last.weight, x.stride(0), y.stride(0), to.stride(0),
-        first.eps, first.offset, last.eps, last.offset,
-        W=width, WP=triton.next_power_of_2(width),
+        first.eps, first.offset, last.eps, last.offset, num_rows,
+        ROWS=rows, W=width, WP=triton.next_power_of_2(width),
         BEFORE=before is not None, AFTER=after is not None, num_warps=_warps(width),
     )  # fmt: skip
 
@@ -127,17 +139,17 @@ def _twin_of_norm(x: Tensor, norm: Norm) -> Tensor:
 
 
 def variants() -> Iterator[KernelVariant]:
-    """Of a model with 4,096 columns, and of heads of 128."""
-    number = {"eps": "fp32", "offset": "fp32"}
-    pointers = {"x": "*bf16", "out": "*bf16", "weight": "*fp32"}
-    strides = {"x_stride": "i32", "out_stride": "i32"}
-    signature = pointers | strides | number
-    for name, heads, width in (("rows", 1, 4096), ("heads", 32, 128)):
-        shape = {"HEADS": heads, "HP": heads, "W": width, "WP": width}
-        yield KernelVariant(f"rms_norm {name}", _norm_heads, signature, shape, {"num_warps": 8})
+    """Of rows of 4,096 columns, and of heads of 128."""
     names = ("before", "after")
+    signature = {"x": "*bf16", "out": "*bf16", "weight": "*fp32", "eps": "fp32", "offset": "fp32"}
+    signature |= dict.fromkeys(("x_stride", "out_stride", "num_groups"), "i32")
+    for name, groups, width in (("rows of 4096", 1, 4096), ("heads of 128", 32, 128)):
+        shape = {"GROUPS": groups, "ROWS": max(1, 1024 // width), "W": width, "WP": width}
+        options = {"num_warps": _warps(width)}
+        yield KernelVariant(name, _rms_norm, signature, shape, options, ("x_stride", "out_stride"))
     signature = {"x": "*bf16", "y": "*bf16", "out": "*bf16"} | dict.fromkeys(names, "*fp32")
-    signature |= dict.fromkeys(("x_stride", "y_stride", "out_stride"), "i32")
+    strides = ("x_stride", "y_stride", "out_stride")
+    signature |= dict.fromkeys((*strides, "num_rows"), "i32")
     signature |= {f"{name}_{what}": "fp32" for name in names for what in ("eps", "offset")}
-    shape = {"W": 4096, "WP": 4096, "BEFORE": True, "AFTER": True}
-    yield KernelVariant("add_norm", _add_norm, signature, shape, {"num_warps": 8})
+    shape = {"ROWS": 1, "W": 4096, "WP": 4096, "BEFORE": True, "AFTER": True}
+    yield KernelVariant("add", _add_norm, signature, shape, {"num_warps": 8}, strides)

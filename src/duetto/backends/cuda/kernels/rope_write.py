@@ -1,6 +1,6 @@
 """Queries and keys normed by head and rotated, and KV written into its slots.
 
-One program for each token and head. Rotation is that of program/ops.RopeSpec: pairs (i, i + half),
+Rotation is that of program/ops.RopeSpec: pairs (i, i + half),
 columns behind them stay. In int8 a head's row has a scale of its own, its largest magnitude / 127;
 in fp8 (e4m3) / 448: as in backends/reference/kv.py.
 """
@@ -12,11 +12,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from duetto.backends.cuda.kernels.norm import NO_NORM, Norm, rms_norm_twin
 from duetto.backends.cuda.kernels.variant import KernelVariant
 from duetto.backends.cuda.tensors import LayerKV
 
+_ROWS, _WARPS = 8, 4  # (token, head) rows of a program
 QUANTIZED_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
@@ -25,23 +27,6 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-
-
-@triton.jit
-def _store_quantized(
-    at, scale_at, first, second, rest, low, half_mask, tail, tail_mask,
-    HALF: tl.constexpr, LARGEST: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
-    largest = tl.maximum(tl.max(tl.abs(first), 0), tl.max(tl.abs(second), 0))
-    if TAIL > 0:
-        largest = tl.maximum(largest, tl.max(tl.abs(rest), 0))
-    scale = tl.div_rn(largest, LARGEST)
-    tl.store(scale_at, scale)
-    divisor = tl.where(scale == 0.0, 1.0, scale)
-    tl.store(at + low, _quantized(first, divisor, at), mask=half_mask)
-    tl.store(at + HALF + low, _quantized(second, divisor, at), mask=half_mask)
-    if TAIL > 0:
-        tl.store(at + tail, _quantized(rest, divisor, at), mask=tail_mask)
 
 
 @triton.jit
@@ -71,77 +56,106 @@ def e4m3_bits(x):
 
 
 @triton.jit
+def _store(at, scale_at, low, high, tail, is_row, LARGEST: tl.constexpr):
+    """Rows of heads into the arena: low and high halves of pairs, and what is behind them. Each of
+    them is (numbers, columns, whether there is such a number)."""
+    if LARGEST > 0:
+        largest = tl.maximum(tl.max(tl.abs(low[0]), 1), tl.max(tl.abs(high[0]), 1))
+        largest = tl.maximum(largest, tl.max(tl.abs(tail[0]), 1))
+        scale = tl.div_rn(largest, LARGEST)
+        tl.store(scale_at, scale, mask=is_row)
+        divisor = tl.where(scale == 0.0, 1.0, scale)[:, None]
+        tl.store(at + low[1], _quantized(low[0], divisor, at), mask=low[2])
+        tl.store(at + high[1], _quantized(high[0], divisor, at), mask=high[2])
+        tl.store(at + tail[1], _quantized(tail[0], divisor, at), mask=tail[2])
+    else:
+        kept = at.dtype.element_ty
+        tl.store(at + low[1], low[0].to(kept), mask=low[2])
+        tl.store(at + high[1], high[0].to(kept), mask=high[2])
+        tl.store(at + tail[1], tail[0].to(kept), mask=tail[2])
+
+
+@triton.jit
 def _rope_write(
     q, k, v, keys, values, key_scales, value_scales, positions, slots, cos, sin,
-    q_norm, k_norm, q_stride, k_stride, v_stride, q_eps, k_eps, q_offset, k_offset,
+    q_norm, k_norm, q_stride, k_stride, v_stride, q_eps, k_eps, q_offset, k_offset, num_tokens,
     QH: tl.constexpr, KH: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALFP: tl.constexpr,
-    TAIL: tl.constexpr, TAILP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
-    WRITE: tl.constexpr, KEEP_K: tl.constexpr, LARGEST: tl.constexpr,
+    TAILP: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    WRITE: tl.constexpr, KEEP_K: tl.constexpr, LARGEST: tl.constexpr, FIRST_KIND: tl.constexpr,
 ):  # fmt: skip
-    """Head program_id(1): first the queries', then the keys', then (WRITE) the values'."""
-    t, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    low = tl.arange(0, HALFP)
-    half_mask = low < HALF
-    tail = 2 * HALF + tl.arange(0, TAILP)
-    tail_mask = tail < D
-    is_q, is_v = h < QH, h >= QH + KH
-    if is_q:
-        source = q + t * q_stride + h * D
-    elif is_v:
-        source = v + t * v_stride + (h - QH - KH) * D
+    """ROWS rows (token, head) of the queries, the keys or the values, by program_id(1). The halves
+    of pairs are columns [0, HALF) and [HALF, 2 HALF); TAILP has room for those behind."""
+    kind = tl.program_id(1) + FIRST_KIND
+    if kind == 0:
+        _rotate_rows(
+            q, None, None, positions, slots, cos, sin, q_norm, q_stride, q_eps, q_offset,
+            num_tokens, QH, D, HALF, HALFP, TAILP, ROWS, NORM, ROTATE, False, True, 0.0,
+        )  # fmt: skip
+    elif kind == 1:
+        _rotate_rows(
+            k, keys, key_scales, positions, slots, cos, sin, k_norm, k_stride, k_eps, k_offset,
+            num_tokens, KH, D, HALF, HALFP, TAILP, ROWS, NORM, ROTATE, WRITE, KEEP_K, LARGEST,
+        )  # fmt: skip
     else:
-        source = k + t * k_stride + (h - QH) * D
-    first = tl.load(source + low, mask=half_mask, other=0.0).to(tl.float32)
-    second = tl.load(source + HALF + low, mask=half_mask, other=0.0).to(tl.float32)
-    rest = tl.zeros([TAILP], tl.float32)
-    if TAIL > 0:
-        rest = tl.load(source + tail, mask=tail_mask, other=0.0).to(tl.float32)
-    kept = q.dtype.element_ty
+        _rotate_rows(
+            v, values, value_scales, positions, slots, cos, sin, None, v_stride, 0.0, 0.0,
+            num_tokens, KH, D, HALF, HALFP, TAILP, ROWS, False, False, WRITE, False, LARGEST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _rotate_rows(
+    x, stored, scales, positions, slots, cos, sin, norm, stride, eps, offset, num_tokens,
+    HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HALFP: tl.constexpr,
+    TAILP: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    WRITE: tl.constexpr, KEEP: tl.constexpr, LARGEST: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t, head = row // HEADS, row % HEADS
+    is_row = t < num_tokens
+    pair, behind = tl.arange(0, HALFP), 2 * HALF + tl.arange(0, TAILP)
+    is_pair = is_row[:, None] & (pair < HALF)[None, :]
+    is_behind = is_row[:, None] & (behind < D)[None, :]
+    source = x + (t.to(tl.int64) * stride + head * D)[:, None]
+    low_at, high_at, tail_at = pair[None, :], pair[None, :] + HALF, behind[None, :]
+    low = tl.load(source + low_at, mask=is_pair, other=0.0).to(tl.float32)
+    high = tl.load(source + high_at, mask=is_pair, other=0.0).to(tl.float32)
+    tail = tl.load(source + tail_at, mask=is_behind, other=0.0).to(tl.float32)
+    kept = x.dtype.element_ty
     if NORM:
-        if not is_v:
-            squares = tl.sum(first * first, 0) + tl.sum(second * second, 0)
-            if TAIL > 0:
-                squares += tl.sum(rest * rest, 0)
-            scale = tl.rsqrt(squares / D + tl.where(is_q, q_eps, k_eps))
-            offset = tl.where(is_q, q_offset, k_offset)
-            weight = q_norm if is_q else k_norm
-            w = tl.load(weight + low, mask=half_mask, other=0.0) + offset
-            first = (first * scale * w).to(kept).to(tl.float32)
-            w = tl.load(weight + HALF + low, mask=half_mask, other=0.0) + offset
-            second = (second * scale * w).to(kept).to(tl.float32)
-            if TAIL > 0:
-                w = tl.load(weight + tail, mask=tail_mask, other=0.0) + offset
-                rest = (rest * scale * w).to(kept).to(tl.float32)
+        squares = tl.sum(low * low, 1) + tl.sum(high * high, 1) + tl.sum(tail * tail, 1)
+        scale = tl.rsqrt(squares / D + eps)[:, None]
+        low = low * scale * _weights_at(norm, pair, pair < HALF, offset)
+        high = high * scale * _weights_at(norm, pair + HALF, pair < HALF, offset)
+        tail = tail * scale * _weights_at(norm, behind, behind < D, offset)
+        low, high = low.to(kept).to(tl.float32), high.to(kept).to(tl.float32)
+        tail = tail.to(kept).to(tl.float32)
     if ROTATE:
-        if not is_v:
-            angle = tl.load(positions + t).to(tl.int64) * HALF + low
-            c = tl.load(cos + angle, mask=half_mask, other=0.0)
-            s = tl.load(sin + angle, mask=half_mask, other=0.0)
-            turned = first * c - second * s
-            second = second * c + first * s
-            first = turned
-    first, second = first.to(kept).to(tl.float32), second.to(kept).to(tl.float32)
-    if is_q or (KEEP_K and not is_v):
-        tl.store(source + low, first.to(kept), mask=half_mask)
-        tl.store(source + HALF + low, second.to(kept), mask=half_mask)
-        if NORM and TAIL > 0:
-            tl.store(source + tail, rest.to(kept), mask=tail_mask)
+        position = tl.load(positions + t, mask=is_row, other=0).to(tl.int64)
+        angle = (position * HALF)[:, None] + pair[None, :]
+        c = tl.load(cos + angle, mask=is_pair, other=0.0)
+        s = tl.load(sin + angle, mask=is_pair, other=0.0)
+        turned = low * c - high * s
+        high = (high * c + low * s).to(kept).to(tl.float32)
+        low = turned.to(kept).to(tl.float32)
+    if KEEP:
+        tl.store(source + low_at, low.to(kept), mask=is_pair)
+        tl.store(source + high_at, high.to(kept), mask=is_pair)
+        if NORM:
+            tl.store(source + tail_at, tail.to(kept), mask=is_behind)
     if WRITE:
-        if not is_q:
-            slot = tl.load(slots + t).to(tl.int64)
-            row = slot * KH + (h - QH - KH if is_v else h - QH)
-            at = (values if is_v else keys) + row * D
-            if LARGEST > 0:
-                scale_at = (value_scales if is_v else key_scales) + row
-                _store_quantized(
-                    at, scale_at, first, second, rest, low, half_mask, tail, tail_mask,
-                    HALF, LARGEST, TAIL,
-                )  # fmt: skip
-            else:
-                tl.store(at + low, first.to(at.dtype.element_ty), mask=half_mask)
-                tl.store(at + HALF + low, second.to(at.dtype.element_ty), mask=half_mask)
-                if TAIL > 0:
-                    tl.store(at + tail, rest.to(at.dtype.element_ty), mask=tail_mask)
+        place = tl.load(slots + t, mask=is_row, other=0).to(tl.int64) * HEADS + head
+        at = stored + (place * D)[:, None]
+        scale_at = stored if scales is None else scales + place
+        _store(
+            at, scale_at, (low, low_at, is_pair), (high, high_at, is_pair),
+            (tail, tail_at, is_behind), is_row, LARGEST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _weights_at(norm, column, mask, offset):
+    return (tl.load(norm + column, mask=mask, other=0.0) + offset)[None, :]
 
 
 class Heads(NamedTuple):
@@ -165,24 +179,28 @@ def launch_rope_write(
     """
     head_dim = heads.head_dim
     half = head_dim // 2 if rotation is None else rotation.cos.shape[1]
-    tail = head_dim - 2 * half
-    num_programs = heads.num_heads + heads.num_kv_heads * (2 if kv is not None else 1)
+    rows = 256 if knobs.runtime.interpret else _ROWS
     q_norm, k_norm = heads.q_norm or NO_NORM, heads.k_norm or NO_NORM
     arena = kv or LayerKV(k, v)
     keys, values = arena.keys, arena.values
     if keys.dtype == torch.float8_e4m3fn:
         keys, values = keys.view(torch.uint8), values.view(torch.uint8)
     cos, sin = rotation or (None, None)
-    _rope_write[(len(q), num_programs)](
+    most_heads = max(heads.num_heads, heads.num_kv_heads)
+    kinds = range(
+        0 if heads.num_heads else 1, 3 if kv is not None else bool(heads.num_kv_heads) + 1
+    )
+    _rope_write[(triton.cdiv(len(q) * most_heads, rows), len(kinds))](
         q, k, v, keys, values, arena.key_scales, arena.value_scales,
         positions, slots, cos, sin, q_norm.weight, k_norm.weight,
         q.stride(0), k.stride(0), v.stride(0),
-        q_norm.eps, k_norm.eps, q_norm.offset, k_norm.offset,
-        QH=heads.num_heads, KH=heads.num_kv_heads, D=head_dim,
+        q_norm.eps, k_norm.eps, q_norm.offset, k_norm.offset, len(q),
+        QH=max(1, heads.num_heads), KH=max(1, heads.num_kv_heads), D=head_dim,
         HALF=half, HALFP=triton.next_power_of_2(half),
-        TAIL=tail, TAILP=triton.next_power_of_2(max(1, tail)),
+        TAILP=triton.next_power_of_2(max(1, head_dim - 2 * half)), ROWS=rows,
         NORM=heads.q_norm is not None, ROTATE=rotation is not None, WRITE=kv is not None,
-        KEEP_K=heads.keep_k, LARGEST=QUANTIZED_LARGEST.get(arena.keys.dtype, 0.0), num_warps=1,
+        KEEP_K=heads.keep_k, LARGEST=QUANTIZED_LARGEST.get(arena.keys.dtype, 0.0),
+        FIRST_KIND=kinds[0], num_warps=_WARPS,
     )  # fmt: skip
 
 
@@ -239,9 +257,10 @@ def variants() -> Iterator[KernelVariant]:
         signature |= dict.fromkeys(("positions", "slots"), "*i32")
         signature |= dict.fromkeys(("q_stride", "k_stride", "v_stride"), "i32")
         signature |= dict.fromkeys(("q_eps", "k_eps", "q_offset", "k_offset"), "fp32")
+        signature |= {"num_tokens": "i32"}
         constants: dict[str, Any] = {"QH": 32, "KH": 8, "D": 128, "HALF": 64, "HALFP": 64}
-        constants |= {"TAIL": 0, "TAILP": 1, "NORM": normed, "ROTATE": True, "WRITE": True}
-        constants |= {"KEEP_K": False, "LARGEST": largest}
+        constants |= {"TAILP": 1, "ROWS": _ROWS, "NORM": normed, "ROTATE": True, "WRITE": True}
+        constants |= {"KEEP_K": False, "LARGEST": largest, "FIRST_KIND": 0}
         given = {"key_scales": largest > 0, "value_scales": largest > 0}
         for name, is_given in (given | {"q_norm": normed, "k_norm": normed}).items():
             if is_given:
@@ -249,4 +268,4 @@ def variants() -> Iterator[KernelVariant]:
             else:
                 constants[name] = None
         name = f"{stored}{' with norms' if normed else ''}"
-        yield KernelVariant(name, _rope_write, signature, constants, {"num_warps": 1})
+        yield KernelVariant(name, _rope_write, signature, constants, {"num_warps": _WARPS})

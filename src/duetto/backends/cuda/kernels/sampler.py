@@ -20,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from duetto.backends.cuda.kernels.variant import KernelVariant
+from duetto.backends.cuda.sizes import SAMPLER_CHUNK
 
-CHUNK = 4096  # logits that one program of the first launch reads
 NOT_FINITE = tl.constexpr(-1)
 _BEYOND = tl.constexpr(0x7FFFFFFF)  # after all ids
 _SLACK = tl.constexpr(2e-4)  # of fp32 scores within 40 of the largest: twenty times their error
@@ -61,7 +61,7 @@ class SamplerScratch(NamedTuple):
 
 
 def make_scratch(
-    max_rows: int, vocab_size: int, device: torch.device | str, chunk: int = CHUNK
+    max_rows: int, vocab_size: int, device: torch.device | str, chunk: int = SAMPLER_CHUNK
 ) -> SamplerScratch:
     """`chunk`: a power of two."""
     shape = max_rows, triton.cdiv(vocab_size, chunk)
@@ -546,13 +546,13 @@ def variants() -> Iterator[KernelVariant]:
     filters = {"top_ks": "*i32", "top_ps": "*fp64", "min_gaps": "*fp64"}
     yield KernelVariant(
         *("chunks of logits", _look_at_chunks, numbers | params | told),
-        *({"chunk_size": CHUNK}, OPTIONS, ("row_stride", "vocab_size")),
+        *({"chunk_size": SAMPLER_CHUNK}, OPTIONS, ("row_stride", "vocab_size")),
     )
     signature = numbers | {"num_chunks": "i32"} | params | filters | told | {"out": "*i32"}
     yield KernelVariant(
         *("tokens of rows", _choose, signature),
         *(
-            {"chunk_size": CHUNK, "max_chunks": 32},
+            {"chunk_size": SAMPLER_CHUNK, "max_chunks": 32},
             OPTIONS,
             ("row_stride", "vocab_size", "num_chunks"),
         ),
