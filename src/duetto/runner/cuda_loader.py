@@ -17,7 +17,9 @@ from duetto.core.speculation import SpeculativeConfig
 from duetto.program.activations import LargestStep
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype, auto_kv_dtype
 from duetto.program.kv_size import bytes_per_block
+from duetto.program.ops import Linear
 from duetto.program.program import Program
+from duetto.program.shape import SELECTED
 from duetto.runner.loaders import DeviceMemory, Loader
 
 if TYPE_CHECKING:  # of a room that only what uses a GPU imports
@@ -54,14 +56,22 @@ class CudaLoader:
         return bytes_per_block(self._program, block_size, dtype)
 
     def held_bytes(self, block_size: int, kv_dtype: KVDtype) -> int:
-        """Buffers, sums of splits, graphs, and the block that rows write to which only pad."""
+        """Buffers, sums of splits, graphs, the library's results on their way, and the block that
+        rows write to which only pad."""
         limits = self._limits(self._program)
         held: int = _cuda("sizes").held_bytes(self._program, limits, DTYPE_BYTES[self._dtype])
         held += self.kv_block_bytes(block_size, kv_dtype)
         if self._gpu.is_interpreter:
             return held
+        held += limits.num_tokens * self._widest() * DTYPE_BYTES[self._dtype]
         num_graphs = len(_cuda("limits").graph_sizes(limits.num_runs))
         return held + _BESIDE_BYTES + num_graphs * _GRAPH_BYTES
+
+    def _widest(self) -> int:
+        """Numbers of one row of the widest product that the library may compute."""
+        products = [op for op in self._program.ops if isinstance(op, Linear)]
+        whole = [op for op in products if self._formats[op.weight].kind == self._dtype]
+        return max((op.out.width for op in whole if op.rows != SELECTED), default=0)
 
     def step_bytes(self, step: LargestStep, kv_dtype: KVDtype) -> int:  # noqa: ARG002
         """Nothing is allocated in a step."""
@@ -75,7 +85,7 @@ class CudaLoader:
         beside: Loader | None = None,  # noqa: ARG002  a device runs one step at a time
     ) -> Backend:
         with Checkpoint(model_dir, program) as checkpoint:
-            backend: Backend = _cuda("open").open_backend(
+            backend, notes = _cuda("open").open_backend(
                 checkpoint,
                 program,
                 self._dtype,
@@ -84,7 +94,9 @@ class CudaLoader:
                 self._gpu.device,
                 on_progress,
             )
-        return backend
+        self.notes += notes
+        found: Backend = backend
+        return found
 
     def _limits(self, program: Program) -> Any:
         """The largest step that the scheduler may plan for these options."""
