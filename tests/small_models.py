@@ -90,7 +90,7 @@ KINDS = (
     Kind(LLAMA, "cpu", "bfloat16", None, "bfloat16"),
     Kind(GEMMA, "cpu", "bfloat16", "int8", "int8"),
     Kind(LLAMA, "cpu", "float32", "int4", "float32"),
-    Kind(GEMMA, "cpu", "float32", None, "float16", is_device=True),
+    Kind(LLAMA, "cpu", "float32", None, "float16", is_device=True),
 )
 
 

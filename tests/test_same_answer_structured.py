@@ -298,17 +298,17 @@ def told_less(on_device) -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("make_engine", "options"),
     [
-        {},
-        {"max_num_batched_tokens": 7},
-        {"num_blocks": MAX_LEN // 8 + 1, "max_num_batched_tokens": 29},
-        {"executor": lambda runner: FailsAfterwards(runner, 3)},
-        {"depth": 2},
+        (engine_of, {"num_blocks": MAX_LEN // 8 + 1, "max_num_batched_tokens": 29}),
+        (engine_of, {"executor": lambda runner: FailsAfterwards(runner, 3)}),
+        (drafting, {"max_num_batched_tokens": 17}),
+        (drafting, {"depth": 2}),
+        (forcing_beside_others, {}),
+        (forcing_beside_others, {"executor": lambda runner: FailsAfterwards(runner, 3)}),
     ],
-    ids=["batched", "chunked", "preempted", "failing", "deep"],
+    ids=["preempted", "failing", "drafts", "drafts-deep", "forced", "forced-failing"],
 )
-@pytest.mark.parametrize("make_engine", [engine_of, drafting, forcing, forcing_beside_others])
 def test_on_a_device(on_device, told_less, make_engine, options):
     assert outcomes(make_engine(on_device, **options), requests(), together=4) == told_less
 

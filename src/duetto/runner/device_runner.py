@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,12 @@ class DeviceStep:
         self.running: _Running | None = None
         self.moved: tuple[MoveResult, ...] = ()
         self.outcome: StepOutput | BaseException | None = outcome
+
+    @cached_property
+    def sampling_places(self) -> dict[str, int]:
+        """Where in the batch each request stands that samples."""
+        requests = enumerate(self.batch.requests)
+        return {request.request_id: place for place, request in requests if request.rows}
 
     def result(self) -> StepOutput:
         return self._runner.result(self)
@@ -147,9 +154,8 @@ class DeviceRunner:
     def _source_of(self, request: ScheduledRequest) -> DeviceStep | None:
         """The newest step that samples a token of the request, among the last ones."""
         for step in self._recent:
-            for item in step.batch.requests:
-                if item.request_id == request.request_id and item.rows:
-                    return step
+            if request.request_id in step.sampling_places:
+                return step
         return None
 
     def _row_on_device(self, source: DeviceStep, request: ScheduledRequest) -> int | None:
@@ -158,8 +164,7 @@ class DeviceRunner:
         running = source.running
         if running is None or source is not self._sampled:
             return None
-        ids = [item.request_id for item in source.batch.requests]
-        place = ids.index(request.request_id)
+        place = source.sampling_places[request.request_id]
         if not running.rows.on_device[place]:
             return None
         assert not source.batch.requests[place].num_drafts, "which token is the last is not known"

@@ -16,10 +16,13 @@ class LastSteps:
     def __init__(self, depth: int) -> None:
         """`depth`: steps whose results may be on their way to the scheduler while the next one is
         submitted; none, and nothing is kept."""
-        self._steps: deque[tuple[ScheduledBatch, Sequence[RequestResult]]] = deque(maxlen=depth)
+        self._steps: deque[dict[str, RequestResult]] = deque(maxlen=depth)  # newest first
 
     def keep(self, batch: ScheduledBatch, results: Sequence[RequestResult]) -> None:
-        self._steps.appendleft((batch, results))
+        each = zip(batch.requests, results, strict=True)
+        self._steps.appendleft(
+            {item.request_id: result for item, result in each if result.tokens or result.error}
+        )
 
     def resolved(self, batch: ScheduledBatch) -> ScheduledBatch:
         """The batch with a token for each placeholder."""
@@ -39,12 +42,8 @@ class LastSteps:
         return item._replace(drafting=drafting._replace(token_ids=sent))
 
     def _last_token(self, request_id: str) -> int:
-        for batch, results in self._steps:
-            for item, result in zip(batch.requests, results, strict=True):
-                if item.request_id != request_id:
-                    continue
-                if result.error is not None:
-                    return NOBODYS_TOKEN
-                if result.tokens:
-                    return result.tokens[-1].token_id
+        for results in self._steps:
+            result = results.get(request_id)
+            if result is not None:
+                return result.tokens[-1].token_id if result.tokens else NOBODYS_TOKEN
         raise AssertionError(f"no step has sampled a token of {request_id}")
