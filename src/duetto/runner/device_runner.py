@@ -136,6 +136,7 @@ class DeviceRunner:
         """The batch with a token for each placeholder that the host knows, or must wait for; and
         for each of the others, by request, the row of the device's samples that it is."""
         requests, feedback = list(batch.requests), dict[str, int]()
+        has_changed = False
         for place, request in enumerate(requests):
             if request.token_ids[-1] != PLACEHOLDER:
                 continue
@@ -149,7 +150,8 @@ class DeviceRunner:
                 if isinstance(source.outcome, BaseException):
                     raise EngineError(BEHIND)
             requests[place] = self._last_steps.with_token(request)
-        return ScheduledBatch(tuple(requests)), feedback
+            has_changed = True
+        return ScheduledBatch(tuple(requests)) if has_changed else batch, feedback
 
     def _source_of(self, request: ScheduledRequest) -> DeviceStep | None:
         """The newest step that samples a token of the request, among the last ones."""

@@ -28,6 +28,9 @@ def verify(
     is its first. `constraints` are those of the first rows, at least one, where there is a grammar:
     rows without one are behind a draft that is wrong, or that ends the answer.
     """
+    if not request.num_drafts:  # nearly always
+        constraint = None if constraints is None else constraints[0]
+        return (sample_token(logits[first], request.rows[0], constraint),)
     each = [None] * len(request.rows) if constraints is None else constraints
 
     def sampled(place: int) -> SampledToken:
@@ -44,14 +47,14 @@ def verify_sampled(request: ScheduledRequest, token_ids: Sequence[int]) -> tuple
             raise not_finite()
         return SampledToken(token_ids[place])
 
+    if not request.num_drafts:
+        return (sampled(0),)
     return _verified(request, len(request.rows), sampled)
 
 
 def _verified(
     request: ScheduledRequest, num_rows: int, sampled: Callable[[int], SampledToken]
 ) -> tuple[SampledToken, ...]:
-    if not request.num_drafts:
-        return (sampled(0),)
     tokens: list[SampledToken] = []
     drafts = request.token_ids[len(request.token_ids) - request.num_drafts :]
     for place, draft in zip(range(num_rows), (*drafts, None), strict=False):
