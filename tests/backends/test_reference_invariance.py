@@ -81,7 +81,7 @@ def test_uneven_chunks_beside_others(name: str) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), alone)
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8", "fp8"])
 def test_chunks_with_a_narrow_cache(kv_dtype: str) -> None:
     """A step reads back even its own keys as they are stored, so chunks cannot show."""
     prompts = [prompt(99, 1), prompt(33, 2)]
@@ -90,7 +90,8 @@ def test_chunks_with_a_narrow_cache(kv_dtype: str) -> None:
     chunked = Feed(backend("llama-mqa"), 2, kv_dtype).in_chunks(prompts, 7)
     for got, want, fp32 in zip(chunked, whole, exact, strict=True):
         np.testing.assert_array_equal(got, want)
-        assert 0 < np.abs(want - fp32).max() < 0.5  # it is narrow, and near
+        # It is narrow, and near: fp8 keeps three bits after the first.
+        assert 0 < np.abs(want - fp32).max() < (1 if kv_dtype == "fp8" else 0.5)
 
 
 def test_selected_rows_are_the_rows_of_all() -> None:

@@ -11,6 +11,7 @@ from program.operations import every_operation
 from duetto.backends.backend import StepArrays
 from duetto.backends.reference.kv import KVArena, allocate
 from duetto.backends.reference.ops import OPS, Run
+from duetto.program.dtype import KVDtype
 from duetto.program.ops import (
     Add,
     Attention,
@@ -263,8 +264,19 @@ def test_kv_in_int8_has_a_scale_per_token_and_head() -> None:
     assert not got[0][4, 0].any()
 
 
-def test_kv_in_int8_that_is_not_finite_stays_so() -> None:
-    kv = allocate((KVSpec(1, 3),), 2, BLOCK_SIZE, "int8")
+def test_kv_in_fp8_has_a_scale_per_token_and_head() -> None:
+    kv = allocate((KVSpec(1, 4),), 1, BLOCK_SIZE, "fp8")
+    rows = np.array([[448, -17.5, 17, 0.001], [0, 0, 0, 0], [4480, 1, 19, 21]], np.float32)
+    kv.write(0, ints([0, 1, 2]), rows, rows)
+    # Three bits after the first: 17.5 and 17 lie between 16 and 18; tiny ones are whole numbers
+    # of 2^-9. The last row's scale is 10.
+    stored = [[448, -18, 16, 2**-9], [0, 0, 0, 0], [4480, 1.015625, 18.75, 20]]
+    np.testing.assert_allclose(kv.read(0, ints([0]), 3)[0][:, 0], stored, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_kv_with_scales_that_is_not_finite_stays_so(dtype: KVDtype) -> None:
+    kv = allocate((KVSpec(1, 3),), 2, BLOCK_SIZE, dtype)
     keys = np.array([[1, np.nan, 2], [1, np.inf, 2], [1, 2, 3]], np.float32)
     op, step = WriteKV(Ref("k", 0, 3), Ref("v", 0, 3), 0), one_request(3)
     run_op(op, {"k": keys, "v": keys}, step=step, kv=kv)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes  # noqa: F401  makes "bfloat16" a dtype that numpy knows by name
+import ml_dtypes  # makes "bfloat16" a dtype that numpy knows by name, too
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,19 +12,21 @@ from duetto.backends.blocks import Bytes
 from duetto.program.dtype import KVDtype
 from duetto.program.program import KVSpec
 
-_MAX_INT8 = 127  # -128 is not used: the format is symmetric
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+# The largest number of each format that has scales; int8's -128 is not used: it is symmetric.
+_LARGEST = {np.dtype(np.int8): np.float32(127), _FP8: np.float32(448)}
 
 
 @dataclass(frozen=True, slots=True)
 class HeadRows:
     """One layer's keys, or values: a row of head_dim numbers per token and KV head.
 
-    In int8 a row has an fp32 scale of its own, its largest magnitude / 127, so that a row never
-    depends on another, and is never written again.
+    In int8 and fp8 (e4m3) a row has an fp32 scale of its own, its largest magnitude / 127 or 448,
+    so that a row never depends on another, and is never written again.
     """
 
     numbers: NDArray[Any]  # [num_blocks, block_size, kv_heads, head_dim]
-    scales: FloatArray | None  # [num_blocks, block_size, kv_heads]; int8 only
+    scales: FloatArray | None  # [num_blocks, block_size, kv_heads]; int8 and fp8 only
 
     def write(self, slots: IntArray, rows: FloatArray) -> None:
         """Store rows of [T, kv_heads * head_dim] in `slots`, rounded to the arena's dtype."""
@@ -34,7 +36,7 @@ class HeadRows:
         if self.scales is None:
             by_slot[slots] = heads
         else:
-            by_slot[slots], _by_slot(self.scales)[slots] = quantize_rows(heads)
+            by_slot[slots], _by_slot(self.scales)[slots] = quantize_rows(heads, by_slot.dtype)
 
     def at(self, slots: IntArray) -> FloatArray:
         """The rows in these slots, [len(slots), kv_heads, head_dim]."""
@@ -57,13 +59,16 @@ class HeadRows:
         return numbers
 
 
-def quantize_rows(rows: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
-    """[..., head_dim] -> int8 of the same shape, and scales [...]; a row of zeros has scale 0."""
-    scales = np.abs(rows).max(axis=-1) / np.float32(_MAX_INT8)
+def quantize_rows(rows: FloatArray, dtype: np.dtype[Any]) -> tuple[NDArray[Any], FloatArray]:
+    """[..., head_dim] -> numbers of the same shape, and scales [...]; a row of zeros has scale 0.
+    Both formats round to the nearest, and to the even one of two."""
+    scales = np.abs(rows).max(axis=-1) / _LARGEST[dtype]
     divisors = np.where(scales == 0, np.float32(1), scales)
     with np.errstate(invalid="ignore"):  # a row that is not finite has a scale that says so
-        steps = np.rint(rows / divisors[..., None]).astype(np.int8)
-    return steps, scales
+        steps = rows / divisors[..., None]
+        if dtype == np.int8:
+            steps = np.rint(steps)
+        return steps.astype(dtype), scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,8 @@ def allocate(
 ) -> KVArena:
     def empty(kv: KVSpec) -> HeadRows:
         shape = (num_blocks, block_size, kv.num_kv_heads)
-        scales = np.zeros(shape, np.float32) if dtype == "int8" else None
-        return HeadRows(np.zeros((*shape, kv.head_dim), dtype), scales)
+        stored = _FP8 if dtype == "fp8" else np.dtype(dtype)
+        scales = np.zeros(shape, np.float32) if stored in _LARGEST else None
+        return HeadRows(np.zeros((*shape, kv.head_dim), stored), scales)
 
     return KVArena(tuple(map(empty, layers)), tuple(map(empty, layers)))
