@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from duetto.backends.cuda.arena import store_heads
 from duetto.backends.cuda.kernels.attention import attend
 from duetto.backends.cuda.kernels.merge import Partials, allocate_partials
-from duetto.backends.cuda.kv import write_rows
 from duetto.backends.cuda.sizes import FEW_ROWS
 from duetto.backends.cuda.tensors import LayerKV, QueryTiles, StepTensors
 
@@ -153,7 +153,9 @@ def world(
     stored = empty_kv(shape, len(order), kv)
     for text, table in zip(made, tables, strict=True):
         slots = [b * shape.block_size + i for b in table for i in range(shape.block_size)]
-        write_rows(stored, torch.tensor(slots[: len(text.k)]), text.k, text.v)
+        own = torch.tensor(slots[: len(text.k)])
+        store_heads(stored.keys, stored.key_scales, own, text.k)
+        store_heads(stored.values, stored.value_scales, own, text.v)
     return World(shape, dtype, made, stored, tables)
 
 

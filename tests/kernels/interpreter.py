@@ -51,7 +51,7 @@ def _create_dot(
 
 
 def _in_double(factor: TensorHandle) -> NDArray[np.float64]:
-    assert factor.dtype.scalar.primitive_bitwidth > 8, "8-bit numbers are widened before"
+    assert not factor.dtype.scalar.is_fp8(), "kernels widen them before"
     if factor.dtype.scalar == tl.bfloat16:
         return (factor.data.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return factor.data.astype(np.float64)

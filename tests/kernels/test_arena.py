@@ -23,7 +23,7 @@ from duetto.program.rotation import key_rotations
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 10
 SLOTS = NUM_BLOCKS * BLOCK_SIZE
-DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "fp8"])
 PROGRAM, WEIGHTS = of_case(CASES_BY_NAME["phi3-partial-rotary"])
 
 
@@ -100,7 +100,7 @@ def filled_with_fp8() -> CudaArena:
     return arena
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "int8", "fp8"])
 def test_zeros_behind_the_last_token(dtype):
     ours, _ = filled(dtype)
     block_bytes = sum(stored.shape[1] for stored in ours.blocks())

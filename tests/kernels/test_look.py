@@ -5,8 +5,8 @@ import torch
 from kernels.attention_cases import Shape, TextRun, World, world
 from torch import Tensor
 
-from duetto.backends.cuda.kernels.attention_launch import FEW_ROWS
 from duetto.backends.cuda.kernels.look import look_units, look_units_twin
+from duetto.backends.cuda.sizes import FEW_ROWS
 from duetto.core.batch import ATTENTION_UNIT
 
 END = 140

@@ -99,10 +99,14 @@ def import_blocks(arena: CudaArena, blocks: Sequence[int], data: Bytes) -> None:
 
 def read_kv(arena: CudaArena, layer: int, slots: IntArray) -> tuple[FloatArray, FloatArray]:
     """The keys and values in some slots, [N, kv_heads, head_dim] each, in fp32."""
-    kv, places = arena.layers[layer], _index(slots, arena)
-    keys = _numbers(kv.keys, kv.key_scales, places)
-    values = _numbers(kv.values, kv.value_scales, places)
+    keys, values = kv_numbers(arena.layers[layer], _index(slots, arena))
     return keys.cpu().numpy(), values.cpu().numpy()
+
+
+def kv_numbers(kv: LayerKV, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """As read_kv, on the device."""
+    keys = _numbers(kv.keys, kv.key_scales, slots)
+    return keys, _numbers(kv.values, kv.value_scales, slots)
 
 
 def move_kv(arena: CudaArena, moves: KVMoves, rotations: Sequence[RopeSpec | None]) -> None:

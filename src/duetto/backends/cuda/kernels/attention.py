@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from duetto.backends.cuda.arena import kv_numbers
 from duetto.backends.cuda.kernels.attention_launch import (
     Exponents,
     HeadShape,
@@ -29,6 +30,7 @@ from duetto.backends.cuda.kernels.attention_launch import (
 )
 from duetto.backends.cuda.kernels.merge import Partials, add_split, merge_splits
 from duetto.backends.cuda.kernels.query_tiles import (
+    as_read,
     keys_of_tile,
     load_part,
     load_queries,
@@ -39,7 +41,6 @@ from duetto.backends.cuda.kernels.query_tiles import (
     widened_kv,
 )
 from duetto.backends.cuda.kernels.variant import KernelVariant
-from duetto.backends.cuda.kv import kv_numbers
 from duetto.backends.cuda.sizes import FEW_ROWS, KEY_BLOCK, SPLIT
 from duetto.backends.cuda.tensors import LayerKV, QueryTiles, StepTensors
 
@@ -201,13 +202,6 @@ def attend(
             _launch(q, out, kv, step, partials, tiles, shape, block_size, powers, is_few)
     if step.few is not None:
         merge_splits(partials, out, step, step.few, shape)
-
-
-def as_read(kv: LayerKV) -> LayerKV:
-    """fp8 as whole numbers: GPUs before sm_89 know none."""
-    if kv.keys.dtype != torch.float8_e4m3fn:
-        return kv
-    return kv._replace(keys=kv.keys.view(torch.int8), values=kv.values.view(torch.int8))
 
 
 def _launch(

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from duetto.backends.cuda.kernels.attention_launch import FEW_ROWS, HeadShape, exponents
+from duetto.backends.cuda.arena import kv_numbers
+from duetto.backends.cuda.kernels.attention_launch import HeadShape, exponents
 from duetto.backends.cuda.kernels.query_tiles import (
     as_read,
     keys_of_tile,
@@ -24,8 +25,8 @@ from duetto.backends.cuda.kernels.query_tiles import (
     slots_of,
 )
 from duetto.backends.cuda.kernels.variant import KernelVariant
-from duetto.backends.cuda.kv import kv_numbers
-from duetto.backends.cuda.tensors import KEY_BLOCK, LayerKV, QueryTiles, StepTensors
+from duetto.backends.cuda.sizes import FEW_ROWS, KEY_BLOCK
+from duetto.backends.cuda.tensors import LayerKV, QueryTiles, StepTensors
 from duetto.core.batch import ATTENTION_UNIT
 
 _UNITS = 1 / ATTENTION_UNIT  # of a weight of 1; a power of two

@@ -3,8 +3,18 @@
 A row is (token, head of the group), packed, token by token. Knows neither sums nor values.
 """
 
+import torch
 import triton
 import triton.language as tl
+
+from duetto.backends.cuda.tensors import LayerKV
+
+
+def as_read(kv: LayerKV) -> LayerKV:
+    """fp8 as whole numbers: GPUs before sm_89 know none."""
+    if kv.keys.dtype != torch.float8_e4m3fn:
+        return kv
+    return kv._replace(keys=kv.keys.view(torch.int8), values=kv.values.view(torch.int8))
 
 
 @triton.jit
