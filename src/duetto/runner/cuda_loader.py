@@ -39,6 +39,7 @@ class CudaLoader:
 
     def __init__(self, program: Program, dtype: Dtype, args: EngineArgs, gpu: "Gpu") -> None:
         formats, device = _cuda("formats"), _cuda("device")
+        _cuda("supported").check_program(program)
         self._program, self._dtype, self._args, self._gpu = program, dtype, args, gpu
         method = None if args.quantization == "none" else args.quantization
         self._formats = formats.choose_gpu_formats(program, dtype, method, args.quantization_skip)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 _PROGRAMS = 264  # two for each multiprocessor of an H100
 _LOG2_E = math.log2(math.e)
 
