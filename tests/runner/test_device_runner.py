@@ -335,6 +335,16 @@ def test_a_step_that_needs_a_token_of_a_failed_one_is_not_started(model):
     assert device.num_started == 1
 
 
+def test_steps_that_nobody_asks_for_do_not_pile_up(model):
+    """An engine gives up a step whose submission raised, though it was on its way."""
+    runner, device = runner_over(model)
+    for number in range(5):
+        step = submitted(runner, item("a", [1, 2, number], 0, 0, temperature=1.0))
+        assert len(runner._in_flight) <= 2 and len(device._queue) <= 2
+    wanted = submitted(runner_over(model)[0], item("a", [1, 2, 4], 0, 0, temperature=1.0))
+    assert step.result() == wanted.result()
+
+
 def test_a_lost_device_is_not_asked_again(model):
     """Neither is what stood behind it computed one by one."""
 

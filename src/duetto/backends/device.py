@@ -28,7 +28,8 @@ class SampleArrays(NamedTuple):
 class Started(Protocol):
     """A step on its way. Steps run in the order in which they were started. Each of its methods
     may be asked any number of times, and raises what went wrong: DeviceLost, if nothing can be
-    computed any more; anything else concerns this step."""
+    computed any more; anything else concerns this step. What a step gives is read before a third
+    one is started after it: until then it keeps its place on the host."""
 
     def tokens(self) -> IntArray:
         """[L]: what each row's logits gave, NOT_FINITE where they give none; waits. Only of a step

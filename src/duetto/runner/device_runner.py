@@ -173,6 +173,10 @@ class DeviceRunner:
         return running.logit_starts[place]
 
     def _start(self, step: DeviceStep, needs: StepNeeds, feedback: dict[str, int]) -> None:
+        while (
+            len(self._in_flight) > self.depth
+        ):  # nobody has asked for it, nor will: it was given up
+            self._settle(self._in_flight[0])
         arrays, logit_starts = build_step_arrays(step.batch, self._block_size)
         rows = device_rows(step.batch.requests, logit_starts, self._width)
         started = self._backend.start(
