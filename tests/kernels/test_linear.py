@@ -6,8 +6,14 @@ from torch import Tensor
 
 from duetto.backends.cuda.formats import GpuFormat, GpuFormatName
 from duetto.backends.cuda.kernels.activations import activate_twin
-from duetto.backends.cuda.kernels.linear import launch_linear, linear_twin, widened_matrix
+from duetto.backends.cuda.kernels.linear import (
+    launch_linear,
+    linear_by,
+    linear_twin,
+    widened_matrix,
+)
 from duetto.backends.cuda.tensors import Matrix
+from duetto.backends.cuda.tiles import LinearTile
 
 DTYPES = (torch.float16, torch.float32)
 QUANTIZED: tuple[GpuFormatName, ...] = ("int8", "int4", "fp8")
@@ -32,8 +38,12 @@ def matrix_of(kind: GpuFormatName, num_outputs: int, num_inputs: int) -> Matrix:
     return Matrix(GpuFormat(kind, group), shape, data, scales)
 
 
+def plain(dtype: torch.dtype) -> GpuFormatName:
+    return str(dtype).removeprefix("torch.")  # type: ignore[return-value]
+
+
 def kinds(dtype: torch.dtype) -> tuple[GpuFormatName, ...]:
-    return ("float16" if dtype == torch.float16 else "float32", *QUANTIZED)
+    return (plain(dtype), *QUANTIZED)
 
 
 def assert_near(out: Tensor, wanted: Tensor) -> None:
@@ -43,7 +53,7 @@ def assert_near(out: Tensor, wanted: Tensor) -> None:
     assert (error <= wanted.float().abs() * unit + 1e-5).all(), error.max()
 
 
-@pytest.mark.parametrize("kind", ["float16", *QUANTIZED])
+@pytest.mark.parametrize("kind", ["plain", *QUANTIZED])
 @pytest.mark.parametrize(
     ("num_rows", "num_outputs", "num_inputs"),
     [(1, 16, 64), (19, 111, 111), (1, 111, 500), (19, 16, 1024), (99, 64, 256), (19, 500, 128)],
@@ -53,8 +63,7 @@ def test_it_is_its_twin(
 ) -> None:
     torch.manual_seed(1)
     for dtype in DTYPES:
-        own = "float32" if kind == "float16" and dtype == torch.float32 else kind
-        matrix = matrix_of(own, num_outputs, num_inputs)
+        matrix = matrix_of(kind if kind in QUANTIZED else plain(dtype), num_outputs, num_inputs)
         x = torch.randn(num_rows, num_inputs).to(dtype)
         out, wanted = torch.full((2, num_rows, num_outputs), 7.0, dtype=dtype)
         launch_linear(x, matrix, out)
@@ -93,13 +102,29 @@ def test_logits_are_in_fp32() -> None:
 def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
     torch.manual_seed(4)
     for kind in kinds(dtype):
-        matrix, x = matrix_of(kind, 111, 500), torch.randn(40, 500).to(dtype)
-        whole = torch.empty(40, 111, dtype=dtype)
+        matrix, x = matrix_of(kind, 60, 300), torch.randn(40, 300).to(dtype)
+        whole = torch.empty(40, 60, dtype=dtype)
         launch_linear(x, matrix, whole)
         for rows in (slice(0, 1), slice(7, 8), slice(3, 22), slice(39, 40)):
             out = torch.empty_like(whole[rows])
             launch_linear(x[rows], matrix, out)
             assert torch.equal(out, whole[rows]), (kind, rows)
+
+
+@pytest.mark.parametrize("kind", ["float16", *QUANTIZED])
+def test_a_row_has_the_same_bits_by_any_tile(kind: GpuFormatName) -> None:
+    """Outputs and tokens are cut otherwise; inputs only in another number of groups at a time."""
+    torch.manual_seed(8)
+    matrix, x = matrix_of(kind, 2 * 70, 300), torch.randn(33, 300).half()
+    inputs = (256, 128) if kind in ("int8", "int4") else (128,)
+    for gate in (None, "silu"):
+        whole = torch.empty(33, 140 if gate is None else 70).half()
+        launch_linear(x, matrix, whole, gate=gate)
+        for outputs, tokens in ((64, 64), (128, 32)):
+            for at_once in inputs:
+                out, tile = torch.empty_like(whole), LinearTile(outputs, tokens, at_once, 1, 1)
+                linear_by(tile, x, matrix, out, gate=gate)
+                assert torch.equal(out, whole), tile
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -107,6 +107,12 @@ def linear_tile(kind: GpuFormatName, gated: bool, num_rows: int, shared_bytes: i
     return tiles[min(most for most in tiles if most >= num_rows)]
 
 
+def byte_tile(gated: bool, num_rows: int, shared_bytes: int) -> LinearTile:
+    """Of a product of int8 by int8: a group at a time, whose sums and scales take registers too."""
+    tile = linear_tile("int8", gated, num_rows, shared_bytes)
+    return replace(tile, outputs=64, inputs=UNIT["int8"])
+
+
 def _fitted(tile: LinearTile, kind: GpuFormatName, gated: bool, shared_bytes: int) -> LinearTile:
     """With fewer stages, or, if they are then too few to hide the memory's latency, smaller."""
     least = max(64, UNIT.get(kind, 0))

@@ -87,6 +87,25 @@ def round_product(total, bias, scales, outputs, DTYPE: tl.constexpr, FORMAT: tl.
     return total.to(DTYPE).to(tl.float32)
 
 
+@triton.jit
+def store_results(
+    total, total_up, scales, bias, out, outputs, is_output, rows, is_row, num_outputs,
+    out_stride, FORMAT: tl.constexpr, GATE: tl.constexpr, ACCUMULATE: tl.constexpr,
+    EVEN_N: tl.constexpr,
+):  # fmt: skip
+    """What follows a product [BO, BT], and its place in out [T, N]."""
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    total = round_product(total, bias, scales, outputs, DTYPE, FORMAT)
+    if GATE is not None:
+        up = round_product(total_up, bias, scales, outputs + num_outputs, DTYPE, FORMAT)
+        total = activate(total, GATE) * up
+    out_at = out + rows[None, :].to(tl.int64) * out_stride + outputs[:, None]
+    is_stored = is_row if EVEN_N else is_row & is_output[:, None]
+    if ACCUMULATE:
+        total = tl.load(out_at, mask=is_stored, other=0.0).to(tl.float32) + total
+    tl.store(out_at, total.to(DTYPE), mask=is_stored)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def linear_kernel(
     x, w, scales, bias, out, num_rows, num_outputs, num_inputs,
@@ -144,16 +163,10 @@ def linear_kernel(
                 total_up = add_product(
                     total_up, up_at + w_first, is_w, scale_up_at, is_group, x_low, x_high, FORMAT
                 )
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    total = round_product(total, bias, scales, outputs, DTYPE, FORMAT)
-    if GATE is not None:
-        up = round_product(total_up, bias, scales, outputs + num_outputs, DTYPE, FORMAT)
-        total = activate(total, GATE) * up
-    out_at = out + rows[None, :].to(tl.int64) * out_stride + outputs[:, None]
-    is_stored = is_row if EVEN_N else is_row & is_output[:, None]
-    if ACCUMULATE:
-        total = tl.load(out_at, mask=is_stored, other=0.0).to(tl.float32) + total
-    tl.store(out_at, total.to(DTYPE), mask=is_stored)
+    store_results(
+        total, total_up, scales, bias, out, outputs, is_output, rows, is_row, num_outputs,
+        out_stride, FORMAT, GATE, ACCUMULATE, EVEN_N,
+    )  # fmt: skip
 
 
 def launch_linear(
