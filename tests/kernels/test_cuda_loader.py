@@ -13,6 +13,7 @@ from duetto.backends.cuda.sizes import held_bytes
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError
 from duetto.runner.load import LoadedModel, load_model
+from duetto.runner.proposers.draft_model import DraftModelProposer
 
 ARGS = {
     "dtype": "float32",
@@ -36,6 +37,24 @@ def test_the_same_tokens_as_the_reference(tiny_model):
             outputs = llm.generate(PROMPTS, GREEDY)
             found[backend] = [each.outputs[0].token_ids for each in outputs]
     assert found["cuda"] == found["reference"]
+
+
+def test_a_draft_model_beside_it_changes_no_token(tiny_model, monkeypatch):
+    """Its own draft, so that what it proposes is accepted."""
+    drafts, propose = [], DraftModelProposer.propose
+
+    def watched(proposer, requests):
+        drafts.extend(found := propose(proposer, requests))
+        return found
+
+    monkeypatch.setattr(DraftModelProposer, "propose", watched)
+    speculative = {"model": str(tiny_model), "num_speculative_tokens": 2}
+    found = []
+    for options in ({}, {"speculative_config": speculative}):
+        with LLM(tiny_model, backend="cuda", **{**ARGS, "max_num_seqs": 1, **options}) as llm:
+            found.append(llm.generate(PROMPTS[:1], GREEDY)[0].outputs[0].token_ids)
+    assert found[0] == found[1]
+    assert found[0][2] in [token for each in drafts for token in each]
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])

@@ -83,8 +83,9 @@ class CudaLoader:
         program: Program,
         model_dir: Path,
         on_progress: Progress | None,
-        beside: Loader | None = None,  # noqa: ARG002  a device runs one step at a time
+        beside: Loader | None = None,
     ) -> Backend:
+        """A draft model, beside another, gives logits only, so none of its steps is recorded."""
         with Checkpoint(model_dir, program) as checkpoint:
             backend, notes = _cuda("open").open_backend(
                 checkpoint,
@@ -94,6 +95,7 @@ class CudaLoader:
                 self._limits(program),
                 self._gpu.device,
                 on_progress,
+                records=beside is None,
             )
         self.notes += notes
         found: Backend = backend

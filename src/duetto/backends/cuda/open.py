@@ -36,16 +36,21 @@ def open_backend(
     limits: StepLimits,
     device_name: str,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    records: bool = True,
 ) -> OpenedBackend:
-    """Raises ConfigError for what has no kernel, and where the device refuses memory."""
+    """`records` steps of next tokens, as graphs.
+
+    Raises ConfigError for what has no kernel, and where the device refuses memory."""
     device = torch.device(device_name)
     weights = load_on_device(checkpoint, program, dtype, formats, device, on_progress)
     if device.type != "cuda":  # the interpreter: the library there is another one
         return OpenedBackend(CudaBackend(program, weights, dtype, limits, device), [])
     try:
         products, notes = _checked_products(program, weights, dtype, limits, device)
+        recorder = CudaRecorder() if records else None
         backend = CudaBackend(
-            program, weights, dtype, limits, device, recorder=CudaRecorder(), multiply=products
+            program, weights, dtype, limits, device, recorder=recorder, multiply=products
         )
     except torch.OutOfMemoryError as error:
         raise ConfigError(

@@ -26,7 +26,7 @@ from duetto.program.kv_size import MAX_SLOTS
 from duetto.program.program import Program
 from duetto.runner.load import Companion, ModelPlan, hold
 from duetto.runner.loaders import Loader
-from duetto.runner.proposers.draft_model import DraftModelProposer
+from duetto.runner.proposers.draft_model import MAX_TOKENS, DraftModelProposer
 from duetto.runner.proposers.ngram import NgramProposer
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.proposers.suffix import SuffixProposer
@@ -50,7 +50,8 @@ class DraftPlan:
 
     @property
     def fixed_bytes(self) -> int:
-        return self.loader.weight_bytes + self.num_scratch_blocks * self.block_bytes
+        held = self.loader.held_bytes(self.block_size, self.kv_dtype)
+        return self.loader.weight_bytes + held + self.num_scratch_blocks * self.block_bytes
 
 
 def plan_draft(model_dir: Path, options: DraftModelOptions, args: EngineArgs) -> DraftPlan:
@@ -65,16 +66,17 @@ def plan_draft(model_dir: Path, options: DraftModelOptions, args: EngineArgs) ->
         changes["kv_cache_dtype"] = options.kv_cache_dtype
     try:
         # Patterns are of the model's own tensors.
-        own = replace(args, max_model_len=options.max_model_len, quantization_skip=(), **changes)
+        own = replace(
+            args,
+            max_model_len=options.max_model_len,
+            max_num_batched_tokens=MAX_TOKENS + args.max_num_seqs,
+            quantization_skip=(),
+            **changes,
+        )
         config, program = load_program(model_dir, own.asked_len)
         held = hold(config, program, own)
     except ConfigError as error:
         raise ConfigError(f"{FLAG}: the draft model {options.model}: {error}") from error
-    if held.loader.name == "cuda":
-        raise ConfigError(
-            f"{FLAG}: method draft_model and --backend cuda: draft models do not run on a GPU yet; "
-            f"methods ngram and suffix do, and --backend cpu runs all"
-        )
     blocks_each = -(-options.num_speculative_tokens // args.block_size)
     return DraftPlan(
         name=options.model,
