@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from backends.cuda.test_device import USABLE
+from fake_device import FakeDevice
 
 from duetto.backends.cuda import device
 from duetto.core.engine_args import EngineArgs
@@ -95,6 +96,21 @@ def test_kv_of_a_given_size_must_fit(plan, tmp_path, monkeypatch):
     args = EngineArgs(backend="cuda", kv_cache_memory_bytes=100 * GIB)
     with pytest.raises(ConfigError, match=r"--kv-cache-memory-bytes: 100\.00 GiB are more than"):
         load_module.load_model(tmp_path, args)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's is named."""
+
+
+def test_memory_that_the_device_refuses_is_one_line(plan):
+    made = plan()
+
+    class Full(FakeDevice):
+        def allocate_kv(self, *given):
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(ConfigError, match=r"^--kv-cache-memory-bytes: NVIDIA H100 .* refuses \d+"):
+        load_module._start(Full(None), made, {}, None, None, None)
 
 
 def test_a_small_models_cache_has_no_more_blocks_than_can_be_kept(plan, monkeypatch):

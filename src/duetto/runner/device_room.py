@@ -38,6 +38,17 @@ def check_room(loader: Loader, block_size: int, kv_dtype: KVDtype, kv: KVPlan) -
         )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host, or of a device, whose error has a class that is not known here: torch's."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def who_refuses(loader: Loader) -> str:
+    if loader.memory is None:
+        return "the system refuses"
+    return f"{loader.memory.device}, or who else uses it (--gpu-memory-utilization), refuses"
+
+
 def _beside(loader: Loader, block_size: int, kv_dtype: KVDtype) -> str:
     held = loader.held_bytes(block_size, kv_dtype)
     return f"weights {_gib(loader.weight_bytes)}, and what steps need {_gib(held)}"

@@ -24,9 +24,9 @@ from duetto.program.kv_size import KVPlan, kv_number_bytes, plan_kv
 from duetto.program.program import Program
 from duetto.program.rewrites.headless import headless
 from duetto.program.shape import Precision
+from duetto.runner import device_room
 from duetto.runner.choose_backend import choose_backend, host_quantization
 from duetto.runner.cuda_loader import CudaLoader
-from duetto.runner.device_room import check_room, device_needs, device_note
 from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import (
@@ -159,7 +159,7 @@ def load_model(
         program = headless(program)
     plan = plan_model(config, program, args, on_status=on_status, companion=companion)
     loader, program = plan.loader, plan.program
-    check_room(loader, plan.block_size, plan.kv_dtype, plan.kv)
+    device_room.check_room(loader, plan.block_size, plan.kv_dtype, plan.kv)
     computing, proposers = _load_weights(model_dir, plan, companion, on_progress)
     tiers = _open_tiers(model_dir, plan, args)
     told = [] if tiers is None else [tiers_in_words(tiers, args)]
@@ -273,7 +273,7 @@ def plan_model(
         available = memory.usable_bytes
     kv, notes = _plan_kv(program, args, held, available, companion), held.notes
     if memory is not None:
-        notes = [*notes, device_note(held.loader, args.block_size, held.kv_dtype, kv)]
+        notes = [*notes, device_room.device_note(held.loader, args.block_size, held.kv_dtype, kv)]
     return ModelPlan(
         config=config,
         # Not built anew: memory that happens to be free must not choose the frequencies of a rope.
@@ -317,7 +317,7 @@ def _plan_kv(
     except ConfigError as error:
         num_blocks = -(-program.max_model_len // args.block_size)
         beside = companion.needs(num_blocks) if companion is not None else ""
-        needs = device_needs(held.loader, args.block_size, held.kv_dtype)
+        needs = device_room.device_needs(held.loader, args.block_size, held.kv_dtype)
         raise ConfigError(f"{error}{beside}{needs}") from None
 
 
@@ -376,12 +376,14 @@ def _start(
         if isinstance(backend, DeviceBackend):
             return DeviceRunner(program, backend, *sizes, proposers, tiers=tiers, masks=masks)
         return ModelRunner(program, backend, *sizes, proposers, tiers=tiers, masks=masks)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not device_room.is_out_of_memory(error):
+            raise
         own = num_blocks * plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)
         beside = companion.needs(num_blocks) if companion is not None else ""
         raise ConfigError(
-            f"--kv-cache-memory-bytes: the system refuses {own} bytes for the KV cache; give less"
-            f"{beside}"
+            f"--kv-cache-memory-bytes: {device_room.who_refuses(plan.loader)} {own} bytes for the KV cache; "
+            f"give less{beside}"
         ) from None
 
 
