@@ -40,7 +40,8 @@ def smoke(bench: Bench) -> dict[str, Any]:
 
 def tests(bench: Bench) -> dict[str, Any]:
     """The kernels' own tests, on the device: as many as its time allows."""
-    chosen = ["-k", "select_rows"] if bench.rehearse else ["-n", "8"]
+    few = [str(TESTS / "test_small_kernels.py"), "-k", "soft_cap"]
+    chosen = few if bench.rehearse else ["-n", "8", str(TESTS)]
     done = _pytest(bench, chosen, bench.limit_s - MARGIN_S)
     counts = _counts(done)
     if counts.get("failed") or counts.get("error") or not counts.get("passed"):
@@ -57,7 +58,7 @@ def sanitizer(bench: Bench) -> dict[str, Any]:
     for tool in TOOLS:
         said = _pytest(
             bench,
-            ["-k", " or ".join(SANITIZED)],
+            [str(TESTS), "-k", " or ".join(SANITIZED)],
             (bench.limit_s - MARGIN_S) / len(TOOLS),
             (program, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"),
         )
@@ -68,8 +69,8 @@ def sanitizer(bench: Bench) -> dict[str, Any]:
 
 def _pytest(bench: Bench, chosen: list[str], limit_s: float, under: tuple[str, ...] = ()) -> str:
     """What pytest says. Tests that its time does not reach are skipped."""
-    command = [*under, sys.executable, "-m", "pytest", "-q", "--maxfail", "20"]
-    command += ["-p", "no:cacheprovider", "-W", "default", "--tb", "line", str(TESTS), *chosen]
+    command = [*under, sys.executable, "-m", "pytest", "--maxfail", "20"]
+    command += ["-p", "no:cacheprovider", "-W", "default", "--tb", "line", *chosen]
     limits = {"DUETTO_TEST_DEVICE": bench.device.type, "DUETTO_TEST_UNTIL": f"{time() + limit_s}"}
     done = subprocess.run(
         command,

@@ -57,6 +57,7 @@ def load(bench: Bench) -> dict[str, Any]:
         "file_bytes": size_of(folder),
         "written_s": written_s,
         "started_s": started_s,
+        "notes": list(llm._built.notes),
         "first_answer_s": perf_counter() - start,
     }
 
@@ -69,7 +70,8 @@ def generate(bench: Bench) -> dict[str, Any]:
     }
     found = []
     for batch in bench.sizes.generated:
-        _rates(llm, bench, batch, seed=0)  # there, kernels are compiled
+        if not bench.rehearse:  # there, kernels are compiled
+            _rates(llm, bench, batch, seed=0)
         rate, mean_rate = _rates(llm, bench, batch, seed=1)
         step_s = next((s for (b, context), s in bare.items() if b == batch and context <= 1024), 0)
         of_graph = rate * step_s / batch if step_s else None

@@ -10,7 +10,7 @@ def run(bench: Bench) -> dict[str, Any]:
     bench.close()
     batch, context = bench.sizes.decode[0]
     found = []
-    for format in (None, "int8", "int4", "fp8"):
+    for format in (None, "int4") if bench.rehearse else (None, "int8", "int4", "fp8"):
         if format == "fp8" and not bench.rehearse and bench.capability < (8, 9):
             continue
         model = DeviceModel.open(bench, "llama-3-8b", [decoding(batch, context)], format)
