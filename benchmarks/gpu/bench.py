@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 320,
     "hidden_size": 128,
-    "intermediate_size": 192,
+    "intermediate_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,

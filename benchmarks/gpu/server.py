@@ -66,7 +66,7 @@ def _server(bench: Bench, target_ms: float) -> Iterator[str]:
     process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, stdout=sys.stderr)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait(process, url)
+        _wait(process, url, 20 * START_S if bench.rehearse else START_S)
         yield url
     finally:
         process.terminate()
@@ -84,8 +84,8 @@ def _flag(name: str, value: object) -> list[str]:
     return [f"--{flag}", str(value)]
 
 
-def _wait(process: subprocess.Popen[bytes], url: str) -> None:
-    end = monotonic() + START_S
+def _wait(process: subprocess.Popen[bytes], url: str, limit_s: float) -> None:
+    end = monotonic() + limit_s
     while monotonic() < end:
         if process.poll() is not None:
             raise RuntimeError(f"duetto serve ended with {process.returncode}")
@@ -94,7 +94,7 @@ def _wait(process: subprocess.Popen[bytes], url: str) -> None:
                 return
         except (URLError, OSError):
             sleep(0.1)
-    raise RuntimeError(f"duetto serve did not answer within {START_S:.0f} s")
+    raise RuntimeError(f"duetto serve did not answer within {limit_s:.0f} s")
 
 
 def _drive(url: str, bench: Bench, num_prompts: int) -> dict[str, Any]:

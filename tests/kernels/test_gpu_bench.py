@@ -33,6 +33,7 @@ pytestmark = [
         os.environ.get("DUETTO_TEST_DEVICE", "cpu") != "cpu", reason="a rehearsal is for a CPU"
     ),
     # Lanes that are masked out hold anything in the interpreter.
+    pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered"),
 ]
 
