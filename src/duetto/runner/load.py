@@ -382,8 +382,8 @@ def _start(
         own = num_blocks * plan.loader.kv_block_bytes(plan.block_size, plan.kv_dtype)
         beside = companion.needs(num_blocks) if companion is not None else ""
         raise ConfigError(
-            f"--kv-cache-memory-bytes: {device_room.who_refuses(plan.loader)} {own} bytes for the KV cache; "
-            f"give less{beside}"
+            f"--kv-cache-memory-bytes: {device_room.who_refuses(plan.loader)} {own} bytes for the "
+            f"KV cache; give less{beside}"
         ) from None
 
 
