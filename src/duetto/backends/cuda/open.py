@@ -44,7 +44,7 @@ def open_backend(
     Raises ConfigError for what has no kernel, and where the device refuses memory."""
     device = torch.device(device_name)
     weights = load_on_device(checkpoint, program, dtype, formats, device, on_progress)
-    return backend_of(program, weights, dtype, limits, device)
+    return backend_of(program, weights, dtype, limits, device, records=records)
 
 
 def backend_of(
@@ -56,8 +56,7 @@ def backend_of(
     *,
     records: bool = True,
 ) -> OpenedBackend:
-    """Over weights that are on the device; `records`: steps of next tokens as graphs, if it is a
-    GPU. Raises as open_backend."""
+    """As open_backend, over weights that are on the device."""
     if device.type != "cuda":  # the interpreter: the library there is another one
         return OpenedBackend(CudaBackend(program, weights, dtype, limits, device), [])
     try:
