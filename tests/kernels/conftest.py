@@ -18,6 +18,8 @@ UNTIL = float(os.environ.get("DUETTO_TEST_UNTIL", "inf"))
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0")
+    # An activation of a large negative number: its exponential is inf, and it the right 0.
+    config.addinivalue_line("filterwarnings", "ignore:overflow encountered in exp")
     if DEVICE == "cpu":
         mend_interpreter()
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from kernels.models import backend_of
 from kernels.recorder import LaunchRecorder
-from oracle.cases import CASES, Case
+from oracle.cases import CASES, CASES_BY_NAME, Case
 from program.rewrites.models import of_case
 
-from duetto.backends.backend import Backend, StepArrays
+from duetto.backends.backend import AttentionLook, Backend, StepArrays
 from duetto.backends.cuda.backend import CudaBackend
 from duetto.backends.device import NOT_FINITE, SampleArrays
 from duetto.backends.reference import ReferenceBackend
@@ -18,6 +18,7 @@ BLOCK_SIZE, NUM_BLOCKS = 8, 48
 GEMMA = next(case for case in CASES if case.model_type == "gemma3_text")
 QWEN = next(case for case in CASES if case.name == "qwen3")
 SOME = pytest.mark.parametrize("case", [GEMMA, QWEN], ids=lambda case: case.name)
+NO_ROWS = np.zeros(0, np.int32)
 Chunks = list[tuple[int, list[int]]]  # of requests: the first position, and the tokens
 
 
@@ -194,3 +195,38 @@ def test_what_lies_outside_is_refused(field: str, value: int, named: str) -> Non
     wrong.reshape(-1)[0] = value
     with pytest.raises(AssertionError, match=f"a {named} outside"):
         backend.start(step._replace(**{field: wrong}), kv, greedy(1))
+
+
+def look_at(last: int) -> AttentionLook:
+    return AttentionLook(0, 1, np.array([0, 3, 4, *range(9, last)], np.int32))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen2-window"])
+def test_what_tokens_look_at(name: str) -> None:
+    """As on the reference, to what roundings of weights make; the same in chunks and company."""
+    program, weights = of_case(CASES_BY_NAME[name])
+    ids, other = tokens(40), [(0, tokens(5, 1))]
+    found = []
+    for backend in (backend_of(program, weights), ReferenceBackend(program, weights)):
+        kv = backend.allocate_kv(NUM_BLOCKS, BLOCK_SIZE, "float32")
+        logits, scores = backend.look_attention(step_of([(0, ids)], "all"), kv, [look_at(40)])
+        np.testing.assert_array_equal(logits, backend.run(step_of([(0, ids)], "all"), kv))
+        found.append(scores[0])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=100)  # units of 2^-20, of 40 tokens
+    backend = backend_of(program, weights)
+    kv = backend.allocate_kv(NUM_BLOCKS, BLOCK_SIZE, "float32")
+    total = np.zeros(len(found[0]))
+    for start, end in ((0, 15), (15, 16), (16, 40)):
+        step = step_of([(start, ids[start:end]), *other])
+        total += backend.look_attention(step, kv, [look_at(40)])[1][0]
+    np.testing.assert_array_equal(total, found[0])
+
+
+def test_how_far_keys_and_values_are_from_what_lay_there() -> None:
+    program, weights = of_case(CASES_BY_NAME["gemma2"])
+    ids, found = tokens(20), []
+    for backend in (backend_of(program, weights), ReferenceBackend(program, weights)):
+        kv = backend.allocate_kv(NUM_BLOCKS, BLOCK_SIZE, "float32")
+        backend.run(step_of([(0, tokens(20, 4))]), kv)
+        found.append(backend.look_deviation(step_of([(0, ids)])._replace(logit_rows=NO_ROWS), kv))
+    np.testing.assert_allclose(*found, rtol=1e-4)

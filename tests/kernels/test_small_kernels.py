@@ -95,6 +95,9 @@ def table_of(kind: str, rows: int, width: int) -> Matrix:
     if kind == "float16":
         data = numbers(rows, width, dtype=torch.float16)
         return Matrix(GpuFormat("float16"), (rows, width), data)
+    if kind == "fp8":
+        data = numbers(rows, width).to(torch.float8_e4m3fn)
+        return Matrix(GpuFormat("fp8"), (rows, width), data, numbers(rows, 1)[:, 0].abs())
     group = {"int8": 128, "int4": 64}[kind]
     scales = numbers(rows, -(-width // group)).abs()
     generator = torch.Generator().manual_seed(3)
@@ -106,7 +109,7 @@ def table_of(kind: str, rows: int, width: int) -> Matrix:
     return Matrix(GpuFormat(kind, group), (rows, width), data, scales)
 
 
-@pytest.mark.parametrize("kind", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float16", "int8", "int4", "fp8"])
 @pytest.mark.parametrize("width", [64, 111, 1100])
 def test_embed(kind, width):
     table = table_of(kind, 50, width)
@@ -119,7 +122,7 @@ def test_embed(kind, width):
     assert torch.equal(got, want)
     fed = torch.empty(2, width)
     ids = torch.tensor([13, 11], dtype=torch.int32)
-    embed_twin(ids, torch.full((2,), -1), sampled, table, fed, 1.5)
+    embed_twin(ids, torch.full((2,), -1, dtype=torch.int32), sampled, table, fed, 1.5)
     assert torch.equal(got[3:], fed)
 
 

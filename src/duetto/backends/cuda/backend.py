@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from duetto.backends.backend import (
     AttentionLook,
@@ -37,8 +38,16 @@ from duetto.backends.cuda.kernels.attention_launch import many_rows
 from duetto.backends.cuda.kernels.linear import launch_linear
 from duetto.backends.cuda.kernels.sampler import SampleTensors, make_scratch, sample
 from duetto.backends.cuda.limits import StepLimits, graph_sizes
+from duetto.backends.cuda.looks import SeenBy
+from duetto.backends.cuda.loss import telling_of_loss
 from duetto.backends.cuda.ops import LAUNCHES, DeviceRun, HeldTensors, LookAtQueries, Multiply
-from duetto.backends.cuda.padding import greedy_samples, padded_samples, padded_step, padding_step
+from duetto.backends.cuda.padding import (
+    greedy_samples,
+    padded_samples,
+    padded_step,
+    padding_prompt,
+    padding_step,
+)
 from duetto.backends.cuda.query_tiles import TilePlan, most_tiles, plan_tiles
 from duetto.backends.cuda.results import Finished, ResultPlaces
 from duetto.backends.cuda.sizes import buffer_sizes
@@ -48,7 +57,7 @@ from duetto.backends.device import SampleArrays, Started
 from duetto.backends.looks import deviations
 from duetto.core.errors import ConfigError
 from duetto.program.dtype import Dtype, KVDtype
-from duetto.program.looks import LOOKED_LAYER, num_ops_up_to_kv
+from duetto.program.looks import LOOKED_LAYER, first_attending_layer, num_ops_up_to_kv
 from duetto.program.op import Op
 from duetto.program.ops import Attention, Embed
 from duetto.program.program import Program
@@ -56,6 +65,7 @@ from duetto.program.rewrites.runs import GPU_RUNS, fuse_runs
 from duetto.program.rotation import key_rotations
 from duetto.program.shape import SELECTED
 
+_WARM_UP_TOKENS = (1, 17, 33, 65, 513)  # a step of each of the tiles that there are
 IN_FLIGHT = 3  # steps: one that runs, one behind it, and one whose result is being read
 _TORCH_DTYPES = {dtype: getattr(torch, dtype) for dtype in ("float32", "float16", "bfloat16")}
 
@@ -124,7 +134,8 @@ class CudaBackend:
         return arena
 
     def _record(self, arena: CudaArena, recorder: Recorder, num_table_entries: int) -> None:
-        most = min(self._limits.num_logit_rows, self._limits.num_few_tokens)
+        limits = self._limits
+        most = min(limits.num_runs, limits.num_logit_rows, limits.num_few_tokens)
         num_tiles = most_tiles(most, most, self._group)
         sizes = InputSizes(most, most, most, num_tiles, num_table_entries)
         inputs = self._graph_inputs = StepInputs(sizes, self._device, IN_FLIGHT)
@@ -133,12 +144,20 @@ class CudaBackend:
             step = inputs.tensors(size, size, size, self._tiles(padding_step(size, arena)))
             self._compute_next_tokens(step, inputs.sample_tensors(size), arena, size)
 
+        self._warm_up(arena)
         for size in graph_sizes(most):  # what is compiled, or allocated once, cannot be recorded
             step = padding_step(size, arena)
             inputs.send(step, None, greedy_samples(size), self._tiles(step))
             launch(size)
         self._graphs = StepGraphs(recorder, graph_sizes(most), launch)
         self._graphs_arena = arena
+
+    def _warm_up(self, arena: CudaArena) -> None:
+        """Compile what steps with prompts launch, by prompts of padding."""
+        if self._device.type == "cuda":  # nothing else compiles
+            for size in _WARM_UP_TOKENS:
+                step = padding_prompt(min(size, self._limits.num_tokens), arena)
+                self._start(step, arena, greedy_samples(1), None, False)
 
     def run(self, step: StepArrays, kv: CudaArena) -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
@@ -155,11 +174,12 @@ class CudaBackend:
     ) -> Started:
         """Put a step on the device's queue, and return before it has run."""
         self._check(step, kv, feedback)
-        if sampling is not None and kv is self._graphs_arena and _is_next_tokens(step):
-            size = self._graphs.size_for(len(step.token_ids)) if self._graphs else None
-            if size is not None:
-                return self._replay(size, step, kv, sampling, feedback, wants_logits)
-        return self._start(step, kv, sampling, feedback, wants_logits)
+        with telling_of_loss(self._device):
+            if sampling is not None and kv is self._graphs_arena and _is_next_tokens(step):
+                size = self._graphs.size_for(len(step.token_ids)) if self._graphs else None
+                if size is not None:
+                    return self._replay(size, step, kv, sampling, feedback, wants_logits)
+            return self._start(step, kv, sampling, feedback, wants_logits)
 
     def _replay(
         self,
@@ -263,7 +283,17 @@ class CudaBackend:
         self, step: StepArrays, kv: CudaArena, looks: Sequence[AttentionLook]
     ) -> tuple[FloatArray, list[ScoreArray]]:
         """As `run`; and how much attention some runs' tokens give to some positions."""
-        raise NotImplementedError
+        self._check(step, kv, None)
+        seen = [SeenBy.of(each, step, self._group, self._device) for each in looks]
+        first_layer = first_attending_layer(len(kv.layers))
+
+        def look(op: Attention, q: Tensor, run: DeviceRun) -> None:
+            if op.layer >= first_layer:
+                for each in seen:
+                    each.add(op, q, run)
+
+        logits = np.array(self._start(step, kv, None, None, True, look).logits())
+        return logits, [each.scores() for each in seen]
 
     def look_deviation(self, step: StepArrays, kv: CudaArena) -> ScoreArray:
         """Compute up to layer 1's KV; how far it is from what lay in its place."""

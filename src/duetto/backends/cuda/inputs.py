@@ -53,7 +53,7 @@ class StepInputs:
         num_bytes = self._fields["block_tables"].end
         is_cuda = device.type == "cuda"
         self._here = [
-            torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
+            torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=is_cuda)
             for _ in range(num_in_flight)
         ]
         self._there = torch.zeros(num_bytes, dtype=torch.uint8, device=device)

@@ -40,8 +40,8 @@ from duetto.program.ops import (
 )
 from duetto.program.rewrites.runs import AddNorm, GatedLinear, RopeWrite
 
-# What is to be done beside attention: of the operation and its queries.
-LookAtQueries = Callable[[Attention, Tensor], None]
+# What is to be done beside attention: of the operation, its queries and its step.
+LookAtQueries = Callable[[Attention, Tensor, "DeviceRun"], None]
 
 
 class Multiply(Protocol):
@@ -193,7 +193,7 @@ def _attention(op: Attention, run: DeviceRun) -> None:
         softcap=op.softcap,
     )
     if run.look is not None:
-        run.look(op, q)
+        run.look(op, q, run)
 
 
 def _select_rows(op: SelectRows, run: DeviceRun) -> None:

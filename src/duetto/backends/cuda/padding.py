@@ -15,6 +15,15 @@ def padding_step(size: int, kv: CudaArena) -> StepArrays:
     return StepArrays(zeros, zeros, slots, rows, zeros + 1, tables, rows[:size])
 
 
+def padding_prompt(size: int, kv: CudaArena) -> StepArrays:
+    """One run of padding, whose last row is wanted."""
+    zeros, scratch = np.zeros(size, np.int32), kv.num_blocks
+    slots = zeros + scratch * kv.block_size
+    tables = np.full((1, -(-size // kv.block_size)), scratch, np.int32)
+    ends, last = np.array([0, size], np.int32), np.array([size - 1], np.int32)
+    return StepArrays(zeros, zeros, slots, ends, ends[1:], tables, last)
+
+
 def padded_step(step: StepArrays, size: int, kv: CudaArena) -> StepArrays:
     """With rows of padding behind it."""
     count, width = step.block_tables.shape

@@ -70,6 +70,12 @@ def _tiles(runs: np.ndarray, num_rows: np.ndarray, size: int) -> tuple[IntArray,
     return each, (np.arange(len(each)) - starts).astype(np.int32)
 
 
+def tiles_of_runs(step: StepArrays, first: int, last: int, group: int) -> tuple[IntArray, IntArray]:
+    """Runs first ... last, whole, in tiles of FEW_ROWS: of each tile its run and its number."""
+    counts = np.diff(step.query_starts).astype(np.int64)
+    return _tiles(np.arange(first, last), counts * group, FEW_ROWS)
+
+
 def most_tiles(num_tokens: int, num_runs: int, group: int) -> int:
     """That a step may have of one kind."""
     return num_tokens * group // FEW_ROWS + num_runs + 1

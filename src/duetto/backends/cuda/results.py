@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from duetto.backends.backend import FloatArray, IntArray
+from duetto.backends.cuda.loss import telling_of_loss
 
 
 @dataclass(slots=True)
@@ -17,6 +18,7 @@ class StartedOnDevice:
     """A step on its way (backends/device.Started). What it gives is read before as many more steps
     have been started as there are places."""
 
+    _device: torch.device
     _event: "torch.cuda.Event | None"
     _tokens: Tensor | None
     _logits: Tensor | None
@@ -37,7 +39,8 @@ class StartedOnDevice:
     def wait(self) -> None:
         """Until it has run, and what it gives is here."""
         if self._event is not None:
-            self._event.synchronize()
+            with telling_of_loss(self._device):
+                self._event.synchronize()
 
 
 @dataclass(slots=True)
@@ -63,13 +66,13 @@ class Finished:
 
 class ResultPlaces:
     def __init__(self, num_rows: int, width: int, device: torch.device, num_in_flight: int) -> None:
-        is_cuda = device.type == "cuda"
+        self._device, is_cuda = device, device.type == "cuda"
         self._tokens = [
-            torch.empty(num_rows, dtype=torch.int32, pin_memory=is_cuda)
+            torch.empty(num_rows, dtype=torch.int32, device="cpu", pin_memory=is_cuda)
             for _ in range(num_in_flight)
         ]
         self._logits = [
-            torch.empty(num_rows, width, dtype=torch.float32, pin_memory=is_cuda)
+            torch.empty(num_rows, width, dtype=torch.float32, device="cpu", pin_memory=is_cuda)
             for _ in range(num_in_flight)
         ]
         self._events = [torch.cuda.Event() if is_cuda else None for _ in range(num_in_flight)]
@@ -89,4 +92,4 @@ class ResultPlaces:
         event = self._events[place]
         if event is not None:
             event.record()
-        return StartedOnDevice(event, tokens, rows)
+        return StartedOnDevice(self._device, event, tokens, rows)

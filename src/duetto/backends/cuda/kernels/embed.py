@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from duetto.backends.cuda.kernels.linear import widen
 from duetto.backends.cuda.kernels.variant import KernelVariant
 from duetto.backends.cuda.tensors import Matrix
 
@@ -34,7 +35,7 @@ def _embed(
         numbers = ((byte.to(tl.int32) >> tl.where(within < 32, 0, 4)) & 15) - 8
         row = numbers.to(tl.float32)
     else:
-        row = tl.load(data + token * K + column, mask=mask, other=0.0).to(tl.float32)
+        row = widen(tl.load(data + token * K + column, mask=mask, other=0), tl.float32, KIND)
     if GROUP > 0:
         num_groups: tl.constexpr = (K + GROUP - 1) // GROUP
         row = row * tl.load(scales + token * num_groups + column // GROUP, mask=mask, other=0.0)
@@ -52,11 +53,12 @@ def launch_embed(
 ) -> None:
     """out[t] = table[token] * scale, [T, K]. The token is token_ids[t], or sampled[feedback[t]]
     where feedback[t] is not negative."""
-    width = table.shape[1]
+    width, kind = table.shape[1], table.format.kind
+    data = table.data.view(torch.int8) if kind == "fp8" else table.data
     grid = (len(out), triton.cdiv(width, _COLUMNS))
     _embed[grid](
-        token_ids, feedback, sampled, table.data, table.scales, out, out.stride(0), scale,
-        K=width, KIND=table.format.kind, GROUP=table.format.group, COLUMNS=_COLUMNS, num_warps=4,
+        token_ids, feedback, sampled, data, table.scales, out, out.stride(0), scale,
+        K=width, KIND=kind, GROUP=table.format.group, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def _normed(x, weight, inside, W: tl.constexpr, eps, offset):
     return x * scale[:, None] * (w + offset)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_groups"])
 def _rms_norm(
     x, out, weight, x_stride, out_stride, eps, offset, num_groups,
     GROUPS: tl.constexpr, ROWS: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
@@ -54,7 +54,7 @@ def _rms_norm(
     tl.store(out + t[:, None] * out_stride + first, result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _add_norm(
     x, y, out, before, after, x_stride, y_stride, out_stride,
     before_eps, before_offset, after_eps, after_offset, num_rows,

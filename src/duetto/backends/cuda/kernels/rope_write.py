@@ -75,7 +75,7 @@ def _store(at, scale_at, low, high, tail, is_row, LARGEST: tl.constexpr):
         tl.store(at + tail[1], tail[0].to(kept), mask=tail[2])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _rope_write(
     q, k, v, keys, values, key_scales, value_scales, positions, slots, cos, sin,
     q_norm, k_norm, q_stride, k_stride, v_stride, q_eps, k_eps, q_offset, k_offset, num_tokens,
