@@ -25,8 +25,11 @@ from duetto.backends.cuda.tiles import LinearTile, linear_tiles
 from duetto.program.ops import Activation
 
 MOST_ROWS = 2048  # of one product of the library: more are cut, so that all were compared
-# What is compared. Below, our tiles are as fast.
-ROW_COUNTS = (96, 128, 160, 200, 256, 300, 384, 512, 640, 768, 1000, 1280, 1536, 1800, MOST_ROWS)
+# What is compared: buckets of graphs, and prompts' lengths. Below, our tiles are as fast.
+ROW_COUNTS = (
+    *(*range(96, 257, 16), 288, 300, 384, 500, 512, 640, 768, 1000, 1024),
+    *(1280, 1500, 1792, 2000, MOST_ROWS),
+)
 _TILE_ROWS = 300  # on which tiles are compared: some of each, and a part of one
 _WHOLE: frozenset[GpuFormatName] = frozenset(("float32", "float16", "bfloat16"))
 
@@ -96,15 +99,17 @@ def check_products(
     only_tiles: dict[tuple[GpuFormatName, bool], LinearTile] = {}
     checked: set[tuple[GpuFormatName, bool]] = set()
     for matrix, gate in products:
+        key, shape = (matrix.format.kind, gate is not None), ProductShape(*matrix.shape, gate)
+        is_new = matrix.format.kind in _WHOLE and shape not in least_rows
+        if key in checked and not is_new:
+            continue
         trial = _Trial(matrix, gate, dtype)
-        key = matrix.format.kind, gate is not None
         if key not in checked:
             checked.add(key)
             tiles = linear_tiles(*key, shared_memory_bytes(matrix.data.device.index))
             if not tiles_agree(tiles.values(), trial.by_tile):
                 only_tiles[key] = tiles[64]
-        shape = ProductShape(*matrix.shape, gate)
-        if matrix.format.kind in _WHOLE and shape not in least_rows:
+        if is_new:
             is_odd = key in only_tiles  # then our own order is not the tensor cores'
             least_rows[shape] = None if is_odd else trial.first_equal()
     return ProductFacts(least_rows, only_tiles)
