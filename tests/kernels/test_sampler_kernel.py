@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from duetto.backends.cuda.kernels import sampler
-from duetto.backends.cuda.kernels.sampler import SampleTensors, make_scratch
+from duetto.backends.cuda.kernels.sampler import SampleTensors, make_scratch, sample
+from duetto.backends.cuda.kernels.sampler_twin import sample_in_torch
 from duetto.core.batch import SamplingInput
 from duetto.core.errors import EngineError
 from duetto.core.sampling_params import SamplingParams
@@ -22,6 +22,7 @@ pytestmark = [
 
 NOT_FINITE = -1
 CHUNK = 256  # of these tests: most rows are several
+LIST = 32  # more tokens than these are gathered by no row
 SMALLEST, LARGEST = 5e-324, 100.0
 
 
@@ -98,7 +99,7 @@ def rows_of(seed: int, num_rows: int, size: int):
 
 def sampled(sample, logits: np.ndarray, rows: SampleTensors, chunk: int = CHUNK) -> list[int]:
     out = torch.full((len(logits),), -7, dtype=torch.int32)
-    scratch = make_scratch(len(logits) + 1, logits.shape[1], "cpu", chunk)
+    scratch = make_scratch(len(logits) + 1, logits.shape[1], "cpu", chunk, LIST)
     for tensor in scratch[1:]:
         tensor.fill_(17)  # of an earlier step
     sample(torch.from_numpy(logits), rows, scratch, out)
@@ -109,7 +110,7 @@ def sampled(sample, logits: np.ndarray, rows: SampleTensors, chunk: int = CHUNK)
 def test_the_twin_gives_the_samplers_tokens(size):
     for seed in range(3):
         logits, rows, wanted, params = rows_of(seed, 120, size)
-        found = sampled(sampler.sample_in_torch, logits, rows)
+        found = sampled(sample_in_torch, logits, rows)
         assert found == wanted, [p for p, f, w in zip(params, found, wanted, strict=True) if f != w]
         assert NOT_FINITE in wanted
 
@@ -119,11 +120,11 @@ def test_the_twin_gives_the_samplers_tokens(size):
 )
 def test_the_kernel_gives_the_samplers_tokens(size, num_rows, chunk):
     logits, rows, wanted, params = rows_of(size, num_rows, size)
-    found = sampled(sampler.sample, logits, rows, chunk)
+    found = sampled(sample, logits, rows, chunk)
     assert found == wanted, [p for p, f, w in zip(params, found, wanted, strict=True) if f != w]
 
 
-@pytest.mark.parametrize("sample", [sampler.sample, sampler.sample_in_torch])
+@pytest.mark.parametrize("sample", [sample, sample_in_torch])
 def test_numpys_own_sampler_too(sample, monkeypatch):
     """Without the native module."""
     monkeypatch.setattr(gumbel, "HAS_NATIVE", False)
@@ -131,7 +132,7 @@ def test_numpys_own_sampler_too(sample, monkeypatch):
     assert sampled(sample, logits, rows, 128) == wanted
 
 
-@pytest.mark.parametrize("sample", [sampler.sample, sampler.sample_in_torch])
+@pytest.mark.parametrize("sample", [sample, sample_in_torch])
 def test_a_nucleus_that_most_draws_miss(sample):
     """Flat logits, and few that may be drawn: each draw is behind, and limits the next."""
     rng = np.random.default_rng(1)
@@ -151,11 +152,11 @@ def test_draws_that_fp32_cannot_tell_apart():
         row[:] = -30 - noise
         row[rng.random(700) < 0.5] -= np.float32(1e-5)
     wanted = [expected(row, params[i], i, i) for i, row in enumerate(logits)]
-    assert sampled(sampler.sample, logits, tensors_of(params, list(range(8)))) == wanted
+    assert sampled(sample, logits, tensors_of(params, list(range(8)))) == wanted
 
 
 def test_a_rows_token_depends_on_no_other_row():
     logits, rows, wanted, _ = rows_of(11, 4, 300)
     for place in range(4):
         own = SampleTensors(*[tensor[place : place + 1] for tensor in rows])
-        assert sampled(sampler.sample, logits[place : place + 1], own) == wanted[place : place + 1]
+        assert sampled(sample, logits[place : place + 1], own) == wanted[place : place + 1]

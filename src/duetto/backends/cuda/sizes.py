@@ -14,6 +14,8 @@ SPLIT = 512  # positions of a split of attention; splits stand at its multiples
 KEY_BLOCK = 64  # keys that are multiplied at a time; blocks stand at its multiples
 FEW_ROWS = 16  # of a tile of queries whose splits are shared out
 SAMPLER_CHUNK = 4096  # logits of a row that one program looks at
+SAMPLER_PARTS = 8  # of a chunk, of which the largest logits are kept
+SAMPLER_LIST = 2048  # tokens of a row that are gathered for top_k
 _FP32 = 4
 
 
@@ -91,4 +93,4 @@ def _partials_bytes(program: Program, limits: StepLimits) -> int:
 
 def _sampler_bytes(program: Program, limits: StepLimits) -> int:
     chunks = -(-program.logits.width // SAMPLER_CHUNK)
-    return limits.num_logit_rows * chunks * 5 * _FP32
+    return limits.num_logit_rows * (chunks * (5 + SAMPLER_PARTS) + 2 * SAMPLER_LIST) * _FP32
