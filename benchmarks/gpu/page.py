@@ -297,7 +297,14 @@ def _tuning(found: Found) -> list[str]:
         for one in found["best"]
     ]
     words = f"{found['tried']} tiles tried in {found['seconds']:.0f} s; the best by shape:"
-    return [words, "", _table(("kernel", "shape", "rows", "tile of today", "best", "tile"), rows)]
+    odd = [f"- other bits, so left out: {each}" for each in found["other_bits"]]
+    return [
+        words,
+        "",
+        *odd,
+        "",
+        _table(("kernel", "shape", "rows", "tile of today", "best", "tile"), rows),
+    ]
 
 
 TABLES: Mapping[str, Callable[[Found], list[str]]] = {

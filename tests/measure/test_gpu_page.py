@@ -91,6 +91,7 @@ FOUND = {
     },
     "tuning": {
         "tried": 40,
+        "other_bits": ["int8 o_proj 1 rows: 64 x 16"],
         "seconds": 60.0,
         "best": [
             {
