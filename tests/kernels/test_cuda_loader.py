@@ -76,7 +76,7 @@ def test_what_is_predicted_of_steps_is_held(tiny_model):
     loaded = load(tiny_model)
     backend = loaded.runner.backend
     held = backend._held
-    tensors = [*held.buffers.values(), *held.partials[:3]]
+    tensors = [*held.buffers.values(), *held.partials[:3], *backend._scratch[1:]]
     tensors += [tensor for rotation in held.rotations.values() for tensor in rotation]
     taken = sum(tensor.nbytes for tensor in tensors)
     predicted = held_bytes(loaded.program, backend._limits, 4)

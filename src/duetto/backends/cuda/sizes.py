@@ -92,5 +92,11 @@ def _partials_bytes(program: Program, limits: StepLimits) -> int:
 
 
 def _sampler_bytes(program: Program, limits: StepLimits) -> int:
-    chunks = -(-program.logits.width // SAMPLER_CHUNK)
-    return limits.num_logit_rows * (chunks * (5 + SAMPLER_PARTS) + 2 * SAMPLER_LIST) * _FP32
+    width = program.logits.width
+    numbers = -(-width // SAMPLER_CHUNK) * (5 + SAMPLER_PARTS) + 2 * sampler_list(width)
+    return limits.num_logit_rows * numbers * _FP32
+
+
+def sampler_list(vocab_size: int) -> int:
+    """Tokens of a row that are gathered at most: a power of two."""
+    return min(SAMPLER_LIST, 1 << (vocab_size - 1).bit_length())

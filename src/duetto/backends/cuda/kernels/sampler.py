@@ -28,7 +28,7 @@ from duetto.backends.cuda.kernels.sampler_numbers import (
     scores_about,
 )
 from duetto.backends.cuda.kernels.variant import KernelVariant
-from duetto.backends.cuda.sizes import SAMPLER_CHUNK, SAMPLER_LIST, SAMPLER_PARTS
+from duetto.backends.cuda.sizes import SAMPLER_CHUNK, SAMPLER_LIST, SAMPLER_PARTS, sampler_list
 
 NOT_FINITE = tl.constexpr(-1)
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
@@ -64,9 +64,10 @@ def make_scratch(
     vocab_size: int,
     device: torch.device | str,
     chunk: int = SAMPLER_CHUNK,
-    list_size: int = SAMPLER_LIST,
+    list_size: int | None = None,
 ) -> SamplerScratch:
     """`chunk` and `list_size`: powers of two."""
+    list_size = list_size or sampler_list(vocab_size)
     num_chunks = triton.cdiv(vocab_size, chunk)
 
     def numbers(width: int) -> Tensor:
