@@ -4,7 +4,7 @@ Everything goes to one stream, in the order in which steps are started. Knows wh
 knows; no kernel and no tile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -119,6 +119,7 @@ class CudaBackend:
         self._graphs_arena: CudaArena | None = None
         self._inputs: StepInputs | None = None  # of steps that are launched kernel by kernel ...
         self._graph_inputs: StepInputs | None = None  # ... and of recorded ones
+        self._graph_tiles: Mapping[int, TilePlan] = {}
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> CudaArena:
         """An arena for num_blocks blocks, and one more for padding; records the graphs of steps of
@@ -140,14 +141,19 @@ class CudaBackend:
         sizes = InputSizes(most, most, most, num_tiles, num_table_entries)
         inputs = self._graph_inputs = StepInputs(sizes, self._device, IN_FLIGHT)
 
+        # Of a step of next tokens they depend on the number of requests alone.
+        tiles = self._graph_tiles = {
+            size: self._tiles(padding_step(size, arena)) for size in graph_sizes(most)
+        }
+
         def launch(size: int) -> None:
-            step = inputs.tensors(size, size, size, self._tiles(padding_step(size, arena)))
+            step = inputs.tensors(size, size, size, tiles[size])
             self._compute_next_tokens(step, inputs.sample_tensors(size), arena, size)
 
         self._warm_up(arena)
         for size in graph_sizes(most):  # what is compiled, or allocated once, cannot be recorded
             step = padding_step(size, arena)
-            inputs.send(step, None, greedy_samples(size), self._tiles(step))
+            inputs.send(step, None, greedy_samples(size), tiles[size])
             launch(size)
         self._graphs = StepGraphs(recorder, graph_sizes(most), launch)
         self._graphs_arena = arena
@@ -196,7 +202,7 @@ class CudaBackend:
         if feedback is not None:
             feedback = np.concatenate((feedback, np.full(size - count, -1, np.int32)))
         drawn = padded_samples(sampling, size)
-        self._graph_inputs.send(padded, feedback, drawn, self._tiles(padded))
+        self._graph_inputs.send(padded, feedback, drawn, self._graph_tiles[size])
         self._graphs.replay(size)
         logits = self._logits[:count] if wants_logits else None
         return self._results.fetch(self._held.sampled[:count], logits)

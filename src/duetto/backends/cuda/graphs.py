@@ -29,8 +29,12 @@ class CudaRecorder:
     def record(self, launch: Recorded) -> Recorded:
         """`launch` must have run before: what it compiles or allocates once cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        torch.cuda.synchronize()
+        # Not by torch.cuda.graph, which empties caches and collects garbage for every graph.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             launch()
+            graph.capture_end()
         replay: Recorded = graph.replay
         return replay
 

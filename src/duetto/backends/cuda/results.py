@@ -71,12 +71,16 @@ class ResultPlaces:
             torch.empty(num_rows, dtype=torch.int32, device="cpu", pin_memory=is_cuda)
             for _ in range(num_in_flight)
         ]
-        self._logits = [
-            torch.empty(num_rows, width, dtype=torch.float32, device="cpu", pin_memory=is_cuda)
-            for _ in range(num_in_flight)
-        ]
+        self._width = width
+        self._logits = [self._make_room(0) for _ in range(num_in_flight)]
         self._events = [torch.cuda.Event() if is_cuda else None for _ in range(num_in_flight)]
         self._next = 0
+
+    def _make_room(self, num_rows: int) -> Tensor:
+        """For logits: many bytes, and few ask for them, so there is room once somebody does."""
+        is_cuda = self._device.type == "cuda"
+        shape = num_rows, self._width
+        return torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=is_cuda)
 
     def fetch(self, sampled: Tensor | None, logits: Tensor | None) -> StartedOnDevice:
         """Begin to copy what the step started last leaves in these."""
@@ -87,6 +91,8 @@ class ResultPlaces:
             tokens = self._tokens[place][: len(sampled)]
             tokens.copy_(sampled, non_blocking=True)
         if logits is not None:
+            if len(logits) > len(self._logits[place]):
+                self._logits[place] = self._make_room(len(logits))
             rows = self._logits[place][: len(logits)]
             rows.copy_(logits, non_blocking=True)
         event = self._events[place]
