@@ -15,8 +15,7 @@ from duetto.backends.device import NOT_FINITE, SampleArrays
 from duetto.backends.reference import ReferenceBackend
 
 BLOCK_SIZE, NUM_BLOCKS = 8, 48
-GEMMA = next(case for case in CASES if case.model_type == "gemma3_text")
-QWEN = next(case for case in CASES if case.name == "qwen3")
+GEMMA, QWEN = CASES_BY_NAME["gemma2"], CASES_BY_NAME["qwen3"]
 SOME = pytest.mark.parametrize("case", [GEMMA, QWEN], ids=lambda case: case.name)
 NO_ROWS = np.zeros(0, np.int32)
 Chunks = list[tuple[int, list[int]]]  # of requests: the first position, and the tokens

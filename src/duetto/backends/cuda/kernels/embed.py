@@ -53,8 +53,10 @@ def launch_embed(
 ) -> None:
     """out[t] = table[token] * scale, [T, K]. The token is token_ids[t], or sampled[feedback[t]]
     where feedback[t] is not negative."""
-    width, kind = table.shape[1], table.format.kind
-    data = table.data.view(torch.int8) if kind == "fp8" else table.data
+    width, kind = table.shape[1], str(table.format.kind)
+    data = table.data
+    if kind == "fp8":  # decoded by bits: GPUs before sm_89 have no other way
+        kind, data = "fp8_bits", data.view(torch.int8)
     grid = (len(out), triton.cdiv(width, _COLUMNS))
     _embed[grid](
         token_ids, feedback, sampled, data, table.scales, out, out.stride(0), scale,
