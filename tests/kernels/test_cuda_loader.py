@@ -39,6 +39,22 @@ def test_the_same_tokens_as_the_reference(tiny_model):
     assert found["cuda"] == found["reference"]
 
 
+def test_the_device_samples_what_the_host_would(tiny_model):
+    """Who asks for log-probabilities is sampled on the host, from the same logits. A step is in
+    flight, and the first two go on from what the device has sampled."""
+    kinds = [{"temperature": 0.9, "top_p": 0.8}, {"temperature": 1.3, "top_k": 12, "min_p": 0.01}]
+    with LLM(tiny_model, backend="cuda", **ARGS) as llm:
+        assert llm._built.model.runner.depth == 1
+        found = []
+        for logprobs in (None, 1):
+            params = [
+                SamplingParams(max_tokens=3, seed=seed, logprobs=logprobs, **kind)
+                for seed, kind in enumerate(kinds)
+            ]
+            found.append([each.outputs[0].token_ids for each in llm.generate(PROMPTS, params)])
+    assert found[0] == found[1]
+
+
 def test_a_draft_model_beside_it_changes_no_token(tiny_model, monkeypatch):
     """Its own draft, so that what it proposes is accepted."""
     drafts, propose = [], DraftModelProposer.propose
