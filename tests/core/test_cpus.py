@@ -21,7 +21,8 @@ for module, names in {
             delattr(module, name)
 import duetto
 for found in pkgutil.walk_packages(duetto.__path__, "duetto."):
-    if not found.name.endswith(("__main__", "_native")):
+    is_gpu = found.name.startswith("duetto.backends.cuda.")  # needs torch, an extra
+    if not found.name.endswith(("__main__", "_native")) and not is_gpu:
         importlib.import_module(found.name)
 
 from duetto.core.cpus import usable_cpus

@@ -145,7 +145,7 @@ NGRAM = {"method": "ngram"}
         ({"method": "draft_model"}, ["model is missing", "--speculative-model"]),
         ({"method": "draft_model", "model": ""}, ["model must be a text"]),
         ({"method": "draft_model", "model": 3}, ["model must be a text", "not 3"]),
-        ({"model": "x", "quantization": "int7"}, ["'int7' is not one of int8, int4, none"]),
+        ({"model": "x", "quantization": "int7"}, ["'int7' is not one of int8, int4, fp8, none"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, words):

@@ -98,7 +98,7 @@ def test_documents_can_be_removed() -> None:
         ({"num_sentences": 9}, "num_sentences 9: must be 1 to 8 for 6 documents"),
         ({"orders": ("sorted",)}, "--order sorted: must be one of shuffled, given"),
         ({"kv": "blended"}, "--kv blended: must be one of full"),
-        ({"quantization": "awq"}, "--quantization awq: must be one of none, int8, int4"),
+        ({"quantization": "awq"}, "--quantization awq: must be one of none, int8, int4, fp8"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
     ],
 )

@@ -59,7 +59,8 @@ def evaluate(
     kv
         How the KV of documents is computed; full is the only way in this version.
     quantization
-        How weights are quantized: none, int8 or int4; what a server has is its own business.
+        How weights are quantized: none, int8, int4 or fp8; what a server has is its own
+        business.
     seed
         Other seeds ask about other worlds.
     base_url

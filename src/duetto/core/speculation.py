@@ -43,7 +43,7 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
     "rejection_sample_method": (None, "standard"),
     "draft_sample_method": (None, "greedy", "probabilistic"),
 }
-_QUANTIZATIONS = ("int8", "int4", "none")
+_QUANTIZATIONS = ("int8", "int4", "fp8", "none")
 _EVERY = ("method", "num_speculative_tokens")
 _OWN: Mapping[Method, tuple[str, ...]] = {
     "ngram": ("prompt_lookup_min", "prompt_lookup_max"),

@@ -33,7 +33,7 @@ from duetto.measure.metrics import JsonValue
 from duetto.measure.workload import check_num_requests, check_seed
 
 KV_MODES: tuple[str, ...] = ("full",)  # how the KV of documents came about
-QUANTIZATIONS: tuple[str, ...] = ("none", "int8", "int4")
+QUANTIZATIONS: tuple[str, ...] = ("none", "int8", "int4", "fp8")
 
 MAX_ANSWER_TOKENS = 16
 MAX_CONCURRENCY = 32  # requests in flight to a server

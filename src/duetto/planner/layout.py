@@ -322,8 +322,8 @@ def draft_layout(layout: Layout) -> Layout:
     if options.kv_cache_dtype not in (None, "auto"):
         check_choice("kv_cache_dtype", options.kv_cache_dtype, get_args(KVName))
         plain = replace(plain, kv_cache_dtype=cast(KVName, options.kv_cache_dtype))
-    if options.quantization in ("int8", "int4"):
-        plain = replace(plain, dtype=cast(DtypeName, options.quantization))
-    elif options.quantization == "none" and plain.dtype in ("int8", "int4"):
+    if options.quantization in PRECISION_OF:
+        plain = replace(plain, dtype=PRECISION_OF[cast(QuantizationName, options.quantization)])
+    elif options.quantization == "none" and plain.dtype in PRECISION_OF.values():
         plain = replace(plain, dtype="bfloat16")
     return plain

@@ -11,6 +11,7 @@ from duetto.backends.cuda.kernels.variant import KernelVariant
 from duetto.program.ops import Activation
 
 _COLUMNS = 1024  # of a program
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the bits of a fused projection
 
 
 @triton.jit
@@ -28,7 +29,7 @@ def launch_gated_act(x: Tensor, out: Tensor, act: Activation) -> None:
     """x [T, 2 * width]: gate, then up; out [T, width]."""
     width = out.shape[1]
     _gated_act[(len(x), triton.cdiv(width, _COLUMNS))](
-        x, out, x.stride(0), out.stride(0), width, KIND=act, COLUMNS=_COLUMNS, num_warps=4
+        x, out, x.stride(0), out.stride(0), width, KIND=act, COLUMNS=_COLUMNS, **_OPTIONS
     )
 
 
@@ -42,4 +43,4 @@ def variants() -> Iterator[KernelVariant]:
     signature = {"x": "*bf16", "out": "*bf16", "x_stride": "i32", "out_stride": "i32", "W": "i32"}
     for kind in ("silu", "gelu_tanh"):
         constants = {"KIND": kind, "COLUMNS": _COLUMNS}
-        yield KernelVariant(kind, _gated_act, signature, constants, {"num_warps": 4})
+        yield KernelVariant(kind, _gated_act, signature, constants, _OPTIONS)
