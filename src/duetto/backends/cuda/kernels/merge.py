@@ -4,6 +4,7 @@ A split of a row is its largest exponent, the sum of its powers, and the sum of 
 A split that a row does not see has -inf, 0 and zeros, and leaves the row's sums as they are.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from duetto.backends.cuda.kernels.attention_launch import HeadShape
 from duetto.backends.cuda.kernels.query_tiles import keys_of_tile, rows_of_tile
-from duetto.backends.cuda.sizes import SPLIT, num_splits
+from duetto.backends.cuda.kernels.variant import KernelVariant
+from duetto.backends.cuda.sizes import FEW_ROWS, SPLIT, num_splits
 from duetto.backends.cuda.tensors import QueryTiles, StepTensors
 
 _PART = 64  # numbers of a head that a program merges
 _AT_A_TIME = 8  # splits that are on their way: their loads depend on nothing
+_OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 
 class Partials(NamedTuple):
@@ -99,8 +102,7 @@ def merge_splits(
 ) -> None:
     """Of all rows of `tiles`."""
     assert tiles.first_rows is not None
-    part = min(triton.next_power_of_2(shape.head_dim), _PART)
-    grid = (shape.num_kv_heads, len(tiles.runs), -(-shape.head_dim // part))
+    grid = (shape.num_kv_heads, len(tiles.runs), -(-shape.head_dim // _part(shape)))
     _merge_splits[grid](
         partials.maxima,
         partials.sums,
@@ -113,14 +115,38 @@ def merge_splits(
         tiles.tiles,
         tiles.first_rows,
         partials.max_splits,
-        HEADS=shape.num_heads,
-        KV_HEADS=shape.num_kv_heads,
-        DIM=shape.head_dim,
-        PART=part,
-        WINDOW=shape.window or 0,
-        SPLIT=SPLIT,
-        ROWS=tiles.rows_per_tile,
-        AT_A_TIME=_AT_A_TIME,
-        num_warps=4,
-        enable_fp_fusion=False,
+        **_constexprs(shape, tiles.rows_per_tile),
+        **_OPTIONS,
     )
+
+
+def _constexprs(shape: HeadShape, rows: int) -> dict[str, object]:
+    return {
+        "HEADS": shape.num_heads,
+        "KV_HEADS": shape.num_kv_heads,
+        "DIM": shape.head_dim,
+        "PART": _part(shape),
+        "WINDOW": shape.window or 0,
+        "SPLIT": SPLIT,
+        "ROWS": rows,
+        "AT_A_TIME": _AT_A_TIME,
+    }
+
+
+def _part(shape: HeadShape) -> int:
+    return min(triton.next_power_of_2(shape.head_dim), _PART)
+
+
+def variants() -> Iterator[KernelVariant]:
+    """Of 8B models' heads, and of the widest."""
+    numbers = ("query_starts", "context_lens", "runs", "tiles", "first_rows")
+    signature = {
+        **dict.fromkeys(("maxima", "sums", "outputs"), "*fp32"),
+        "out": "*bf16",
+        **dict.fromkeys(numbers, "*i32"),
+        **dict.fromkeys(("out_stride", "max_splits"), "i32"),
+    }
+    for head_dim in (128, 256):
+        constexprs = _constexprs(HeadShape(32, 8, head_dim, None), FEW_ROWS)
+        name = f"bf16, {head_dim} wide"
+        yield KernelVariant(name, _merge_splits, signature, constexprs, _OPTIONS, ("out_stride",))
