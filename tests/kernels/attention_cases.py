@@ -132,7 +132,8 @@ class World:
     def partials(self, runs: Sequence[TextRun]) -> Partials:
         rows = sum(run.num_new for run in runs)
         shape = self.shape
-        return allocate_partials(rows, shape.num_heads, shape.head_dim, MAX_MODEL_LEN, "cpu")
+        sizes = rows, shape.num_heads, shape.head_dim, MAX_MODEL_LEN
+        return allocate_partials(*sizes, torch.get_default_device())
 
 
 def world(

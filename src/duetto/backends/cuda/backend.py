@@ -34,7 +34,7 @@ from duetto.backends.cuda.held import (
     make_rotations,
 )
 from duetto.backends.cuda.inputs import InputSizes, StepInputs
-from duetto.backends.cuda.kernels.attention_launch import many_rows
+from duetto.backends.cuda.kernels.attention_launch import capability_of, many_rows
 from duetto.backends.cuda.kernels.linear import launch_linear
 from duetto.backends.cuda.kernels.sampler import SampleTensors, make_scratch, sample
 from duetto.backends.cuda.limits import StepLimits, graph_sizes
@@ -93,7 +93,7 @@ class CudaBackend:
         self._limits, self._device, self._recorder = limits, device, recorder
         self._every, self._selected = _split(self._program)
         self._group, head_dim = _heads_of(self._program)
-        self._many_rows = many_rows(head_dim, _TORCH_DTYPES[dtype])
+        self._many_rows = many_rows(head_dim, _TORCH_DTYPES[dtype], capability_of(device))
         self._rotations = key_rotations(program)
         self._num_ids = min(
             weights.matrices[op.weight].shape[0] for op in program.ops if isinstance(op, Embed)

@@ -26,6 +26,7 @@ from duetto.backends.cuda.kernels.attention_launch import (
     HeadShape,
     exponents,
     launch_of,
+    many_rows,
     num_shares,
 )
 from duetto.backends.cuda.kernels.merge import Partials, add_split, merge_splits
@@ -245,20 +246,27 @@ def _launch(
 
 def variants() -> Iterator[KernelVariant]:
     """Of the shapes of 8B models (32 heads, 8 of KV, 128 wide), and of some others."""
-    half = ("bf16", "bf16")
-    cases = [
-        ("bf16", *half, 128, 0, False, (FEW_ROWS, 64, 128)),
-        ("fp16", "fp16", "fp16", 128, 0, False, (FEW_ROWS, 128)),
-        ("bf16, int8 KV", "bf16", "i8", 128, 0, False, (FEW_ROWS, 128)),
-        ("bf16, fp8 KV", "bf16", "fp8", 128, 0, False, (FEW_ROWS, 128)),
-        ("bf16, 64 wide", *half, 64, 0, False, (FEW_ROWS, 128)),
-        ("bf16, 80 wide", *half, 80, 0, False, (FEW_ROWS, 128)),
-        ("bf16, 256 wide, window, cap", *half, 256, 4096, True, (FEW_ROWS, 64)),
-        ("fp32", "fp32", "fp32", 128, 0, False, (FEW_ROWS,)),
-    ]
-    for name, dtype, kv_dtype, dim, window, is_capped, all_rows in cases:
-        for rows in all_rows:
-            yield _variant(f"{name}, {rows} rows", dtype, kv_dtype, dim, window, is_capped, rows)
+    yield from _of_rows("bf16", "bf16", "bf16", 128)
+    yield from _of_rows("fp16", "fp16", "fp16", 128)
+    yield from _of_rows("bf16, int8 KV", "bf16", "i8", 128)
+    yield from _of_rows("bf16, fp8 KV", "bf16", "fp8", 128)
+    yield from _of_rows("bf16, 64 wide", "bf16", "bf16", 64)
+    yield from _of_rows("bf16, 80 wide", "bf16", "bf16", 80)
+    yield from _of_rows("bf16, 256 wide, window, cap", "bf16", "bf16", 256, 4096, True)
+    yield _variant("fp32, 16 rows", "fp32", "fp32", 128, 0, False, FEW_ROWS)
+
+
+def _of_rows(
+    name: str, dtype: str, kv_dtype: str, dim: int, window: int = 0, is_capped: bool = False
+) -> Iterator[KernelVariant]:
+    """Tiles of a few rows, and the longer ones of each compute capability."""
+    for rows, capabilities in (
+        (FEW_ROWS, ()),
+        (many_rows(dim, torch.bfloat16, 90), (90,)),
+        (many_rows(dim, torch.bfloat16, 80), (80, 120)),
+    ):
+        variant = _variant(f"{name}, {rows} rows", dtype, kv_dtype, dim, window, is_capped, rows)
+        yield variant._replace(capabilities=capabilities)
 
 
 def _variant(
@@ -275,13 +283,15 @@ def _variant(
         "keys": stored,
         "values": stored,
         **(scales if is_scaled else {}),
-        **dict.fromkeys((*numbers, "first_rows"), "*i32"),
+        **dict.fromkeys(numbers, "*i32"),
+        **({"first_rows": "*i32"} if is_few else {}),
         **dict.fromkeys(("maxima", "sums", "outputs"), "*fp32"),
         **dict.fromkeys(("q_stride", "out_stride", "max_splits"), "i32"),
         **dict.fromkeys(("inner", "outer"), "fp32"),
     }
     constexprs = {
         **({} if is_scaled else dict.fromkeys(scales)),
+        **({} if is_few else {"first_rows": None}),
         "HEADS": 32,
         "KV_HEADS": 8,
         "DIM": dim,

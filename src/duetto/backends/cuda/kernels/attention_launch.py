@@ -1,10 +1,14 @@
 """With which sizes attention is launched, and which it cannot take. Knows no step and no kernel."""
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
+from duetto.backends.cuda.sizes import FEW_ROWS
+
+_HOPPER = 90
 _PROGRAMS = 264  # two for each multiprocessor of an H100
 _LOG2_E = math.log2(math.e)
 
@@ -42,12 +46,27 @@ def num_shares(num_tiles: int, num_kv_heads: int, max_splits: int) -> int:
     return max(1, min(max_splits, -(-_PROGRAMS // (num_tiles * num_kv_heads))))
 
 
-def many_rows(head_dim: int, dtype: torch.dtype) -> int:
-    """Of a tile that one program walks."""
+def many_rows(head_dim: int, dtype: torch.dtype, capability: int) -> int:
+    """Of a tile that one program walks. Hopper's instruction (compute capability 90) takes 64 rows
+    of four warps at a time; elsewhere so many sums are more than the registers hold."""
     if dtype == torch.float32:
-        return 16
-    return 128 if head_dim <= 128 else 64
+        return FEW_ROWS
+    rows = 64 if head_dim <= 128 else 32
+    return 2 * rows if capability == _HOPPER else rows
 
 
 def launch_of(rows: int, head_dim: int) -> AttentionLaunch:
-    return AttentionLaunch(8 if rows >= 128 or (head_dim > 128 and rows >= 64) else 4, 2)
+    """What spills no register within a loop, or the fewest; the table in docs/benchmarks tells."""
+    if rows == FEW_ROWS:
+        return AttentionLaunch(4 if head_dim <= 128 else 8, 2)
+    is_hoppers = rows * max(128, head_dim) >= 128 * 128
+    return AttentionLaunch(8, 3 if is_hoppers else 2)
+
+
+@cache
+def capability_of(device: torch.device) -> int:
+    """As 90; of the CPU's interpreter, that too."""
+    if device.type != "cuda":
+        return _HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return int(major * 10 + minor)

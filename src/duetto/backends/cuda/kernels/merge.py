@@ -134,7 +134,7 @@ def _constexprs(shape: HeadShape, rows: int) -> dict[str, object]:
 
 
 def _part(shape: HeadShape) -> int:
-    return min(triton.next_power_of_2(shape.head_dim), _PART)
+    return min(int(triton.next_power_of_2(shape.head_dim)), _PART)
 
 
 def variants() -> Iterator[KernelVariant]:
