@@ -99,7 +99,7 @@ def table_of(kind: str, rows: int, width: int) -> Matrix:
         data = numbers(rows, width).to(torch.float8_e4m3fn)
         return Matrix(GpuFormat("fp8"), (rows, width), data, numbers(rows, 1)[:, 0].abs())
     group = {"int8": 128, "int4": 64}[kind]
-    scales = numbers(rows, -(-width // group)).abs()
+    scales = numbers(-(-width // group), rows).abs().t()  # group by group, as weights.py keeps them
     generator = torch.Generator().manual_seed(3)
     if kind == "int8":
         data = torch.randint(-127, 128, (rows, width), dtype=torch.int8, generator=generator)

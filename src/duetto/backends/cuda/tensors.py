@@ -41,7 +41,8 @@ class StepTensors(NamedTuple):
 class Matrix(NamedTuple):
     """A weight [N, K] on the device, as its format keeps it (backends/cuda/formats.py).
 
-    float32, float16, bfloat16: data [N, K]. int8: data [N, K], scales [N, ceil(K / group)] fp32.
+    float32, float16, bfloat16: data [N, K]. int8: data [N, K], scales [N, ceil(K / group)] fp32,
+    which lie group by group: a program reads one group's of many outputs.
     int4: data [N, K / 2] uint8, K padded to whole groups of 64, of which byte j has number j, plus
     8, in its low half and number j + 32, plus 8, in its high half; numbers are -8 ... 7; scales as
     int8's. fp8: data [N, K] e4m3, scales [N] fp32.

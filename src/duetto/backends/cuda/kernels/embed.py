@@ -19,7 +19,7 @@ _COLUMNS = 1024  # of a program
 
 @triton.jit
 def _embed(
-    token_ids, feedback, sampled, data, scales, out, out_stride, scale,
+    token_ids, feedback, sampled, data, scales, out, scale_stride, group_stride, out_stride, scale,
     K: tl.constexpr, KIND: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0)
@@ -37,10 +37,10 @@ def _embed(
     else:
         row = widen(tl.load(data + token * K + column, mask=mask, other=0), tl.float32, KIND)
     if GROUP > 0:
-        num_groups: tl.constexpr = (K + GROUP - 1) // GROUP
-        row = row * tl.load(scales + token * num_groups + column // GROUP, mask=mask, other=0.0)
+        at = token * scale_stride + column // GROUP * group_stride
+        row = row * tl.load(scales + at, mask=mask, other=0.0)
     elif scales is not None:
-        row = row * tl.load(scales + token)
+        row = row * tl.load(scales + token * scale_stride)
     tl.store(
         out + t.to(tl.int64) * out_stride + column,
         (row * scale).to(out.dtype.element_ty),
@@ -58,8 +58,9 @@ def launch_embed(
     if kind == "fp8":  # decoded by bits: GPUs before sm_89 have no other way
         kind, data = "fp8_bits", data.view(torch.int8)
     grid = (len(out), triton.cdiv(width, _COLUMNS))
+    scale_strides = (0, 0) if table.scales is None else (*table.scales.stride(), 0)[:2]
     _embed[grid](
-        token_ids, feedback, sampled, data, table.scales, out, out.stride(0), scale,
+        token_ids, feedback, sampled, data, table.scales, out, *scale_strides, out.stride(0), scale,
         K=width, KIND=kind, GROUP=table.format.group, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
 
@@ -92,7 +93,8 @@ def _rows(table: Matrix, tokens: Tensor) -> Tensor:
 def variants() -> Iterator[KernelVariant]:
     """Of a table with 4,096 columns."""
     pointers = {"token_ids": "*i32", "feedback": "*i32", "sampled": "*i32", "out": "*bf16"}
-    rest = {"out_stride": "i32", "scale": "fp32"}
+    strides = dict.fromkeys(("scale_stride", "group_stride", "out_stride"), "i32")
+    rest = {**strides, "scale": "fp32"}
     for kind, group, stored in (("bfloat16", 0, "*bf16"), ("int8", 128, "*i8")):
         signature = pointers | rest | {"data": stored}
         constants = {"K": 4096, "KIND": kind, "GROUP": group, "COLUMNS": _COLUMNS}
