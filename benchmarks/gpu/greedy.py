@@ -87,7 +87,8 @@ def _prompt(length: int) -> list[int]:
 
 def _ours(model: Path, prompts: list[list[int]], count: int) -> list[list[int]]:
     params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
-    with LLM(model, backend="cuda", dtype="float32", kv_cache_memory_bytes=1 << 24) as llm:
+    sizes = {"kv_cache_memory_bytes": 1 << 24, "max_num_seqs": 4}
+    with LLM(model, backend="cuda", dtype="float32", **sizes) as llm:
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         outputs = llm.generate(asked, params, use_tqdm=False)
         return [one.outputs[0].token_ids for one in outputs]

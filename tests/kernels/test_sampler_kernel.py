@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kernels.device import DEVICE
 
 from duetto.backends.cuda.kernels.sampler import SampleTensors, make_scratch, sample
 from duetto.backends.cuda.kernels.sampler_twin import sample_in_torch
@@ -99,7 +100,7 @@ def rows_of(seed: int, num_rows: int, size: int):
 
 def sampled(sample, logits: np.ndarray, rows: SampleTensors, chunk: int = CHUNK) -> list[int]:
     out = torch.full((len(logits),), -7, dtype=torch.int32)
-    scratch = make_scratch(len(logits) + 1, logits.shape[1], "cpu", chunk, LIST)
+    scratch = make_scratch(len(logits) + 1, logits.shape[1], DEVICE, chunk, LIST)
     for tensor in scratch[1:]:
         tensor.fill_(17)  # of an earlier step
     sample(torch.from_numpy(logits), rows, scratch, out)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernels.device import DEVICE
 from oracle.cases import CASES_BY_NAME
 from oracle.fixture_io import write_checkpoint
 from safetensors.numpy import load_file, save_file
@@ -22,7 +23,6 @@ from duetto.core.errors import CheckpointError, ConfigError
 from duetto.models.programs import load_program
 from duetto.program.program import Program
 
-CPU = torch.device("cpu")
 NAMES = ("llama-biases", "gemma2", "qwen3-biases-window", "phi3")
 KINDS = [(None, "bfloat16"), (None, "float32"), (None, "float16"), ("int8", "float16")]
 KINDS += [("int4", "bfloat16"), ("fp8", "float32")]
@@ -44,7 +44,7 @@ def load(name: str, dtype: Any, quantization: Any = None, **options: Any) -> Cud
     directory, program = written(name)
     formats = choose_gpu_formats(program, dtype, quantization)
     with Checkpoint(Path(directory.name), program) as checkpoint:
-        return load_on_device(checkpoint, program, dtype, formats, CPU, **options)
+        return load_on_device(checkpoint, program, dtype, formats, DEVICE, **options)
 
 
 def at_once(name: str, dtype: Any) -> Weights:
@@ -70,7 +70,7 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(
 ) -> None:
     program, arrays = written(name)[1], at_once(name, dtype)
     formats = choose_gpu_formats(program, dtype, quantization)
-    loaded, wanted = load(name, dtype, quantization), allocate_weights(program, formats, CPU)
+    loaded, wanted = load(name, dtype, quantization), allocate_weights(program, formats, DEVICE)
     assert loaded.matrices.keys() == formats.keys()
     assert loaded.vectors.keys() == arrays.keys() - formats.keys()
     for key, matrix in loaded.matrices.items():
@@ -90,7 +90,7 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(
 def test_the_bytes_are_those_that_were_said_before(quantization: Any, dtype: Any) -> None:
     program = written("llama-biases")[1]
     formats = choose_gpu_formats(program, dtype, quantization)
-    weights = allocate_weights(program, formats, CPU)
+    weights = allocate_weights(program, formats, DEVICE)
     tensors = [*weights.vectors.values(), *(m.data for m in weights.matrices.values())]
     tensors += [m.scales for m in weights.matrices.values() if m.scales is not None]
     taken = device_weight_bytes(program, formats)
@@ -130,7 +130,7 @@ def test_a_number_that_is_none_is_told_with_its_place(
         Checkpoint(tmp_path, program) as checkpoint,
         pytest.raises(CheckpointError, match=rf"{tensor} holds {bad} at \["),
     ):
-        load_on_device(checkpoint, program, "float32", formats, CPU)
+        load_on_device(checkpoint, program, "float32", formats, DEVICE)
 
 
 def test_a_device_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,4 +148,4 @@ def test_a_file_that_ends_while_it_is_read_is_told(tmp_path: Path) -> None:
             with file.open("r+b") as opened:
                 opened.truncate(file.stat().st_size // 2)
         with pytest.raises(CheckpointError, match="was cut short"):
-            load_on_device(checkpoint, program, "float32", formats, CPU)
+            load_on_device(checkpoint, program, "float32", formats, DEVICE)

@@ -137,7 +137,7 @@ class _PinnedBuffer:
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         is_gpu = device.type == "cuda"
-        self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_gpu)
+        self._memory = torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=is_gpu)
         self._bytes = self._memory.numpy()
         self._copied = torch.cuda.Event() if is_gpu else None
 
