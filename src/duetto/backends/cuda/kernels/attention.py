@@ -173,6 +173,15 @@ def _attend(
                 *(top, total, summed, split_top, split_total, split_summed)
             )
     if not OWN:
+        # Found anew, not kept through the loops, where registers are short: the compiler does not
+        # know that program_id(2) is 0 here.
+        again = place + tl.program_id(2)
+        _, first_query, token, head, _, is_live = rows_of_tile(
+            again, runs, tiles, query_starts, context_lens, ROWS, GROUP
+        )
+        query = (first_query + token).to(tl.int64)
+        column = (kv_head * GROUP + head) * DIM
+        is_number = is_live[:, None] & (dim < DIM)[None, :]
         places = out + (query * out_stride + column)[:, None] + dim[None, :]
         total = tl.where(is_live, total, 1.0)
         result = tl.div_rn(summed, tl.broadcast_to(total[:, None], summed.shape))
