@@ -50,6 +50,13 @@ class LaunchTimes:
             found += [(op, seconds) for op in alike]
         return found
 
+    def launch_first(self, step: StepArrays, kind: str) -> Op:
+        """Launch the first operation of a kind, on what its buffers hold."""
+        ops, run = self._prepared(step)
+        op = next(op for op in ops if op.kind == kind)
+        _launch_of(op, run)()
+        return op
+
     def host_s(self, step: StepArrays) -> float:
         """Seconds that the host takes to launch the whole step, kernel by kernel."""
         ops, run = self._prepared(step)
