@@ -60,7 +60,13 @@ def test_sizes_of_blocks_under_a_soft_cap(block_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "kv"),
-    [("float16", "int8"), ("float16", "fp8"), ("float32", "int8"), ("float32", "float16")],
+    [
+        ("float16", "int8"),
+        ("float16", "fp8"),
+        ("float16", "float32"),
+        ("float32", "int8"),
+        ("float32", "float16"),
+    ],
 )
 def test_narrow_kv_is_widened(dtype: str, kv: str) -> None:
     made = world(Shape(head_dim=32), (65, 600), getattr(torch, dtype), kv)
