@@ -29,6 +29,7 @@ from duetto.program.ops import (
 )
 from duetto.program.program import KVSpec
 from duetto.program.rewrites.fuse import FusedLinear
+from duetto.program.rewrites.runs import AddNorm, GatedLinear, RopeWrite
 
 ROWS = (1, 2, 19, 99)
 BLOCK_SIZE = 8
@@ -77,7 +78,8 @@ def run_op(
 
 
 def test_every_operation_has_its_function() -> None:
-    assert set(OPS) == {*every_operation(), EmbedPart, FusedLinear}
+    fused = {FusedLinear, AddNorm, RopeWrite, GatedLinear}
+    assert set(OPS) == {*every_operation(), EmbedPart, *fused}
 
 
 def test_embed() -> None:
