@@ -46,11 +46,11 @@ def kinds(dtype: torch.dtype) -> tuple[GpuFormatName, ...]:
     return (plain(dtype), *QUANTIZED)
 
 
-def assert_near(out: Tensor, wanted: Tensor) -> None:
+def assert_near(out: Tensor, wanted: Tensor, slack: float = 1e-5) -> None:
     """Sums in another order differ by some units of fp32; rounded, by one unit of out's dtype."""
     unit = torch.finfo(out.dtype).eps
     error = (out.float() - wanted.float()).abs()
-    assert (error <= wanted.float().abs() * unit + 1e-5).all(), error.max()
+    assert (error <= wanted.float().abs() * unit + slack).all(), error.max()
 
 
 @pytest.mark.parametrize("kind", ["plain", *QUANTIZED])
@@ -122,7 +122,7 @@ def test_a_row_has_the_same_bits_by_any_tile(kind: GpuFormatName) -> None:
         launch_linear(x, matrix, whole, gate=gate)
         for outputs, tokens in ((64, 64), (128, 32)):
             for at_once in inputs:
-                out, tile = torch.empty_like(whole), LinearTile(outputs, tokens, at_once, 1, 1)
+                out, tile = torch.empty_like(whole), LinearTile(outputs, tokens, at_once, 4, 2)
                 linear_by(tile, x, matrix, out, gate=gate)
                 assert torch.equal(out, whole), tile
 
@@ -149,10 +149,10 @@ def test_a_gate_is_opened(dtype: torch.dtype, gate: str) -> None:
         both = torch.empty(19, 160, dtype=dtype)
         launch_linear(x, matrix, out, gate=gate)
         launch_linear(x, matrix, both)
-        # from the products that the kernel itself rounds: exp differs by units of fp32 only
+        # from the products that the kernel itself rounds: exp differs by some units of fp32 only
         opened, up = both.float().chunk(2, dim=1)
         wanted.copy_(activate_twin(opened, gate) * up)
-        assert_near(out, wanted)
+        assert_near(out, wanted, slack=5e-5)
 
 
 def test_no_row_is_no_launch() -> None:

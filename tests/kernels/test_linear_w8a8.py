@@ -84,7 +84,7 @@ def test_a_gate_is_opened(gate: str) -> None:
     out, wanted = torch.empty(2, 19, 80)
     launch_linear_w8a8(*x, matrix, out, gate=gate)
     linear_w8a8_twin(*x, matrix, wanted, gate=gate)
-    assert torch.allclose(out, wanted, rtol=1e-6, atol=1e-6)  # exp differs by units of fp32
+    assert torch.allclose(out, wanted, rtol=1e-5, atol=1e-5)  # exp differs by units of fp32
 
 
 def test_a_row_that_is_no_number_is_alone() -> None:

@@ -135,7 +135,7 @@ def test_a_number_that_is_none_is_told_with_its_place(
 
 def test_a_device_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "device_weight_bytes", lambda *_: 1 << 60)
-    with pytest.raises(ConfigError, match=r"cpu refuses 1099511627776 MiB for the weights"):
+    with pytest.raises(ConfigError, match=rf"{DEVICE} refuses 1099511627776 MiB for the weights"):
         load("phi3", "bfloat16")
 
 
