@@ -27,10 +27,9 @@ ROWS = (1, 16, 32, 64, 512, 2048)
 def run(bench: Bench) -> dict[str, Any]:
     bench.close()
     start = monotonic()
-    limit_s = 3.0 if bench.rehearse else bench.limit_s - MARGIN_S
-    part_s = 1.0 if bench.rehearse else 0.35 * limit_s
-    tried, best, odd = sweep_attention(bench, start + part_s)
+    tried, best, odd = sweep_attention(bench, start + 0.35 * (bench.limit_s - MARGIN_S))
     bench.tidy()
+    limit_s = monotonic() - start + 3.0 if bench.rehearse else bench.limit_s - MARGIN_S
     for format, name, outputs, inputs, rows in _cases(bench):
         if monotonic() - start > limit_s:
             break
