@@ -147,6 +147,8 @@ class DeviceRunner:
                 continue
             if source is not None:
                 self._settle(source)
+                if isinstance(source.outcome, DeviceLost):
+                    raise source.outcome
                 if isinstance(source.outcome, BaseException):
                     raise EngineError(BEHIND)
             requests[place] = self._last_steps.with_token(request)
