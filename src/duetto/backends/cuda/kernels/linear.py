@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from duetto.backends.cuda.formats import GpuFormatName
 from duetto.backends.cuda.kernels.activations import activate, activate_twin
@@ -273,7 +274,7 @@ def shared_memory_bytes(device: int | None) -> int:
     """What a program may have at most; None is the CPU's interpreter, which has no limit."""
     if device is None:
         return 1 << 30
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    return int(driver.active.utils.get_device_properties(device)["max_shared_mem"])
 
 
 @cache
