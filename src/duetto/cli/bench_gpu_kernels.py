@@ -61,7 +61,7 @@ def time_gpu_kernels(
     with end_at_once(lambda: show(is_interrupted=True)), show_progress("kernels") as bar:
         bench = GpuKernelBench(program, dtype, shrink, runs)
         kinds = [kind for name in kernel for kind in _KINDS[name]]
-        for result in bench.kernels(kept, stored, rows):
+        for result in bench.kernels(kept, stored, rows):  # type: ignore[arg-type]
             if result.kind in kinds:
                 results.append(result)
             bar.advance()

@@ -13,6 +13,8 @@ from typing import Any
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.measure.gpu import CUDA, GpuModel
 from duetto.measure.kernels import CONTEXT
+from duetto.program.dtype import KVDtype
+from duetto.program.kv_size import kv_number_bytes
 from duetto.program.op import Op
 from duetto.program.program import Program
 from duetto.program.shape import Precision
@@ -24,13 +26,6 @@ WEIGHT_BYTES: Mapping[str, float] = {
     "float16": 2.0,
     "int8": 1.0 + 4 / 128,
     "int4": 0.5 + 4 / 64,
-    "fp8": 1.0,
-}
-KV_BYTES: Mapping[str, float] = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "int8": 1.0,
     "fp8": 1.0,
 }
 
@@ -87,7 +82,7 @@ class GpuKernelBench:
     def kernels(
         self,
         weights: Sequence[str],
-        kv: Sequence[str],
+        kv: Sequence[KVDtype],
         rows: Sequence[int],
         context: int = CONTEXT,
     ) -> Iterator[GpuKernel]:
@@ -97,7 +92,11 @@ class GpuKernelBench:
         cases += [(weights[0], k) for k in kv[1:]]
         for number, (weight, kept) in enumerate(cases):
             model = self._model(shapes, weight, kept)
-            precision = Precision(WEIGHT_BYTES[weight], WEIGHT_BYTES[self._dtype], KV_BYTES[kept])
+            precision = Precision(
+                WEIGHT_BYTES[weight],
+                WEIGHT_BYTES[self._dtype],
+                kv_number_bytes(self._program, kept),
+            )
             changed = None if number == 0 else ("linear",) if kept == kv[0] else ("attention",)
             for count, shape in zip(rows, shapes, strict=True):
                 yield from self._of(model, shape, count, precision, (weight, kept), changed)
