@@ -89,6 +89,7 @@ class Bench:
     dtype_name: str  # of weights: bfloat16; the interpreter multiplies that wrongly
     found: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of earlier parts
     limit_s: float = 60.0  # of the part that runs
+    folder: Path = Path(".gpu")  # of the results
     kept: dict[str, Any] = field(default_factory=dict)  # from part to part, in one process
 
     @classmethod

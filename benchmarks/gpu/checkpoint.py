@@ -15,7 +15,7 @@ BYTES = 17 << 30  # of the checkpoint, with room beside
 def checkpoint(bench: Bench) -> Path:
     """A directory; the one that an earlier part wrote, if it is whole."""
     if bench.rehearse:
-        folder = Path(tempfile.gettempdir()) / "duetto-gpu-rehearsal"
+        folder = bench.folder / "checkpoint"
         config, dtype = TINY | {"vocab_size": 320}, "float32"
     else:
         folder, config, dtype = _place(), LARGE_SHAPES["llama-3-8b"], "bfloat16"

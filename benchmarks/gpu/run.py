@@ -69,7 +69,8 @@ class Worker:
         """{"found": ...} or {"error": ...}. Raises WorkerEnded, having ended it, if none comes."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has died, if so: no answer comes
-            asked = {"part": part, "found": found, "limit_s": limit_s}
+            folder = str(self._log.parent.absolute())
+            asked = {"part": part, "found": found, "limit_s": limit_s, "folder": folder}
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
         return self._answer(limit_s)

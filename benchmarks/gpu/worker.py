@@ -1,8 +1,8 @@
 """The process in which parts run: one after the other, so that torch is loaded once.
 
-Reads a line of JSON for each part, {"part": ..., "found": {...}, "limit_s": ...}, and answers with
-one. What a part prints goes to stderr. Ends with its input. Whoever started it ends it if a part
-takes too long.
+Reads a line of JSON for each part, {"part": ..., "found": {...}, "limit_s": ..., "folder": ...},
+and answers with one. What a part prints goes to stderr. Ends with its input. Whoever started it
+ends it if a part takes too long.
 """
 
 import json
@@ -35,6 +35,7 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         bench.found, bench.limit_s = asked["found"], asked["limit_s"]
+        bench.folder = Path(asked["folder"])
         try:
             _answer(answers, {"found": _run(asked["part"], bench)})
         except Exception:
