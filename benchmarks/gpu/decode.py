@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from duetto.backends.cuda.limits import graph_sizes
-
 from duetto.core.options import MAX_NUM_SEQS
 from gpu.bench import Bench
 from gpu.device_model import DeviceModel, decoding

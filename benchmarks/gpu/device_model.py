@@ -7,7 +7,6 @@ from typing import Any
 
 from duetto.backends.cuda.backend import CudaBackend
 from duetto.backends.cuda.random_model import random_model
-
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.measure.gpu import greedy, step_of
 from duetto.measure.op_times import BLOCK_SIZE, num_slots

@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from duetto.backends.cuda.launch_times import LaunchTimes
 from torch.nn.functional import scaled_dot_product_attention
 
+from duetto.backends.cuda.launch_times import LaunchTimes
 from duetto.measure.gpu import step_of
 from duetto.program.ops import Attention
 from gpu.bench import Bench
