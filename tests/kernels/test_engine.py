@@ -66,7 +66,7 @@ def alone() -> dict[str, list]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"max_num_batched_tokens": 7}, {"num_blocks": 7, "enable_prefix_caching": False}],
+    [{}, {"max_num_batched_tokens": 7}, {"num_blocks": 8, "enable_prefix_caching": False}],
     ids=["batched", "chunked", "preempted"],
 )
 def test_in_company(alone, options):
