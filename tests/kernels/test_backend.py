@@ -229,3 +229,17 @@ def test_how_far_keys_and_values_are_from_what_lay_there() -> None:
         backend.run(step_of([(0, tokens(20, 4))]), kv)
         found.append(backend.look_deviation(step_of([(0, ids)])._replace(logit_rows=NO_ROWS), kv))
     np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_a_step_of_many_runs() -> None:
+    """Positions with gaps are many runs of one request: more than there may be
+    requests, and more tables than there was room for."""
+    program, weights = of_case(QWEN)
+    backend, ids = backend_of(program, weights, num_tokens=64), tokens(50)
+    (whole,) = logits_of(backend, [(0, ids)])
+    step = step_of([(0, ids)], "all")
+    ends = np.arange(51, dtype=np.int32)
+    tables = np.repeat(step.block_tables, 50, axis=0)
+    apart = step._replace(query_starts=ends, context_lens=ends[1:], block_tables=tables)
+    kv = backend.allocate_kv(NUM_BLOCKS, BLOCK_SIZE, "float32")
+    np.testing.assert_array_equal(backend.run(apart, kv), whole)

@@ -127,7 +127,7 @@ class CudaBackend:
         arena = allocate_arena(self._program.kv, num_blocks, block_size, dtype, self._device)
         num_tokens, num_runs = self._limits.num_tokens, self._limits.num_runs
         num_table_entries = num_runs * -(-self._limits.max_model_len // block_size)
-        num_tiles = most_tiles(num_tokens, num_runs, self._group)
+        num_tiles = most_tiles(num_tokens, self._group)
         sizes = InputSizes(num_tokens, num_tokens, num_tokens, num_tiles, num_table_entries)
         self._inputs = StepInputs(sizes, self._device, IN_FLIGHT)
         if self._recorder is not None:
@@ -137,7 +137,7 @@ class CudaBackend:
     def _record(self, arena: CudaArena, recorder: Recorder, num_table_entries: int) -> None:
         limits = self._limits
         most = min(limits.num_runs, limits.num_logit_rows, limits.num_few_tokens)
-        num_tiles = most_tiles(most, most, self._group)
+        num_tiles = most_tiles(most, self._group)
         sizes = InputSizes(most, most, most, num_tiles, num_table_entries)
         inputs = self._graph_inputs = StepInputs(sizes, self._device, IN_FLIGHT)
 

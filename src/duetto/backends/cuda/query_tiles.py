@@ -76,6 +76,6 @@ def tiles_of_runs(step: StepArrays, first: int, last: int, group: int) -> tuple[
     return _tiles(np.arange(first, last), counts * group, FEW_ROWS)
 
 
-def most_tiles(num_tokens: int, num_runs: int, group: int) -> int:
-    """That a step may have of one kind."""
-    return num_tokens * group // FEW_ROWS + num_runs + 1
+def most_tiles(num_tokens: int, group: int) -> int:
+    """That a step may have of one kind: each token may be a run by itself."""
+    return num_tokens * group // FEW_ROWS + num_tokens
