@@ -243,3 +243,12 @@ def test_a_step_of_many_runs() -> None:
     apart = step._replace(query_starts=ends, context_lens=ends[1:], block_tables=tables)
     kv = backend.allocate_kv(NUM_BLOCKS, BLOCK_SIZE, "float32")
     np.testing.assert_array_equal(backend.run(apart, kv), whole)
+
+
+def test_a_part_of_a_prompt_of_which_nothing_is_wanted() -> None:
+    backend = backend_of(*of_case(QWEN))
+    kv = backend.allocate_kv(NUM_BLOCKS, BLOCK_SIZE, "float32")
+    step = step_of([(0, [5, 6])])._replace(logit_rows=NO_ROWS)
+    started = backend.start(step, kv, greedy(0), wants_logits=True)
+    assert started.tokens().shape == (0,)
+    assert started.logits().shape == (0, 199)

@@ -233,6 +233,8 @@ class CudaBackend:
         self, run: DeviceRun, inputs: StepInputs, samples: bool, start: int, end: int
     ) -> None:
         """The operations on selected rows start ... end, and their samples."""
+        if start == end:  # a part of a prompt, of which nothing is wanted
+            return
         step = run.step._replace(logit_rows=run.step.logit_rows[start:end])
         part = DeviceRun(step, run.kv, run.held, run.num_tokens, end - start)
         _launch(self._selected, part)
