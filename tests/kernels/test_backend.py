@@ -70,8 +70,9 @@ def test_half_precision_is_near(case: Case) -> None:
         assert np.abs(ours - twin).max() < 0.06 * np.abs(twin).max()  # fp16 has 11 bits
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@SOME
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(GEMMA, "float16"), (QWEN, "float32")], ids=["gemma2-fp16", "qwen3-fp32"]
+)
 def test_the_same_bits_whole_in_chunks_and_in_company(case: Case, dtype: str) -> None:
     program, weights = of_case(case)
     backend = backend_of(program, weights, dtype)
@@ -80,7 +81,7 @@ def test_the_same_bits_whole_in_chunks_and_in_company(case: Case, dtype: str) ->
     one_by_one = logits_of(backend, [(0, ids[:69])], [(69, ids[69:])], dtype=dtype)
     np.testing.assert_array_equal(np.concatenate(one_by_one), whole)
     chunks = [(0, 33), (33, 34), (34, 66), (66, 70)]
-    for company in (0, 1, 3):
+    for company in (0, 3):
         steps = []
         for start, end in chunks:
             others = [(0, tokens(1 + 7 * other, other)) for other in range(1, company + 1)]
@@ -121,13 +122,13 @@ def recorded(case: Case) -> tuple[CudaBackend, LaunchRecorder]:
 def test_recorded_steps_give_the_same_tokens(case: Case) -> None:
     program, weights = of_case(case)
     backend, recorder = recorded(case)
-    prompts = [tokens(5), tokens(40, 1), tokens(17, 2)]
-    got = generate(backend, prompts, 6)
-    assert recorder.num_replays == 5
+    prompts = [tokens(5), tokens(20, 1), tokens(9, 2)]
+    got = generate(backend, prompts, 4)
+    assert recorder.num_replays == 3
     assert len(recorder.num_launches) == 3  # of 1, 2 and 4 requests
-    assert got == generate(backend_of(program, weights), prompts, 6)
+    assert got == generate(backend_of(program, weights), prompts, 4)
     for prompt, answer in zip(prompts, got, strict=True):
-        assert generate(backend_of(program, weights), [prompt], 6) == [answer]
+        assert generate(backend_of(program, weights), [prompt], 4) == [answer]
 
 
 def test_a_recorded_step_has_the_bits_of_a_launched_one() -> None:
