@@ -14,12 +14,12 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
+from duetto.backends.cuda.arena import LARGEST, store_heads
 from duetto.backends.cuda.kernels.norm import NO_NORM, Norm, rms_norm_twin
 from duetto.backends.cuda.kernels.variant import KernelVariant
 from duetto.backends.cuda.tensors import LayerKV
 
 _ROWS, _WARPS = 8, 4  # (token, head) rows of a program
-QUANTIZED_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class Rotation(NamedTuple):
@@ -199,7 +199,7 @@ def launch_rope_write(
         HALF=half, HALFP=triton.next_power_of_2(half),
         TAILP=triton.next_power_of_2(max(1, head_dim - 2 * half)), ROWS=rows,
         NORM=heads.q_norm is not None, ROTATE=rotation is not None, WRITE=kv is not None,
-        KEEP_K=heads.keep_k, LARGEST=QUANTIZED_LARGEST.get(arena.keys.dtype, 0.0),
+        KEEP_K=heads.keep_k, LARGEST=LARGEST.get(arena.keys.dtype, 0.0),
         FIRST_KIND=kinds[0], num_warps=_WARPS,
     )  # fmt: skip
 
@@ -223,7 +223,7 @@ def rope_write_twin(
         (new_k, kv.keys, kv.key_scales),
         (v, kv.values, kv.value_scales),
     ):
-        _store_twin(rows.float().reshape(len(q), -1, heads.head_dim), stored, scales, places)
+        store_heads(stored, scales, places, rows.float().reshape(len(q), -1, heads.head_dim))
 
 
 def _rotate_twin(x: Tensor, head_dim: int, rotation: Rotation, positions: Tensor) -> None:
@@ -234,18 +234,6 @@ def _rotate_twin(x: Tensor, head_dim: int, rotation: Rotation, positions: Tensor
     by_head[..., :half] = first * cos - second * sin
     by_head[..., half : 2 * half] = second * cos + first * sin
     x.copy_(by_head.reshape(x.shape))
-
-
-def _store_twin(rows: Tensor, stored: Tensor, scales: Tensor | None, places: Tensor) -> None:
-    if scales is None:
-        stored[places] = rows.to(stored.dtype)
-        return
-    scale = rows.abs().amax(-1) / QUANTIZED_LARGEST[stored.dtype]
-    scales[places] = scale
-    steps = rows / torch.where(scale == 0, torch.ones_like(scale), scale)[..., None]
-    if stored.dtype == torch.int8:
-        steps = steps.round()
-    stored[places] = steps.to(stored.dtype)
 
 
 def variants() -> Iterator[KernelVariant]:
