@@ -148,7 +148,9 @@ class CudaBackend:
 
         def launch(size: int) -> None:
             step = inputs.tensors(size, size, size, tiles[size])
-            self._compute_next_tokens(step, inputs.sample_tensors(size), arena, size)
+            run = DeviceRun(step, arena, self._held, size, 0)
+            _launch(self._every, run)
+            self._finish(run, inputs, True, 0, size)
 
         self._warm_up(arena)
         for size in graph_sizes(most):  # what is compiled, or allocated once, cannot be recorded
@@ -217,17 +219,24 @@ class CudaBackend:
         look: LookAtQueries | None = None,
     ) -> Started:
         """Kernel by kernel."""
-        tiles, inputs = self._tiles(step), self._inputs_for(step)
-        inputs.send(step, feedback, sampling, tiles)
-        num_tokens, num_rows = len(step.token_ids), len(step.logit_rows)
-        tensors = inputs.tensors(num_tokens, len(step.context_lens), num_rows, tiles)
-        run = DeviceRun(tensors, kv, self._held, num_tokens, 0, look)
+        inputs, tensors = self._send(step, feedback, sampling)
+        num_rows = len(step.logit_rows)
+        run = DeviceRun(tensors, kv, self._held, len(step.token_ids), 0, look)
         _launch(self._every, run)
         if num_rows <= len(self._logits):
             self._finish(run, inputs, sampling is not None, 0, num_rows)
             sampled = self._held.sampled[:num_rows] if sampling is not None else None
             return self._results.fetch(sampled, self._logits[:num_rows] if wants_logits else None)
         return self._finish_in_parts(run, inputs, sampling is not None, num_rows, wants_logits)
+
+    def _send(
+        self, step: StepArrays, feedback: IntArray | None, sampling: SampleArrays | None
+    ) -> tuple[StepInputs, StepTensors]:
+        """A step that is not recorded, and where it lies on the device."""
+        tiles, inputs = self._tiles(step), self._inputs_for(step)
+        inputs.send(step, feedback, sampling, tiles)
+        counts = len(step.token_ids), len(step.context_lens), len(step.logit_rows)
+        return inputs, inputs.tensors(*counts, tiles)
 
     def _finish(
         self, run: DeviceRun, inputs: StepInputs, samples: bool, start: int, end: int
@@ -255,14 +264,6 @@ class CudaBackend:
                 logits[start:end] = self._logits[: end - start].float().cpu().numpy()
         tokens = self._held.sampled[:num_rows].cpu().numpy() if samples else None
         return Finished(tokens, logits if wants_logits else None)
-
-    def _compute_next_tokens(
-        self, step: StepTensors, rows: SampleTensors, kv: CudaArena, size: int
-    ) -> None:
-        run = DeviceRun(step, kv, self._held, size, size)
-        _launch(self._every, run)
-        _launch(self._selected, run)
-        sample(self._logits[:size], rows, self._scratch, self._held.sampled[:size])
 
     def _tiles(self, step: StepArrays) -> TilePlan:
         return plan_tiles(step, self._group, self._many_rows, self._limits.num_few_tokens)
@@ -308,11 +309,8 @@ class CudaBackend:
         ops = self._program.ops[: num_ops_up_to_kv(self._program, self._program.ops)]
         self._check(step, kv, None)
         before = self.read_kv(LOOKED_LAYER, step.slots, kv)
-        tiles, inputs = self._tiles(step), self._inputs_for(step)
-        inputs.send(step, None, None, tiles)
-        num_tokens = len(step.token_ids)
-        tensors = inputs.tensors(num_tokens, len(step.context_lens), 0, tiles)
-        _launch(ops, DeviceRun(tensors, kv, self._held, num_tokens, 0))
+        _, tensors = self._send(step, None, None)
+        _launch(ops, DeviceRun(tensors, kv, self._held, len(step.token_ids), 0))
         return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
 
     def export_blocks(
