@@ -1,6 +1,5 @@
 """`duetto bench kernels --backend cuda`: what each GPU kernel reaches of what the device gives."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -8,7 +7,8 @@ from rich.table import Table
 
 from duetto.checkpoints.config import ModelConfig
 from duetto.cli.interrupt import end_at_once
-from duetto.cli.output import open_console, print_json, say, show_table
+from duetto.cli.kernel_report import kernel_report
+from duetto.cli.output import open_console, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.measure.gpu_kernels import GpuKernel, GpuKernelBench, GpuMachine
 from duetto.models.find import find_config
@@ -48,24 +48,17 @@ def time_gpu_kernels(
     results: list[GpuKernel] = []
     bench: GpuKernelBench | None = None
 
-    def show(is_interrupted: bool) -> None:
-        machine = None if bench is None else bench.machine
-        if as_json:
-            found = [] if machine is None else [result.as_json(machine) for result in results]
-            print_json({"machine": machine, "kernels": found, "interrupted": is_interrupted})
-        elif machine is not None:
-            _print(machine, results)
-        if is_interrupted:
-            print(f"interrupted: {len(results)} measurements so far", file=sys.stderr)
-
-    with end_at_once(lambda: show(is_interrupted=True)), show_progress("kernels") as bar:
+    show = kernel_report(
+        lambda: None if bench is None else bench.machine, results, _print, as_json=as_json
+    )
+    with end_at_once(lambda: show(True)), show_progress("kernels") as bar:
         bench = GpuKernelBench(program, dtype, shrink, runs)
         kinds = [kind for name in kernel for kind in _KINDS[name]]
         for result in bench.kernels(kept, stored, rows):  # type: ignore[arg-type]
             if result.kind in kinds:
                 results.append(result)
             bar.advance()
-    show(is_interrupted=False)
+    show(False)
 
 
 def few_layers(config: ModelConfig) -> Program:

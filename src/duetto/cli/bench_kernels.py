@@ -1,6 +1,5 @@
 """`duetto bench kernels`: what each kernel reaches of what the machine gives."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,8 @@ from rich.table import Table
 from duetto.backends.cpu.native import choose_isa, in_words, native, why_unavailable
 from duetto.cli.bench_gpu_kernels import time_gpu_kernels
 from duetto.cli.interrupt import end_at_once
-from duetto.cli.output import JsonFlag, open_console, print_json, say, show_table
+from duetto.cli.kernel_report import kernel_report
+from duetto.cli.output import JsonFlag, open_console, say, show_table
 from duetto.core.errors import ConfigError
 from duetto.measure.kernels import KernelBench, Machine, Measured, Widths, most_bytes
 from duetto.models.find import find_config
@@ -117,22 +117,15 @@ def _time_native(
     results: list[Measured] = []
     bench: KernelBench | None = None
 
-    def show(is_interrupted: bool) -> None:
-        machine = None if bench is None else bench.machine
-        if as_json:
-            found = [] if machine is None else [result.as_json(machine) for result in results]
-            print_json({"machine": machine, "kernels": found, "interrupted": is_interrupted})
-        elif machine is not None:
-            _print(machine, results)
-        if is_interrupted:
-            print(f"interrupted: {len(results)} measurements so far", file=sys.stderr)
-
-    with end_at_once(lambda: show(is_interrupted=True)), show_progress("kernels") as bar:
+    show = kernel_report(
+        lambda: None if bench is None else bench.machine, results, _print, as_json=as_json
+    )
+    with end_at_once(lambda: show(True)), show_progress("kernels") as bar:
         bench = KernelBench(native, pool, isa, widths)
         for result in _measure(bench, kernel, rows, weights, kv):
             results.append(result)
             bar.advance()
-    show(is_interrupted=False)
+    show(False)
 
 
 def _measure(
