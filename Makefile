@@ -96,4 +96,4 @@ docs: setup  ## Regenerate the command-line reference
 	@$(BIN)/python tools/cli_reference.py
 
 clean:  ## Remove what the targets above made
-	rm -rf $(VENV) $(KERNELS) build dist .demo
+	rm -rf $(VENV) $(KERNELS) build dist .demo .gpu

@@ -19,7 +19,8 @@ try:
     from gpu.bench import Bench
 except ModuleNotFoundError as error:
     sys.exit(
-        f"{error.name} is not installed; accepted: a python with torch and triton for this GPU"
+        f"{error.name} is not installed: this is for a machine with an NVIDIA GPU, and a python "
+        f"that has torch and triton (pip install 'duetto[cuda]'; make gpu GPU_PYTHON=...)"
     )
 
 from gpu.plan import PARTS
