@@ -27,6 +27,7 @@ from duetto.core.sampling_params import SamplingParams
 from duetto.core.shape import BatchShape, RequestShape
 from duetto.core.timings import RequestTimings
 from duetto.engine.engine import Engine
+from duetto.engine.thread import in_thread
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
@@ -60,7 +61,7 @@ def price(shape: BatchShape) -> float:
 
 def make_app() -> Starlette:
     return create_app(
-        engine=Engine(Scheduler(CONFIG), NoExecutor()),
+        open_engine=in_thread(Engine(Scheduler(CONFIG)), NoExecutor()),
         codec=NoCodec(),
         config=CONFIG,
         settings=ServerSettings(served_model_name="observed"),

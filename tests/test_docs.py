@@ -15,6 +15,7 @@ from duetto.cli.app import app
 from duetto.core.engine_args import EngineArgs
 from duetto.core.reuse_choice import ReuseRules, insisted
 from duetto.demo import demo_model_dir
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -95,7 +96,7 @@ def test_the_api_pages_python_runs():
 def test_the_api_pages_bodies_are_answered():
     built = build(demo_model_dir(), EngineArgs())
     served = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(

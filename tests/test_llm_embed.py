@@ -14,6 +14,7 @@ from duetto.checkpoints.config import read_config
 from duetto.checkpoints.pooling import find_embedding_model
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -178,7 +179,10 @@ def test_the_server_gives_the_same_numbers(llm, tiny_model, tmp_path):
     built = build(path, EngineArgs(max_model_len=512))
     settings = ServerSettings(served_model_name="m", embeddings=built.model.embeddings)
     app = create_app(
-        engine=built.engine, codec=built.codec, config=built.scheduler_config, settings=settings
+        open_engine=in_thread(built.engine),
+        codec=built.codec,
+        config=built.scheduler_config,
+        settings=settings,
     )
     texts = ["cats", "dogs and cats"]
     wanted = [output.outputs.embedding for output in llm.embed(texts)]

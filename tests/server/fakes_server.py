@@ -23,6 +23,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.executor import Done
 from duetto.engine.engine import Engine
 from duetto.engine.speech import Speech
+from duetto.engine.thread import in_thread
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.http.serve import bind, make_server
@@ -105,7 +106,7 @@ def make_app(
     engine = make_engine(executor, config)
     made = ServerSettings(served_model_name=MODEL, version="1.2.3", **settings)
     app = create_app(
-        engine=engine,
+        open_engine=in_thread(engine),
         codec=codec,
         config=config,
         settings=made,

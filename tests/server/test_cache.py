@@ -360,7 +360,7 @@ def test_names_of_other_servers_lead_here(client):
 def test_an_engine_that_has_ended_is_told(server):
     client, _ = server
     app = client.app
-    app.state.relay._running_thread().give_up()
+    app.state.relay._running_handle().give_up()
     assert client.post("/v1/cache/lookup", json={"prompt": PROMPT}).status_code == 503
     assert client.get("/v1/cache").status_code == 503
 

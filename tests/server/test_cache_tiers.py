@@ -15,6 +15,7 @@ from duetto.cli.cache import CacheServer, drop, lookup
 from duetto.core.batch import ScheduledBatch
 from duetto.core.executor import Done
 from duetto.engine.engine import Engine
+from duetto.engine.thread import in_thread
 from duetto.runner.tiers.disk import DiskTier
 from duetto.runner.tiers.folder import Folder
 from duetto.runner.tiers.mover import Mover, TierRoom
@@ -59,7 +60,9 @@ def started(path: Path) -> tuple[Starlette, DiskTier]:
         decode=lambda ids, skip: CODEC.decode(ids, skip_special_tokens=skip),
     )
     settings = ServerSettings(served_model_name=MODEL, version="1.2.3")
-    return create_app(engine=engine, codec=CODEC, config=CONFIG, settings=settings), disk
+    return create_app(
+        open_engine=in_thread(engine), codec=CODEC, config=CONFIG, settings=settings
+    ), disk
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from duetto import LLM, InvalidRequest, SamplingParams
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
 from duetto.engine.read_answer import gathered
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -52,7 +53,7 @@ def client(tiny_model, tmp_path_factory):
     built = build(tiny_model, args)
     assert built.speech.dialects.calls.name == "hermes"
     app = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(served_model_name="tiny"),

@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from duetto import build as building
 from duetto.core.engine_args import EngineArgs
+from duetto.engine.thread import in_thread
 from duetto.scheduler.drafts import Ask
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
@@ -53,7 +54,7 @@ def client(tiny_model):
         config = {"method": "ngram", "num_speculative_tokens": 4}
         built = building.build(tiny_model, EngineArgs(max_model_len=512, speculative_config=config))
     app = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(served_model_name=NAME, max_drafts=built.model.max_drafts),

@@ -99,7 +99,7 @@ def test_health_fails_and_nobody_waits_for_an_engine_that_hangs():
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_dead")
         wait_until(lambda: failures)
         executor.gate.set()  # a step that ends after all changes nothing any more
-        wait_until(lambda: not app.state.relay._thread._thread.is_alive())
+        wait_until(lambda: not app.state.relay._handle._thread.is_alive())
         assert httpx2.get(f"{url}/health").status_code == 503
     assert len(failures) == 1 and engine.computing is None
 

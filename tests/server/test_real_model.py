@@ -14,6 +14,7 @@ from server.fakes_server import running, wait_until
 from duetto import LLM, SamplingParams
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -36,7 +37,7 @@ def server(tiny_model):
     """A client, what it talks to, and the base URL."""
     built = build(tiny_model, EngineArgs(**ENGINE))
     app = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(served_model_name=NAME),

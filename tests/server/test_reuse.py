@@ -18,6 +18,7 @@ from duetto.build import build, reuse_choice, reuse_rules
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.reuse_choice import ReuseLimits, ReuseRules, insisted, parse_reuse
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -58,7 +59,7 @@ def serve(built):
 
     def client(**rules):
         app = create_app(
-            engine=built.engine,
+            open_engine=in_thread(built.engine),
             codec=built.codec,
             config=built.scheduler_config,
             settings=ServerSettings(served_model_name=NAME, reuse=ReuseRules(**rules)),
@@ -327,7 +328,7 @@ def test_segments_that_fit_but_not_beside_the_prompt(checkpoint):
     args = EngineArgs(max_num_seqs=1, max_model_len=512, block_size=8)
     small = build(checkpoint, args)
     app = create_app(
-        engine=small.engine,
+        open_engine=in_thread(small.engine),
         codec=small.codec,
         config=small.scheduler_config,
         settings=ServerSettings(served_model_name=NAME, reuse=ReuseRules(why_not=insisted)),
@@ -376,7 +377,7 @@ def test_what_a_template_changes_is_an_ordinary_prompt_without_reuse(client):
 
 def test_openais_own_client_can_ask(built):
     app = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(served_model_name=NAME, reuse=ReuseRules(why_not=insisted)),

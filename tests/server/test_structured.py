@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from duetto import LLM, InvalidRequest, SamplingParams, StructuredOutputsParams
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -33,7 +34,7 @@ ENGINE = {"max_model_len": 512, "max_num_seqs": 8}
 def client(tiny_model):
     built = build(tiny_model, EngineArgs(**ENGINE))
     app = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(served_model_name="tiny"),

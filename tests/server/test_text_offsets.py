@@ -23,6 +23,7 @@ from tiny_tokenizers import (
 from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.core.batch import SampledToken, TokenLogprob
 from duetto.engine.engine import Engine
+from duetto.engine.thread import in_thread
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
@@ -54,7 +55,7 @@ def serving(make):
         decode=lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
     )
     settings = ServerSettings(served_model_name=MODEL)
-    app = create_app(engine=engine, codec=codec, config=CONFIG, settings=settings)
+    app = create_app(open_engine=in_thread(engine), codec=codec, config=CONFIG, settings=settings)
     return TestClient(app), codec, executor
 
 

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from duetto import LLM, InvalidRequest, SamplingParams
 from duetto.build import build
 from duetto.core.engine_args import EngineArgs
+from duetto.engine.thread import in_thread
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
 
@@ -55,7 +56,7 @@ def engine_args(tmp_path_factory):
 def client(tiny_model, engine_args):
     built = build(tiny_model, engine_args)
     app = create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=ServerSettings(served_model_name="tiny"),

@@ -9,6 +9,7 @@ from tokenizers import Regex, decoders, normalizers
 
 from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.engine.engine import Engine
+from duetto.engine.thread import in_thread
 from duetto.scheduler.scheduler import Scheduler
 from duetto.server.app import create_app
 from duetto.server.settings import ServerSettings
@@ -37,7 +38,7 @@ def served():
         decode=lambda ids, skip: codec.decode(ids, skip_special_tokens=skip),
     )
     settings = ServerSettings(served_model_name=MODEL)
-    app = create_app(engine=engine, codec=codec, config=CONFIG, settings=settings)
+    app = create_app(open_engine=in_thread(engine), codec=codec, config=CONFIG, settings=settings)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client, engine, executor, space, letter
 

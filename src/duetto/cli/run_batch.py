@@ -19,6 +19,7 @@ from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.reuse_choice import OFF
 from duetto.demo import demo_model_dir
+from duetto.engine.thread import in_thread
 from duetto.progress import show_progress
 from duetto.server.app import create_app
 from duetto.server.batch_file import BatchCounts, BatchFile
@@ -109,7 +110,7 @@ def _settings(built: Built, args: EngineArgs) -> ServerSettings:
 
 def _app(built: Built, settings: ServerSettings) -> Starlette:
     return create_app(
-        engine=built.engine,
+        open_engine=in_thread(built.engine),
         codec=built.codec,
         config=built.scheduler_config,
         settings=settings,

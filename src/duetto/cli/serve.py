@@ -20,6 +20,7 @@ from duetto.core.errors import ConfigError
 from duetto.core.reuse_choice import OFF, ReuseRules
 from duetto.demo import demo_model_dir
 from duetto.engine.speech import Speech
+from duetto.engine.thread import in_thread
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
 from duetto.server.http.serve import listen
@@ -139,7 +140,7 @@ def serve(
             reuse=reuse_rules(built, default_reuse, allow_unmeasured=allow_unmeasured_reuse),
         )
         app = create_app(
-            engine=built.engine,
+            open_engine=in_thread(built.engine),
             codec=built.codec,
             config=built.scheduler_config,
             settings=settings,

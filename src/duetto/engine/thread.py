@@ -19,6 +19,7 @@ from duetto.core.errors import DeviceLost, EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
+from duetto.engine.handle import Deliver, EngineOpener
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,8 +71,14 @@ class _Stop:
 _Message = _Add | _Abort | _Call | _Stop
 
 
+def in_thread(engine: SteppedEngine, clock: Callable[[], float] = monotonic) -> EngineOpener:
+    """An engine of this process, for a door. `clock` must be the engine's own."""
+    return lambda deliver: EngineThread(engine, deliver, clock)
+
+
 class EngineThread:
-    """Runs an engine until it is stopped. Every request added gets exactly one final update.
+    """The handle of an engine in this process: runs it until it is stopped. Every request added
+    gets exactly one final update.
 
     Any thread may call any method; none of them raises because of the engine. `deliver` is called
     on the engine's thread, and on the thread of a caller for what could no longer reach the engine.
@@ -81,7 +88,7 @@ class EngineThread:
     def __init__(
         self,
         engine: SteppedEngine,
-        deliver: Callable[[StepReport], None],
+        deliver: Deliver,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._engine = engine

@@ -21,8 +21,8 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.errors import InvalidRequest
 from duetto.core.structured import GrammarMaker
 from duetto.core.text import TextCodec, bytes_in_place
+from duetto.engine.handle import EngineOpener
 from duetto.engine.speech import Speech
-from duetto.engine.thread import SteppedEngine
 from duetto.server.answering import Answering
 from duetto.server.apis.asked import AskedChat, AskedPrompts
 from duetto.server.apis.chat import read_chat
@@ -78,7 +78,7 @@ TOKEN_BYTES = 16  # roughly a token's id and text in a reply of /tokenize
 
 def create_app(
     *,
-    engine: SteppedEngine,
+    open_engine: EngineOpener,
     codec: TextCodec,
     config: SchedulerConfig,
     settings: ServerSettings,
@@ -94,7 +94,7 @@ def create_app(
     the roof of this machine; `grammars` makes those of structured outputs.
     """
     metrics = Metrics(settings, config)
-    relay = Relay(engine, config, settings, metrics)
+    relay = Relay(open_engine, config, settings, metrics)
     work = TextWork(settings.max_held_bytes)
     answering = Answering(codec, config, settings, relay, work, grammars, speech)
     api = Api(answering, metrics)

@@ -1,6 +1,6 @@
 """The event loop's side of the engine: what is admitted goes in, updates come back to answers.
 
-Knows the engine thread and the metrics; knows no HTTP, no text and no scheduling.
+Knows the engine's handle and the metrics; knows no HTTP, no text and no scheduling.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.errors import EngineError
 from duetto.core.request import Request
 from duetto.engine.engine import StepReport
-from duetto.engine.thread import EngineThread, SteppedEngine
+from duetto.engine.handle import EngineHandle, EngineOpener
 from duetto.engine.watchdog import Watchdog
 from duetto.server.answer import MAX_STEPS, Answer
 from duetto.server.http.errors import ApiError, stopping, unavailable
@@ -43,19 +43,19 @@ class Relay:
 
     def __init__(
         self,
-        engine: SteppedEngine,
+        open_engine: EngineOpener,
         config: SchedulerConfig,
         settings: ServerSettings,
         metrics: Metrics,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """`clock` must be the engine's own."""
-        self._engine = engine
+        self._open_engine = open_engine
         self._settings = settings
         self._metrics = metrics
         self._places = Places(config.max_num_seqs, settings.max_num_queued_reqs, clock)
         self._live: dict[str, _Live] = {}
-        self._thread: EngineThread | None = None
+        self._handle: EngineHandle | None = None
         self._watchdog: Watchdog | None = None
         # Called on the watchdog's thread once the engine has failed and its requests have ended.
         self.on_failure: Callable[[str], None] = lambda _reason: None
@@ -75,31 +75,31 @@ class Relay:
         return frozenset([name for name, live in self._live.items() if live.has_started])
 
     def start(self) -> None:
-        """Start the engine's thread; its reports are handled on the running loop."""
+        """Start the engine; its reports are handled on the running loop."""
         loop = asyncio.get_running_loop()
 
         def deliver(report: StepReport) -> None:
             loop.call_soon_threadsafe(self._receive, report)
 
-        self._thread = EngineThread(self._engine, deliver, self.clock)
+        self._handle = self._open_engine(deliver)
         self._watchdog = Watchdog(
-            self._thread,
+            self._handle,
             self._fail,
             step_timeout_s=self._settings.step_timeout_s,
             stall_timeout_s=self._settings.stall_timeout_s,
         )
-        self._thread.start()
+        self._handle.start()
         self._watchdog.start()
 
     async def stop(self) -> None:
         """Refuse new requests, let live ones end for a while, abort the rest, end the thread."""
         self.is_stopping = True
-        thread = self._running_thread()
+        handle = self._running_handle()
         deadline = self._deadline()
-        while self._live and thread.is_alive and self._may_wait(deadline):
+        while self._live and handle.is_alive and self._may_wait(deadline):
             await asyncio.sleep(0.02)
         deadline = self._deadline()
-        while not await asyncio.to_thread(thread.stop, 0.1):
+        while not await asyncio.to_thread(handle.stop, 0.1):
             if not self._may_wait(deadline):
                 logger.error("the engine's last step has not ended in time; it is left behind")
                 break
@@ -116,7 +116,7 @@ class Relay:
         """
         if self.is_stopping:
             raise stopping()
-        if not self._running_thread().is_alive:
+        if not self._running_handle().is_alive:
             raise unavailable("the engine has stopped", "engine_dead")
         self._places.ask(client, num_requests)
         self._places.take(client, num_requests)
@@ -131,13 +131,13 @@ class Relay:
         `name` is what the client knows the reply by.
         """
         answer = Answer(requests, self._settings.max_pending_bytes)
-        thread = self._running_thread()
+        handle = self._running_handle()
         self.journal.record_arrival(requests, name)
         for request in requests:
             self._live[request.request_id] = _Live(request, answer)
             self._places.take(request.tenant, 1)
             self.history.record_arrival(request, name)
-            thread.add(request)
+            handle.add(request)
         return answer
 
     async def control(self, message: CacheMessage) -> CacheReply:
@@ -145,7 +145,7 @@ class Relay:
         InvalidRequest; ApiError 503 if it has ended. Given up before its turn, it changes nothing.
         """
         try:
-            return await asyncio.wrap_future(self._running_thread().control(message))
+            return await asyncio.wrap_future(self._running_handle().control(message))
         except EngineError as error:
             raise unavailable(str(error), "engine_dead") from None
 
@@ -153,7 +153,7 @@ class Relay:
         """Abort what has not ended; nobody will read the answer any more."""
         answer.abandon()
         for request_id in sorted(answer.unfinished):
-            self._running_thread().abort(request_id)
+            self._running_handle().abort(request_id)
 
     def delivered(self, answer: Answer) -> None:
         """The client has taken the last of a stream."""
@@ -171,7 +171,7 @@ class Relay:
             raise unavailable(self.failure, "engine_dead")
         if self.is_stopping:
             raise stopping()
-        if self._thread is None or not self._thread.is_alive:
+        if self._handle is None or not self._handle.is_alive:
             raise unavailable("the engine has stopped", "engine_dead")
 
     def _receive(self, report: StepReport) -> None:
@@ -208,7 +208,7 @@ class Relay:
 
     def _fail(self, reason: str) -> None:
         """The engine has ended or hangs: tell everyone who waits. On the watchdog's thread."""
-        self._running_thread().give_up()
+        self._running_handle().give_up()
         self.on_failure(reason)
 
     def _deadline(self) -> float:
@@ -217,7 +217,7 @@ class Relay:
     def _may_wait(self, deadline: float) -> bool:
         return self.clock() < deadline and not self.is_hurried
 
-    def _running_thread(self) -> EngineThread:
-        if self._thread is None:
+    def _running_handle(self) -> EngineHandle:
+        if self._handle is None:
             raise ApiError(503, "the server is starting", kind="service_unavailable")
-        return self._thread
+        return self._handle
