@@ -47,6 +47,7 @@ class Request:
     # It wants an embedding instead of an answer; max_tokens is then 1, and nothing is sampled.
     pooling: PoolingParams | None = None
     num_imported_tokens: int = 0  # whose KV comes with the request; 0 again once that is lost
+    prefill_at: tuple[str, ...] = ()  # links of engines that may compute its prompt, best first
 
     # --- written by the Scheduler only -----------------------------------------------------
     token_ids: list[int] = field(init=False)  # prompt, then output; append-only

@@ -1,0 +1,1 @@
+"""More than one engine: handles of workers, routers, KV links."""

@@ -1,0 +1,1 @@
+"""What carries KV from one engine to another."""
