@@ -33,7 +33,7 @@ from duetto.cluster.frames import (
     Leaving,
     NotTaken,
     Refused,
-    Report,
+    ReportFrame,
     SentRequest,
     Stop,
     Welcome,
@@ -179,8 +179,8 @@ FRAMES = [
     AddRequest(SentRequest.of(make_request(), 0.0)),
     Abort("a"),
     NotTaken("a", "why"),
-    Report(*rich_report()),
-    Report((), None),
+    ReportFrame(*rich_report()),
+    ReportFrame((), None),
     Control(7, "pin", b"x"),
     ControlReply(7, "found", b"x"),
     ControlError(7, "invalid", "f", "m"),
@@ -198,7 +198,7 @@ def test_every_kind_of_frame_is_here():
 def test_what_goes_out_comes_back_equal(frame):
     again = decode_frame(encoded(frame))
     assert type(again) is type(frame)
-    if isinstance(frame, Report):
+    if isinstance(frame, ReportFrame):
         again, frame = report_in(again, 0.0), StepReport(frame.updates, frame.record)
     assert again == frame
 
@@ -253,7 +253,7 @@ def test_an_unexpected_error_shows_nothing_of_the_inside():
 
 
 def test_instants_are_told_on_the_receivers_clock():
-    report = report_in(decode_frame(encoded(Report(*rich_report()))), clock_offset=100.0)
+    report = report_in(decode_frame(encoded(ReportFrame(*rich_report()))), clock_offset=100.0)
     timings = report.updates[1].timings
     assert timings.arrival_time == -98.5 and timings.token_times == [-97.0, -91.0]
     assert timings.first_scheduled_time == -98.0
@@ -441,7 +441,7 @@ def understood(frame):
             facts_in(frame)
         case AddRequest(request):
             request.request()
-        case Report():
+        case ReportFrame():
             report_in(frame, 1.5)
 
 

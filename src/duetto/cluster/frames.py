@@ -124,7 +124,7 @@ class NotTaken(_Frame, frozen=True, tag="not-taken"):
     reason: str
 
 
-class Report(_Frame, frozen=True, tag="report"):
+class ReportFrame(_Frame, frozen=True, tag="report"):
     """A StepReport, of it what concerns this door."""
 
     updates: tuple[RequestUpdate, ...]
@@ -181,7 +181,7 @@ Frame = (
     | AddRequest
     | Abort
     | NotTaken
-    | Report
+    | ReportFrame
     | Control
     | ControlReply
     | ControlError

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from duetto.cluster.frames import FrameError, Report, encoded
+from duetto.cluster.frames import FrameError, ReportFrame, encoded
 from duetto.core.batch import RequestUpdate
 from duetto.engine.engine import StepReport
 
@@ -11,7 +11,7 @@ from duetto.engine.engine import StepReport
 def report_frames(report: StepReport) -> Iterator[bytes]:
     """A report as one frame, or as several that say the same where one would be too large."""
     try:
-        yield encoded(Report(report.updates, report.record))
+        yield encoded(ReportFrame(report.updates, report.record))
     except FrameError:
         if not report.updates:  # a record alone: nobody waits for it
             return
@@ -45,7 +45,7 @@ def _halves(
     return (first,), (rest,)
 
 
-def report_in(frame: Report, clock_offset: float) -> StepReport:
+def report_in(frame: ReportFrame, clock_offset: float) -> StepReport:
     """The report, with its instants on the receiver's clock: theirs is ahead by `clock_offset`."""
     updates = frame.updates
     if any(u.timings is not None for u in updates):
