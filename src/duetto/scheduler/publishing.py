@@ -1,9 +1,11 @@
 """Making what was computed findable, and telling all who remember it: misses and tiers."""
 
+from collections.abc import Sequence
+
 from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.reuse import Source
-from duetto.scheduler.block_pool import BlockPool
+from duetto.scheduler.block_pool import BlockHash, BlockPool
 from duetto.scheduler.misses import HashedTokens, MissMemory, hashed_tokens
 from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.tiers import Tiers
@@ -30,6 +32,19 @@ class Publisher:
         self._tiers.note_published(
             request.block_hashes[new], request.block_table[new], request.tenant
         )
+
+    def publish_imported(
+        self,
+        request: Request,
+        hashes: Sequence[BlockHash],
+        blocks: Sequence[int],
+        start: int,
+    ) -> None:
+        """Blocks of its prompt from `start` on, which another engine has computed."""
+        for index in range(start, len(hashes)):
+            self._pool.publish(blocks[index], hashes[index])
+            self._misses.learn(hashed_tokens(request), index)
+        self._tiers.note_published(hashes[start:], blocks[start:], request.tenant)
 
     def publish_text(self, request: Request, source: Source, end: int) -> None:
         """The first `end` tokens of a text that it reuses are written."""

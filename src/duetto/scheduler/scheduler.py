@@ -36,6 +36,7 @@ from duetto.scheduler.fast_forward import (
     num_steps_in_block,
     num_steps_with_room,
 )
+from duetto.scheduler.imports import Imports
 from duetto.scheduler.in_flight import arrive, departing
 from duetto.scheduler.latency import account_run, account_step
 from duetto.scheduler.misses import MissMemory
@@ -84,6 +85,7 @@ class Scheduler:
         self._room = Room(config, self.pool, queues, self.counts)
         self._misses = MissMemory(config)
         self._publisher = Publisher(config, self.pool, self._misses, self.tiers)
+        self.imports = Imports(config, self.pool, queues, self._publisher)
         self._admission = Admission(
             config, self.pool, queues, self._room, self._misses, self.counts, self.tiers
         )
@@ -133,6 +135,9 @@ class Scheduler:
         counts = self._share(budget)
         if not lacks_blocks:  # who has just lost their blocks should not lose them to newcomers
             lacks_blocks = self._admission.admit(counts, budget, now)
+            self.imports.settle(self.running)
+            if lacks_blocks and not self.running:
+                self.imports.give_way()
         self._queues.clock.stand(is_blocked=lacks_blocks, now=now)
         running = self.running
         plans = [(request := running[i], plan(request, n)) for i, n in counts.items()]
@@ -270,7 +275,9 @@ class Scheduler:
         """Assert every invariant. Changes nothing."""
         running = self.running.values()
         sources = [source for request in running for source in request.sources]
-        self.pool.check([r.block_table for r in running] + [s.blocks for s in sources])
+        tables = [r.block_table for r in running] + [s.blocks for s in sources]
+        self.pool.check([*tables, *self.imports.tables])
+        self.imports.check()
         self.tiers.check()
         self.retention.check()
         assert all(0 <= s.num_written <= s.num_computed <= len(s.token_ids) for s in sources)
@@ -375,6 +382,7 @@ class Scheduler:
         for policy in self._drafts:
             policy.forget(request)
         self.tiers.release(request.request_id)
+        self.imports.forget(request.request_id)
         request.finish_reason = reason
         request.timings.finish_time = now
         request.timings.reuse = counted_reuse(request)
