@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -18,6 +19,7 @@
 #include "checksum.h"
 #include "cpu_features.h"
 #include "dispatch.h"
+#include "group.h"
 #include "kv_arena.h"
 #include "pack.h"
 #include "plan.h"
@@ -264,14 +266,18 @@ const float* weights_of(const char* what, const Vector<float>& array, int64_t wa
 
 // A plan, and all that must live as long.
 struct PyPlan {
-    PyPlan(nb::object pool_object, const std::string& isa)
-        : plan(nb::cast<Pool&>(pool_object), choose_kernels(isa)) {
+    PyPlan(nb::object pool_object, const std::string& isa, nb::object member)
+        : plan(nb::cast<Pool&>(pool_object), choose_kernels(isa),
+               member.is_none() ? nullptr : nb::cast<Member*>(member)) {
         kept.append(pool_object);
+        kept.append(member);
     }
 
-    int64_t embed(RefTuple out, nb::object weight, float scale) {
+    int64_t embed(RefTuple out, nb::object weight, float scale, int64_t first,
+                  std::optional<int64_t> vocabulary) {
         kept.append(weight);
-        return plan.embed(as_ref(out), nb::cast<Weight&>(weight).packed, scale);
+        const PackedWeight& packed = nb::cast<Weight&>(weight).packed;
+        return plan.embed(as_ref(out), packed, scale, first, vocabulary.value_or(packed.n));
     }
 
     int64_t rms_norm(RefTuple x, RefTuple out, Vector<float> weight, float eps, int64_t group,
@@ -552,6 +558,52 @@ void bind_weights(nb::module_& m) {
             "layer"_a, nb::rv_policy::reference_internal);
 }
 
+// The arrays are of one dimension or more; which ones does not matter.
+using Numbers = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+
+void bind_group(nb::module_& m) {
+    nb::exception<GroupEnded>(m, "GroupEnded", PyExc_RuntimeError);
+    nb::class_<Group>(m, "Group")
+        .def(nb::new_([](int ranks, int64_t slot_numbers, double timeout_s) {
+                 return Group::make(ranks, slot_numbers, timeout_s);
+             }),
+             "ranks"_a, "slot_numbers"_a = int64_t{1} << 16, "timeout_s"_a = 30.0)
+        .def_static("open", &Group::open, "descriptor"_a)
+        .def_prop_ro("descriptor", &Group::descriptor)
+        .def_prop_ro("ranks", &Group::ranks)
+        .def_prop_ro("slot_numbers", &Group::slot_numbers)
+        .def_prop_ro("why_ended",
+                     [](const Group& group) -> std::optional<std::string> {
+                         if (!group.has_ended()) return std::nullopt;
+                         return group.why_ended();
+                     })
+        .def("end", [](Group& group) { group.end(); });
+    nb::class_<Member>(m, "Member")
+        .def(nb::init<std::shared_ptr<Group>, int>(), "group"_a, "rank"_a)
+        .def_prop_ro("rank", &Member::rank)
+        .def_prop_ro("ranks", &Member::ranks)
+        .def_prop_ro("group", &Member::shared)
+        .def(
+            "sum",
+            [](Member& member, Numbers x) {
+                const Release release;
+                member.sum(x.data(), static_cast<int64_t>(x.size()));
+            },
+            arg("x").noconvert())
+        .def(
+            "gather",
+            [](Member& member, Vector<float> x) {
+                const size_t ranks = member.ranks(), count = x.size();
+                auto* all = new float[ranks * count];
+                nb::capsule owner(all, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+                nb::ndarray<nb::numpy, float> out(all, {ranks, count}, owner);
+                const Release release;
+                member.gather(x.data(), static_cast<int64_t>(count), all);
+                return out;
+            },
+            arg("x").noconvert());
+}
+
 void bind_sampling(nb::module_& m) {
     m.def("finite_argmax", &finite_argmax, arg("row").noconvert(), "isa"_a = nb::none());
     m.def("draw_row", &draw_logits, arg("row").noconvert(), "best"_a, "temperature"_a, "key"_a,
@@ -576,13 +628,15 @@ void bind_sampling(nb::module_& m) {
 
 void bind_plan(nb::module_& m) {
     nb::class_<PyPlan>(m, "Plan")
-        .def(nb::init<nb::object, const std::string&>(), "pool"_a, "isa"_a)
+        .def(nb::init<nb::object, const std::string&, nb::object>(), "pool"_a, "isa"_a,
+             "member"_a = nb::none())
         .def_prop_ro("isa", [](const PyPlan& p) { return p.plan.kernels().name; })
         .def_prop_ro("num_ops", [](const PyPlan& p) { return p.plan.num_ops(); })
         .def_prop_ro("num_bytes", [](const PyPlan& p) { return p.plan.num_bytes(); })
         .def(
             "buffer", [](PyPlan& p, int64_t width) { return p.plan.buffer(width); }, "width"_a)
-        .def("embed", &PyPlan::embed, "out"_a, "weight"_a, "scale"_a = 1.0f)
+        .def("embed", &PyPlan::embed, "out"_a, "weight"_a, "scale"_a = 1.0f, "first"_a = 0,
+             "vocabulary"_a = nb::none())
         .def("rms_norm", &PyPlan::rms_norm, "x"_a, "out"_a, arg("weight").noconvert(), "eps"_a,
              "group"_a, "offset"_a = 0.0f)
         .def("linear", &PyPlan::linear, "x"_a, "out"_a, "weight"_a,
@@ -631,6 +685,14 @@ void bind_plan(nb::module_& m) {
             "soft_cap",
             [](PyPlan& p, RefTuple x, float cap) { return p.plan.soft_cap(as_ref(x), cap); }, "x"_a,
             "cap"_a)
+        .def(
+            "all_reduce", [](PyPlan& p, RefTuple x) { return p.plan.all_reduce(as_ref(x)); }, "x"_a)
+        .def(
+            "all_gather",
+            [](PyPlan& p, RefTuple out, std::vector<int64_t> starts) {
+                return p.plan.all_gather(as_ref(out), std::move(starts));
+            },
+            "out"_a, "starts"_a)
         .def("run", &PyPlan::run, arg("token_ids").noconvert(), arg("positions").noconvert(),
              arg("slots").noconvert(), arg("query_starts").noconvert(),
              arg("context_lens").noconvert(), arg("block_tables").noconvert(),
@@ -651,5 +713,6 @@ NB_MODULE(_native, m) {
     duetto::bind_machine(m);
     duetto::bind_weights(m);
     duetto::bind_sampling(m);
+    duetto::bind_group(m);
     duetto::bind_plan(m);
 }

@@ -51,12 +51,15 @@ int64_t Plan::rope_spec(std::vector<float> inv_freq, double scale) {
     return static_cast<int64_t>(ropes_.size()) - 1;
 }
 
-int64_t Plan::embed(Ref out, const PackedWeight& weight, float scale) {
+int64_t Plan::embed(Ref out, const PackedWeight& weight, float scale, int64_t first,
+                    int64_t vocabulary) {
     require(!selected_, "embed: comes before select_rows");
     use("embed: out", out);
     same_width("embed", "out", out.width, weight.k);
-    smallest_vocabulary_ = std::min(smallest_vocabulary_, weight.n);
-    return append({Embed{out, weight, scale}, selected_});
+    require(first >= 0 && first <= vocabulary && weight.n <= vocabulary - first,
+            "embed: the weight has tokens that the vocabulary has not");
+    smallest_vocabulary_ = std::min(smallest_vocabulary_, vocabulary);
+    return append({Embed{out, weight, scale, first}, selected_});
 }
 
 int64_t Plan::rms_norm(Ref x, Ref out, Norm norm, int64_t group) {
@@ -163,6 +166,27 @@ int64_t Plan::soft_cap(Ref x, float cap) {
     return append({SoftCap{x, cap}, selected_});
 }
 
+int64_t Plan::all_reduce(Ref x) {
+    require(group_ != nullptr, "all_reduce: this plan is no rank's");
+    use("all_reduce: x", x);
+    return append({AllReduce{x}, selected_});
+}
+
+int64_t Plan::all_gather(Ref out, std::vector<int64_t> starts) {
+    require(group_ != nullptr, "all_gather: this plan is no rank's");
+    use("all_gather: out", out);
+    const int ranks = group_->ranks();
+    require(static_cast<int>(starts.size()) == ranks + 1 && starts[0] == 0 &&
+                starts[ranks] == out.width,
+            "all_gather: starts must be one more than ranks, from 0 to the width of out");
+    int64_t widest = 0;
+    for (int rank = 0; rank < ranks; ++rank) {
+        require(starts[rank] <= starts[rank + 1], "all_gather: starts must not fall");
+        widest = std::max(widest, starts[rank + 1] - starts[rank]);
+    }
+    return append({AllGather{out, std::move(starts), widest}, selected_});
+}
+
 // -- room ---------------------------------------------------------------------------------------------
 
 void Plan::hold_rows(Buffer& buffer, int64_t rows) {
@@ -213,6 +237,7 @@ void Plan::make_room(const StepInput& input, const KvArena* kv) {
     if (prepared > prepared_.num_bytes()) prepared_ = Arena(prepared);
     if (counters_.size() != ops_.size()) counters_ = std::vector<Counter>(ops_.size());
     for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
+    failed_at_.store(INT64_MAX, std::memory_order_relaxed);
     times_.assign(ops_.size() + 1, 0.0);
 }
 
@@ -286,6 +311,8 @@ Result Plan::run(const StepInput& input, const KvArena* kv, Ref result) {
     cut_attention(input, kv);
     cut_looks(input);
     pool_.run([&](int thread) { Walk(*this, input, kv, thread).all(); });
+    if (failed_at_.load(std::memory_order_relaxed) != INT64_MAX)
+        throw GroupEnded(group_->group().why_ended());
     sum_looks(input);
     const double inside = std::accumulate(times_.begin(), times_.end(), 0.0);
     times_.back() = std::chrono::duration<double>(Walk::Clock::now() - start).count() - inside;

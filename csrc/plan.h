@@ -2,7 +2,7 @@
 //
 // Building checks every width, and run checks every number of a step, before any thread starts: what
 // walks the list afterwards (walk.cpp) trusts it. Knows no Python; whoever builds a plan keeps weights
-// alive. All errors are std::invalid_argument.
+// alive. All errors are std::invalid_argument, but for GroupEnded where ranks meet (group.h).
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@
 
 #include "arena.h"
 #include "attention_order.h"
+#include "group.h"
 #include "kernels.h"
 #include "kv_arena.h"
 #include "pool.h"
@@ -33,8 +34,9 @@ struct Norm {  // of whole rows
 
 struct Embed {
     Ref out;
-    PackedWeight weight;
+    PackedWeight weight;  // of the tokens from `first` on; others become zeros
     float scale;
+    int64_t first;
 };
 struct RmsNorm {
     Ref x, out;
@@ -82,9 +84,18 @@ struct SoftCap {
     float cap;
 };
 
+struct AllReduce {
+    Ref x;
+};
+struct AllGather {
+    Ref out;
+    std::vector<int64_t> starts;  // of each rank's columns in `out`, and where the last ones end
+    int64_t widest;
+};
+
 struct Op {
     std::variant<Embed, RmsNorm, Linear, Rope, WriteKv, Attention, GatedAct, Add, SelectRows,
-                 SoftCap>
+                 SoftCap, AllReduce, AllGather>
         what;
     bool after_select;  // works on the selected rows
 };
@@ -134,12 +145,16 @@ struct Result {
 
 class Plan {
 public:
-    Plan(Pool& pool, const Kernels& kernels) : pool_(pool), kernels_(kernels) {}
+    // `group`: this plan is one rank's; its operations AllReduce and AllGather meet the others'.
+    Plan(Pool& pool, const Kernels& kernels, Member* group = nullptr)
+        : pool_(pool), kernels_(kernels), group_(group) {}
 
     // Each returns the number of what was added.
     int64_t buffer(int64_t width);
     int64_t rope_spec(std::vector<float> inv_freq, double scale);
-    int64_t embed(Ref out, const PackedWeight& weight, float scale);
+    // The weight is that of tokens `first` and beyond, of a vocabulary of so many.
+    int64_t embed(Ref out, const PackedWeight& weight, float scale, int64_t first,
+                  int64_t vocabulary);
     int64_t rms_norm(Ref x, Ref out, Norm norm, int64_t group);
     int64_t linear(Ref x, Ref out, const PackedWeight& weight, const float* bias, bool accumulate,
                    std::optional<Norm> norm, std::optional<Activation> gated_act);
@@ -150,8 +165,12 @@ public:
     int64_t add(Ref x, Ref y, Ref out);
     int64_t select_rows(Ref x, Ref out);
     int64_t soft_cap(Ref x, float cap);
+    int64_t all_reduce(Ref x);
+    // starts: ranks + 1 of them, rising, counted from out's first column.
+    int64_t all_gather(Ref out, std::vector<int64_t> starts);
 
-    // kv may be nullptr if no operation needs it.
+    // kv may be nullptr if no operation needs it. After GroupEnded nothing of the step's is to be
+    // used, its KV neither.
     Result run(const StepInput& input, const KvArena* kv, Ref result);
     std::vector<double> times()
         const;  // seconds of each operation, then of everything outside them
@@ -185,6 +204,7 @@ private:
 
     Pool& pool_;
     const Kernels& kernels_;
+    Member* const group_;
     std::vector<Op> ops_;
     std::vector<Buffer> buffers_;
     std::vector<RopeSpec> ropes_;
@@ -196,6 +216,7 @@ private:
     mutable std::mutex turn_;
     int64_t rows_ = 0, selected_rows_ = 0;
     std::vector<Counter> counters_;  // one per operation
+    std::atomic<int64_t> failed_at_{INT64_MAX};  // the operation at which the group had ended
     Arena prepared_;  // rows for a linear operation, made together
     Arena partials_;  // of attention
     Arena scratch_;  // [thread][scratch_bytes_]

@@ -16,31 +16,13 @@
 #endif
 #include <unistd.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "spin.h"
 
 namespace duetto {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// A barrier is left within a microsecond, unless another thread's work is longer or the system has
-// taken its processor away. Spinning bridges the first. In the second case the missing thread may be
-// waiting for this very processor, so spinning is short, and yielding costs nothing where nobody else
-// wants to run. The longer bound also bridges the host's work between two steps.
-constexpr auto kSpin = std::chrono::microseconds(5);
-constexpr auto kYield = std::chrono::microseconds(300);
-constexpr int kPausesPerLook = 32;  // at the clock
-
-inline void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("isb" ::: "memory");
-#endif
-}
 
 #if defined(__linux__)
 
@@ -161,7 +143,7 @@ void Gate::wait_while(uint32_t old) {
     for (;;) {
         for (int i = 0; i < kPausesPerLook; ++i) {
             if (value() != old) return;
-            pause();
+            pause_briefly();
         }
         const auto waited = Clock::now() - start;
         if (waited > kYield) break;

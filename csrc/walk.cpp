@@ -19,6 +19,10 @@ constexpr int64_t kChunksPerThread = 6;  // so that the last one to finish is no
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool is_collective(const Op& op) {
+    return std::holds_alternative<AllReduce>(op.what) || std::holds_alternative<AllGather>(op.what);
+}
+
 }  // namespace
 
 // With few rows every thread makes all of them for itself: that takes as long as a barrier.
@@ -36,7 +40,8 @@ Walk::Walk(Plan& plan, const StepInput& input, const KvArena* kv, int thread)
       kv_(kv),
       thread_(thread),
       num_threads_(plan.pool_.num_threads()),
-      scratch_(plan.scratch_.data() + thread * plan.scratch_bytes_) {}
+      scratch_(plan.scratch_.data() + thread * plan.scratch_bytes_),
+      round_(plan.group_ == nullptr ? 0 : plan.group_->round()) {}
 
 // Where all threads are waited for after an operation, the waiting is that operation's time.
 void Walk::all() {
@@ -54,7 +59,10 @@ void Walk::all() {
             plan_.times_[place] = std::chrono::duration<double>(now - last).count();
             last = now;
         }
+        // Only collectives fail, and all threads have been waited for behind one: each leaves here.
+        if (plan_.failed_at_.load(std::memory_order_relaxed) <= static_cast<int64_t>(place)) return;
     }
+    if (thread_ == 0 && plan_.group_ != nullptr) plan_.group_->set_round(round_);
 }
 
 bool Walk::waits_between(const Op& op, const Op& next) const {
@@ -62,7 +70,8 @@ bool Walk::waits_between(const Op& op, const Op& next) const {
 }
 
 bool Walk::ends_by_rows(const Op& op) const {
-    return !std::holds_alternative<Linear>(op.what) && !std::holds_alternative<Attention>(op.what);
+    return !std::holds_alternative<Linear>(op.what) &&
+           !std::holds_alternative<Attention>(op.what) && !is_collective(op);
 }
 
 // SelectRows reads the rows of others.
@@ -70,7 +79,7 @@ bool Walk::begins_by_rows(const Op& op) const {
     if (const auto* linear = std::get_if<Linear>(&op.what))
         return !plan_.prepares_alone(*linear, op.after_select ? plan_.selected_rows_ : plan_.rows_);
     return !std::holds_alternative<Attention>(op.what) &&
-           !std::holds_alternative<SelectRows>(op.what);
+           !std::holds_alternative<SelectRows>(op.what) && !is_collective(op);
 }
 
 // Thread 0 has the most: it is awake, and a single row is its.
@@ -98,8 +107,13 @@ void Walk::make_rope_tables() {
 
 void Walk::run(const Embed& op, size_t, int64_t rows) {
     const Rows part = mine(rows);
-    for (int64_t t = part.begin; t < part.end; ++t)
-        kernels_.unpack_row(&op.weight, input_.token_ids[t], row(op.out, t));
+    for (int64_t t = part.begin; t < part.end; ++t) {
+        const int64_t token = input_.token_ids[t] - op.first;
+        if (token >= 0 && token < op.weight.n)
+            kernels_.unpack_row(&op.weight, token, row(op.out, t));
+        else  // another rank's
+            std::memset(row(op.out, t), 0, op.out.width * sizeof(float));
+    }
     if (op.scale != 1.0f)
         kernels_.scale(row(op.out, part.begin), plan_.leading(op.out), part.count(), op.out.width,
                        op.scale);
@@ -256,6 +270,95 @@ void Walk::look(const Attention& op, const AttentionArgs& args, int64_t item) {
     const size_t places = plan_.look_sums_.size() / num_threads_;
     kernels_.look(&args, &input_.view, &part,
                   plan_.look_sums_.data() + thread_ * places + tile.place, scratch_);
+}
+
+// -- by pieces ----------------------------------------------------------------------------------------
+
+// As many rows as a slot has room for, or a part of the columns of one.
+template <class Exchange>
+void Walk::in_pieces(int64_t rows, int64_t columns, Exchange exchange) {
+    const int64_t room = plan_.group_->slot_numbers(), wide = std::min(columns, room),
+                  high = std::max<int64_t>(1, room / wide);
+    for (int64_t left = 0; left < columns; left += wide)
+        for (int64_t top = 0; top < rows; top += high, ++round_)
+            if (!exchange(Piece{{top, std::min(rows, top + high)},
+                                {left, std::min(columns, left + wide)}}))
+                return;
+}
+
+Walk::Piece Walk::mine(const Piece& piece) const {
+    if (piece.rows.count() >= num_threads_) {
+        const Rows part = mine(piece.rows.count());
+        return {{piece.rows.begin + part.begin, piece.rows.begin + part.end}, piece.columns};
+    }
+    const Rows lines = mine(ceil_div(piece.columns.count(), 16));
+    const auto column = [&](int64_t line) {
+        return std::min(piece.columns.begin + line * 16, piece.columns.end);
+    };
+    return {piece.rows, {column(lines.begin), column(lines.end)}};
+}
+
+void Walk::copy(const Piece& part, const float* from, int64_t ldx, float* to, int64_t ldo) const {
+    for (int64_t t = 0; t < part.rows.count(); ++t)
+        std::memcpy(to + t * ldo, from + t * ldx, part.columns.count() * sizeof(float));
+}
+
+// A rank has come when the last of its threads has.
+bool Walk::meet(size_t place, uint64_t question) {
+    Member& group = *plan_.group_;
+    const int64_t come = 1 + plan_.counters_[place].next.fetch_add(1, std::memory_order_acq_rel);
+    if (come % num_threads_ == 0) group.arrive(round_, question);
+    const bool all = group.wait(round_, question);
+    if (!all) plan_.failed_at_.store(static_cast<int64_t>(place), std::memory_order_relaxed);
+    return all;
+}
+
+// Every rank adds up all of it: what each is spared by adding up a part, it would wait for once more.
+void Walk::run(const AllReduce& op, size_t place, int64_t rows) {
+    const Member& group = *plan_.group_;
+    in_pieces(rows, op.x.width, [&](const Piece& piece) {
+        const Piece part = mine(piece);
+        const int64_t wide = piece.columns.count(), width = part.columns.count();
+        const int64_t here =
+            (part.rows.begin - piece.rows.begin) * wide + part.columns.begin - piece.columns.begin;
+        const auto slot = [&](int rank) { return group.slot(round_, rank) + here; };
+        const int64_t ldx = plan_.leading(op.x), count = part.rows.count();
+        float* x = row(op.x, part.rows.begin) + part.columns.begin;
+        copy(part, x, ldx, slot(group.rank()), wide);
+        if (!meet(place, meeting_for(kToSum, piece.rows.count(), wide))) return false;
+        kernels_.add(slot(0), wide, slot(1), wide, x, ldx, count, width);
+        for (int rank = 2; rank < group.ranks(); ++rank)
+            kernels_.add(x, ldx, slot(rank), wide, x, ldx, count, width);
+        return true;
+    });
+}
+
+// Pieces are of the widest rank's columns; the others have fewer in some.
+void Walk::run(const AllGather& op, size_t place, int64_t rows) {
+    const Member& group = *plan_.group_;
+    const int64_t ldo = plan_.leading(op.out);
+    in_pieces(rows, op.widest, [&](const Piece& piece) {
+        const int64_t wide = piece.columns.count();
+        const auto exchange = [&](int rank, bool brings) {
+            Piece own = piece;
+            const int64_t width = op.starts[rank + 1] - op.starts[rank];
+            own.columns.end = std::min(own.columns.end, width);
+            if (own.columns.count() <= 0) return;
+            const Piece part = mine(own);
+            float* slot = group.slot(round_, rank) + (part.rows.begin - piece.rows.begin) * wide +
+                          part.columns.begin - piece.columns.begin;
+            float* out = row(op.out, part.rows.begin) + op.starts[rank] + part.columns.begin;
+            if (brings)
+                copy(part, out, ldo, slot, wide);
+            else
+                copy(part, slot, wide, out, ldo);
+        };
+        exchange(group.rank(), true);
+        if (!meet(place, meeting_for(kToGather, piece.rows.count(), wide))) return false;
+        for (int rank = 0; rank < group.ranks(); ++rank)
+            if (rank != group.rank()) exchange(rank, false);
+        return true;
+    });
 }
 
 }  // namespace duetto

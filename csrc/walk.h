@@ -1,7 +1,8 @@
 // One thread's way through a plan's list: what it does of each operation, and where it waits.
 //
 // Work is shared out by rows (each thread has its own, the same ones in every operation: nothing to
-// wait for between two of these), by outputs (linear), or by items (attention).
+// wait for between two of these), by outputs (linear), by items (attention), or by pieces (of what
+// ranks exchange).
 #pragma once
 
 #include <chrono>
@@ -46,6 +47,18 @@ private:
     void run(const Add& op, size_t place, int64_t rows);
     void run(const SelectRows& op, size_t place, int64_t rows);
     void run(const SoftCap& op, size_t place, int64_t rows);
+    void run(const AllReduce& op, size_t place, int64_t rows);
+    void run(const AllGather& op, size_t place, int64_t rows);
+
+    // Rows and columns of what ranks exchange.
+    struct Piece {
+        Rows rows, columns;
+    };
+    template <class Exchange>
+    void in_pieces(int64_t rows, int64_t columns, Exchange exchange);
+    Piece mine(const Piece& piece) const;
+    void copy(const Piece& part, const float* from, int64_t ldx, float* to, int64_t ldo) const;
+    bool meet(size_t place, uint64_t question);
 
     void look(const Attention& op, const AttentionArgs& args, int64_t item);
     void prepare(const Linear& op, Rows rows, uint8_t* prepared);
@@ -60,6 +73,7 @@ private:
     const KvArena* kv_;
     const int thread_, num_threads_;
     uint8_t* scratch_;
+    uint32_t round_;  // of the next meeting with other ranks
 };
 
 }  // namespace duetto

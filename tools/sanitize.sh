@@ -15,13 +15,13 @@ export CXX=${CXX:-g++}
 export TSAN_OPTIONS=halt_on_error=1
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1  # leaks: need a debugger's rights
 
-PLAN="csrc/tests/test_plan.cpp csrc/arena.cpp csrc/attention_order.cpp csrc/attention_plan.cpp
+PLAN="csrc/arena.cpp csrc/attention_order.cpp csrc/attention_plan.cpp csrc/group.cpp
   csrc/kv_arena.cpp csrc/pack.cpp csrc/plan.cpp csrc/plan_check.cpp csrc/pool.cpp csrc/walk.cpp
   csrc/sampler.cpp csrc/kernels/isa.cpp"
 
 sources_of() {
   case $1 in
-    plan) echo "$PLAN" ;;
+    plan | group) echo "csrc/tests/test_$1.cpp $PLAN" ;;
     sampler) echo "csrc/tests/test_sampler.cpp csrc/sampler.cpp" ;;
     pool | pack) echo "csrc/tests/test_$1.cpp csrc/$1.cpp" ;;
     *) echo "csrc/tests/test_$1.cpp csrc/pack.cpp csrc/attention_plan.cpp" ;;
@@ -85,6 +85,8 @@ tests() {  # those that take longest come first
   esac
   echo "plan memory baseline"
   echo "plan threads baseline"
+  echo "group memory baseline"
+  echo "group threads baseline"
   for set in $sets; do
     if can_run "$set"; then
       printf '%s memory %s\n' linear "$set" attention "$set" look "$set" rows "$set" sampler "$set"

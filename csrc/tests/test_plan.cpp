@@ -55,7 +55,7 @@ Ref build(Plan& plan, const Weights& w, bool fused) {
     const Norm norm{w.norm.data(), 1e-6f, 0.0f};
     const Ref q{qkv.buffer, 0, 128}, k{qkv.buffer, 128, 64}, v{qkv.buffer, 192, 64};
     const int64_t spec = plan.rope_spec(std::vector<float>(16, 0.01f), 1.0);
-    plan.embed(x, w.embed.weight, 1.5f);
+    plan.embed(x, w.embed.weight, 1.5f, 0, kVocabulary);
     for (int64_t layer = 0; layer < 2; ++layer) {
         if (!fused) plan.rms_norm(x, normed, norm, kHidden);
         plan.linear(fused ? x : normed, qkv, w.qkv.weight, nullptr, false,

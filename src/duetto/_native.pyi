@@ -157,6 +157,62 @@ def kv_block_bytes(
 ) -> int:
     """Bytes of one block of one layer."""
 
+# -- ranks ----------------------------------------------------------------------------------------
+
+class GroupEnded(RuntimeError):
+    """Ranks cannot meet any more, and why; for good."""
+
+class Group:
+    """Shared memory in which the ranks of one engine meet.
+
+    One process makes it and lends its descriptor to the others: `subprocess.Popen(...,
+    pass_fds=[group.descriptor])` (the number is then the same there), or `socket.send_fds`. Each
+    of them calls `Group.open(descriptor)`, and `Member(group, rank)` once; ranks that are threads
+    of one process may share a Group. Who only watches over the ranks need not be one.
+
+    A group ends, for all and for good, when a rank's process has ended while others wait for it,
+    when a rank does not come within `timeout_s`, when ranks come to a meeting for different things,
+    or when somebody calls `end`. Who waits then, or comes later, gets GroupEnded. A rank may not be
+    joined again: what starts anew starts with a new Group.
+    """
+
+    def __init__(self, ranks: int, slot_numbers: int = 65536, timeout_s: float = 30.0) -> None:
+        """2 to 64 ranks. A meeting brings up to `slot_numbers` fp32 numbers of each, a multiple of
+        16; more take several. Its memory, 8 bytes * ranks * slot_numbers, is taken now: OSError if
+        there is none."""
+    @staticmethod
+    def open(descriptor: int) -> Group:
+        """What another process made. The descriptor stays the caller's, who may close it."""
+    @property
+    def descriptor(self) -> int: ...
+    @property
+    def ranks(self) -> int: ...
+    @property
+    def slot_numbers(self) -> int: ...
+    @property
+    def why_ended(self) -> str | None:
+        """None while ranks may meet."""
+    def end(self) -> None:
+        """For all, at once: a supervisor calls it when it sees a rank die."""
+
+class Member:
+    """One rank of a group. Its calls, and the runs of plans that have it, come one after the other,
+    and in the same order on every rank."""
+
+    def __init__(self, group: Group, rank: int) -> None:
+        """ValueError if somebody has joined as this rank."""
+    @property
+    def rank(self) -> int: ...
+    @property
+    def ranks(self) -> int: ...
+    @property
+    def group(self) -> Group: ...
+    def sum(self, x: NDArray[np.float32]) -> None:
+        """x, of any shape, becomes the sum of all ranks' x in the order of ranks, each sum rounded
+        to fp32. Raises GroupEnded."""
+    def gather(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[ranks, len(x)]: all ranks' x, all equally long. Raises GroupEnded."""
+
 # -- plan -----------------------------------------------------------------------------------------
 
 class Plan:
@@ -166,7 +222,9 @@ class Plan:
     select_rows work on the selected rows.
     """
 
-    def __init__(self, pool: Pool, isa: str) -> None: ...
+    def __init__(self, pool: Pool, isa: str, member: Member | None = None) -> None:
+        """`member`: of the ranks that all_reduce and all_gather meet. Each rank's plan has as many
+        of these, as wide; `run` raises GroupEnded where they cannot meet."""
     @property
     def isa(self) -> str: ...
     @property
@@ -176,7 +234,16 @@ class Plan:
         """Memory held by buffers and scratch."""
     def buffer(self, width: int) -> int:
         """A new buffer of `width` fp32 columns; its number."""
-    def embed(self, out: Ref, weight: Weight, scale: float = 1.0) -> int: ...
+    def embed(
+        self,
+        out: Ref,
+        weight: Weight,
+        scale: float = 1.0,
+        first: int = 0,
+        vocabulary: int | None = None,
+    ) -> int:
+        """The weight's rows are tokens `first` and beyond; the others of a `vocabulary` (None:
+        there are no others) become zeros."""
     def rms_norm(
         self,
         x: Ref,
@@ -221,6 +288,11 @@ class Plan:
     def add(self, x: Ref, y: Ref, out: Ref) -> int: ...
     def select_rows(self, x: Ref, out: Ref) -> int: ...
     def soft_cap(self, x: Ref, cap: float) -> int: ...
+    def all_reduce(self, x: Ref) -> int:
+        """x = the sum of all ranks' x, in the order of ranks, each sum rounded to fp32."""
+    def all_gather(self, out: Ref, starts: Sequence[int]) -> int:
+        """out = all ranks' parts of it side by side. `starts`: the first column of each rank's, and
+        out's width."""
     def run(
         self,
         token_ids: NDArray[np.int32],
