@@ -11,16 +11,39 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-BlockRow = NDArray[np.uint8]  # of one block: contiguous bytes of an arena
+ArenaRows = NDArray[np.uint8]  # [num_blocks, bytes]: of all blocks, contiguous
+
+
+MAX_FRAME_BYTES = 1 << 20
 
 
 class RowsSent(NamedTuple):
     """Which rows of a transfer: of one layer, some of its blocks in order."""
 
-    transfer_id: int
-    layer: int
+    transfer_id: int  # 0 ... 2^64 - 1
+    layer: int  # 0 ... 2^32 - 1, as are all of these
     first: int  # of the transfer's blocks
     num_blocks: int
+
+
+class BlockRows(NamedTuple):
+    """Rows of an arena, where they lie: some blocks in order, of each the rows in all arrays, one
+    after the other. What `Backend.block_rows(kv)[layer]` gives, and which blocks of it."""
+
+    arrays: Sequence[ArenaRows]
+    blocks: NDArray[np.int32]
+
+    @property
+    def block_bytes(self) -> int:
+        return sum([array.shape[1] for array in self.arrays])
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.blocks) * self.block_bytes
+
+    def part(self, first: int, num_blocks: int) -> "BlockRows":
+        """Some of the blocks."""
+        return BlockRows(self.arrays, self.blocks[first : first + num_blocks])
 
 
 class LinkLost(Exception):
@@ -28,24 +51,28 @@ class LinkLost(Exception):
 
 
 class LinkUser(Protocol):
-    """Who uses one end. Called on the link's own thread; must not block."""
+    """Who uses one end. Called on the link's own threads, one call at a time; must not block. May
+    call `send` and `close` of the link, but not `send_rows`."""
 
     def received(self, frame: bytes) -> None:
         """A frame, after all rows that were sent before it."""
         ...
 
-    def places(self, rows: RowsSent) -> Sequence[BlockRow] | None:
-        """Where rows are to be written: the arrays of all blocks in order, each block's one after
-        the other; None if nobody wants them any more: they are read and thrown away. What is
-        given stays writable until `arrived` or `lost`."""
+    def places(self, rows: RowsSent) -> BlockRows | None:
+        """Where rows are to be written; None if nobody wants them any more: they are read and
+        thrown away. `rows` is what the other side says, and may be anything. What is given stays
+        writable until `arrived` or `lost`, and is `rows.num_blocks` blocks. Rows that were sent by
+        one call may come as several parts, in any order, each asked for and told."""
         ...
 
     def arrived(self, rows: RowsSent) -> None:
-        """They are written: the link touches their places no more."""
+        """They are written: the link touches their places no more. Not told of rows that had no
+        places."""
         ...
 
     def lost(self, reason: str) -> None:
-        """Nothing comes any more, and nothing is being written. Told once."""
+        """Nothing comes any more, and nothing is being written. Told once, unless this side has
+        closed the link."""
         ...
 
 
@@ -53,14 +80,14 @@ class LinkEnd(Protocol):
     """One end of a connection. Any thread may call; calls of one thread stay in order."""
 
     def send(self, frame: bytes) -> None:
-        """Raises LinkLost."""
+        """At most MAX_FRAME_BYTES. Raises LinkLost."""
         ...
 
-    def send_rows(self, rows: RowsSent, data: Sequence[BlockRow]) -> None:
-        """Send blocks' bytes, each block's arrays one after the other; when it returns the memory
-        may be written again. Raises LinkLost."""
+    def send_rows(self, rows: RowsSent, data: BlockRows) -> None:
+        """Send `rows.num_blocks` blocks; when it returns the memory may be written again. Blocks
+        while the other side is behind, for `dead_after_s` at most. Raises LinkLost."""
         ...
 
     def close(self) -> None:
-        """Afterwards the link touches no place. Safe to call twice."""
+        """Afterwards the link touches no place, and tells nothing. Safe to call twice."""
         ...
