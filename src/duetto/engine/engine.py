@@ -98,13 +98,27 @@ class Engine:
 
     def control(self, message: CacheMessage) -> CacheReply:
         """What a user asks of the KV cache. Raises InvalidRequest, and then changes nothing."""
-        return self.scheduler.retention.answer(message, self._clock())
+        try:
+            return self.scheduler.retention.answer(message, self._clock())
+        finally:  # what time has ended is gone, though the message is refused
+            self._hand_on_events()
 
     def step(self) -> StepReport:
         """Plan and submit a step, and take the oldest result, unless more steps may be in flight.
 
         What makes an executor raise ends alone, with an error.
         """
+        report = self._step()
+        self._hand_on_events()
+        return report
+
+    def _hand_on_events(self) -> None:
+        """Before anybody hears of the step."""
+        events = self.scheduler.pool.events
+        if events is not None:
+            events.hand_on()
+
+    def _step(self) -> StepReport:
         if not self._in_flight or not any(step.pending is None for step in self._in_flight):
             has_more = self._submit_next()
             if not self._in_flight or (len(self._in_flight) <= self._depth and has_more):

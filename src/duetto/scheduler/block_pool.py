@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from duetto.core.cache_control import DEFAULT_PRIORITY, MAX_PRIORITY, CacheCounts, EvictionReason
 from duetto.scheduler.free_blocks import EMPTY, OVER, FreeBlocks
+from duetto.scheduler.kv_events import KVEventLog
 
 PINNED = MAX_PRIORITY + 1  # a level above every priority
 BlockHash = bytes
@@ -52,6 +53,7 @@ class BlockPool:
         # As many as there are blocks.
         self._evicted: OrderedDict[BlockHash, EvictionReason] = OrderedDict()
         self._num_evicted = dict.fromkeys(EvictionReason, 0)
+        self.events: KVEventLog | None = None  # who listens is told from here on
 
     @property
     def num_free(self) -> int:
@@ -127,6 +129,8 @@ class BlockPool:
             self._note_eviction(block_hash, EvictionReason.DROPPED)
         self._block_of.clear()
         self._hash_of.clear()
+        if self.events is not None:
+            self.events.cleared()
 
     # --- what users of the cache control -----------------------------------------------------
 
@@ -225,6 +229,8 @@ class BlockPool:
         if block_hash is not None:
             del self._block_of[block_hash]
             self._note_eviction(block_hash, reason)
+            if self.events is not None:
+                self.events.removed(block_hash)
             if self._on_evict is not None and reason is not EvictionReason.DROPPED:
                 self._on_evict(block_hash, block)
 

@@ -1,4 +1,5 @@
-"""Making what was computed findable, and telling all who remember it: misses and tiers."""
+"""Making what was computed findable, and telling all who remember it: misses, tiers, and who
+listens to events."""
 
 from collections.abc import Sequence
 
@@ -6,6 +7,7 @@ from duetto.core.config import SchedulerConfig
 from duetto.core.request import Request
 from duetto.core.reuse import Source
 from duetto.scheduler.block_pool import BlockHash, BlockPool
+from duetto.scheduler.kv_events import KVEventLog
 from duetto.scheduler.misses import HashedTokens, MissMemory, hashed_tokens
 from duetto.scheduler.prefix import publish_full_blocks, publish_source
 from duetto.scheduler.tiers import Tiers
@@ -27,8 +29,11 @@ class Publisher:
         num_before = request.num_published_blocks
         publish_full_blocks(request, self._config, self._pool)
         new = slice(num_before, request.num_published_blocks)
-        for index in range(num_before, request.num_published_blocks):
+        written = range(num_before, request.num_published_blocks)
+        for index in written:
             self._misses.learn(hashed_tokens(request), index)
+        if self._pool.events is not None:
+            self._tell(self._pool.events, hashed_tokens(request), written)
         self._tiers.note_published(
             request.block_hashes[new], request.block_table[new], request.tenant
         )
@@ -44,6 +49,8 @@ class Publisher:
         for index in range(start, len(hashes)):
             self._pool.publish(blocks[index], hashes[index])
             self._misses.learn(hashed_tokens(request), index)
+        if self._pool.events is not None:
+            self._tell(self._pool.events, hashed_tokens(request), range(start, len(hashes)))
         self._tiers.note_published(hashes[start:], blocks[start:], request.tenant)
 
     def publish_text(self, request: Request, source: Source, end: int) -> None:
@@ -60,3 +67,9 @@ class Publisher:
             request.tenant,
             num_last if num_last < size else None,
         )
+        if self._pool.events is not None:
+            num_full = len(source.token_ids) // size
+            self._tell(self._pool.events, chain, range(new.start, min(new.stop, num_full)))
+
+    def _tell(self, events: KVEventLog, chain: HashedTokens, written: range) -> None:
+        events.stored(chain.token_ids, chain.hashes, written, is_salted=bool(chain.salt))
