@@ -10,8 +10,9 @@ from msgspec import Meta
 
 from duetto.cluster.facts import PROTOCOL, WorkerFacts
 from duetto.cluster.frames import FrameError
+from duetto.cluster.links.link import MAX_FRAME_BYTES
 
-MAX_KV_FRAME_BYTES = 16 * 2**20
+
 MAX_BLOCKS = 2**20  # of a transfer
 MAX_REASON = 400  # characters
 
@@ -116,7 +117,7 @@ _from_prefill: "msgspec.msgpack.Decoder[FromPrefill]" = msgspec.msgpack.Decoder(
 def encode_kv_frame(frame: FromDecode | FromPrefill) -> bytes:
     """Raises FrameError for one that is larger than the other side accepts."""
     data = _encode(frame)
-    if len(data) > MAX_KV_FRAME_BYTES:
+    if len(data) > MAX_FRAME_BYTES:
         raise FrameError(f"a prompt of {len(data)} bytes cannot be sent to another engine")
     return data
 
@@ -142,8 +143,8 @@ def why_unfit(ours: KVHello, theirs: KVHello) -> str | None:
 
 
 def _decoded(data: bytes, decoder: "msgspec.msgpack.Decoder[_T]") -> _T:
-    if len(data) > MAX_KV_FRAME_BYTES:
-        raise FrameError(f"a frame of {len(data)} bytes: at most {MAX_KV_FRAME_BYTES}")
+    if len(data) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(data)} bytes: at most {MAX_FRAME_BYTES}")
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
