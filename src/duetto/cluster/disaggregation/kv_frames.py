@@ -12,7 +12,6 @@ from duetto.cluster.facts import PROTOCOL, WorkerFacts
 from duetto.cluster.frames import FrameError
 from duetto.cluster.links.link import MAX_FRAME_BYTES
 
-
 MAX_BLOCKS = 2**20  # of a transfer
 MAX_REASON = 400  # characters
 
