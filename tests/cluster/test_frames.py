@@ -169,8 +169,8 @@ REPLIES = [
 ]
 FRAMES = [
     Knock(1, "0.1", "door"),
-    Hello(1, "0.1", "boot", b"facts"),
-    hello(FACTS, "boot"),
+    Hello(1, "0.1", "boot", 1.5, b"facts"),
+    hello(FACTS, "boot", 1.5),
     Refused("why"),
     Welcome(),
     Heartbeat(1.5),
@@ -263,7 +263,7 @@ def test_instants_are_told_on_the_receivers_clock():
 
 
 def test_facts_come_back_and_versions_are_compared_first():
-    frame = decode_frame(encoded(hello(FACTS, "boot")))
+    frame = decode_frame(encoded(hello(FACTS, "boot", 1.5)))
     assert facts_in(frame) == FACTS
     assert why_not_versions(PROTOCOL, "1", "1") is None
     assert (
@@ -272,13 +272,13 @@ def test_facts_come_back_and_versions_are_compared_first():
     )
     assert "0.2, and here it is 0.1" in why_not_versions(PROTOCOL, "0.2", "0.1")
     with pytest.raises(FrameError, match="no WorkerFacts"):
-        facts_in(Hello(PROTOCOL, "1", "boot", msgspec.msgpack.encode({"version": "1"})))
+        facts_in(Hello(PROTOCOL, "1", "boot", 1.5, msgspec.msgpack.encode({"version": "1"})))
     with pytest.raises(FrameError, match="another version"):
-        facts_in(Hello(PROTOCOL, "2", "boot", frame.facts))
+        facts_in(Hello(PROTOCOL, "2", "boot", 1.5, frame.facts))
     bad = msgspec.msgpack.decode(frame.facts)
     bad["scheduler"]["block_size"] = -1
     with pytest.raises(FrameError, match="block-size"):  # a config is checked as at start-up
-        facts_in(Hello(PROTOCOL, "1", "boot", msgspec.msgpack.encode(bad)))
+        facts_in(Hello(PROTOCOL, "1", "boot", 1.5, msgspec.msgpack.encode(bad)))
 
 
 def joined(parts):

@@ -55,6 +55,7 @@ class Hello(_Frame, frozen=True, tag="hello"):
     protocol: int
     version: str
     boot: str  # of the machine: clocks of one boot are one clock
+    time: float  # of the worker's clock
     facts: bytes  # WorkerFacts, which another version may not have in this form
 
 
@@ -233,8 +234,8 @@ def _line(error: object) -> str:
 # --- Hello -----------------------------------------------------------------------------------
 
 
-def hello(facts: WorkerFacts, boot: str) -> Hello:
-    return Hello(facts.protocol, facts.version, boot, encoded(facts))
+def hello(facts: WorkerFacts, boot: str, time: float) -> Hello:
+    return Hello(facts.protocol, facts.version, boot, time, encoded(facts))
 
 
 def facts_in(frame: Hello) -> WorkerFacts:

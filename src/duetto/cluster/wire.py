@@ -1,0 +1,437 @@
+"""The sockets of one process to doors and workers: one thread, connections, and who is alive.
+
+A connection is one TCP or Unix connection: when that ends, so does all that was under way on it,
+and nothing of it comes later. Both sides send heartbeats; who is silent for `dead_after_s` is dead.
+Knows frames, and what to do with heartbeats and goodbyes; not what the others say.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from math import ceil
+from pathlib import Path
+from socket import socketpair
+from threading import Thread, current_thread
+from time import monotonic
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from duetto.cluster.address import WireAddress, check_exposure_of, check_free, in_use
+from duetto.cluster.connection import Connection, ConnectionUser
+from duetto.cluster.frames import (
+    MAX_FRAME_BYTES,
+    Bye,
+    FrameError,
+    Heartbeat,
+    Hello,
+    Knock,
+    decode_frame,
+    encoded,
+)
+from duetto.cluster.secret import ClusterSecret, Gatekeeper, guard
+from duetto.core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+DEAD_AFTER_S = 5.0
+MAX_HEARTBEAT_S = 0.5  # between two; so dead_after_s may differ between two sides, above 2 s
+MAX_PENDING_BYTES = 64 * 2**20  # that wait for one that does not read
+MAX_CONNECTIONS = 4096  # of one listener
+QUEUED_FRAMES = 200  # that ZeroMQ holds for one peer, beside what waits here
+BLOCKED_RETRY_S = 0.002  # until a peer that reads too slowly is tried again
+READ_AT_ONCE = 256  # frames of one socket, before others have their turn
+LINGER_MS = 500  # for goodbyes to leave
+NOTICED_S = 0.02  # from the end of a connection until its socket knows
+LATE_S = 0.25  # that a look at the clock may be late, before silence is not held against peers
+
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+NOBODY = "nobody listens there"
+OTHER_SECRET = "it refuses us: it has another secret, or only one side has one"
+GONE = "the connection has ended"
+UNREAD = "it does not read what it is sent"
+STOPPED_HERE = "this side has ended"
+
+
+class Bound(NamedTuple):
+    """A socket that listens, and answers nobody yet."""
+
+    socket: "zmq.Socket[bytes]"
+    address: WireAddress
+
+
+class _Listener(NamedTuple):
+    socket: "zmq.Socket[bytes]"
+    accept: Callable[[Connection], ConnectionUser]
+    connections: dict[bytes, Connection]
+    address: WireAddress
+
+
+class Wire:
+    """Any thread may call; what is told is told on the wire's own thread."""
+
+    def __init__(
+        self,
+        secret: ClusterSecret | None = None,
+        dead_after_s: float = DEAD_AFTER_S,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.clock = clock
+        self.dead_after_s = dead_after_s
+        self._beat_s = min(MAX_HEARTBEAT_S, dead_after_s / 4)
+        self._secret = secret
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.gatekeeper = None if secret is None else Gatekeeper(self._context, secret)
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake_in, self._wake_out = socketpair()
+        self._is_woken = False
+        self._poller = zmq.Poller()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._poller.register(self._wake_in.fileno(), zmq.POLLIN)
+        self._listeners: dict[Any, _Listener] = {}  # by socket
+        self._callers: dict[Any, Connection] = {}  # by socket
+        self._monitors: dict[Any, Any] = {}  # by monitoring socket: the one it monitors
+        self._blocked: set[Connection] = set()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+        self._next_look = clock()
+        self._is_stopping = False
+        self._thread = Thread(target=self._run, name="duetto-wire", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # --- any thread ----------------------------------------------------------------------------
+
+    def bind(self, address: WireAddress, flag: str) -> Bound:
+        """Raises ConfigError, naming the flag, if the address cannot be had or is others' too."""
+        check_exposure_of(address, flag, self._secret)
+        check_free(address, flag)
+        made = self._socket(zmq.ROUTER, listens=True)
+        made.setsockopt(zmq.ROUTER_MANDATORY, 1)  # who is gone is an error, not a silence
+        try:
+            made.bind(str(address))
+        except zmq.ZMQError as error:
+            made.close()
+            if error.errno == zmq.EADDRINUSE:
+                raise in_use(address, flag) from None
+            raise ConfigError(f"{flag} {address}: {error.strerror}") from None
+        if address.kind == "ipc":
+            Path(address.path).chmod(0o600)
+            return Bound(made, address)
+        bound = made.getsockopt_string(zmq.LAST_ENDPOINT)
+        return Bound(made, address._replace(port=int(bound.rpartition(":")[2])))
+
+    def listen(self, bound: Bound, accept: Callable[[Connection], ConnectionUser]) -> None:
+        """Let others connect: `accept` says who uses each connection."""
+        self.call(lambda: self._listen(bound, accept))
+
+    def connect(self, address: WireAddress, use: Callable[[Connection], ConnectionUser]) -> None:
+        """Connect once. `use` is called at once, and is told soon if nobody is there."""
+        self.call(lambda: self._connect(address, use))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call it on the wire's thread."""
+        self._inbox.append(function)
+        self._wake()
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        at = self.clock() + delay_s
+        self.call(lambda: self._at(at, function))
+
+    def flush_soon(self, connection: Connection) -> None:
+        self._inbox.append(lambda: self._flush(connection))
+        self._wake()
+
+    def stop(self, timeout: float = 2.0) -> bool:
+        """End all connections, those that were closed with their goodbyes; False if the thread
+        outlasts `timeout`."""
+        self.call(self._stop)
+        if self._thread.is_alive() and self._thread is not current_thread():
+            self._thread.join(timeout)
+        elif not self._thread.ident:  # never started
+            self._close_all()
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            with suppress(OSError):  # it has ended, or is being woken already
+                self._wake_out.send(b"\0")
+
+    # --- the wire's thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._turn()
+        except Exception:
+            logger.exception("the thread of the sockets ends: it raised what it must not")
+        self._close_all()
+
+    def _turn(self) -> None:
+        due = min(self._next_look, self._timers[0][0] if self._timers else self._next_look)
+        wait_s = max(0.0, due - self.clock())
+        if self._blocked:
+            wait_s = min(wait_s, BLOCKED_RETRY_S)
+        ready = dict(self._poller.poll(ceil(wait_s * 1000)))
+        if ready.pop(self._wake_in.fileno(), None):
+            with suppress(BlockingIOError):
+                self._wake_in.recv(64)
+            self._is_woken = False  # before the inbox is read: what comes later wakes again
+        while self._inbox:
+            self._inbox.popleft()()
+        for socket in ready:
+            if socket in self._monitors:
+                self._hear_monitor(socket)
+            elif socket in self._listeners:
+                self._read_listener(self._listeners[socket])
+            elif socket in self._callers:
+                self._read_caller(self._callers[socket])
+        for connection in tuple(self._blocked):
+            self._flush(connection)
+        now = self.clock()
+        while self._timers and self._timers[0][0] <= now:
+            heappop(self._timers)[2]()
+        if now >= self._next_look:
+            self._look(now)
+
+    def _at(self, time: float, function: Callable[[], None]) -> None:
+        heappush(self._timers, (time, next(self._numbers), function))
+
+    def _socket(self, kind: int, *, listens: bool) -> "zmq.Socket[bytes]":
+        made = self._context.socket(kind)
+        made.setsockopt(zmq.LINGER, LINGER_MS)
+        made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        made.setsockopt(zmq.SNDHWM, QUEUED_FRAMES)
+        made.setsockopt(zmq.RCVHWM, QUEUED_FRAMES)
+        made.setsockopt(zmq.IPV6, 1)
+        made.setsockopt(zmq.RECONNECT_IVL, -1)  # another connection is another one
+        dead_after_ms = max(1000, int(self.dead_after_s * 1000))
+        made.setsockopt(zmq.HANDSHAKE_IVL, dead_after_ms)
+        made.setsockopt(zmq.HEARTBEAT_IVL, dead_after_ms // 2)  # so that a dead one is let go
+        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, dead_after_ms)
+        guard(made, self._secret, listens=listens)
+        return made
+
+    def _watch(self, socket: "zmq.Socket[bytes]", events: int) -> None:
+        monitor = socket.get_monitor_socket(events)
+        self._monitors[monitor] = socket
+        for each in (socket, monitor):
+            self._poller.register(each, zmq.POLLIN)
+
+    def _listen(self, bound: Bound, accept: Callable[[Connection], ConnectionUser]) -> None:
+        self._listeners[bound.socket] = _Listener(bound.socket, accept, {}, bound.address)
+        self._watch(bound.socket, zmq.EVENT_DISCONNECTED)
+
+    def _connect(self, address: WireAddress, use: Callable[[Connection], ConnectionUser]) -> None:
+        socket = self._socket(zmq.DEALER, listens=False)
+        connection = Connection(self, str(address), socket, b"")
+        self._callers[socket] = connection
+        self._watch(socket, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _HANDSHAKE_FAILED)
+        try:
+            socket.connect(str(address))
+        except zmq.ZMQError as error:
+            connection.user = use(connection)
+            self._lose(connection, error.strerror)
+            return
+        connection.user = use(connection)
+        self._beat(connection, self.clock())
+
+    # --- what comes
+
+    def _read_listener(self, listener: _Listener) -> None:
+        for _ in range(READ_AT_ONCE):
+            try:
+                parts = listener.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            name, connection = parts[0], listener.connections.get(parts[0])
+            if len(parts) != 2:
+                if connection is not None:
+                    self._refuse(connection, FrameError(f"no frame: {len(parts) - 1} parts"))
+                continue
+            if connection is None:
+                connection = self._newcomer(listener, name, parts[1])
+            if connection is not None:
+                self._hear(connection, parts[1])
+
+    def _newcomer(self, listener: _Listener, name: bytes, data: bytes) -> Connection | None:
+        """Who says who it is; who says something else belonged to a connection that is over."""
+        try:
+            is_first = isinstance(decode_frame(data), Knock | Hello)
+        except FrameError as error:
+            logger.warning("%s: %s", listener.address, error)
+            is_first = False
+        if not is_first or len(listener.connections) >= MAX_CONNECTIONS:
+            reason = "is full" if is_first else "does not know you (any more)"
+            with suppress(zmq.ZMQError):
+                listener.socket.send_multipart((name, encoded(Bye(reason))), zmq.NOBLOCK)
+            return None
+        peer = f"{listener.address}#{next(self._numbers)}"
+        connection = Connection(self, peer, listener.socket, name)
+        listener.connections[name] = connection
+        connection.user = listener.accept(connection)
+        self._beat(connection, self.clock())
+        return connection
+
+    def _read_caller(self, connection: Connection) -> None:
+        for _ in range(READ_AT_ONCE):
+            if connection.is_over:
+                return
+            try:
+                parts = connection.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) == 1:
+                self._hear(connection, parts[0])
+            else:
+                self._refuse(connection, FrameError(f"no frame: {len(parts)} parts"))
+
+    def _hear(self, connection: Connection, data: bytes) -> None:
+        connection.last_heard = now = self.clock()
+        try:
+            frame = decode_frame(data)
+            if isinstance(frame, Heartbeat):
+                connection.round_trip.heard(frame.time, frame.echo, frame.held_s, now)
+            elif isinstance(frame, Bye):
+                self._lose(connection, frame.reason[:400], says_bye=False)
+            elif connection.user is not None:
+                connection.user.received(frame)
+        except FrameError as error:
+            self._refuse(connection, error)
+        except Exception:
+            logger.exception("%s: a frame could not be handled", connection.peer)
+            self._lose(connection, "a frame could not be handled; the log says why")
+
+    def _refuse(self, connection: Connection, error: FrameError) -> None:
+        logger.warning("%s: %s", connection.peer, error)
+        self._lose(connection, str(error))
+
+    def _hear_monitor(self, monitor: Any) -> None:
+        socket = self._monitors[monitor]
+        while socket in self._callers or socket in self._listeners:
+            try:
+                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            except zmq.Again:
+                return
+            if socket in self._listeners:  # somebody has gone; the socket does not say who
+                self._beat_all(self._listeners[socket])
+                again = partial(self._beat_all, self._listeners[socket])  # once it knows itself
+                self._at(self.clock() + NOTICED_S, again)
+                continue
+            connection = self._callers[socket]
+            self._read_caller(connection)  # what it said last
+            if event == zmq.EVENT_CLOSED:
+                self._lose(connection, NOBODY, says_bye=False)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._lose(connection, GONE, says_bye=False)
+            else:
+                self._lose(connection, OTHER_SECRET, says_bye=False)
+
+    # --- what goes
+
+    def _flush(self, connection: Connection) -> None:
+        if connection.is_over:
+            self._blocked.discard(connection)
+            return
+        try:
+            is_flushed = connection.is_flushed()
+        except zmq.ZMQError:  # a listening socket knows no such connection
+            self._lose(connection, GONE, says_bye=False)
+            return
+        if is_flushed:
+            self._blocked.discard(connection)
+            if connection.has_said_bye:
+                self._forget(connection)
+        elif connection.num_pending_bytes > MAX_PENDING_BYTES:
+            self._lose(connection, UNREAD)
+        else:
+            self._blocked.add(connection)
+
+    def _beat(self, connection: Connection, now: float) -> None:
+        connection.last_beat = now
+        if connection not in self._blocked:  # there is enough on its way
+            connection.queue(encoded(connection.round_trip.beat(now)))
+            self._flush(connection)
+
+    def _beat_all(self, listener: _Listener) -> None:
+        """Who has gone cannot be sent to, and is lost at once."""
+        for connection in tuple(listener.connections.values()):
+            self._beat(connection, self.clock())
+
+    def _look(self, now: float) -> None:
+        """Heartbeats to all, and an end of those that are silent."""
+        late_s = now - self._next_look
+        self._next_look = now + self._beat_s
+        for connection in self._connections():
+            if late_s > LATE_S:  # it is we who were away: stopped, or starved
+                connection.last_heard = max(connection.last_heard, now - self.dead_after_s / 2)
+            silent_s = now - connection.last_heard
+            if silent_s > self.dead_after_s:
+                self._lose(connection, f"silent for {silent_s:.1f} s")
+            elif now - connection.last_beat >= self._beat_s / 2:
+                self._beat(connection, now)
+
+    def _connections(self) -> list[Connection]:
+        found = list(self._callers.values())
+        for listener in self._listeners.values():
+            found += listener.connections.values()
+        return found
+
+    # --- the end
+
+    def _lose(self, connection: Connection, reason: str, *, says_bye: bool = True) -> None:
+        user = connection.end()
+        if says_bye:
+            bye = encoded(Bye(reason[:400]))
+            with suppress(zmq.ZMQError):
+                parts = (connection.name, bye) if connection.name else (bye,)
+                connection.socket.send_multipart(parts, zmq.NOBLOCK)
+        self._forget(connection)
+        if user is not None:
+            try:
+                user.lost(reason)
+            except Exception:
+                logger.exception("%s: its end could not be handled", connection.peer)
+
+    def _forget(self, connection: Connection) -> None:
+        connection.end()
+        self._blocked.discard(connection)
+        listener = self._listeners.get(connection.socket)
+        if listener is not None:
+            listener.connections.pop(connection.name, None)
+        elif self._callers.pop(connection.socket, None) is not None:
+            self._unwatch(connection.socket)
+
+    def _unwatch(self, socket: "zmq.Socket[bytes]") -> None:
+        monitor = next(m for m, watched in self._monitors.items() if watched is socket)
+        del self._monitors[monitor]
+        for each in (socket, monitor):
+            self._poller.unregister(each)
+        socket.disable_monitor()
+        monitor.close(linger=0)
+        socket.close()
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+
+    def _close_all(self) -> None:
+        for connection in self._connections():
+            self._lose(connection, STOPPED_HERE)
+        for socket in tuple(self._listeners):
+            del self._listeners[socket]
+            self._unwatch(socket)
+        self._context.term()
+        self._wake_in.close()
+        self._wake_out.close()
