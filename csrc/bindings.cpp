@@ -26,6 +26,8 @@
 #include "pool.h"
 #include "probe.h"
 #include "refuse.h"
+#include "ring.h"
+#include "rows.h"
 #include "sampler.h"
 #include "weight.h"
 
@@ -450,6 +452,89 @@ int64_t draw(Vector<float> row, const std::tuple<double, int64_t>& first,
                          key);
 }
 
+// -- links --
+
+using RowArrays = std::vector<nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu, uint8_t>>;
+using SentArrays = std::vector<nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro>>;
+
+template <class Arrays>
+RowStream row_stream(const Arrays& arrays, const Vector<int32_t>& blocks) {
+    std::vector<RowArray> rows;
+    for (const auto& array : arrays) {
+        if (array.itemsize() != 1) refuse("rows: arrays must be bytes");
+        rows.push_back({static_cast<uint8_t*>(const_cast<void*>(
+                            static_cast<const void*>(array.data()))),
+                        static_cast<int64_t>(array.shape(0)),
+                        static_cast<int64_t>(array.shape(1))});
+    }
+    return RowStream(std::move(rows), blocks.data(), static_cast<int64_t>(blocks.size()));
+}
+
+void check_start(const RowStream& rows, int64_t start, int64_t count) {
+    if (start < 0 || count < 0 || start > rows.num_bytes() || count > rows.num_bytes() - start)
+        refuse("rows: " + to_string(count) + " bytes from " + to_string(start) + " are not in " +
+               to_string(rows.num_bytes()));
+}
+
+// A word that another thread sets to end what waits.
+const std::atomic<uint32_t>& stop_word(const Vector<uint32_t>& stop) {
+    if (stop.size() != 1) refuse("stop must be one number");
+    return *reinterpret_cast<const std::atomic<uint32_t>*>(stop.data());
+}
+
+int64_t send_rows(int fd, const SentArrays& arrays, Vector<int32_t> blocks, int64_t start,
+                  int64_t limit) {
+    const RowStream rows = row_stream(arrays, blocks);
+    check_start(rows, start, 0);
+    const Release release;
+    return rows.send(fd, start, limit);
+}
+
+int64_t receive_rows(int fd, const RowArrays& arrays, Vector<int32_t> blocks, int64_t start,
+                     int64_t limit) {
+    const RowStream rows = row_stream(arrays, blocks);
+    check_start(rows, start, 0);
+    const Release release;
+    return rows.receive(fd, start, limit);
+}
+
+int64_t put_rows(Bytes ring, const SentArrays& arrays, Vector<int32_t> blocks, int64_t start,
+                 double patience_s, Vector<uint32_t> stop) {
+    const RowStream rows = row_stream(arrays, blocks);
+    check_start(rows, start, 0);
+    Ring own(ring.data(), static_cast<int64_t>(ring.size()));
+    const std::atomic<uint32_t>& word = stop_word(stop);
+    const Release release;
+    return own.put(rows, start, patience_s, word);
+}
+
+int64_t take_rows(Bytes ring, const RowArrays& arrays, Vector<int32_t> blocks, int64_t start,
+                  double patience_s, Vector<uint32_t> stop) {
+    const RowStream rows = row_stream(arrays, blocks);
+    check_start(rows, start, 0);
+    Ring own(ring.data(), static_cast<int64_t>(ring.size()));
+    const std::atomic<uint32_t>& word = stop_word(stop);
+    const Release release;
+    return own.take(&rows, start, rows.num_bytes() - start, patience_s, word);
+}
+
+int64_t drop_rows(Bytes ring, int64_t count, double patience_s, Vector<uint32_t> stop) {
+    Ring own(ring.data(), static_cast<int64_t>(ring.size()));
+    const std::atomic<uint32_t>& word = stop_word(stop);
+    const Release release;
+    return own.take(nullptr, 0, count, patience_s, word);
+}
+
+void copy_rows(const SentArrays& arrays, Vector<int32_t> blocks, const RowArrays& to_arrays,
+               Vector<int32_t> to_blocks) {
+    const RowStream from = row_stream(arrays, blocks), to = row_stream(to_arrays, to_blocks);
+    if (from.num_bytes() != to.num_bytes())
+        refuse("rows: " + to_string(from.num_bytes()) + " bytes do not fit into " +
+               to_string(to.num_bytes()));
+    const Release release;
+    from.copy_to(to);
+}
+
 // -- the module -----------------------------------------------------------------------------------------
 
 void bind_machine(nb::module_& m) {
@@ -604,6 +689,20 @@ void bind_group(nb::module_& m) {
             arg("x").noconvert());
 }
 
+void bind_links(nb::module_& m) {
+    const auto rows = [](const char* name) { return arg(name).noconvert(); };
+    m.def("copy_rows", &copy_rows, rows("arrays"), rows("blocks"), rows("to_arrays"),
+          rows("to_blocks"));
+    m.def("send_rows", &send_rows, "fd"_a, rows("arrays"), rows("blocks"), "start"_a, "limit"_a);
+    m.def("receive_rows", &receive_rows, "fd"_a, rows("arrays"), rows("blocks"), "start"_a,
+          "limit"_a);
+    m.def("put_rows", &put_rows, rows("ring"), rows("arrays"), rows("blocks"), "start"_a,
+          "patience_s"_a, rows("stop"));
+    m.def("take_rows", &take_rows, rows("ring"), rows("arrays"), rows("blocks"), "start"_a,
+          "patience_s"_a, rows("stop"));
+    m.def("drop_rows", &drop_rows, rows("ring"), "count"_a, "patience_s"_a, rows("stop"));
+}
+
 void bind_sampling(nb::module_& m) {
     m.def("finite_argmax", &finite_argmax, arg("row").noconvert(), "isa"_a = nb::none());
     m.def("draw_row", &draw_logits, arg("row").noconvert(), "best"_a, "temperature"_a, "key"_a,
@@ -698,6 +797,7 @@ void bind_plan(nb::module_& m) {
              arg("context_lens").noconvert(), arg("block_tables").noconvert(),
              arg("logit_rows").noconvert(), arg("kv").none(), "logits"_a, "num_ops"_a = nb::none(),
              "looks"_a = std::vector<LookTuple>(), arg("looked").noconvert() = nb::none())
+        .def_prop_ro("layers_done", [](const PyPlan& p) { return p.plan.layers_done(); })
         .def("times", [](const PyPlan& p) { return p.plan.times(); })
         .def("write", &PyPlan::write, "ref"_a, arg("values").noconvert())
         .def("read", &PyPlan::read, "ref"_a);
@@ -712,6 +812,7 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // a process that ends does not first take apart what it holds
     duetto::bind_machine(m);
     duetto::bind_weights(m);
+    duetto::bind_links(m);
     duetto::bind_sampling(m);
     duetto::bind_group(m);
     duetto::bind_plan(m);

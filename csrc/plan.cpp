@@ -310,6 +310,7 @@ Result Plan::run(const StepInput& input, const KvArena* kv, Ref result) {
     make_room(input, kv);
     cut_attention(input, kv);
     cut_looks(input);
+    layers_done_.store(((layers_done_.load() >> 32) + 1) << 32);
     pool_.run([&](int thread) { Walk(*this, input, kv, thread).all(); });
     if (failed_at_.load(std::memory_order_relaxed) != INT64_MAX)
         throw GroupEnded(group_->group().why_ended());
@@ -318,6 +319,11 @@ Result Plan::run(const StepInput& input, const KvArena* kv, Ref result) {
     times_.back() = std::chrono::duration<double>(Walk::Clock::now() - start).count() - inside;
     const int64_t rows = out.all_rows ? rows_ : selected_rows_;
     return {out.memory, at(result), rows, result.width, out.leading};
+}
+
+std::pair<int64_t, int64_t> Plan::layers_done() const {
+    const uint64_t both = layers_done_.load();
+    return {static_cast<int64_t>(both >> 32), static_cast<int64_t>(both & UINT32_MAX)};
 }
 
 std::vector<double> Plan::times() const {

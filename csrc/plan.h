@@ -175,6 +175,10 @@ public:
     std::vector<double> times()
         const;  // seconds of each operation, then of everything outside them
 
+    // How many steps have begun, and how many layers, from the first on, have all of the last one's
+    // KV. Any thread may ask while it runs; who sees a layer done sees its KV.
+    std::pair<int64_t, int64_t> layers_done() const;
+
     void write(Ref ref, const float* values, int64_t rows);
     std::vector<float> read(Ref ref, int64_t* rows) const;
 
@@ -228,6 +232,7 @@ private:
     std::vector<LookTile> look_tiles_;  // none in most steps
     std::vector<int64_t> look_sums_;  // [thread][all looks' places]
     std::vector<double> times_;
+    std::atomic<uint64_t> layers_done_{0};  // steps that have begun << 32 | layers of the last one
 };
 
 }  // namespace duetto

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace duetto {
 
@@ -49,11 +50,17 @@ void Walk::all() {
     auto last = Clock::now();
     const std::vector<Op>& ops = plan_.ops_;
     const size_t end = std::min<size_t>(ops.size(), input_.num_ops);
+    int64_t written = 0, told = 0;  // layers' KV: by this thread; surely by all
     for (size_t place = 0; place < end; ++place) {
         const Op& op = ops[place];
         const int64_t rows = op.after_select ? plan_.selected_rows_ : plan_.rows_;
         if (rows > 0) std::visit([&](const auto& what) { run(what, place, rows); }, op.what);
-        if (place + 1 == end || waits_between(op, ops[place + 1])) plan_.pool_.barrier();
+        const auto* kv = std::get_if<WriteKv>(&op.what);
+        if (kv != nullptr && kv->layer == written) ++written;
+        const bool waited = place + 1 == end || waits_between(op, ops[place + 1]);
+        if (waited) plan_.pool_.barrier();
+        if (thread_ == 0 && waited && told != written)
+            plan_.layers_done_.fetch_add(written - std::exchange(told, written));
         if (thread_ == 0) {
             const auto now = Clock::now();
             plan_.times_[place] = std::chrono::duration<double>(now - last).count();

@@ -177,6 +177,13 @@ class FakeDevice:
         self._drain()
         self._backend.import_blocks(*given)
 
+    def block_rows(self, kv: Any) -> Any:
+        return self._backend.block_rows(kv)
+
+    @property
+    def layers_done(self) -> Any:
+        return self._backend.layers_done
+
 
 def sampled(logits: FloatArray, sampling: SampleArrays) -> IntArray:
     """What the device's sampler gives, in numpy."""

@@ -157,6 +157,54 @@ def kv_block_bytes(
 ) -> int:
     """Bytes of one block of one layer."""
 
+# -- links: the twins are in src/duetto/cluster/links/rows.py -------------------------------------
+
+# `arrays` are [num_blocks, bytes], a block is its rows in all of them, and rows are those of
+# `blocks` in their order. `start` counts their bytes. All raise ValueError for a block that is not
+# there.
+
+def copy_rows(
+    arrays: Sequence[NDArray[np.uint8]],
+    blocks: NDArray[np.int32],
+    to_arrays: Sequence[NDArray[np.uint8]],
+    to_blocks: NDArray[np.int32],
+) -> None: ...
+def send_rows(
+    fd: int, arrays: Sequence[NDArray[np.uint8]], blocks: NDArray[np.int32], start: int, limit: int
+) -> int:
+    """One sendmsg straight from them: how many bytes went, or -errno."""
+
+def receive_rows(
+    fd: int, arrays: Sequence[NDArray[np.uint8]], blocks: NDArray[np.int32], start: int, limit: int
+) -> int:
+    """One recvmsg straight into them: how many bytes came, 0 at the end, or -errno."""
+
+def put_rows(
+    ring: NDArray[np.uint8],
+    arrays: Sequence[NDArray[np.uint8]],
+    blocks: NDArray[np.int32],
+    start: int,
+    patience_s: float,
+    stop: NDArray[np.uint32],
+) -> int:
+    """Into a ring (4096 bytes, and a power of two) that another process reads: how many bytes went
+    before nothing moved for `patience_s`, or stop[0] was not 0; -2 for a ring that is broken."""
+
+def take_rows(
+    ring: NDArray[np.uint8],
+    arrays: Sequence[NDArray[np.uint8]],
+    blocks: NDArray[np.int32],
+    start: int,
+    patience_s: float,
+    stop: NDArray[np.uint32],
+) -> int:
+    """Out of a ring that another process writes, as put_rows."""
+
+def drop_rows(
+    ring: NDArray[np.uint8], count: int, patience_s: float, stop: NDArray[np.uint32]
+) -> int:
+    """As many bytes out of a ring, to nowhere."""
+
 # -- ranks ----------------------------------------------------------------------------------------
 
 class GroupEnded(RuntimeError):
@@ -319,6 +367,10 @@ class Plan:
         Returns [rows, logits.width], of the selected rows if any were selected: the buffer itself,
         which later runs leave alone for as long as the array is held.
         """
+    @property
+    def layers_done(self) -> tuple[int, int]:
+        """How many steps have begun, and how many layers of the last one, from the first on, have
+        all their KV. Any thread may ask while one runs."""
     def times(self) -> list[float]:
         """Seconds of each operation of the last run, then of everything outside them."""
     def write(self, ref: Ref, values: NDArray[np.float32]) -> None:

@@ -54,6 +54,14 @@ class AttentionLook(NamedTuple):
     positions: IntArray  # ascending, at least one
 
 
+class LayersDone(NamedTuple):
+    """How far a step is. Layers count from the first on, and their KV, of all the step's tokens,
+    is written and stays as it is in that step."""
+
+    step: int  # how many steps have begun: it is this one that `layers` is of
+    layers: int
+
+
 class Backend(Protocol):
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> Any:
         """A KV arena in this backend's own layout. Only this backend looks inside."""
@@ -100,4 +108,16 @@ class Backend(Protocol):
 
     def import_blocks(self, kv: Any, blocks: Sequence[int], data: Bytes) -> None:
         """The bytes that `export_blocks` gave, into blocks of the arena."""
+        ...
+
+    def block_rows(self, kv: Any) -> Sequence[Sequence[Bytes]]:
+        """Of each layer, the arena's own memory as arrays [num_blocks, bytes]: a block's bytes,
+        as any arena of equal blocks has them. Raises EngineError where the host does not see an
+        arena's memory."""
+        ...
+
+    @property
+    def layers_done(self) -> LayersDone:
+        """Of the step that runs, or ran last. Any thread may ask while it runs. A step that is
+        refused does not begin."""
         ...

@@ -18,6 +18,7 @@ from duetto.backends.backend import (
     FloatArray,
     IntArray,
     KVMoves,
+    LayersDone,
     ScoreArray,
     StepArrays,
 )
@@ -159,6 +160,13 @@ class TimedBackend:
 
     def import_blocks(self, kv: Any, blocks: Sequence[int], data: Bytes) -> None:
         self._backend.import_blocks(kv, blocks, data)
+
+    def block_rows(self, kv: Any) -> Sequence[Sequence[Bytes]]:
+        return self._backend.block_rows(kv)
+
+    @property
+    def layers_done(self) -> LayersDone:
+        return self._backend.layers_done
 
 
 def measure(probe: Probe, shape: BatchShape, *, seconds: float, least: int = 3) -> OpTimes:

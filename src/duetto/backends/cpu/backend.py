@@ -14,6 +14,7 @@ from duetto.backends.backend import (
     FloatArray,
     IntArray,
     KVMoves,
+    LayersDone,
     ScoreArray,
     StepArrays,
 )
@@ -140,6 +141,15 @@ class CpuBackend:
     def import_blocks(self, kv: "KvArena", blocks: Sequence[int], data: Bytes) -> None:
         """What `export_blocks` gave, into blocks of the arena."""
         copy_in([kv.blocks(layer) for layer in range(kv.num_layers)], blocks, data)
+
+    def block_rows(self, kv: "KvArena") -> list[list[Bytes]]:
+        """One array of each layer: keys, values and scales of a block lie side by side."""
+        return [[kv.blocks(layer)] for layer in range(kv.num_layers)]
+
+    @property
+    def layers_done(self) -> LayersDone:
+        """Of the step that runs, or ran last."""
+        return LayersDone(*self._plan.layers_done)
 
     def times(self) -> list[float]:
         """Seconds of each of `steps` in the last run, then of all native work outside them."""

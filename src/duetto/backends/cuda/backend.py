@@ -15,6 +15,7 @@ from duetto.backends.backend import (
     FloatArray,
     IntArray,
     KVMoves,
+    LayersDone,
     ScoreArray,
     StepArrays,
 )
@@ -55,7 +56,7 @@ from duetto.backends.cuda.tensors import StepTensors
 from duetto.backends.cuda.weights import CudaWeights
 from duetto.backends.device import SampleArrays, Started
 from duetto.backends.looks import deviations
-from duetto.core.errors import ConfigError
+from duetto.core.errors import ConfigError, EngineError
 from duetto.program.dtype import Dtype, KVDtype
 from duetto.program.looks import LOOKED_LAYER, first_attending_layer, num_ops_up_to_kv
 from duetto.program.op import Op
@@ -65,6 +66,10 @@ from duetto.program.rewrites.runs import GPU_RUNS, fuse_runs
 from duetto.program.rotation import key_rotations
 from duetto.program.shape import SELECTED
 
+_NO_ROWS = (
+    "--backend cuda: KV links do not read a GPU's memory yet; prefill and decode on one engine "
+    "(--role both), or use --backend cpu"
+)
 _WARM_UP_TOKENS = (1, 17, 33, 65, 513)  # a step of each of the tiles that there are
 IN_FLIGHT = 3  # steps: one that runs, one behind it, and one whose result is being read
 _TORCH_DTYPES = {dtype: getattr(torch, dtype) for dtype in ("float32", "float16", "bfloat16")}
@@ -323,6 +328,16 @@ class CudaBackend:
     def import_blocks(self, kv: CudaArena, blocks: Sequence[int], data: Bytes) -> None:
         """What `export_blocks` gave, into blocks of the arena."""
         import_blocks(kv, blocks, data)
+
+    def block_rows(self, kv: CudaArena) -> list[list[Bytes]]:
+        """A seam: a link that reads the device's memory (NIXL, UCX) would ask here."""
+        del kv
+        raise EngineError(_NO_ROWS)
+
+    @property
+    def layers_done(self) -> LayersDone:
+        """As block_rows: what a link may send while a step runs, an event of each layer tells."""
+        raise EngineError(_NO_ROWS)
 
     def _check(self, step: StepArrays, kv: CudaArena, feedback: IntArray | None) -> None:
         """What is out of range would be read or written elsewhere: nothing checks it later."""

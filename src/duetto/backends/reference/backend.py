@@ -15,6 +15,7 @@ from duetto.backends.backend import (
     FloatArray,
     IntArray,
     KVMoves,
+    LayersDone,
     ScoreArray,
     StepArrays,
 )
@@ -29,6 +30,7 @@ from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.dtype import KVDtype
 from duetto.program.looks import LOOKED_LAYER, num_ops_up_to_kv
 from duetto.program.op import Op
+from duetto.program.ops import WriteKV
 from duetto.program.program import Program
 from duetto.program.rotation import key_rotations
 
@@ -44,6 +46,7 @@ class ReferenceBackend:
             raise ConfigError("--backend reference: runs no part of a program (--tp, --pp)")
         self._program = program
         self._weights = widened(program, weights)
+        self._layers_done = LayersDone(0, 0)
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> KVArena:
         """An arena for num_blocks blocks."""
@@ -54,7 +57,7 @@ class ReferenceBackend:
         return self._logits(Run(step, kv, self._weights, self._program.buffers))
 
     def _logits(self, run: Run) -> FloatArray:
-        _compute_all(self._program.ops, run)
+        self._compute_all(self._program.ops, run)
         return run.read(self._program.logits)
 
     def move_kv(self, moves: KVMoves, kv: KVArena) -> None:
@@ -91,7 +94,7 @@ class ReferenceBackend:
         """Compute up to layer 1's KV; how far it is from what lay in its place."""
         ops = self._program.ops[: num_ops_up_to_kv(self._program, self._program.ops)]
         before = self.read_kv(LOOKED_LAYER, step.slots, kv)
-        _compute_all(ops, Run(step, kv, self._weights, self._program.buffers))
+        self._compute_all(ops, Run(step, kv, self._weights, self._program.buffers))
         return deviations(before, self.read_kv(LOOKED_LAYER, step.slots, kv))
 
     def export_blocks(
@@ -111,11 +114,24 @@ class ReferenceBackend:
         """What `export_blocks` gave, into blocks of the arena."""
         copy_in(kv.rows_of_blocks(), blocks, data)
 
+    def block_rows(self, kv: KVArena) -> list[list[Bytes]]:
+        """Of each layer: keys, their scales, values, their scales."""
+        return kv.rows_by_layer()
 
-def _compute_all(ops: Sequence[Op], run: Run) -> None:
-    with one_blas_thread():
-        for op in ops:
-            compute(op, run)
+    @property
+    def layers_done(self) -> LayersDone:
+        """Of the step that runs, or ran last."""
+        return self._layers_done
+
+    def _compute_all(self, ops: Sequence[Op], run: Run) -> None:
+        step, done = self._layers_done.step + 1, 0
+        self._layers_done = LayersDone(step, done)
+        with one_blas_thread():
+            for op in ops:
+                compute(op, run)
+                if isinstance(op, WriteKV) and op.layer == done:
+                    done += 1
+                    self._layers_done = LayersDone(step, done)
 
 
 def check(program: Program, known: Collection[type[Op]]) -> None:

@@ -45,6 +45,11 @@ class HeadRows:
             numbers *= _by_slot(self.scales)[slots][..., None]
         return numbers
 
+    def bytes_of_blocks(self) -> list[Bytes]:
+        """All that is stored, of each block, [num_blocks, bytes] each; the memory itself."""
+        stored = [a for a in (self.numbers, self.scales) if a is not None]
+        return [a.reshape(len(a), -1).view(np.uint8) for a in stored]
+
     def copy(self, from_slots: IntArray, to_slots: IntArray) -> None:
         """As they are stored."""
         for stored in (self.numbers, self.scales):
@@ -93,8 +98,12 @@ class KVArena:
     def rows_of_blocks(self) -> list[Bytes]:
         """All that is stored, as the bytes of each block, token by token: arrays of [num_blocks,
         bytes]."""
-        stored = [a for rows in (*self.keys, *self.values) for a in (rows.numbers, rows.scales)]
-        return [a.reshape(len(a), -1).view(np.uint8) for a in stored if a is not None]
+        return [a for rows in (*self.keys, *self.values) for a in rows.bytes_of_blocks()]
+
+    def rows_by_layer(self) -> list[list[Bytes]]:
+        """The same arrays, those of each layer together."""
+        layers = zip(self.keys, self.values, strict=True)
+        return [[*k.bytes_of_blocks(), *v.bytes_of_blocks()] for k, v in layers]
 
 
 def _by_slot(arena: NDArray[Any]) -> NDArray[Any]:
