@@ -462,10 +462,9 @@ RowStream row_stream(const Arrays& arrays, const Vector<int32_t>& blocks) {
     std::vector<RowArray> rows;
     for (const auto& array : arrays) {
         if (array.itemsize() != 1) refuse("rows: arrays must be bytes");
-        rows.push_back({static_cast<uint8_t*>(const_cast<void*>(
-                            static_cast<const void*>(array.data()))),
-                        static_cast<int64_t>(array.shape(0)),
-                        static_cast<int64_t>(array.shape(1))});
+        rows.push_back(
+            {static_cast<uint8_t*>(const_cast<void*>(static_cast<const void*>(array.data()))),
+             static_cast<int64_t>(array.shape(0)), static_cast<int64_t>(array.shape(1))});
     }
     return RowStream(std::move(rows), blocks.data(), static_cast<int64_t>(blocks.size()));
 }

@@ -59,8 +59,7 @@ Ring::Ring(uint8_t* memory, int64_t num_bytes)
 }
 
 // Until the count is another one; false if it stays.
-bool Ring::wait(Count& count, uint64_t seen, double patience_s,
-                const std::atomic<uint32_t>& stop) {
+bool Ring::wait(Count& count, uint64_t seen, double patience_s, const std::atomic<uint32_t>& stop) {
     const auto start = Clock::now();
     const auto most = std::chrono::duration<double>(patience_s);
     for (;;) {
