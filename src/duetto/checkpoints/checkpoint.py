@@ -60,12 +60,13 @@ class Checkpoint:
     should. A context: the files are closed at its end.
     """
 
-    def __init__(self, model_dir: Path, program: Program) -> None:
+    def __init__(self, model_dir: Path, program: Program, whole: Program | None = None) -> None:
+        """`whole`: what `program` is a part of; only the part's weights are read."""
         self._program = program
         self._tensors = _find_tensors(model_dir)
         for spec in program.weights.values():
             _check(model_dir, self._tensors, spec)
-        self._copied_head = _check_nothing_is_left(self._tensors, program)
+        self._copied_head = _check_nothing_is_left(self._tensors, whole or program)
         files = sorted({tensor.file for tensor in self._tensors.values()})
         self._files = {file: open_part(file) for file in files}
 
@@ -206,6 +207,7 @@ def load_weights(
     program: Program,
     dtype: Dtype,
     on_progress: Callable[[int, int], None] | None = None,
+    whole: Program | None = None,
 ) -> Weights:
     """The program's weights by name, each a contiguous array of `dtype` in its WeightSpec's shape.
 
@@ -216,7 +218,7 @@ def load_weights(
     total = sum(prod(spec.shape) * itemsize for spec in program.weights.values())
     weights: Weights = {}
     done = 0
-    with Checkpoint(model_dir, program) as checkpoint:
+    with Checkpoint(model_dir, program, whole) as checkpoint:
         for name, weight in checkpoint.weights(dtype):
             weights[name] = weight
             done += weight.nbytes

@@ -74,6 +74,12 @@ class EngineArgs:
     auto is cuda where there is a GPU that can be used."""
     threads: int | None = None
     """Threads that compute; by default as many as this process may use."""
+    tensor_parallel_size: int = 1
+    """Into how many ranks each layer is cut, each a process on cores of its own; another number
+    rounds otherwise."""
+    pipeline_parallel_size: int = 1
+    """Into how many stages the layers are cut, each a process on cores of its own; as many batches
+    are under way. Never changes an answer."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub; by default its main branch."""
     chat_template: str | None = None

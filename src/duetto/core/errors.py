@@ -8,6 +8,7 @@
     └── EngineError          the engine failed while it computed; the message is safe to show
         ├── RefusedOutput    ... as a step gave something else than was asked of it
         └── DeviceLost       ... as the device that computes is gone, for good
+            └── PartLost     ... or the process of a part of the model
 
 What was wrong, where, and what would be accepted: each message says all three.
 """
@@ -87,6 +88,13 @@ class DeviceLost(EngineError):
 
     def __init__(self, device: str, cause: str) -> None:
         super().__init__(f"the device {device} is lost, and the engine ends: {cause}")
+
+
+class PartLost(DeviceLost):
+    """The process that computes a part of the model (--tp, --pp) has ended, or hangs."""
+
+    def __init__(self, part: str, cause: str) -> None:
+        EngineError.__init__(self, f"{part} of the model is lost, and the engine ends: {cause}")
 
 
 # What ends a process or a generator on purpose, or an engine for want of a device. Everything else

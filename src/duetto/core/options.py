@@ -119,6 +119,8 @@ _CHECKS: Mapping[str, _Check] = {
     "kv_offloading_size": _SIZE,
     "kv_offloading_disk_size": _SIZE,
     "threads": _OPTIONAL_COUNT,
+    "tensor_parallel_size": _COUNT,
+    "pipeline_parallel_size": _COUNT,
     "max_logprobs": _Check(
         lambda value: value in (0, -1) or _is_count(value), "0 or more, or -1: no limit"
     ),

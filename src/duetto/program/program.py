@@ -58,6 +58,11 @@ class Program:
         return not (self.parts or self.inputs or self.outputs)
 
     @property
+    def results(self) -> tuple[Ref, ...]:
+        """What is wanted of it: the logits, but of a stage that has others behind it."""
+        return self.outputs or (self.logits,)
+
+    @property
     def vocab_size(self) -> int:
         assert not self.is_headless, "it has no logits"
         return self.logits.width
@@ -72,6 +77,11 @@ class Program:
                 size *= extent
             sizes[spec.sources] = size
         return sum(sizes.values())
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """The layers whose KV it has: of a stage, its own."""
+        return tuple(layer for layer, spec in enumerate(self.kv) if spec.num_kv_heads)
 
     def kv_bytes_per_token(self, kv_bytes: float) -> int:
         return int(sum(spec.numbers_per_token for spec in self.kv) * kv_bytes)

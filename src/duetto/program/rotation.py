@@ -12,7 +12,7 @@ from duetto.program.program import Program
 
 def key_rotations(program: Program) -> tuple[RopeSpec | None, ...]:
     """By layer. None: the layer's keys do not depend on the position, or what they depend on was
-    added to them otherwise; `program` then has no rotation at all."""
+    added to them otherwise; `program` then has no rotation at all. Or it is another stage's."""
     found: dict[int, RopeSpec | None] = {}
     turned: dict[Ref, RopeSpec] = {}
     for op in program.ops:
@@ -21,4 +21,4 @@ def key_rotations(program: Program) -> tuple[RopeSpec | None, ...]:
         elif isinstance(op, WriteKV):
             found[op.layer] = next((s for x, s in turned.items() if x.covers(op.k)), None)
             turned.clear()  # buffers are used again by the next layer
-    return tuple([found[layer] for layer in range(len(program.kv))])
+    return tuple([found.get(layer) for layer in range(len(program.kv))])

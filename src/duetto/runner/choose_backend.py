@@ -14,6 +14,7 @@ from duetto.core.errors import ConfigError
 if TYPE_CHECKING:  # of a room that only what uses a GPU imports
     from duetto.backends.cuda.device import Gpu
 
+_ONE_GPU = "it computes whole models on one GPU"
 _DEVICE = "duetto.backends.cuda.device"
 
 
@@ -47,10 +48,14 @@ def _check_on_gpu(args: EngineArgs) -> None:
     why_not = {
         "threads": "a GPU computes",
         "packed_cache": "weights go to the GPU from the checkpoint itself",
+        "tensor_parallel_size": _ONE_GPU,
+        "pipeline_parallel_size": _ONE_GPU,
     }
     given = {
         "threads": args.threads is not None,
         "packed_cache": args.packed_cache not in ("auto", "off"),
+        "tensor_parallel_size": args.tensor_parallel_size > 1,
+        "pipeline_parallel_size": args.pipeline_parallel_size > 1,
     }
     for option, why in why_not.items():
         if given[option]:

@@ -37,6 +37,7 @@ from duetto.runner.loaders import (
 )
 from duetto.runner.masks import Masks
 from duetto.runner.model_runner import ModelRunner
+from duetto.runner.parts_loader import Degrees, PartsLoader
 from duetto.runner.proposers.proposer import Proposer
 from duetto.runner.tiers.load import fingerprint_of, open_room, reserved_bytes, tiers_in_words
 from duetto.runner.tiers.mover import TierRoom
@@ -342,21 +343,30 @@ def hold(
     """The part of `plan_model` that asks for no room: nothing "auto" is left."""
     backend, gpu, notes = choose_backend(args)
     weight_dtype: Dtype = config.dtype or "float32" if args.dtype == "auto" else args.dtype
-    loader: Loader
-    if gpu is not None:
-        loader = CudaLoader(program, weight_dtype, args, gpu)
-    elif backend == "reference":
-        loader = ReferenceLoader(program, weight_dtype)
-    else:
-        loader = CpuLoader(
-            program,
+    cache_dir = _resolve_cache(args.packed_cache)
+    degrees = Degrees(args.tensor_parallel_size, args.pipeline_parallel_size)
+
+    def on_host(part: Program, whole: Program | None = None) -> Loader:
+        if backend == "reference":
+            return ReferenceLoader(part, weight_dtype)
+        return CpuLoader(
+            part,
             weight_dtype,
             host_quantization(args),
             args.quantization_skip,
             threads=args.threads,
-            cache_dir=_resolve_cache(args.packed_cache),
+            cache_dir=cache_dir,
             on_status=on_status,
+            whole=whole,
         )
+
+    loader: Loader
+    if gpu is not None:
+        loader = CudaLoader(program, weight_dtype, args, gpu)
+    elif degrees.num_parts > 1:
+        loader = PartsLoader(program, args, degrees, weight_dtype, on_host, cache_dir)
+    else:
+        loader = on_host(program)
     kv_dtype = loader.auto_kv_dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
     shown = _shown(args.quantization, args.quantization_skip)
     return Holding(loader, weight_dtype, shown, kv_dtype, notes)

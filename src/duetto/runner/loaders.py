@@ -129,14 +129,17 @@ class CpuLoader:
         threads: int | None,
         cache_dir: Path | None,
         on_status: Callable[[str], None] | None = None,
+        whole: Program | None = None,
     ) -> None:
-        self._program, self._dtype = program, dtype
+        """`whole`: what `program` is one stage's part of; it says how each weight is held."""
+        self._program, self._dtype, self._whole = program, dtype, whole
         self._isa = choose_isa()
         self._threads = _num_threads(threads)
         self._pool: Pool | None = None  # once loaded
         self._quantization, self._cache_dir = quantization, cache_dir
         self._on_status = on_status
-        self._formats = choose_formats(program, dtype, quantization, skip)
+        formats = choose_formats(whole or program, dtype, quantization, skip)
+        self._formats = {name: each for name, each in formats.items() if name in program.weights}
         self._layout = self._lay_out()
         self.computed_by = f"cpu/{self._isa}"
         self.auto_kv_dtype: KVDtype = auto_kv_dtype(dtype)
@@ -179,11 +182,11 @@ class CpuLoader:
         model_dir: Path,
         on_progress: Progress | None,
         beside: Loader | None = None,
-    ) -> Backend:
+    ) -> CpuBackend:
         shared = beside._pool if isinstance(beside, CpuLoader) else None
         pool = self._pool = shared or self._start_threads()
         cache = self._cache()
-        with Checkpoint(model_dir, program) as checkpoint:
+        with Checkpoint(model_dir, program, self._whole) as checkpoint:
 
             def weights() -> Iterator[WeightRows]:
                 self._tell_that_it_takes_long()
@@ -205,7 +208,7 @@ class CpuLoader:
                 checkpoint.check_finite(*error.rows)  # raises, with the place
                 raise
         self.notes += notes
-        return CpuBackend(program, packed, pool, self._isa)
+        return CpuBackend(program, packed, pool, self._isa, is_stage=self._whole is not None)
 
     def _keep_plain(self, names: frozenset[str]) -> None:
         self._layout = self._lay_out(names)

@@ -56,6 +56,7 @@ def kv_block_bytes(program: Program, block_size: int, dtype: KVDtype, isa: str) 
             isa,
         )
         for layer in program.kv
+        if layer.num_kv_heads  # else it is another stage's
     )
 
 
@@ -66,24 +67,54 @@ class CpuBackend:
     instruction set it does, in the last bits.
     """
 
-    def __init__(self, program: Program, weights: PackedWeights, pool: "Pool", isa: str) -> None:
-        """Raises ConfigError for an operation or a dimension that the kernels cannot take."""
+    def __init__(
+        self,
+        program: Program,
+        weights: PackedWeights,
+        pool: "Pool",
+        isa: str,
+        *,
+        is_stage: bool = False,
+    ) -> None:
+        """Raises ConfigError for an operation or a dimension that the kernels cannot take, and for
+        a program of one stage unless it is known to be one (`run_stage` is then for it)."""
         self._program = program
+        self._layers = program.kv_layers  # those in an arena
         self._isa = isa
         self._pool = pool
         self._plan = native.Plan(pool, isa)
-        compiler = Compiler(program, self._plan, weights.matrices, weights.vectors)
+        matrices, vectors = weights.matrices, weights.vectors
+        compiler = Compiler(program, self._plan, matrices, vectors, is_stage=is_stage)
         self.steps, self._logits = in_words("--backend cpu", compiler.compile)
-        self._rotations = key_rotations(program)
+        self._inputs = [compiler.columns(ref) for ref in program.inputs]
+        self._outputs = [compiler.columns(ref) for ref in program.outputs]
+        rotations = key_rotations(program)
+        self._rotations = [rotations[layer] for layer in self._layers]
 
     def allocate_kv(self, num_blocks: int, block_size: int, dtype: KVDtype) -> "KvArena":
         """An arena for num_blocks blocks. Raises MemoryError if the system has no room for it."""
-        layers = [(layer.num_kv_heads, layer.head_dim) for layer in self._program.kv]
+        layers = self._heads()
         return native.KvArena(num_blocks, block_size, layers, _KV_FORMATS[dtype], self._isa)
+
+    def _heads(self) -> list[tuple[int, int]]:
+        kv = self._program.kv
+        return [(kv[layer].num_kv_heads, kv[layer].head_dim) for layer in self._layers]
 
     def run(self, step: StepArrays, kv: "KvArena") -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
         return self._plan.run(*step, kv, self._logits)
+
+    def run_stage(
+        self, step: StepArrays, kv: "KvArena", inputs: Sequence[FloatArray]
+    ) -> list[FloatArray]:
+        """As backends/parts/part.py says."""
+        for columns, numbers in zip(self._inputs, inputs, strict=True):
+            self._plan.write(columns, numbers)
+        result = self._plan.run(*step, kv, self._logits)
+        return [self._plan.read(columns) for columns in self._outputs] or [result]
+
+    def block_bytes(self, kv: "KvArena") -> int:
+        return sum(kv.blocks(layer).shape[1] for layer in range(kv.num_layers))
 
     def move_kv(self, moves: KVMoves, kv: "KvArena") -> None:
         """Bring tokens' KV to other slots, their keys turned for other positions."""
@@ -91,7 +122,7 @@ class CpuBackend:
 
     def read_kv(self, layer: int, slots: IntArray, kv: "KvArena") -> tuple[FloatArray, FloatArray]:
         """The keys and values in some slots, in fp32."""
-        return kv.read(self._pool, layer, slots)
+        return kv.read(self._pool, self._layers.index(layer), slots)
 
     def look_attention(
         self, step: StepArrays, kv: "KvArena", looks: Sequence[AttentionLook]
@@ -129,7 +160,7 @@ class CpuBackend:
 
     def _export_first(self, kv: "KvArena", block: int, out: Bytes, num_tokens: int) -> None:
         """A block's first tokens, brought to one of zeros: kernels alone know where they lie."""
-        layers = [(layer.num_kv_heads, layer.head_dim) for layer in self._program.kv]
+        layers = self._heads()
         two = native.KvArena(2, kv.block_size, layers, kv.format, self._isa)
         arrays = [two.blocks(layer) for layer in range(kv.num_layers)]
         for layer, array in enumerate(arrays):

@@ -41,11 +41,15 @@ class Compiler:
         plan: "Plan",
         matrices: Mapping[str, "Weight"],
         vectors: Mapping[str, FloatArray],
+        *,
+        is_stage: bool = False,
     ) -> None:
         self._program = program
         self._plan = plan
         self._matrices = matrices
         self._vectors = vectors
+        self._is_stage = is_stage
+        self._layers = {layer: place for place, layer in enumerate(program.kv_layers)}
         self._buffers: dict[str, int] = {}
         self._rope_specs: dict[RopeSpec, int] = {}
 
@@ -55,7 +59,7 @@ class Compiler:
         Raises ConfigError for an operation that this backend does not know, and for a program of
         one rank or stage.
         """
-        if not self._program.is_whole:
+        if self._program.parts or not (self._program.is_whole or self._is_stage):
             raise ConfigError("--backend cpu: runs no part of a program (--tp, --pp); accepted: 1")
         steps = fuse(self._program, _ABSORBED).ops
         for step in steps:
@@ -65,9 +69,9 @@ class Compiler:
                     "has; --backend reference may"
                 )
             _EMIT[type(step)](self, step)
-        return steps, self._columns(self._program.logits)
+        return steps, self.columns(self._program.results[0])
 
-    def _columns(self, ref: Ref) -> Columns:
+    def columns(self, ref: Ref) -> Columns:
         """A buffer is made when it is first used: what fusing leaves unused takes no memory."""
         if ref.buffer not in self._buffers:
             width = self._program.buffers[ref.buffer]
@@ -75,12 +79,12 @@ class Compiler:
         return self._buffers[ref.buffer], ref.start, ref.width
 
     def _embed(self, op: Embed) -> None:
-        self._plan.embed(self._columns(op.out), self._matrices[op.weight], op.scale)
+        self._plan.embed(self.columns(op.out), self._matrices[op.weight], op.scale)
 
     def _rms_norm(self, op: RmsNorm) -> None:
         self._plan.rms_norm(
-            self._columns(op.x),
-            self._columns(op.out),
+            self.columns(op.x),
+            self.columns(op.out),
             self._vectors[op.weight],
             op.eps,
             op.group,
@@ -103,8 +107,8 @@ class Compiler:
     def _project(self, op: Linear, x: Ref, before: dict[str, Any]) -> None:
         """A projection of what the kernel makes of x first."""
         self._plan.linear(
-            self._columns(x),
-            self._columns(op.out),
+            self.columns(x),
+            self.columns(op.out),
             self._matrices[op.weight],
             bias=None if op.bias is None else self._vectors[op.bias],
             accumulate=op.accumulate,
@@ -116,16 +120,16 @@ class Compiler:
         if op.spec not in self._rope_specs:
             inv_freq = np.array(op.spec.inv_freq, np.float32)
             self._rope_specs[op.spec] = self._plan.rope_spec(inv_freq, op.spec.scale)
-        self._plan.rope(self._columns(op.x), op.head_dim, self._rope_specs[op.spec])
+        self._plan.rope(self.columns(op.x), op.head_dim, self._rope_specs[op.spec])
 
     def _write_kv(self, op: WriteKV) -> None:
-        self._plan.write_kv(self._columns(op.k), self._columns(op.v), op.layer)
+        self._plan.write_kv(self.columns(op.k), self.columns(op.v), self._layers[op.layer])
 
     def _attention(self, op: Attention) -> None:
         self._plan.attention(
-            self._columns(op.q),
-            self._columns(op.out),
-            op.layer,
+            self.columns(op.q),
+            self.columns(op.out),
+            self._layers[op.layer],
             op.num_heads,
             op.num_kv_heads,
             op.head_dim,
@@ -135,16 +139,16 @@ class Compiler:
         )
 
     def _gated_act(self, op: GatedAct) -> None:
-        self._plan.gated_act(self._columns(op.x), self._columns(op.out), op.act)
+        self._plan.gated_act(self.columns(op.x), self.columns(op.out), op.act)
 
     def _add(self, op: Add) -> None:
-        self._plan.add(self._columns(op.x), self._columns(op.y), self._columns(op.out))
+        self._plan.add(self.columns(op.x), self.columns(op.y), self.columns(op.out))
 
     def _select_rows(self, op: SelectRows) -> None:
-        self._plan.select_rows(self._columns(op.x), self._columns(op.out))
+        self._plan.select_rows(self.columns(op.x), self.columns(op.out))
 
     def _soft_cap(self, op: SoftCap) -> None:
-        self._plan.soft_cap(self._columns(op.x), op.cap)
+        self._plan.soft_cap(self.columns(op.x), op.cap)
 
 
 # What the kernel of a projection can make of its input first, and for how many projections.

@@ -38,11 +38,18 @@ from duetto.program.rotation import key_rotations
 class ReferenceBackend:
     """Computes in fp32 whatever the weights' dtype; widens them once, here."""
 
-    def __init__(self, program: Program, weights: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, NDArray[Any]],
+        *,
+        is_stage: bool = False,
+    ) -> None:
         """Raises ConfigError for an operation that has no meaning here, and for a program of one
-        rank or stage: ranks.py and stages.py run all of them."""
+        rank, or of one stage unless it is known to be one (`run_stage` is then for it): ranks.py
+        and stages.py run all of them."""
         check(program, OPS)
-        if not program.is_whole:
+        if program.parts or not (program.is_whole or is_stage):
             raise ConfigError("--backend reference: runs no part of a program (--tp, --pp)")
         self._program = program
         self._weights = widened(program, weights)
@@ -55,6 +62,19 @@ class ReferenceBackend:
     def run(self, step: StepArrays, kv: KVArena) -> FloatArray:
         """Write the step's KV and return logits [len(logit_rows), vocabulary]."""
         return self._logits(Run(step, kv, self._weights, self._program.buffers))
+
+    def run_stage(
+        self, step: StepArrays, kv: KVArena, inputs: Sequence[FloatArray]
+    ) -> list[FloatArray]:
+        """As backends/parts/part.py says."""
+        run = Run(step, kv, self._weights, self._program.buffers)
+        for ref, numbers in zip(self._program.inputs, inputs, strict=True):
+            run.write(ref, numbers)
+        self._compute_all(self._program.ops, run)
+        return [run.read(ref) for ref in self._program.results]
+
+    def block_bytes(self, kv: KVArena) -> int:
+        return sum(array.shape[1] for array in kv.rows_of_blocks())
 
     def _logits(self, run: Run) -> FloatArray:
         self._compute_all(self._program.ops, run)

@@ -48,7 +48,7 @@ class HeadRows:
     def bytes_of_blocks(self) -> list[Bytes]:
         """All that is stored, of each block, [num_blocks, bytes] each; the memory itself."""
         stored = [a for a in (self.numbers, self.scales) if a is not None]
-        return [a.reshape(len(a), -1).view(np.uint8) for a in stored]
+        return [a.reshape(len(a), -1).view(np.uint8) for a in stored if a.size]
 
     def copy(self, from_slots: IntArray, to_slots: IntArray) -> None:
         """As they are stored."""
@@ -96,9 +96,10 @@ class KVArena:
         return int(self.keys[0].numbers.shape[1])
 
     def rows_of_blocks(self) -> list[Bytes]:
-        """All that is stored, as the bytes of each block, token by token: arrays of [num_blocks,
-        bytes]."""
-        return [a for rows in (*self.keys, *self.values) for a in rows.bytes_of_blocks()]
+        """All that is stored, layer by layer, as the bytes of each block, token by token: arrays
+        of [num_blocks, bytes]. So stages of layers have the bytes of the whole, one after the
+        other."""
+        return [array for layer in self.rows_by_layer() for array in layer]
 
     def rows_by_layer(self) -> list[list[Bytes]]:
         """The same arrays, those of each layer together."""
