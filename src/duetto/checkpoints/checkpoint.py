@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from duetto.checkpoints.checkpoint_file import open_part
 from duetto.checkpoints.weight_files import EMBEDDING, INDEX, weight_files
 from duetto.core.errors import CheckpointError
+from duetto.program.cut import WHOLE
 from duetto.program.dtype import Dtype
 from duetto.program.program import Program, WeightSpec
 
@@ -102,20 +103,39 @@ class Checkpoint:
         """As weights(), in parts of some rows that are yet to be read, in any order and by any
         thread, by who looks at every number anyway: they are not known to be finite.
 
-        A part has about part_bytes, and as many rows as a `multiple`, except at a weight's end.
+        A part has about part_bytes, and as many rows as a `multiple`, except at a weight's end. Of
+        a rank's program they are those that the rank has, in its order, with all columns.
         """
         self._check_copied_head()
         for name, spec in self._program.weights.items():
             row_bytes = prod(spec.shape[1:]) * np.dtype(dtype).itemsize
             most = max(1, part_bytes // (row_bytes * multiple)) * multiple
-            for start in range(0, spec.shape[0], most):
-                shape = (min(most, spec.shape[0] - start), *spec.shape[1:])
+            num_rows = self._program.parts.get(name, WHOLE).shape(spec.shape)[0]
+            for start in range(0, num_rows, most):
+                shape = (min(most, num_rows - start), *spec.shape[1:])
                 yield CheckpointRows(name, start, shape, dtype, self)
 
     def check_finite(self, name: str, first_row: int, rows: NDArray[Any]) -> None:
-        """Raise CheckpointError, with the tensor and the place, for a NaN or an infinity."""
-        for source, source_row, part in _by_source(self._program.weights[name], first_row, rows):
-            _check_finite(self._tensors[source], source_row, part)
+        """Raise CheckpointError, with the tensor and the place, for a NaN or an infinity in rows
+        of one of `parts`."""
+        for start, own in self._spans(name, first_row, rows):
+            for source, row, part in _by_source(self._program.weights[name], start, own):
+                _check_finite(self._tensors[source], row, part)
+
+    def read_part(self, name: str, first_row: int, out: NDArray[Any]) -> None:
+        """As read_rows, counted in the rows that the program has of the weight."""
+        for start, own in self._spans(name, first_row, out):
+            self.read_rows(name, start, own)
+
+    def _spans(
+        self, name: str, first_row: int, rows: NDArray[Any]
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Which rows of the weight these are of those that the program has, run by run."""
+        part, whole = self._program.parts.get(name, WHOLE), self._program.weights[name].shape[0]
+        begin = 0
+        for span in part.rows_of(whole, first_row, len(rows)):
+            yield span.start, rows[begin : begin + span.width]
+            begin += span.width
 
     def fingerprint(self) -> str:
         """Tells this checkpoint from every other, without reading it whole.
@@ -198,7 +218,7 @@ class CheckpointRows:
     def read(self, scratch: NDArray[np.uint8]) -> NDArray[Any]:
         """The rows, at the beginning of `scratch`, which is contiguous and num_bytes or longer."""
         rows = scratch[: self.num_bytes].view(self.dtype).reshape(self.shape)
-        self.checkpoint.read_rows(self.name, self.first_row, rows)
+        self.checkpoint.read_part(self.name, self.first_row, rows)
         return rows
 
 

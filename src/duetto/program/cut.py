@@ -19,6 +19,10 @@ class Span(NamedTuple):
     start: int
     width: int
 
+    @property
+    def end(self) -> int:
+        return self.start + self.width
+
 
 class WeightPart(NamedTuple):
     """What a rank has of a weight: these rows, and these columns, one after the other. None: all.
@@ -28,6 +32,25 @@ class WeightPart(NamedTuple):
 
     rows: tuple[Span, ...] | None = None
     columns: tuple[Span, ...] | None = None
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a weight of that shape."""
+        found = list(whole)
+        for axis, spans in enumerate((self.rows, self.columns)):
+            if spans is not None:
+                found[axis] = sum(span.width for span in spans)
+        return tuple(found)
+
+    def rows_of(self, whole: int, first: int, count: int) -> tuple[Span, ...]:
+        """Where some of its rows, counted from its first one, stand in a weight of `whole` rows."""
+        found, begin = [], 0
+        for span in self.rows or (Span(0, whole),):
+            start = max(first, begin)
+            end = min(first + count, begin + span.width)
+            if start < end:
+                found.append(Span(span.start + start - begin, end - start))
+            begin += span.width
+        return tuple(found)
 
 
 WHOLE = WeightPart()
@@ -92,7 +115,7 @@ class Cut:
 
     def own_result(self) -> Ref:
         """The part of the result that this rank computes, where it stands in the whole."""
-        return self.result.columns(*self._span(self._ragged(self.result)))
+        return self.result.columns(*result_parts(self.result, self.ranks)[self.rank])
 
     def keep(self, weight: str) -> None:
         """An operation needs all of a weight."""
@@ -108,7 +131,7 @@ class Cut:
 
     def take_result_rows(self, weight: str) -> Span:
         """An operation needs the rows of a weight that make its part of the result."""
-        span = self._span(self._ragged(self.result))
+        span = result_parts(self.result, self.ranks)[self.rank]
         self._take(weight, WeightPart(rows=(span,)))
         return span
 
@@ -137,9 +160,11 @@ class Cut:
     def _span(self, piece: Piece) -> Span:
         return piece.of_rank(self.rank, self.ranks)
 
-    @staticmethod
-    def _ragged(ref: Ref) -> Piece:
-        return Piece(ref, ref.width, "ragged")
+
+def result_parts(result: Ref, ranks: int) -> tuple[Span, ...]:
+    """The columns of the result that each rank computes: the last ranks may have fewer."""
+    piece = Piece(result, result.width, "ragged")
+    return tuple(piece.of_rank(rank, ranks) for rank in range(ranks))
 
 
 def by_buffer(pieces: Iterable[Piece]) -> dict[str, tuple[Piece, ...]]:

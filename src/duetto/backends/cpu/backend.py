@@ -30,7 +30,7 @@ from duetto.program.program import Program
 from duetto.program.rotation import key_rotations
 
 if TYPE_CHECKING:
-    from duetto._native import KvArena, KvFormat, Pool
+    from duetto._native import KvArena, KvFormat, Member, Pool
 
 _KV_FORMATS: dict[KVDtype, "KvFormat"] = {
     "float32": "f32",
@@ -75,16 +75,24 @@ class CpuBackend:
         isa: str,
         *,
         is_stage: bool = False,
+        member: "Member | None" = None,
     ) -> None:
         """Raises ConfigError for an operation or a dimension that the kernels cannot take, and for
-        a program of one stage unless it is known to be one (`run_stage` is then for it)."""
+        a program of one stage unless it is known to be one (`run_stage` is then for it).
+
+        `member`: the program is one rank's (rewrites/shard.py), which meets the others there. All
+        ranks run the same steps; what does not meet (reading, moving KV) is each rank's own, of
+        the KV heads that it has. Steps raise GroupEnded if they can meet no more.
+        """
         self._program = program
         self._layers = program.kv_layers  # those in an arena
         self._isa = isa
         self._pool = pool
-        self._plan = native.Plan(pool, isa)
-        matrices, vectors = weights.matrices, weights.vectors
-        compiler = Compiler(program, self._plan, matrices, vectors, is_stage=is_stage)
+        self._plan = native.Plan(pool, isa, member)
+        matrices, vectors, is_rank = weights.matrices, weights.vectors, member is not None
+        compiler = Compiler(
+            program, self._plan, matrices, vectors, is_stage=is_stage, is_rank=is_rank
+        )
         self.steps, self._logits = in_words("--backend cpu", compiler.compile)
         self._inputs = [compiler.columns(ref) for ref in program.inputs]
         self._outputs = [compiler.columns(ref) for ref in program.outputs]

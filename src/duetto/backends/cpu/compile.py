@@ -8,10 +8,13 @@ import numpy as np
 
 from duetto.backends.backend import FloatArray
 from duetto.core.errors import ConfigError
+from duetto.program.collectives import AllGather, AllReduce
+from duetto.program.cut import result_parts
 from duetto.program.ops import (
     Add,
     Attention,
     Embed,
+    EmbedPart,
     GatedAct,
     Linear,
     Op,
@@ -43,12 +46,13 @@ class Compiler:
         vectors: Mapping[str, FloatArray],
         *,
         is_stage: bool = False,
+        is_rank: bool = False,
     ) -> None:
         self._program = program
         self._plan = plan
         self._matrices = matrices
         self._vectors = vectors
-        self._is_stage = is_stage
+        self._accepts_parts, self._accepts_stages = is_rank, is_stage
         self._layers = {layer: place for place, layer in enumerate(program.kv_layers)}
         self._buffers: dict[str, int] = {}
         self._rope_specs: dict[RopeSpec, int] = {}
@@ -57,9 +61,11 @@ class Compiler:
         """Add every operation to the plan; returns them, and where the logits will be.
 
         Raises ConfigError for an operation that this backend does not know, and for a program of
-        one rank or stage.
+        one rank or stage unless it is known to be one.
         """
-        if self._program.parts or not (self._program.is_whole or self._is_stage):
+        program = self._program
+        is_stage = bool(program.inputs or program.outputs)
+        if (program.parts and not self._accepts_parts) or (is_stage and not self._accepts_stages):
             raise ConfigError("--backend cpu: runs no part of a program (--tp, --pp); accepted: 1")
         steps = fuse(self._program, _ABSORBED).ops
         for step in steps:
@@ -80,6 +86,18 @@ class Compiler:
 
     def _embed(self, op: Embed) -> None:
         self._plan.embed(self.columns(op.out), self._matrices[op.weight], op.scale)
+
+    def _embed_part(self, op: EmbedPart) -> None:
+        """The plan must know which tokens there are: those that others have are no mistake."""
+        out, vocabulary = self.columns(op.out), self._program.weights[op.weight].shape[0]
+        self._plan.embed(out, self._matrices[op.weight], op.scale, op.first, vocabulary)
+
+    def _all_reduce(self, op: AllReduce) -> None:
+        self._plan.all_reduce(self.columns(op.x))
+
+    def _all_gather(self, op: AllGather) -> None:
+        spans = result_parts(op.out, op.ranks)
+        self._plan.all_gather(self.columns(op.out), [0, *(span.end for span in spans)])
 
     def _rms_norm(self, op: RmsNorm) -> None:
         self._plan.rms_norm(
@@ -162,7 +180,10 @@ _BEFORE: dict[type[Op], Callable[[Compiler, Any], dict[str, Any]]] = {
     GatedAct: Compiler._act_before,
 }
 _EMIT: dict[type[Op], Callable[[Compiler, Any], None]] = {
+    AllGather: Compiler._all_gather,
+    AllReduce: Compiler._all_reduce,
     Embed: Compiler._embed,
+    EmbedPart: Compiler._embed_part,
     RmsNorm: Compiler._rms_norm,
     Linear: Compiler._linear,
     FusedLinear: Compiler._fused_linear,

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from duetto.backends.backend import FloatArray
 from duetto.backends.blocks import Bytes
 from duetto.backends.cpu.cache import CacheUnusable, PackedCache
+from duetto.backends.cpu.cut_columns import cut_format, cut_lines, cut_scales
 from duetto.backends.cpu.formats import Format
 from duetto.backends.cpu.native import native
 from duetto.core.errors import ConfigError
+from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.program import Program
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _ALIGNMENT = 64
 
 class WeightRows(Protocol):
     """Some rows of one weight, yet to be read: as many as TILE_ROWS or a multiple of it, except at
-    the weight's end."""
+    the weight's end. Of a rank's part of a weight: of its rows, all columns."""
 
     @property
     def name(self) -> str: ...
@@ -58,6 +60,14 @@ class NotFinite(Exception):
         self.rows = rows
 
 
+class NotCut(Exception):
+    """Some columns of a weight are quantized together with others, which another rank has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 class NotCoded(Exception):
     """Some weights have more exponents than bf12 has room for: they must be kept as bf16."""
 
@@ -75,6 +85,8 @@ class WeightPlace:
     start: int
     data_bytes: int
     scale_bytes: int
+    part: WeightPart = WHOLE  # of the weight as it is read
+    whole_format: Format | None = None  # where its columns are cut: what rows are quantized as
 
     @property
     def end(self) -> int:
@@ -97,7 +109,7 @@ class ArenaLayout:
 
     def key(self, pool: "Pool", *contents: str) -> str:
         """Names the arena's bytes, if `contents` names the numbers that are packed into it."""
-        places = [(name, p.shape, p.format, p.start) for name, p in self.places.items()]
+        places = [(name, p.shape, p.format, p.start, p.part) for name, p in self.places.items()]
         formats = {place.format for place in self.places.values() if place.format is not None}
         packing = sorted(_packing_of(each, pool) for each in formats)
         return sha256(repr((packing, contents, places)).encode()).hexdigest()[:40]
@@ -125,17 +137,27 @@ def _packing_of(chosen: Format, pool: "Pool") -> int:
 
 
 def lay_out(program: Program, formats: Mapping[str, Format]) -> ArenaLayout:
-    """One weight after the other, in the program's order, each on a cache line of its own."""
+    """One weight after the other, in the program's order, each on a cache line of its own.
+
+    `formats` are those of whole weights; of a rank's program its parts have a place. Raises NotCut
+    for a weight that is quantized and cannot be cut there, ConfigError for a part of nothing.
+    """
     places, end = {}, 0
     for name, spec in program.weights.items():
-        chosen = formats.get(name)
+        part, chosen = program.parts.get(name, WHOLE), formats.get(name)
+        shape, whole_format = part.shape(spec.shape), None
+        if 0 in shape:
+            raise ConfigError(f"--tp: a rank would have nothing of {name}; accepted: fewer ranks")
+        if chosen is not None and chosen.group and part.columns is not None:
+            whole_format, chosen = chosen, cut_format(chosen, part.columns, spec.shape[1])
+            if chosen is None:
+                raise NotCut(name)
         if chosen is None:
-            (length,) = spec.shape
+            (length,) = shape
             data_bytes, scale_bytes = -(-4 * length // _ALIGNMENT) * _ALIGNMENT, 0
         else:
-            n, k = spec.shape
-            data_bytes, scale_bytes = native.packed_bytes(chosen.kind, chosen.group, n, k)
-        places[name] = WeightPlace(spec.shape, chosen, end, data_bytes, scale_bytes)
+            data_bytes, scale_bytes = native.packed_bytes(chosen.kind, chosen.group, *shape)
+        places[name] = WeightPlace(shape, chosen, end, data_bytes, scale_bytes, part, whole_format)
         end += data_bytes + scale_bytes
     return ArenaLayout(places, end)
 
@@ -241,20 +263,61 @@ def _pack_rows(
 ) -> int:
     """Pack some rows; returns the place in the arena up to which numbers now are."""
     name, first_row, numbers = rows
-    kind, group, k = chosen.kind, chosen.group, place.shape[1]
+    k = place.shape[1]
     # Tiles stand one after the other, in the data as in the scales.
-    sizes = native.packed_bytes(kind, group, len(numbers), k)
-    tile_sizes = native.packed_bytes(kind, group, TILE_ROWS, k)
+    sizes = native.packed_bytes(chosen.kind, chosen.group, len(numbers), k)
+    tile_sizes = native.packed_bytes(chosen.kind, chosen.group, TILE_ROWS, k)
     data_start, scale_start = (first_row // TILE_ROWS * size for size in tile_sizes)
     data_end = data_start + sizes[0]
     data, scales = place.data(arena)[data_start:data_end], place.scales(arena)
     if scales is not None:
         scales = scales[scale_start : scale_start + sizes[1]]
     bits = numbers.view(np.uint16) if numbers.dtype.name == "bfloat16" else numbers
-    if native.pack(kind, group, [bits], data, scales, pool) is not None:
+    if place.whole_format is None:
+        is_finite = _pack_columns(place, chosen, bits, data, scales, pool)
+    else:
+        is_finite = _pack_and_cut(place, place.whole_format, chosen, bits, data, scales, pool)
+    if not is_finite:
         raise NotFinite((name, first_row, numbers.copy()))  # scratch is used again
     is_whole = first_row + len(numbers) == place.shape[0]
     return place.end if is_whole else place.start + data_end
+
+
+def _pack_columns(
+    place: WeightPlace,
+    chosen: Format,
+    bits: NDArray[Any],
+    data: Bytes,
+    scales: Bytes | None,
+    pool: "Pool",
+) -> bool:
+    """Those that the place has. False if one is a NaN or an infinity."""
+    if place.part.columns is not None:
+        own = [bits[:, span.start : span.end] for span in place.part.columns]
+        bits = own[0] if len(own) == 1 else np.concatenate(own, axis=1)
+    return native.pack(chosen.kind, chosen.group, [bits], data, scales, pool) is None
+
+
+def _pack_and_cut(
+    place: WeightPlace,
+    whole: Format,
+    chosen: Format,
+    bits: NDArray[Any],
+    data: Bytes,
+    scales: Bytes | None,
+    pool: "Pool",
+) -> bool:
+    """All columns are quantized, and those that the place has are kept."""
+    assert scales is not None
+    assert place.part.columns is not None
+    data_bytes, scale_bytes = native.packed_bytes(whole.kind, whole.group, *bits.shape)
+    packed = native.Arena(data_bytes + scale_bytes).array
+    lines, groups = packed[:data_bytes], packed[data_bytes:]
+    if native.pack(whole.kind, whole.group, [bits], lines, groups, pool) is not None:
+        return False
+    cut_lines(chosen.kind, place.part.columns, lines, data)
+    cut_scales(whole, chosen, place.part.columns, groups, scales)
+    return True
 
 
 def _view(layout: ArenaLayout, arena: Bytes) -> PackedWeights:
