@@ -49,6 +49,7 @@ class Connection:
         self.name = name  # what a listening socket calls it; b"" of one that connects
         self.user: ConnectionUser | None = None
         self.last_heard = self.last_beat = wire.clock()
+        self.said_bye_at: float | None = None  # its goodbye has gone; it waits for theirs
 
     @property
     def num_pending_bytes(self) -> int:

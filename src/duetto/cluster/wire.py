@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from socket import socketpair
 from threading import Thread, current_thread
@@ -47,6 +47,7 @@ QUEUED_FRAMES = 200  # that ZeroMQ holds for one peer, beside what waits here
 BLOCKED_RETRY_S = 0.002  # until a peer that reads too slowly is tried again
 READ_AT_ONCE = 256  # frames of one socket, before others have their turn
 LINGER_MS = 500  # for goodbyes to leave
+BYE_S = 0.5  # that a goodbye waits for its answer: a connection that is cut loses what was sent
 NOTICED_S = 0.02  # from the end of a connection until its socket knows
 LATE_S = 0.25  # that a look at the clock may be late, before silence is not held against peers
 
@@ -103,9 +104,9 @@ class Wire:
         self._monitors: dict[Any, Any] = {}  # by monitoring socket: the one it monitors
         self._blocked: set[Connection] = set()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = count()
+        self._numbers, self._peers = count(), count()
         self._next_look = clock()
-        self._is_stopping = False
+        self._stop_by = inf
         self._thread = Thread(target=self._run, name="duetto-wire", daemon=True)
 
     def start(self) -> None:
@@ -173,14 +174,16 @@ class Wire:
 
     def _run(self) -> None:
         try:
-            while not self._is_stopping:
+            while self.clock() < self._stop_by and not self._is_done:
                 self._turn()
         except Exception:
             logger.exception("the thread of the sockets ends: it raised what it must not")
         self._close_all()
 
     def _turn(self) -> None:
-        due = min(self._next_look, self._timers[0][0] if self._timers else self._next_look)
+        due = min(
+            self._stop_by, self._next_look, self._timers[0][0] if self._timers else self._next_look
+        )
         wait_s = max(0.0, due - self.clock())
         if self._blocked:
             wait_s = min(wait_s, BLOCKED_RETRY_S)
@@ -235,6 +238,8 @@ class Wire:
         self._watch(bound.socket, zmq.EVENT_DISCONNECTED)
 
     def _connect(self, address: WireAddress, use: Callable[[Connection], ConnectionUser]) -> None:
+        if self._stop_by < inf:
+            return
         socket = self._socket(zmq.DEALER, listens=False)
         connection = Connection(self, str(address), socket, b"")
         self._callers[socket] = connection
@@ -269,7 +274,10 @@ class Wire:
     def _newcomer(self, listener: _Listener, name: bytes, data: bytes) -> Connection | None:
         """Who says who it is; who says something else belonged to a connection that is over."""
         try:
-            is_first = isinstance(decode_frame(data), Knock | Hello)
+            frame = decode_frame(data)
+            if isinstance(frame, Bye):  # the answer to ours
+                return None
+            is_first = isinstance(frame, Knock | Hello)
         except FrameError as error:
             logger.warning("%s: %s", listener.address, error)
             is_first = False
@@ -278,7 +286,7 @@ class Wire:
             with suppress(zmq.ZMQError):
                 listener.socket.send_multipart((name, encoded(Bye(reason))), zmq.NOBLOCK)
             return None
-        peer = f"{listener.address}#{next(self._numbers)}"
+        peer = f"{listener.address}#{next(self._peers)}"
         connection = Connection(self, peer, listener.socket, name)
         listener.connections[name] = connection
         connection.user = listener.accept(connection)
@@ -305,7 +313,7 @@ class Wire:
             if isinstance(frame, Heartbeat):
                 connection.round_trip.heard(frame.time, frame.echo, frame.held_s, now)
             elif isinstance(frame, Bye):
-                self._lose(connection, frame.reason[:400], says_bye=False)
+                self._lose(connection, frame.reason[:400])  # and they know that it came
             elif connection.user is not None:
                 connection.user.received(frame)
         except FrameError as error:
@@ -352,8 +360,8 @@ class Wire:
             return
         if is_flushed:
             self._blocked.discard(connection)
-            if connection.has_said_bye:
-                self._forget(connection)
+            if connection.has_said_bye and connection.said_bye_at is None:
+                connection.said_bye_at = self.clock()
         elif connection.num_pending_bytes > MAX_PENDING_BYTES:
             self._lose(connection, UNREAD)
         else:
@@ -361,7 +369,10 @@ class Wire:
 
     def _beat(self, connection: Connection, now: float) -> None:
         connection.last_beat = now
-        if connection not in self._blocked:  # there is enough on its way
+        if connection.said_bye_at is not None:  # has it gone? A listening socket knows
+            if not self._has_sent(connection, connection.round_trip.beat(now)):
+                self._forget(connection)
+        elif connection not in self._blocked:  # there is enough on its way
             connection.queue(encoded(connection.round_trip.beat(now)))
             self._flush(connection)
 
@@ -378,7 +389,9 @@ class Wire:
             if late_s > LATE_S:  # it is we who were away: stopped, or starved
                 connection.last_heard = max(connection.last_heard, now - self.dead_after_s / 2)
             silent_s = now - connection.last_heard
-            if silent_s > self.dead_after_s:
+            if connection.said_bye_at is not None and now - connection.said_bye_at > BYE_S:
+                self._forget(connection)
+            elif silent_s > self.dead_after_s:
                 self._lose(connection, f"silent for {silent_s:.1f} s")
             elif now - connection.last_beat >= self._beat_s / 2:
                 self._beat(connection, now)
@@ -394,16 +407,22 @@ class Wire:
     def _lose(self, connection: Connection, reason: str, *, says_bye: bool = True) -> None:
         user = connection.end()
         if says_bye:
-            bye = encoded(Bye(reason[:400]))
-            with suppress(zmq.ZMQError):
-                parts = (connection.name, bye) if connection.name else (bye,)
-                connection.socket.send_multipart(parts, zmq.NOBLOCK)
+            self._has_sent(connection, Bye(reason[:400]))
         self._forget(connection)
         if user is not None:
             try:
                 user.lost(reason)
             except Exception:
                 logger.exception("%s: its end could not be handled", connection.peer)
+
+    def _has_sent(self, connection: Connection, frame: Bye | Heartbeat) -> bool:
+        """Past all that waits; False if nobody is there, or does not read."""
+        parts = (connection.name, encoded(frame)) if connection.name else (encoded(frame),)
+        try:
+            connection.socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        return True
 
     def _forget(self, connection: Connection) -> None:
         connection.end()
@@ -423,8 +442,18 @@ class Wire:
         monitor.close(linger=0)
         socket.close()
 
+    @property
+    def _is_done(self) -> bool:
+        return self._stop_by < inf and not self._connections()
+
     def _stop(self) -> None:
-        self._is_stopping = True
+        self._stop_by = self.clock() + BYE_S
+        for connection in self._connections():
+            user = connection.user
+            connection.queue(encoded(Bye(STOPPED_HERE)), is_last=True)
+            self._flush(connection)
+            if user is not None:
+                user.lost(STOPPED_HERE)
 
     def _close_all(self) -> None:
         for connection in self._connections():
