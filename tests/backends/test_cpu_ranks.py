@@ -16,9 +16,9 @@ from program.rewrites.models import odd
 
 from duetto.backends.backend import AttentionLook, KVMoves
 from duetto.backends.cpu.backend import CpuBackend
-from duetto.backends.cpu.formats import choose_formats, without_loss
+from duetto.backends.cpu.formats import choose_formats
 from duetto.backends.cpu.native import choose_isa, native
-from duetto.backends.cpu.packed import TILE_ROWS, NotCut, lay_out
+from duetto.backends.cpu.packed import TILE_ROWS, NotCut, degrees_that_fit, lay_out
 from duetto.backends.reference.backend import part_of
 from duetto.backends.reference.ranks import ReferenceRanks
 from duetto.checkpoints.checkpoint import Checkpoint
@@ -77,9 +77,7 @@ def test_widths_that_the_ranks_do_not_divide(ranks: int) -> None:
     """An MLP of 31, 41 tokens: the last ranks have less, or nothing, which is refused."""
     program, weights = odd(num_key_value_heads=12)
     if ranks == 12:
-        with pytest.raises(
-            ConfigError, match=r"--tp: a rank would have nothing of model\..*fewer ranks"
-        ):
+        with pytest.raises(NotCut, match="nothing of it is left for a rank"):
             cpu_ranks(program, weights, ranks)
         return
     texts = [[5, 9, 2, 7, 1, 8, 30, 11, 4, 40], [3, 17, 6]]
@@ -175,13 +173,15 @@ def test_a_rank_has_the_numbers_of_the_whole_weight(
     assert num_cut == 2 * ranks * len(program.kv)
 
 
-def test_columns_that_cannot_be_cut_are_told() -> None:
+def test_columns_that_cannot_be_cut_are_told_and_which_degrees_can() -> None:
     program, _ = odd(num_key_value_heads=12)  # an MLP of 31 by 3 ranks: 11 columns each
-    formats = without_loss(choose_formats(program, "float32", "int8"))
-    own = shard(program, 3)
-    with pytest.raises(NotCut) as raised:
-        lay_out(own, {name: formats[name] for name in formats.keys() & own.weights})
+    formats = choose_formats(program, "float32", "int8")
+    with pytest.raises(NotCut, match="quantized together") as raised:
+        lay_out(shard(program, 3), formats)
     assert raised.value.name == "model.layers.0.mlp.down_proj.weight"
+    assert possible_degrees(program) == (1, 2, 3, 4, 6, 12)
+    assert degrees_that_fit(program, formats) == [1, 2]
+    assert degrees_that_fit(program, choose_formats(program, "float32")) == [1, 2, 3, 4, 6]
 
 
 def test_the_key_names_the_rank() -> None:

@@ -19,9 +19,11 @@ from duetto.backends.cpu.packed import (
     TILE_ROWS,
     ArenaLayout,
     NotCoded,
+    NotCut,
     NotFinite,
     PackedWeights,
     WeightRows,
+    degrees_that_fit,
     lay_out,
     load_packed,
 )
@@ -36,7 +38,7 @@ from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program
 
 if TYPE_CHECKING:  # the module may not have been built
-    from duetto._native import Pool
+    from duetto._native import Member, Pool
 
 _MAX_THREADS = 1024
 
@@ -130,9 +132,12 @@ class CpuLoader:
         cache_dir: Path | None,
         on_status: Callable[[str], None] | None = None,
         whole: Program | None = None,
+        member: "Member | None" = None,
     ) -> None:
-        """`whole`: what `program` is one stage's part of; it says how each weight is held."""
+        """`whole`: what `program` is one rank's or stage's part of; it says how each weight is
+        held. `member`: where a rank meets the others, if it is to be loaded."""
         self._program, self._dtype, self._whole = program, dtype, whole
+        self._member = member
         self._isa = choose_isa()
         self._threads = _num_threads(threads)
         self._pool: Pool | None = None  # once loaded
@@ -164,7 +169,14 @@ class CpuLoader:
     def _lay_out(self, plain: Collection[str] = ()) -> ArenaLayout:
         """Baseline kernels have no byte shuffle, without which bf12 is slow."""
         formats = self._formats if self._isa == "baseline" else without_loss(self._formats, plain)
-        return lay_out(self._program, formats)
+        try:
+            return lay_out(self._program, formats)
+        except NotCut as error:
+            assert self._whole is not None
+            degrees = ", ".join(map(str, degrees_that_fit(self._whole, formats)))
+            raise ConfigError(
+                f"--tp: {error.name} cannot be cut so: {error.why}; accepted: --tp {degrees}"
+            ) from None
 
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
         return kv_block_bytes(self._program, block_size, dtype, self._isa)
@@ -208,7 +220,8 @@ class CpuLoader:
                 checkpoint.check_finite(*error.rows)  # raises, with the place
                 raise
         self.notes += notes
-        return CpuBackend(program, packed, pool, self._isa, is_stage=self._whole is not None)
+        is_stage, member = self._whole is not None, self._member
+        return CpuBackend(program, packed, pool, self._isa, is_stage=is_stage, member=member)
 
     def _keep_plain(self, names: frozenset[str]) -> None:
         self._layout = self._lay_out(names)

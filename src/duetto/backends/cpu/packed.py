@@ -24,6 +24,7 @@ from duetto.backends.cpu.native import native
 from duetto.core.errors import ConfigError
 from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.program import Program
+from duetto.program.rewrites.shard import possible_degrees, shard
 
 if TYPE_CHECKING:
     from duetto._native import Pool, Weight
@@ -61,11 +62,12 @@ class NotFinite(Exception):
 
 
 class NotCut(Exception):
-    """Some columns of a weight are quantized together with others, which another rank has."""
+    """A rank's part of a weight cannot be held: none is left for it, or some of its columns are
+    quantized together with others, which another rank has."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name, self.why = name, why
 
 
 class NotCoded(Exception):
@@ -140,18 +142,18 @@ def lay_out(program: Program, formats: Mapping[str, Format]) -> ArenaLayout:
     """One weight after the other, in the program's order, each on a cache line of its own.
 
     `formats` are those of whole weights; of a rank's program its parts have a place. Raises NotCut
-    for a weight that is quantized and cannot be cut there, ConfigError for a part of nothing.
+    for a part that cannot be held so.
     """
     places, end = {}, 0
     for name, spec in program.weights.items():
         part, chosen = program.parts.get(name, WHOLE), formats.get(name)
         shape, whole_format = part.shape(spec.shape), None
         if 0 in shape:
-            raise ConfigError(f"--tp: a rank would have nothing of {name}; accepted: fewer ranks")
+            raise NotCut(name, "nothing of it is left for a rank")
         if chosen is not None and chosen.group and part.columns is not None:
             whole_format, chosen = chosen, cut_format(chosen, part.columns, spec.shape[1])
             if chosen is None:
-                raise NotCut(name)
+                raise NotCut(name, "its columns are quantized together by 8 or more")
         if chosen is None:
             (length,) = shape
             data_bytes, scale_bytes = -(-4 * length // _ALIGNMENT) * _ALIGNMENT, 0
@@ -160,6 +162,20 @@ def lay_out(program: Program, formats: Mapping[str, Format]) -> ArenaLayout:
         places[name] = WeightPlace(shape, chosen, end, data_bytes, scale_bytes, part, whole_format)
         end += data_bytes + scale_bytes
     return ArenaLayout(places, end)
+
+
+def degrees_that_fit(program: Program, formats: Mapping[str, Format]) -> list[int]:
+    """The tensor-parallel degrees at which every rank's part can be held."""
+
+    def fits(ranks: int) -> bool:
+        try:
+            for rank in range(ranks):
+                lay_out(shard(program, ranks, rank), formats)
+        except NotCut:
+            return False
+        return True
+
+    return [ranks for ranks in possible_degrees(program) if fits(ranks)]
 
 
 def load_packed(
