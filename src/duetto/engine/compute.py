@@ -9,6 +9,7 @@ written: the engine computes them again too, after it. Knows no scheduling and n
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -76,6 +77,10 @@ class Computer:
         self._executor = executor
         self._times = step_times
         self.current: Computing | None = None  # may be read by any thread
+
+    def wrap(self, wrap: Callable[[Executor], Executor]) -> None:
+        """What `wrap` makes of the executor runs all steps from now on."""
+        self._executor = wrap(self._executor)
 
     def submit(self, step: Step) -> None:
         """Steps run in the order in which they are submitted. Raises only what ends the process."""

@@ -79,6 +79,10 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._in_flight)
 
+    def wrap_executor(self, wrap: Callable[[Executor], Executor]) -> None:
+        """Let somebody see each batch on its way. Before the first step."""
+        self._computer.wrap(wrap)
+
     @property
     def computing(self) -> Computing | None:
         """What the executor computes now. Any thread may ask."""

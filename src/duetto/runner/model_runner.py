@@ -4,12 +4,13 @@ Keeps nothing about a request: what a step needs comes with its batch, and what 
 KV in blocks, and what the last steps sampled. Knows no schedule, no text and no architecture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
 
 from duetto.backends.backend import Backend, FloatArray
+from duetto.backends.blocks import Bytes
 from duetto.core.batch import RequestResult, ScheduledBatch, StepOutput
 from duetto.core.executor import Done
 from duetto.program.dtype import KVDtype
@@ -56,6 +57,11 @@ class ModelRunner:
     def backend(self) -> Backend:
         """What computes, for those who measure."""
         return self._backend
+
+    @property
+    def block_rows(self) -> Sequence[Sequence[Bytes]]:
+        """Where the KV of each layer's blocks lies, for links to other engines."""
+        return self._backend.block_rows(self._kv)
 
     def submit(self, batch: ScheduledBatch) -> Done:
         """Compute one step, at once.

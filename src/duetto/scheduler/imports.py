@@ -44,7 +44,7 @@ class Imports:
         self._pool = pool
         self._queues = queues
         self._publisher = publisher
-        self._taken: dict[str, TakenBlocks] = {}  # by request: perhaps being written
+        self._taken: dict[TakenBlocks, None] = {}  # perhaps being written
         self._kept: dict[str, list[int]] = {}  # by request: published, until it is admitted
         self._sent: dict[Hashable, list[int]] = {}  # by transfer: perhaps being read
 
@@ -59,17 +59,16 @@ class Imports:
         num_missing = len(hashes) - len(here)
         if not num_missing or not self._has_room(here, num_missing):
             return None
-        assert request.request_id not in self._taken, f"{request.request_id} has blocks already"
         self._pool.retain(here)  # first, or allocation could take them
         blocks = (*here, *self._pool.allocate(num_missing))
         taken = TakenBlocks(request, hashes, blocks, len(here))
-        self._taken[request.request_id] = taken
+        self._taken[taken] = None
         return taken
 
     def publish(self, taken: TakenBlocks) -> None:
         """All has come, and nobody writes any more. The blocks stay until the request is admitted
         or has ended, or a request that could not run otherwise needs the room."""
-        del self._taken[taken.request.request_id]
+        del self._taken[taken]
         self._publisher.publish_imported(taken.request, taken.hashes, taken.blocks, taken.num_here)
         found = self._pool.find(taken.hashes)  # others may have computed some of it meanwhile
         self._pool.retain(found)
@@ -79,7 +78,7 @@ class Imports:
     def drop(self, taken: TakenBlocks) -> None:
         """Not all has come, and nobody writes any more. Its request may have been added, or have
         ended, long before."""
-        del self._taken[taken.request.request_id]
+        del self._taken[taken]
         self._pool.release(taken.blocks)
 
     def settle(self, running: Container[str]) -> None:
@@ -114,7 +113,7 @@ class Imports:
     @property
     def tables(self) -> list[Sequence[int]]:
         """What each transfer holds."""
-        taken = [one.blocks for one in self._taken.values()]
+        taken = [one.blocks for one in self._taken]
         return [*taken, *self._kept.values(), *self._sent.values()]
 
     @property
@@ -124,13 +123,12 @@ class Imports:
 
     def check(self) -> None:
         """Assert what is held for whom. The counts of owners are the pool's to check."""
-        assert not self._taken.keys() & self._kept.keys(), "published, and still being written"
         assert not self._kept.keys() & self._queues.running.keys(), "it holds blocks twice"
 
     def _has_room(self, here: Sequence[int], num_missing: int) -> bool:
         """Whether so many more blocks leave enough for all others."""
         config = self._config
-        held = {block for one in self._taken.values() for block in one.blocks}
+        held = {block for one in self._taken for block in one.blocks}
         held.update(*self._kept.values(), here)
         if len(held) + num_missing > config.num_blocks // MAX_SHARE:
             return False

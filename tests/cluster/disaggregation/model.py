@@ -39,7 +39,7 @@ class Computes(NamedTuple):
     holds: bool = False
     ready: int = 0  # pieces computed
     read: int = 0  # pieces whose reading has begun
-    request: str = ""  # "runs", "ended"
+    request: str = ""  # "asked", "runs", "ended"
 
 
 class World(NamedTuple):
@@ -156,6 +156,15 @@ class Model:
         one = world.computes[i]
         if one.kv is None:
             return
+        if one.request == "asked":  # the engine has not seen it yet
+            is_over = one.kv.phase == "over"
+            kv, actions = self.rules.on_taken(one.kv)
+            taken = one._replace(kv=kv, request="ended" if is_over else "runs")
+            yield f"take {i}", self._do(_with(world, computes=(i, taken)), i, actions)
+            if not self.calm:
+                kv, actions = self.rules.on_failed(one.kv, "no room")
+                ended = one._replace(kv=kv, request="ended")
+                yield f"refuse {i}", self._do(_with(world, computes=(i, ended)), i, actions)
         if one.request == "runs":
             if one.ready < len(self.pieces):
                 # Blocks are held from when they are computed on: here, all of them at once.
@@ -254,17 +263,13 @@ class Model:
     def _at_prefill(self, world: World, what: object) -> Iterator[tuple[str, World]]:
         if isinstance(what, tuple):
             i = what[1]
-            kv, actions = self.rules.begin_outgoing(i, self.size[0] * self.size[1])
-            begun = Computes(kv, holds=True, request="runs")
-            yield f"accept {i}", self._do(_with(world, computes=(i, begun)), i, actions)
-            if not self.calm:
-                yield f"refuse {i}", self._send(world, "to_decode", PrefillRefused(i, "no room"))
+            kv = self.rules.begin_outgoing(i, self.size[0] * self.size[1])
+            begun = Computes(kv, holds=True, request="asked")
+            yield f"asked {i}", _with(world, computes=(i, begun))
             return
         i = getattr(what, "transfer_id", 0)
         one = world.computes[i]
-        if one.kv is None:  # it was refused
-            yield f"nothing {what}", world
-            return
+        assert one.kv is not None
         on = self.rules.on_got if isinstance(what, GotPrefill) else self.rules.on_cancel
         assert isinstance(what, GotPrefill | CancelPrefill)
         kv, actions = on(one.kv)
@@ -320,7 +325,7 @@ def _end(world: World) -> str:
         raise Wrong("the decode side does not end")
     if any(one.kv is not None and one.kv.phase != "over" for one in world.computes):
         raise Wrong("the prefill side does not end")
-    if any(one.request == "runs" for one in world.computes):
+    if any(one.request in ("asked", "runs") for one in world.computes):
         raise Wrong("somebody computes for nobody")
     if not all(outcomes):
         raise Wrong("a request never ends")

@@ -61,7 +61,7 @@ def free_at_once(kv: Any, reason: str) -> Any:
     """Without waiting for what is being written."""
     if not kv.is_open:
         return kv, ()
-    actions = (protocol.Say(CancelPrefill(kv.transfer_id)), protocol.GiveUp(reason))
+    actions = (protocol.Say(CancelPrefill(kv.transfer_id)), protocol.GiveUp(reason, "slow"))
     return kv._replace(phase="over"), (*actions, protocol.ReturnBlocks())
 
 

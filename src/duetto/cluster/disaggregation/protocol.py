@@ -24,6 +24,8 @@ from duetto.cluster.disaggregation.kv_frames import (
 )
 from duetto.cluster.links.link import RowsSent
 
+GiveUpCause = Literal["refused", "lost", "slow", "aborted", "broken"]
+
 
 class Say(NamedTuple):
     """Send a frame, after all frames and rows that were sent before."""
@@ -39,6 +41,7 @@ class GiveUp(NamedTuple):
     """Nothing will come: the request is to be computed at home, or is wanted no more."""
 
     reason: str
+    cause: GiveUpCause
 
 
 class ReturnBlocks(NamedTuple):
@@ -87,7 +90,7 @@ def on_accepted(kv: IncomingKV) -> tuple[IncomingKV, Actions]:
 
 
 def on_refused(kv: IncomingKV, reason: str) -> tuple[IncomingKV, Actions]:
-    return _give_up(kv, reason) if kv.is_open else (kv, ())
+    return _give_up(kv, reason, "refused") if kv.is_open else (kv, ())
 
 
 def on_rows(kv: IncomingKV, rows: RowsSent) -> tuple[IncomingKV, Actions, bool]:
@@ -120,23 +123,25 @@ def on_done(kv: IncomingKV, num_rows: int) -> tuple[IncomingKV, Actions]:
     return kv._replace(phase="over"), (Say(GotPrefill(kv.transfer_id)), PublishBlocks())
 
 
-def cancel(kv: IncomingKV, reason: str) -> tuple[IncomingKV, Actions]:
+def cancel(
+    kv: IncomingKV, reason: str, cause: GiveUpCause = "broken"
+) -> tuple[IncomingKV, Actions]:
     """It takes too long, its request was aborted, or the other side breaks the rules."""
     if not kv.is_open:
         return kv, ()
-    kv, actions = _give_up(kv, reason)
+    kv, actions = _give_up(kv, reason, cause)
     return kv, (Say(CancelPrefill(kv.transfer_id)), *actions)
 
 
 def on_incoming_lost(kv: IncomingKV, reason: str) -> tuple[IncomingKV, Actions]:
     """The link is gone, and writes nothing any more."""
     kv = kv._replace(writing=frozenset())
-    return _give_up(kv, reason) if kv.is_open else _drained(kv)
+    return _give_up(kv, reason, "lost") if kv.is_open else _drained(kv)
 
 
-def _give_up(kv: IncomingKV, reason: str) -> tuple[IncomingKV, Actions]:
+def _give_up(kv: IncomingKV, reason: str, cause: GiveUpCause) -> tuple[IncomingKV, Actions]:
     kv, actions = _drained(kv._replace(phase="draining"))
-    return kv, (GiveUp(reason), *actions)
+    return kv, (GiveUp(reason, cause), *actions)
 
 
 def _drained(kv: IncomingKV) -> tuple[IncomingKV, Actions]:
@@ -168,9 +173,15 @@ class OutgoingKV(NamedTuple):
     is_reading: bool = False
 
 
-def begin_outgoing(transfer_id: int, num_rows: int) -> tuple[OutgoingKV, Actions]:
-    kv = OutgoingKV(transfer_id, num_rows)
-    return kv, (Say(PrefillAccepted(transfer_id)),)
+def begin_outgoing(transfer_id: int, num_rows: int) -> OutgoingKV:
+    """It was asked for. Who computes takes it (`on_taken`), or does not (`on_failed`)."""
+    return OutgoingKV(transfer_id, num_rows)
+
+
+def on_taken(kv: OutgoingKV) -> tuple[OutgoingKV, Actions]:
+    """It will be computed, unless it is over already."""
+    is_wanted = kv.phase == "computing"
+    return kv, (Say(PrefillAccepted(kv.transfer_id)),) if is_wanted else ()
 
 
 def may_read(kv: OutgoingKV) -> tuple[OutgoingKV, bool]:
