@@ -24,7 +24,7 @@ from duetto.program.dtype import DTYPES, KVDtype, auto_kv_dtype
 from duetto.program.kv_size import kv_number_bytes
 from duetto.program.program import Program
 from duetto.program.shape import Precision
-from duetto.simulation.router import RouterName
+from duetto.routing.policies import RouterName
 
 PrecisionName = Literal["float32", "bfloat16", "float16", "float8", "int8", "int4"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float8", "int8", "int4"]
@@ -97,7 +97,8 @@ class Layout:
     scheduling_policy: SchedulingPolicy = "fcfs"
     """fcfs, priority, or static (batch by batch, to compare)."""
     router: RouterName = "least-loaded"
-    """Who gets a request: round-robin, least-loaded, or prefix-affinity."""
+    """Who gets a request: round-robin, least-loaded, prefix-affinity, or predicted (where the
+    first token should come first)."""
     max_local_prefill: int = 0
     """With prefill replicas: prompts of up to this many tokens are computed where they are
     decoded."""

@@ -13,9 +13,10 @@ from duetto.core.batch import RequestUpdate, ScheduledBatch
 from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.request import Request
 from duetto.core.timings import Part, RequestTimings
+from duetto.routing.policies import RouterName
 from duetto.simulation.disaggregation import Disaggregation, LinkClock
 from duetto.simulation.replica import OnEnd, ReplicaSpec, StepLog
-from duetto.simulation.router import Loads, RouterName, make_router
+from duetto.simulation.routed import SimulatedRouter
 from duetto.simulation.tier_totals import TierUse
 from duetto.simulation.virtual_engines import make_replica
 from duetto.simulation.workload import Traffic
@@ -134,24 +135,14 @@ class _Pool:
             )
             for i in range(num_replicas)
         ]
-        self._router = make_router(router, num_replicas)
-        self._loads = [0] * num_replicas
-        self._sizes: dict[str, int] = {}
-        self._ends: list[tuple[float, int, int]] = []  # instant, replica, size; a heap
+        self._router = SimulatedRouter(router, spec, num_replicas, self.run_until)
 
     def offer(self, request: Request, time: float) -> int:
         """Route a request that arrives at `time`, not before any earlier one; returns where to.
 
         Raises InvalidRequest if it can never fit.
         """
-        loads: Loads = lambda: self._loads_at(time)  # noqa: E731
-        chosen = 0
-        if len(self.replicas) > 1:
-            chosen = self._router.choose(request.prompt_token_ids, loads)
-        self.replicas[chosen].offer(request, time)
-        self._sizes[request.request_id] = request.num_prompt_tokens
-        self._loads[chosen] += request.num_prompt_tokens
-        return chosen
+        return self._router.offer(request, time, self._take)
 
     @property
     def logs(self) -> tuple[StepLog, ...]:
@@ -165,19 +156,13 @@ class _Pool:
         for each in self.replicas:
             each.run_until(time)
 
-    def _loads_at(self, time: float) -> list[int]:
-        """Tokens of prompts that were sent to each replica and not answered by `time`."""
-        self.run_until(time)
-        while self._ends and self._ends[0][0] <= time:
-            _, index, size = heappop(self._ends)
-            self._loads[index] -= size
-        return self._loads
+    def _take(self, chosen: int, request: Request, time: float) -> None:
+        self.replicas[chosen].offer(request, time)
 
     def _end_of(self, index: int) -> OnEnd:
         def end(update: RequestUpdate) -> None:
             assert update.timings is not None  # it is the final update
-            time = update.timings.accounted_until
-            heappush(self._ends, (time, index, self._sizes.pop(update.request_id)))
+            self._router.ended(update.request_id, index, update.timings.accounted_until)
             self._on_end(index, update)
 
         return end
