@@ -12,6 +12,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = (
     (),
     ("serve",),
+    ("worker",),
     ("chat",),
     ("complete",),
     ("run-batch",),

@@ -137,17 +137,19 @@ class Checkpoint:
             yield span.start, rows[begin : begin + span.width]
             begin += span.width
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *, is_dated: bool = True) -> str:
         """Tells this checkpoint from every other, without reading it whole.
 
         A SHA-256 over, in the order of their names: each file's name, size, time of its last
         change (in nanoseconds) and header; and each tensor's name, dtype, shape, place and 4 KiB
-        of its bytes at its beginning, its middle and its end.
+        of its bytes at its beginning, its middle and its end. A copy on another machine has the
+        same one only without the times (`is_dated`).
         """
         digest = sha256()
         for file, descriptor in self._files.items():
             status = os.fstat(descriptor)
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            time = f" {status.st_mtime_ns}" if is_dated else ""
+            digest.update(f"{file.name} {status.st_size}{time}\n".encode())
             digest.update(_header_bytes(descriptor))
         for name, tensor in sorted(self._tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tensor.shape} {tensor.start}\n".encode())

@@ -21,6 +21,7 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), allow_repeating=True),
 )
 app.command("duetto.cli.serve:serve", name="serve", help="Serve a model over HTTP.")
+app.command("duetto.cli.worker:worker", name="worker", help="An engine for doors elsewhere.")
 app.command("duetto.cli.chat:chat", name="chat", help="Talk with a model in the terminal.")
 app.command("duetto.cli.complete:complete", name="complete", help="Continue a text.")
 app.command("duetto.cli.run_batch:run_batch", name="run-batch", help="Answer a file of requests.")

@@ -5,12 +5,14 @@ import re
 import socket
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Literal, NamedTuple
 
 from duetto.cluster.secret import SECRET_FLAG, ClusterSecret
 from duetto.core.errors import ConfigError
 
 ACCEPTED = "accepted: tcp://HOST:PORT, or ipc:///path/of/a/socket on this machine"
+_PROBE_S = 0.2  # between two tries
 MAX_PATH = 107  # bytes of a Unix socket's address
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([\w.*-]+)):(\d{1,5}|\*)")
 
@@ -71,6 +73,28 @@ def check_exposure_of(address: WireAddress, flag: str, secret: ClusterSecret | N
         )
 
 
+def check_answers(address: WireAddress, flag: str, patience_s: float) -> None:
+    """Raises ConfigError if nobody listens there, nor comes within `patience_s`."""
+    give_up_at = monotonic() + patience_s
+    while (why := _why_unanswered(address)) is not None:
+        if monotonic() >= give_up_at:
+            raise ConfigError(f"{flag} {address}: nobody answers there ({why})")
+        sleep(_PROBE_S)
+
+
+def _why_unanswered(address: WireAddress) -> str | None:
+    try:
+        if address.kind == "tcp":
+            socket.create_connection((address.host, address.port), timeout=5.0).close()
+        else:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(5.0)
+                probe.connect(address.path)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def check_free(address: WireAddress, flag: str) -> None:
     """Raises ConfigError if something else is there: ZeroMQ would take over a Unix socket."""
     if address.kind != "ipc":
@@ -78,13 +102,9 @@ def check_free(address: WireAddress, flag: str) -> None:
     path = Path(address.path)
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {address}: there is no folder {path.parent}")
-    if not path.exists():
-        return
-    if not path.is_socket():
+    if path.exists() and not path.is_socket():
         raise ConfigError(f"{flag} {address}: a file is there, and no socket; choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
-        probe.settimeout(1.0)
-        probe.connect(address.path)
+    if path.exists() and _why_unanswered(address) is None:
         raise in_use(address, flag)
 
 

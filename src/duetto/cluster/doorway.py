@@ -6,7 +6,7 @@ from collections.abc import Callable
 from duetto.cluster.address import WireAddress
 from duetto.cluster.connection import Connection, ConnectionUser
 from duetto.cluster.remote import Dispatcher, RemoteEngine
-from duetto.cluster.wire import Bound, Wire
+from duetto.cluster.wire import BoundSocket, Wire
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Doorway:
         self._on_unanswered = on_unanswered
         self._is_stopping = False
 
-    def listen(self, bound: Bound) -> None:
+    def listen(self, bound: BoundSocket) -> None:
         """Let workers join; `bound` is of `wire.bind`."""
         self._wire.listen(bound, self._remote)
 

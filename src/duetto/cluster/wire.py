@@ -63,7 +63,7 @@ UNREAD = "it does not read what it is sent"
 STOPPED_HERE = "this side has ended"
 
 
-class Bound(NamedTuple):
+class BoundSocket(NamedTuple):
     """A socket that listens, and answers nobody yet."""
 
     socket: "zmq.Socket[bytes]"
@@ -114,7 +114,7 @@ class Wire:
 
     # --- any thread ----------------------------------------------------------------------------
 
-    def bind(self, address: WireAddress, flag: str) -> Bound:
+    def bind(self, address: WireAddress, flag: str) -> BoundSocket:
         """Raises ConfigError, naming the flag, if the address cannot be had or is others' too."""
         check_exposure_of(address, flag, self._secret)
         check_free(address, flag)
@@ -129,11 +129,11 @@ class Wire:
             raise ConfigError(f"{flag} {address}: {error.strerror}") from None
         if address.kind == "ipc":
             Path(address.path).chmod(0o600)
-            return Bound(made, address)
+            return BoundSocket(made, address)
         bound = made.getsockopt_string(zmq.LAST_ENDPOINT)
-        return Bound(made, address._replace(port=int(bound.rpartition(":")[2])))
+        return BoundSocket(made, address._replace(port=int(bound.rpartition(":")[2])))
 
-    def listen(self, bound: Bound, accept: Callable[[Connection], ConnectionUser]) -> None:
+    def listen(self, bound: BoundSocket, accept: Callable[[Connection], ConnectionUser]) -> None:
         """Let others connect: `accept` says who uses each connection."""
         self.call(lambda: self._listen(bound, accept))
 
@@ -233,7 +233,7 @@ class Wire:
         for each in (socket, monitor):
             self._poller.register(each, zmq.POLLIN)
 
-    def _listen(self, bound: Bound, accept: Callable[[Connection], ConnectionUser]) -> None:
+    def _listen(self, bound: BoundSocket, accept: Callable[[Connection], ConnectionUser]) -> None:
         self._listeners[bound.socket] = _Listener(bound.socket, accept, {}, bound.address)
         self._watch(bound.socket, zmq.EVENT_DISCONNECTED)
 

@@ -36,7 +36,7 @@ from duetto.cluster.frames import (
 )
 from duetto.cluster.machine import boot_id
 from duetto.cluster.report_frames import report_frames
-from duetto.cluster.wire import Bound, Wire
+from duetto.cluster.wire import BoundSocket, Wire
 from duetto.core.batch import RequestUpdate
 from duetto.core.cache_control import CacheReply
 from duetto.core.errors import InvalidRequest
@@ -132,7 +132,7 @@ class WorkerServer:
         self._watchdog.start()
         self._wire.start()
 
-    def listen(self, bound: Bound) -> None:
+    def listen(self, bound: BoundSocket) -> None:
         """Let doors come; `bound` is of `wire.bind`."""
         self._wire.listen(bound, lambda connection: _Door(self, connection))
 

@@ -4,6 +4,7 @@ As calibrated, if it was. Else a GPU is priced by its name, and what has no know
 that only has the right shape, and no roof to speak of. Loads no weights and runs nothing.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from duetto.core.cpus import usable_cpus
@@ -71,6 +72,21 @@ def gpu_prices(
         return HostPrices(with_looks(model), None, notes)
     deployment = _on_gpu(known, precision, arithmetic, graphs=True)
     return replace(_priced(program, known, deployment), notes=notes)
+
+
+def hardware_here(gpu_name: str | None) -> HardwareSpec:
+    """What computes here: this host, or its GPU of this name; as calibrated, or known by its name,
+    or guessed."""
+    key = HOST if gpu_name is None else GPU
+    file = calibration_file(key)
+    if file is not None and file.is_file():
+        with suppress(ConfigError):
+            found = find_hardware(key)
+            if gpu_name is None or gpu_name in found.source:
+                return found
+    if gpu_name is None:
+        return _guess()
+    return named_gpu(gpu_name) or _guess_gpu()
 
 
 def _priced(program: Program, hardware: HardwareSpec, deployment: Deployment) -> HostPrices:

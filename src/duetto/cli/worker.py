@@ -1,0 +1,137 @@
+"""`duetto worker`: an engine whose doors are elsewhere."""
+
+import gc
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from duetto import __version__
+from duetto.build import Built, build
+from duetto.cluster.address import (
+    WireAddress,
+    check_answers,
+    check_exposure_of,
+    read_address,
+)
+from duetto.cluster.facts import ROLES, WorkerRole
+from duetto.cluster.secret import read_secret
+from duetto.cluster.wire import DEAD_AFTER_S, BoundSocket, Wire
+from duetto.cluster.worker import WorkerServer
+from duetto.cluster.worker_process import WorkerProcess
+from duetto.core.engine_args import EngineArgs
+from duetto.core.errors import ConfigError
+from duetto.demo import demo_model_dir
+from duetto.engine.thread import in_thread
+from duetto.server.observe.logs import logged
+from duetto.worker_facts import facts_of
+
+
+def worker(
+    model: str | None = None,
+    *,
+    listen: str | None = None,
+    join: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
+    role: WorkerRole = "both",
+    cluster_secret_file: str | None = None,
+    join_timeout: float = 30.0,
+    dead_after: float = DEAD_AFTER_S,
+    shutdown_timeout: float = 30.0,
+    step_timeout_s: float | Literal["auto", "off"] = "auto",
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info",
+    args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
+) -> None:
+    """Run an engine for doors in other processes: duetto router, or duetto serve.
+
+    Parameters
+    ----------
+    model
+        A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
+        that ships with Duetto.
+    listen
+        Where doors may come: tcp://HOST:PORT (* for any port that is free), or ipc:///PATH.
+    join
+        The address of a door to go to; may be repeated. It is joined again whenever it comes back.
+    role
+        What the worker does: prefill of others' prompts, decode of prompts that others may have
+        computed, or both.
+    cluster_secret_file
+        A file of its owner alone with what all workers and doors of a cluster know, at least 16
+        bytes; also read from DUETTO_CLUSTER_SECRET. Addresses beyond this machine need it.
+    join_timeout
+        Seconds to wait for the first door.
+    dead_after
+        Seconds of silence after which a door counts as dead, and its requests are aborted.
+    shutdown_timeout
+        Seconds that running requests have to end once the worker is told to stop.
+    step_timeout_s
+        Seconds that a step may take, after which the worker ends with exit code 70, for a
+        supervisor to start it again; auto is ten times what was predicted, and at least 10.
+    log_level
+        How much is logged, on stderr.
+    """
+    if role not in ROLES:
+        raise ConfigError(f"--role {role!s:.40}: accepted: {', '.join(ROLES)}")
+    _check_seconds(join_timeout, dead_after, shutdown_timeout)
+    secret = read_secret(cluster_secret_file)
+    doors = [read_address(text, "--join", listens=False) for text in join]
+    for door in doors:
+        check_exposure_of(door, "--join", secret)
+    if listen is None and not doors:
+        raise ConfigError("needs --listen ADDRESS for doors to come to, or --join ADDRESS of one")
+    wire = Wire(secret, dead_after)
+    try:
+        bound = None
+        if listen is not None:  # before a model is loaded, as it is what most often fails
+            bound = wire.bind(read_address(listen, "--listen", listens=True), "--listen")
+        for door in doors:
+            check_answers(door, "--join", join_timeout)
+        model = str(demo_model_dir()) if model is None else model
+        built = build(model, args or EngineArgs(), lambda line: print(line, file=sys.stderr))
+    except BaseException:
+        wire.stop()
+        raise
+    facts = facts_of(built, __version__, role)
+    server = WorkerServer(
+        *(facts, in_thread(built.engine), wire),
+        vocab_size=built.codec.vocab_size,
+        step_timeout_s=step_timeout_s,
+    )
+    process = WorkerProcess(
+        server,
+        shutdown_timeout_s=shutdown_timeout,
+        join_timeout_s=join_timeout if bound is None else None,
+    )
+    _announce(built, role, bound, doors)
+    gc.freeze()  # what is there now stays: no collection looks at it between two tokens
+    with logged(log_level):
+        server.start()
+        if bound is not None:
+            server.listen(bound)
+        for door in doors:
+            server.join(door)
+        process.run()
+
+
+def _check_seconds(join_timeout: float, dead_after: float, shutdown_timeout: float) -> None:
+    if not 1.0 <= dead_after <= 3600.0:
+        raise ConfigError(f"--dead-after {dead_after:g}: must be from 1 to 3600 seconds")
+    for flag, seconds in (("join", join_timeout), ("shutdown", shutdown_timeout)):
+        if not 0.0 <= seconds <= 86_400.0:
+            raise ConfigError(f"--{flag}-timeout {seconds:g}: must be from 0 to 86400 seconds")
+
+
+def _announce(
+    built: Built, role: WorkerRole, bound: BoundSocket | None, doors: list[WireAddress]
+) -> None:
+    """What a person wants to know before the first request, on stderr."""
+    where = [f"listens at {bound.address}"] if bound is not None else []
+    where += [f"joins {door}" for door in doors]
+    model, config = built.model, built.scheduler_config
+    lines = [
+        f"Duetto {__version__}: a worker of {built.name} ({role}) {', '.join(where)}",
+        f"  {model.computed_by}, context {config.max_model_len}, {config.num_blocks} blocks "
+        f"of {config.block_size} tokens ({model.kv_dtype})",
+        *(f"  note: {note}" for note in built.notes),
+    ]
+    print("\n".join(lines), file=sys.stderr)

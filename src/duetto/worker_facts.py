@@ -1,0 +1,71 @@
+"""What a worker says of itself: facts of a model that is in memory."""
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from itertools import groupby
+from uuid import uuid4
+
+import msgspec
+
+from duetto.build import Built
+from duetto.checkpoints.checkpoint import Checkpoint
+from duetto.cluster.facts import WorkerFacts, WorkerRole
+from duetto.pricing.host import hardware_here
+from duetto.program.kv_size import bytes_per_block
+from duetto.runner.load import LoadedModel
+
+
+def facts_of(
+    built: Built,
+    version: str,
+    role: WorkerRole = "both",
+    *,
+    link: str = "",
+    events: str = "",
+    replay: str = "",
+) -> WorkerFacts:
+    """`version` is Duetto's. Each call gives another worker_id: a worker asks once, when it
+    starts."""
+    loaded = built.model
+    return WorkerFacts(
+        version=version,
+        worker_id=uuid4().hex,
+        role=role,
+        name=built.name,
+        model=model_fingerprint(built),
+        numerics=loaded.numerics,
+        kv_layout=kv_layout(loaded),
+        block_bytes=bytes_per_block(loaded.program, loaded.block_size, loaded.kv_dtype),
+        scheduler=built.scheduler_config,
+        hardware=msgspec.json.encode(hardware_here(loaded.device)),
+        weight_bytes=loaded.precision.weight_bytes,
+        kv_bytes=loaded.precision.kv_bytes,
+        process=os.getpid(),
+        link=link,
+        events=events,
+        replay=replay,
+    )
+
+
+def model_fingerprint(built: Built) -> str:
+    """Of weights and of what each token id says: the same for a copy on another machine."""
+    with Checkpoint(built.root, built.model.program) as checkpoint:
+        weights = checkpoint.fingerprint(is_dated=False)
+    tokens = _tokens_digest(built.codec.tokens())
+    return sha256(f"{weights}/{tokens}".encode()).hexdigest()[:32]
+
+
+def _tokens_digest(tokens: Mapping[int, tuple[str, bool]]) -> str:
+    digest = sha256()
+    for token_id, (token, is_special) in sorted(tokens.items()):
+        digest.update(f"{token_id} {is_special} {token}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def kv_layout(loaded: LoadedModel) -> str:
+    """Equal if a block's bytes mean the same: what computes, and sizes."""
+    heads = [f"{layer.num_kv_heads}x{layer.head_dim}" for layer in loaded.program.kv]
+    runs = [f"{len(list(run))} layers of {size}" for size, run in groupby(heads)]
+    block = f"blocks of {loaded.block_size}"
+    return ", ".join((loaded.computed_by, loaded.kv_dtype, block, *runs))
