@@ -18,7 +18,6 @@ except ImportError:  # no compiler when Duetto was installed
 
 HAS_NATIVE = native is not None and hasattr(native, "send_rows")
 _MAX_SPANS = 1024  # of one call of the system (IOV_MAX of Linux)
-_PASSING = (errno.EAGAIN, errno.EINTR)
 
 
 def check_rows(rows: BlockRows) -> None:
@@ -56,14 +55,20 @@ def copy_block_rows(source: BlockRows, to: BlockRows) -> None:
 def send_some(wire: socket.socket, rows: BlockRows, start: int, limit: int) -> int:
     """One call of the system: how many bytes went. Raises OSError."""
     if native is not None and HAS_NATIVE:
-        return _checked(native.send_rows(wire.fileno(), rows.arrays, rows.blocks, start, limit))
+        own = (wire.fileno(), rows.arrays, rows.blocks, start, limit)
+        while (sent := native.send_rows(*own)) == -errno.EINTR:
+            pass
+        return _checked(sent)
     return wire.sendmsg(_some(rows, start, limit), [], socket.MSG_NOSIGNAL)
 
 
 def receive_some(wire: socket.socket, rows: BlockRows, start: int, limit: int) -> int:
     """One call of the system: how many bytes came, 0 at the end. Raises OSError."""
     if native is not None and HAS_NATIVE:
-        return _checked(native.receive_rows(wire.fileno(), rows.arrays, rows.blocks, start, limit))
+        own = (wire.fileno(), rows.arrays, rows.blocks, start, limit)
+        while (came := native.receive_rows(*own)) == -errno.EINTR:
+            pass
+        return _checked(came)
     return wire.recvmsg_into(_some(rows, start, limit))[0]
 
 
