@@ -27,6 +27,7 @@ COMMANDS = (
     ("fit",),
     ("simulate",),
     ("plan",),
+    ("planner",),
     ("calibrate",),
     ("explain",),
     ("cache",),

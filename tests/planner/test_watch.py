@@ -25,7 +25,8 @@ from duetto.simulation.simulation import simulate
 
 STEP_S = 30.0
 ONE = RoleCounts(1)
-OPTIONS = WatchOptions(slo_ttft=1.0, slo_tpot=0.05)
+OPTIONS = WatchOptions()
+LIMITS = SLO(ttft=1.0, tpot=0.05)
 BOUNDS = (*(0.001 * 1.5**i for i in range(25)), inf)
 LENGTHS = (*(float(2**i) for i in range(16)), inf)
 
@@ -93,7 +94,7 @@ def run(
 ) -> tuple[list[Decision], Watcher]:
     """A loop that does what is decided, at once."""
     cluster, counts = cluster or Capacity(), start
-    watcher = Watcher(options, Capacity())
+    watcher = Watcher(options, LIMITS, Capacity())
     decisions = []
     for step, rate in enumerate(rates):
         seen = window((step + 1) * STEP_S, rate, cluster, counts, prompt(step))
@@ -156,7 +157,7 @@ def test_never_below_the_minimum_and_never_above_the_maximum() -> None:
 
 
 def test_workers_that_do_not_answer_are_no_reason_to_have_fewer() -> None:
-    watcher, cluster = Watcher(OPTIONS, Capacity()), Capacity()
+    watcher, cluster = Watcher(OPTIONS, LIMITS, Capacity()), Capacity()
     for step in range(30):
         seen = window((step + 1) * STEP_S, 5.0, cluster, RoleCounts(3))
         decision = watcher.decide(seen, RoleCounts(3), live=2)
@@ -190,7 +191,7 @@ def test_a_model_that_is_wrong_by_a_third_is_corrected(slowdown: float) -> None:
 
 def test_what_is_missed_counts_though_the_model_says_all_is_well() -> None:
     """Requests wait where the model knows of no reason: TPOT is as expected, TTFT is not."""
-    watcher, counts, grown = Watcher(OPTIONS, Capacity()), RoleCounts(2), []
+    watcher, counts, grown = Watcher(OPTIONS, LIMITS, Capacity()), RoleCounts(2), []
     for step in range(4):
         seen = window((step + 1) * STEP_S, 10.0, Capacity(), counts)
         late = buckets([4.0] * round(seen.num_finished))
@@ -202,13 +203,13 @@ def test_what_is_missed_counts_though_the_model_says_all_is_well() -> None:
 
 
 def test_what_waits_must_be_served_too() -> None:
-    watcher = Watcher(OPTIONS, Capacity())
+    watcher = Watcher(OPTIONS, LIMITS, Capacity())
     seen = replace(window(STEP_S, 8.0, Capacity(), RoleCounts(1)), num_waiting=500.0)
     assert watcher.decide(seen, RoleCounts(1)).target.total == 3
 
 
 def test_nobody_asks_and_nothing_is_known() -> None:
-    watcher = Watcher(OPTIONS, Capacity())
+    watcher = Watcher(OPTIONS, LIMITS, Capacity())
     decision = watcher.decide(window(STEP_S, 0.0, Capacity(), RoleCounts(2)), RoleCounts(2))
     assert decision.action == "stay" and "nothing is known" in decision.why
 
@@ -241,8 +242,6 @@ def test_not_yet_says_what_it_waits_for() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"slo_ttft": 0.0},
-        {"slo_tpot": float("nan")},
         {"target": 1.5},
         {"margin": -0.1},
         {"headroom": 0.5},
@@ -291,13 +290,11 @@ def simulated_window(end_s: float, rate: float, counts: RoleCounts, slowdown: fl
 
 
 def test_a_simulated_cluster_that_is_slower_than_its_prices() -> None:
-    options = replace(
-        OPTIONS, slo_ttft=0.05, slo_tpot=0.01, dwell_more=1.0, dwell_fewer=8.0, disaggregate=False
-    )
-    watcher, counts, within = Watcher(options, MODEL), RoleCounts(1), []
+    options = replace(OPTIONS, dwell_more=1.0, dwell_fewer=8.0, disaggregate=False)
+    watcher, counts, within = Watcher(options, MODEL.limits, MODEL), RoleCounts(1), []
     for step in range(5):
         seen = simulated_window(2.0 * (step + 1), 90.0, counts, 1.3)
-        within.append(seen.within(0.05, 0.01) or 0.0)
+        within.append(seen.within(MODEL.limits) or 0.0)
         counts = watcher.decide(seen, counts).target
     assert watcher.slowdown == pytest.approx(1.3, rel=0.12)
     assert min(within[-3:]) >= options.target > within[0]

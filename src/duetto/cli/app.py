@@ -41,6 +41,7 @@ app.command("duetto.cli.cache:app", name="cache", help="What a server's KV cache
 app.command("duetto.cli.eval:evaluate", name="eval", help="Exact match on held-out worlds.")
 app.command("duetto.cli.simulate:simulate", name="simulate", help="A load in virtual time.")
 app.command("duetto.cli.plan:plan", name="plan", help="Find the cheapest layout for a load.")
+app.command("duetto.cli.planner:planner", name="planner", help="Watch a cluster: how many workers?")
 app.command("duetto.cli.doctor:doctor", name="doctor", help="What this machine offers Duetto.")
 
 

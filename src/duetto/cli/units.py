@@ -32,6 +32,9 @@ _TIMES = {
     "--sse-keep-alive-interval": Decimal(1),
     "--timeout": Decimal(1),
     "--ttl": Decimal(1),
+    "--interval": Decimal(1),
+    "--dwell-more": Decimal(1),
+    "--dwell-fewer": Decimal(1),
 }
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) ?(ms|s)", re.IGNORECASE)
 _NUMBER = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9]+)?) ?([kmgt]i?)?(b)?", re.IGNORECASE)

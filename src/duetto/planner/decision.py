@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from duetto.measure.metrics import JsonValue
+from duetto.measure.metrics import SLO, JsonValue
 from duetto.planner.buckets import Buckets
 from duetto.planner.forecast import Forecast, RoleCounts
 from duetto.planner.observed import Window
-
-Action = Literal["stay", "change"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +15,7 @@ class Decision:
     """What to do after one window. `target` is what there is now, where nothing is to change."""
 
     time_s: float
-    action: Action
+    action: Literal["stay", "change"]
     current: RoleCounts
     target: RoleCounts
     seen: str
@@ -48,13 +46,13 @@ class Decision:
         }
 
 
-def describe_window(window: Window, ttft_s: float, tpot_s: float) -> str:
+def describe_window(window: Window, limits: SLO) -> str:
     """What was seen, in one line."""
     parts = [
         f"{window.duration_s:.0f} s, {window.rate:.2f} requests/s",
         f"prompts {_lengths(window.prompts)}, answers {_lengths(window.answers)} tokens",
         f"{window.hit_rate:.0%} of prompt tokens cached",
-        f"TTFT {_share(window.ttft, ttft_s)}, TPOT {_share(window.tpot, tpot_s)}",
+        f"TTFT {_share(window.ttft, limits.ttft)}, TPOT {_share(window.tpot, limits.tpot)}",
         f"{window.num_running:.0f} running and {window.num_waiting:.0f} waiting at its end",
     ]
     parts += [f"KV of {role} {used:.0%} used" for role, used in window.utilisation.items()]
@@ -66,7 +64,9 @@ def _lengths(values: Buckets) -> str:
     return "unknown" if mean is None or high is None else f"{mean:.0f} (p90 {high:.0f})"
 
 
-def _share(values: Buckets, limit_s: float) -> str:
+def _share(values: Buckets, limit_s: float | None) -> str:
+    if limit_s is None:
+        return "without a limit"
     share = values.share_within(limit_s)
     return "of none" if share is None else f"{share:.1%} within {limit_s * 1000:g} ms"
 

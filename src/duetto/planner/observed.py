@@ -11,6 +11,7 @@ from functools import reduce
 from math import inf, isfinite
 
 from duetto.core.errors import DuettoError
+from duetto.measure.metrics import SLO
 from duetto.planner.buckets import Buckets, from_cumulative
 from duetto.planner.resampled import MeasuredLoad
 
@@ -113,10 +114,14 @@ class Window:
     def load(self) -> MeasuredLoad:
         return MeasuredLoad(self.rate, self.prompts, self.answers, self.hit_rate)
 
-    def within(self, ttft_s: float, tpot_s: float) -> float | None:
+    def within(self, limits: SLO) -> float | None:
         """The lesser of the parts of requests within each limit; None without requests. A request
         of one token has no TPOT."""
-        shares = [self.ttft.share_within(ttft_s), self.tpot.share_within(tpot_s)]
+        shares = [
+            values.share_within(limit)
+            for values, limit in ((self.ttft, limits.ttft), (self.tpot, limits.tpot))
+            if limit is not None
+        ]
         return min((share for share in shares if share is not None), default=None)
 
 

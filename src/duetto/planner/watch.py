@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from duetto.measure.metrics import SLO
 from duetto.planner.decision import Decision, describe_window
 from duetto.planner.forecast import Forecast, Forecaster, RoleCounts
 from duetto.planner.neighbours import cheaper, enough
@@ -42,9 +43,11 @@ class _Memory:
 
 @dataclass(slots=True)
 class Watcher:
-    """Decides after each window. `model` says what layouts would give."""
+    """Decides after each window. `model` says what layouts would give; of `limits` TTFT and TPOT
+    count."""
 
     options: WatchOptions
+    limits: SLO
     model: Forecaster
     _memory: _Memory = field(init=False)
 
@@ -60,18 +63,18 @@ class Watcher:
         """`current` is what there is to be now: what was decided before, if it was done; `live` is
         how many of them answer, if that is known. Windows come in order of time, and the same ones
         give the same decisions."""
-        options, memory = self.options, self._memory
+        memory = self._memory
         look = _Look(window, current, live)
-        look.seen = describe_window(window, options.slo_ttft, options.slo_tpot)
+        look.seen = describe_window(window, self.limits)
         is_settled = self._note_change(window, current)
         memory.rates.append(window.rate)
-        if window.num_finished >= options.min_requests and window.load().has_lengths:
+        if window.num_finished >= self.options.min_requests and window.load().has_lengths:
             memory.load = window.load()
         elif memory.load is None or (window.num_waiting and not window.num_finished):
             return self._stay(
                 look,
                 f"{window.num_finished:.0f} requests ended in this window, and of fewer than "
-                f"{options.min_requests} nothing is known",
+                f"{self.options.min_requests} nothing is known",
             )
         if is_settled:
             look.learned = self._learn(window, current)
@@ -115,7 +118,7 @@ class Watcher:
         needed = load.at(max(_LEAST_RATE, options.headroom * window.rate + backlog))
         here = self._forecast(look.current, needed)
         look.forecasts = (here,)
-        measured = window.within(options.slo_ttft, options.slo_tpot)
+        measured = window.within(self.limits)
         has_missed = measured is not None and measured < options.target
         memory.num_missed = memory.num_missed + 1 if has_missed else 0
         if here.within < options.target:

@@ -1,7 +1,6 @@
 """When the planner that watches changes something: limits, margins, patience. Knows no cluster."""
 
 from dataclasses import dataclass
-from math import inf
 
 from duetto.core.errors import ConfigError
 
@@ -10,10 +9,6 @@ from duetto.core.errors import ConfigError
 class WatchOptions:
     """When the planner changes something."""
 
-    slo_ttft: float
-    """Seconds to the first token."""
-    slo_tpot: float
-    """Seconds per token after it."""
     target: float = 0.95
     """The part of requests that is to keep each limit."""
     margin: float = 0.02
@@ -40,8 +35,6 @@ class WatchOptions:
     """Consider workers that compute prompts only."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.slo_ttft < inf and 0 < self.slo_tpot < inf):
-            raise ConfigError("--slo-ttft and --slo-tpot: must be above 0")
         if not (0 < self.target <= 1 and 0 <= self.margin < 1):
             raise ConfigError("--target: must be above 0 and at most 1, --margin from 0 to 1")
         if not 1 <= self.headroom <= 10:
