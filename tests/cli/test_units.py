@@ -114,6 +114,7 @@ NEEDED = {
     ("fit",): ("tiny",),
     ("simulate",): ("tiny", "--hardware", "h100"),
     ("plan",): ("tiny", "--hardware", "h100:2", "--slo", "itl=1s"),
+    ("planner",): ("a:1", "--model", "tiny", "--slo-ttft", "1s", "--slo-tpot", "1s"),
     ("run-batch",): ("-i", "in.jsonl", "-o", "out.jsonl"),
 }
 

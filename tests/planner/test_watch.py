@@ -244,7 +244,7 @@ def test_not_yet_says_what_it_waits_for() -> None:
     [
         {"target": 1.5},
         {"margin": -0.1},
-        {"headroom": 0.5},
+        {"headroom": 0.0},
         {"min_replicas": 9},
         {"max_step": 0},
         {"dwell_more": -1.0},

@@ -13,8 +13,8 @@ from cyclopts import Parameter
 from duetto.cli.interrupt import first_interrupt
 from duetto.cli.output import Flat, JsonFlag, open_console, print_json, say
 from duetto.cli.server_client import ask_server, open_client
+from duetto.cluster.child_workers import LocalWorkers, worker_command
 from duetto.cluster.ray_workers import RayWorkers
-from duetto.cluster.worker_processes import LocalWorkers, worker_command
 from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
 from duetto.measure.metrics import SLO, parse_slo

@@ -11,8 +11,8 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
+from duetto.cluster.child_workers import DRAIN_S, WorkerChild, WorkerCommand
 from duetto.cluster.facts import WorkerRole
-from duetto.cluster.worker_processes import DRAIN_S, WorkerCommand, WorkerProcess
 from duetto.core.errors import DuettoError
 
 _RAY = "ray"
@@ -37,7 +37,7 @@ class WorkerActor:
     and Ray starts another one."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._worker = WorkerProcess(command)
+        self._worker = WorkerChild(command)
         self._is_leaving = False
         Thread(target=self._follow, name="duetto-follow", daemon=True).start()
 

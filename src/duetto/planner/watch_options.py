@@ -37,8 +37,8 @@ class WatchOptions:
     def __post_init__(self) -> None:
         if not (0 < self.target <= 1 and 0 <= self.margin < 1):
             raise ConfigError("--target: must be above 0 and at most 1, --margin from 0 to 1")
-        if not 1 <= self.headroom <= 10:
-            raise ConfigError(f"--headroom {self.headroom}: must be from 1 to 10")
+        if not 0 < self.headroom <= 10:
+            raise ConfigError(f"--headroom {self.headroom}: must be above 0 and at most 10")
         if not 1 <= self.min_replicas <= self.max_workers:
             raise ConfigError(
                 f"--min-replicas {self.min_replicas}: must be from 1 to --max-workers, "

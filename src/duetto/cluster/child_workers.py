@@ -22,7 +22,7 @@ def worker_command(arguments: Sequence[str]) -> WorkerCommand:
     return lambda role: (sys.executable, "-m", "duetto", "worker", *arguments, "--role", role)
 
 
-class WorkerProcess:
+class WorkerChild:
     """One worker, as a child that ends with this process."""
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -63,15 +63,15 @@ class LocalWorkers:
     def __init__(self, command: WorkerCommand, *, drain_s: float = DRAIN_S) -> None:
         self._command = command
         self._drain_s = drain_s
-        self._workers: dict[WorkerRole, list[WorkerProcess]] = {"both": [], "prefill": []}
+        self._workers: dict[WorkerRole, list[WorkerChild]] = {"both": [], "prefill": []}
 
     def scale(self, replicas: int, prefill: int) -> None:
         """The newest go first. New ones are started before old ones are drained."""
         wanted: dict[WorkerRole, int] = {"both": replicas, "prefill": prefill}
-        leaving: list[WorkerProcess] = []
+        leaving: list[WorkerChild] = []
         for role, count in wanted.items():
             own = [worker for worker in self._workers[role] if worker.is_alive]
-            own += [WorkerProcess(self._command(role)) for _ in range(count - len(own))]
+            own += [WorkerChild(self._command(role)) for _ in range(count - len(own))]
             self._workers[role] = own[:count]
             leaving += own[count:]
         self._drain(leaving)
@@ -85,7 +85,7 @@ class LocalWorkers:
     def stop(self) -> None:
         self.scale(0, 0)
 
-    def _drain(self, leaving: Sequence[WorkerProcess]) -> None:
+    def _drain(self, leaving: Sequence[WorkerChild]) -> None:
         for worker in leaving:
             worker.ask_to_end()
         for worker in leaving:

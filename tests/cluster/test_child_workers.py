@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from duetto.cluster.child_workers import LocalWorkers, WorkerChild, worker_command
 from duetto.cluster.facts import WorkerRole
 from duetto.cluster.ray_workers import RayError, RayWorkers, import_ray
-from duetto.cluster.worker_processes import LocalWorkers, WorkerProcess, worker_command
 
 # What a worker is to those that start it: it says that it runs, and ends some time after SIGTERM.
 WORKER = """
@@ -83,7 +83,7 @@ def test_one_that_died_is_started_again(local: LocalWorkers, tmp_path: Path) -> 
 
 
 def test_one_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
-    worker = WorkerProcess(command(tmp_path, drain_s=600)("both"))
+    worker = WorkerChild(command(tmp_path, drain_s=600)("both"))
     until(lambda: len(pids(tmp_path)) == 1)
     worker.ask_to_end()
     assert not worker.end(0.2)
@@ -93,8 +93,8 @@ def test_one_that_does_not_drain_in_time_is_killed(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 def test_a_worker_ends_with_what_started_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from duetto.cluster.worker_processes import WorkerProcess\n"
-        "worker = WorkerProcess(sys.argv[1:]); print(worker.pid, flush=True); time.sleep(600)"
+        "import sys, time; from duetto.cluster.child_workers import WorkerChild\n"
+        "worker = WorkerChild(sys.argv[1:]); print(worker.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code, *command(tmp_path)("both")], stdout=subprocess.PIPE, text=True
