@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from duetto.backends.backend import Backend
 from duetto.backends.cpu.backend import CpuBackend, kv_block_bytes
-from duetto.backends.cpu.cache import PackedCache
+from duetto.backends.cpu.cache import MAX_FILES, PackedCache
 from duetto.backends.cpu.formats import Quantization, choose_formats, without_loss
 from duetto.backends.cpu.native import choose_isa, native
 from duetto.backends.cpu.packed import (
@@ -253,7 +253,9 @@ class CpuLoader:
             return None
         if self._cache_dir is None:
             return None
-        return PackedCache(self._cache_dir, self._threads or native.available_threads())
+        threads = self._threads or native.available_threads()
+        ranks = 1 if self._member is None else self._member.ranks  # each has a file of its own
+        return PackedCache(self._cache_dir, threads, MAX_FILES * ranks)
 
 
 def _buffer_bytes(program: Program, step: LargestStep) -> int:

@@ -48,6 +48,7 @@ class PackedCache:
 
     directory: Path
     num_threads: int = 2
+    max_files: int = MAX_FILES
 
     def file(self, key: str) -> Path:
         return self.directory / f"{key}{SUFFIX}"
@@ -137,7 +138,7 @@ class PackedCache:
     def _remove_old(self) -> None:
         """All but the most recently used files, and what dead writers have left."""
         files = [(_time_used(file), file) for file in self.directory.glob(f"*{SUFFIX}")]
-        old = [file for _, file in sorted(files, reverse=True)[MAX_FILES:]]
+        old = [file for _, file in sorted(files, reverse=True)[self.max_files :]]
         stale_before = time.time() - _STALE_S
         left = [
             file

@@ -26,7 +26,7 @@ def why_unavailable() -> str | None:
             f"the native module cannot be loaded ({_import_error}); "
             f"it is built when Duetto is installed where there is a C++ compiler"
         )
-    if not hasattr(native, "Plan"):
+    if not hasattr(native, "Group"):
         return "the native module is of another version; install Duetto again"
     return None
 
