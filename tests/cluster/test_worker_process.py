@@ -27,13 +27,14 @@ from duetto.build import build
 from duetto.cluster.secret import ClusterSecret
 from duetto.cluster.worker_process import FAILED_WORKER_EXIT_CODE, WorkerProcess
 from duetto.core.engine_args import EngineArgs
-from duetto.core.errors import ConfigError
+from duetto.core.errors import ConfigError, InvalidRequest
 from duetto.core.request import FinishReason
+from duetto.core.structured import Grammar, StructuredOutputsParams
 from duetto.demo import demo_model_dir
 from duetto.engine.engine import Engine
 from duetto.engine.thread import EngineThread
 from duetto.scheduler.scheduler import Scheduler
-from duetto.worker_facts import facts_of
+from duetto.worker_facts import facts_of, with_own_grammar
 
 SECRET = "a secret of this test alone"
 ENGINE = ("--max-model-len", "256", "--kv-cache-memory-bytes", str(2**24))
@@ -61,11 +62,18 @@ def listening_at(process):
     raise AssertionError("it ended without listening")
 
 
-def requests():
-    return [
+def requests(grammar=None, ends=()):
+    """Sampled, greedy, scored, and one whose answer has a form."""
+    made = [
         make_request(f"r{i}", prompt=range(3 + i, 40 + 5 * i), max_tokens=12, seed=i, top_k=20)
-        for i in range(4)
+        for i in range(2)
     ]
+    made.append(make_request("greedy", prompt=range(9, 50), max_tokens=9, temperature=0.0))
+    scored = {"logprobs": 2, "prompt_logprobs": 1}
+    made.append(make_request("scored", prompt=range(9, 30), max_tokens=4, **scored))
+    formed = {"grammar": grammar, "stop_token_ids": ends}
+    made.append(make_request("formed", prompt=range(5, 30), max_tokens=30, **formed))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +81,17 @@ def built():
     return build(demo_model_dir(), ARGS)
 
 
-def answers_here(built):
+@pytest.fixture(scope="module")
+def grammar(built):
+    asked = StructuredOutputsParams(choice=["one answer", "another one"])
+    return built.grammars.make(asked, b"some tenant")
+
+
+def answers_here(built, grammar):
     heard = Heard()
     thread = EngineThread(built.engine, lambda report: heard.deliver(None, report))
     thread.start()
-    for request in requests():
+    for request in requests(grammar, sorted(built.codec.eos_token_ids)):
         thread.add(request)
     for request in requests():
         heard.final(request.request_id)
@@ -86,30 +100,32 @@ def answers_here(built):
 
 
 def said(heard, request):
-    return heard.tokens(request.request_id), "".join(
-        u.text for u in heard.updates(request.request_id)
-    )
+    updates = heard.updates(request.request_id)
+    tokens = [token for update in updates for token in update.tokens]
+    scores = [score for update in updates for score in update.prompt_logprobs]
+    return tokens, scores, "".join(u.text for u in updates), updates[-1].finish_reason
 
 
-def test_a_process_answers_bit_for_bit_and_its_end_is_seen(built):
+def test_a_process_answers_bit_for_bit_and_its_end_is_seen(built, grammar):
     """One process for all of it, as each costs seconds: its answers, a stop, a kill."""
-    here = answers_here(built)
+    here = answers_here(built, grammar)
     facts = facts_of(built, __version__)
     heard = Heard(ours=facts, rescues=True)
     with (
         worker_process("--listen", "tcp://127.0.0.1:*") as process,
-        door(heard, ClusterSecret(SECRET.encode()), 2.5, version=__version__) as doorway,
+        door(heard, ClusterSecret(SECRET.encode()), 1.5, version=__version__) as doorway,
     ):
         doorway.call(listening_at(process))
         worker = heard.worker()
         theirs = worker.facts
         assert theirs.worker_id != facts.worker_id and theirs.process == process.pid
         assert (theirs.kv_layout, theirs.block_bytes) == (facts.kv_layout, facts.block_bytes)
-        for request in requests():
+        for request in requests(grammar, sorted(built.codec.eos_token_ids)):
             worker.add(request)
         for request in requests():
-            assert heard.final(request.request_id).finish_reason is FinishReason.LENGTH
+            assert heard.final(request.request_id).finish_reason is not FinishReason.ERROR
             assert said(heard, request) == said(here, request)
+        assert said(heard, make_request("formed"))[2] in ("one answer", "another one")
         os.kill(process.pid, signal.SIGSTOP)
         worker.add(make_request("stopped", max_tokens=200))
         heard.wait(lambda: heard.gone)
@@ -127,6 +143,7 @@ def test_a_process_answers_bit_for_bit_and_its_end_is_seen(built):
         assert len(heard.finals("begun")) == 1
 
 
+@pytest.mark.oracle  # takes long: its parts are below
 def test_a_process_that_joins_ends_in_order(built, tmp_path):
     heard = Heard(ours=facts_of(built, __version__))
     secret = tmp_path / "secret"
@@ -154,6 +171,16 @@ def test_facts_tell_models_apart_and_not_their_copies(built):
     assert facts.block_bytes > 0 and b'"peaks"' in facts.hardware
     assert f"blocks of {facts.scheduler.block_size}" in facts.kv_layout
     assert facts_of(built, __version__).worker_id != facts.worker_id
+
+
+def test_a_grammar_of_another_process_is_kept_under_a_name_of_ours(built, grammar):
+    request = make_request(grammar=grammar, tenant=b"us")
+    own = with_own_grammar(request, built.grammars).grammar
+    assert own.text == grammar.text and own.key != grammar.key
+    assert with_own_grammar(make_request(), built.grammars).grammar is None
+    request = make_request(grammar=Grammar("start: (", "key"))
+    with pytest.raises(InvalidRequest):
+        with_own_grammar(request, built.grammars)
 
 
 # --- the process's main thread, in this process
