@@ -245,8 +245,8 @@ def test_a_template_is_given_with_tools_and_a_message_to_go_on_with(llm, tiny_mo
 
 
 def test_an_unknown_option_is_refused(tiny_model):
-    with pytest.raises(TypeError, match="tensor_parallel_size"):
-        LLM(tiny_model, tensor_parallel_size=2)
+    with pytest.raises(TypeError, match="enforce_eager"):
+        LLM(tiny_model, enforce_eager=True)
 
 
 def test_a_missing_checkpoint(tmp_path):

@@ -35,16 +35,18 @@ from duetto.demo import DEMO_MODELS, demo_model_dir
 from duetto.dialects.choose import choose_dialects
 from duetto.engine.engine import Engine
 from duetto.engine.speech import Speech
+from duetto.engine.virtual_engines import VirtualEngines
 from duetto.evals.reuse_verdicts import ReuseGate
 from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, gpu_prices, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.pricing.reuse import look_share
-from duetto.program.reuse import reuse_limits
 from duetto.progress import show_progress
+from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.load import Companion, LoadedModel, load_model
 from duetto.runner.masks import Masks
+from duetto.runner.model_runner import ModelRunner
 from duetto.runner.proposers.load import check_contexts, plan_companion, plan_draft
 from duetto.scheduler.adaptive_drafts import AdaptiveDrafts
 from duetto.scheduler.drafts import DraftPolicy, NoDrafts
@@ -59,7 +61,7 @@ from duetto.scheduler.tiers import NO_TIERS, Tiers, TierSizes
 class Built:
     """An engine that can run, and what a door needs beside it."""
 
-    engine: Engine
+    engine: Engine | VirtualEngines
     codec: Tokenizer
     scheduler_config: SchedulerConfig
     default_sampling: dict[str, Any]  # the checkpoint's recommendations, as SamplingParams fields
@@ -113,7 +115,7 @@ def build(
     recommended = asdict(generation)
     del recommended["eos_token_ids"]
     return Built(
-        engine=make_engine(
+        engine=_make_engines(
             loaded,
             config,
             prices.step_time,
@@ -185,7 +187,7 @@ def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: 
     """
     if default is not None and built.model.embeddings is not None:
         raise ConfigError(f"--reuse {default} and embeddings: no part of a text can be marked")
-    limits = reuse_limits(built.model.program)
+    limits = built.model.reuse_limits
     why_not = insisted if allow_unmeasured else _gate(built)
     if default is None:
         return ReuseRules(why_not=why_not, limits=limits)
@@ -256,21 +258,41 @@ def _notes_on_rows(tokens_without_row: Mapping[int, str]) -> list[str]:
     return [f"the model has no row for {shown}: a text that spells one is refused"]
 
 
+def _make_engines(
+    loaded: LoadedModel,
+    config: SchedulerConfig,
+    step_time: StepTime,
+    decode: Callable[[Sequence[int], bool], str],
+) -> Engine | VirtualEngines:
+    """One, or one for each batch that is under way at one time: they share out the requests that
+    run, and each has blocks of its own."""
+    count = len(loaded.runners)
+    if count == 1:
+        return make_engine(loaded, config, step_time, decode)
+    own = replace(config, max_num_seqs=-(-config.max_num_seqs // count))
+    return VirtualEngines(
+        [make_engine(loaded, own, step_time, decode, runner) for runner in loaded.runners]
+    )
+
+
 def make_engine(
     loaded: LoadedModel,
     config: SchedulerConfig,
     step_time: StepTime | None = None,
     decode: Callable[[Sequence[int], bool], str] | None = None,
+    runner: ModelRunner | DeviceRunner | None = None,
 ) -> Engine:
     """An engine with an empty cache, which learns from its own steps what a step takes; it begins
-    with `step_time`. That decides when the tokens of prompts are computed, never an answer."""
+    with `step_time`. That decides when the tokens of prompts are computed, never an answer.
+    `runner`: one of the model's; by default the first."""
+    runner = runner or loaded.runner
     times, thinking = LearnedStepTime(step_time, look_share(loaded.program)), Thinking(perf_counter)
     policy, tiers = _draft_policy(loaded, times, thinking), _tiers(loaded, times)
     of_grammars = GuardedDrafts(GrammarDrafts(times.row_times))
     scheduler = Scheduler(config, times.late_time, policy, tiers, of_grammars)
-    depth = loaded.runner.depth
+    depth = runner.depth
     return Engine(
-        *(scheduler, loaded.runner, decode),
+        *(scheduler, runner, decode),
         step_times=times,
         depth=depth,
         thinking=thinking,

@@ -64,12 +64,16 @@ def examine(
             f"not {length}"
         )
     if hardware == HOST:
-        if (tp, pp) not in ((None, 1), (1, 1)):
-            raise ConfigError("--tp and --pp: this host is one device; name other --hardware")
-        tp, fit = 1, _fit_host(config, program, args)
+        tp = tp or args.tensor_parallel_size
+        pp = max(pp, args.pipeline_parallel_size)
+        args = replace(args, tensor_parallel_size=tp, pipeline_parallel_size=pp)
+        fit = _fit_host(config, program, args)
         changes = _host_changes(config, program, args, length)
     else:
         spec = find_hardware(hardware)
+        if args.tensor_parallel_size > 1 and tp is None:
+            tp = args.tensor_parallel_size
+        pp = max(pp, args.pipeline_parallel_size)
         layout = _layout(config, args, 1 if tp is None else tp, pp)
         draft = _draft(args, program)
         if tp is None:
@@ -125,9 +129,9 @@ def _fit_host(config: ModelConfig, program: Program, args: EngineArgs) -> Capaci
         weight_bytes=loader.weight_bytes + (companion.fixed_bytes if companion else 0),
         activation_bytes=loader.step_bytes(step, plan.kv_dtype)
         + loader.held_bytes(plan.block_size, plan.kv_dtype),
-        block_bytes=plan.kv.memory_bytes // plan.kv.num_blocks,
+        block_bytes=plan.kv.memory_bytes // (plan.kv.num_blocks * loader.num_batches),
         block_size=plan.block_size,
-        num_blocks=0 if refusal else plan.kv.num_blocks,
+        num_blocks=0 if refusal else plan.kv.num_blocks * loader.num_batches,
     )
     notes = [*plan.notes, *plan.loader.notes, *(() if refusal else plan.kv.notes)]
     if companion is not None and companion.fixed_bytes:

@@ -33,7 +33,7 @@ from duetto.engine.prompts import A_PROMPT, Prompt, prompt_of_chat, read_prompt
 from duetto.engine.read_answer import PlainParser, message_of
 from duetto.engine.speech import ChatPlan
 from duetto.engine.tool_rules import ToolRules, offline_rules
-from duetto.program.reuse import reuse_limits
+from duetto.engine.virtual_engines import VirtualEngines
 from duetto.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class LLM:
         self._open: Built | None = build(READER if model is None else model, args)
         for note in self._open.notes:
             logger.warning("note: %s", note)
-        self._reuse = ReuseRules(why_not=insisted, limits=reuse_limits(self._open.model.program))
+        self._reuse = ReuseRules(why_not=insisted, limits=self._open.model.reuse_limits)
         self._seed = 0 if args.seed is None else args.seed
         self._num_prompts = 0
         self.is_stopped: Callable[[], bool] = lambda: False
@@ -97,6 +97,7 @@ class LLM:
         """Abort what runs and give the model's memory back; a second time changes nothing."""
         if self._open is not None:
             self._abort(list(self._running))
+            self._open.model.close()
             self._open = None
 
     @property
@@ -106,7 +107,7 @@ class LLM:
         return self._open
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | VirtualEngines:
         """What runs the requests, for those who measure. Raises EngineError once closed."""
         return self._built.engine
 
@@ -277,7 +278,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget every reusable prefix. What lies on a disk is found by the next start only."""
-        self.engine.scheduler.forget_cached()
+        self.engine.forget_cached()
 
     # --- how -------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ def test_requests_are_counted_alike_in_both_tables() -> None:
         (("tiny", "--hardware", "nope"), "accepted: a100"),
         (("tiny", "--hardware", "h100", "--backend", "reference"), "--backend: is for"),
         (("tiny", "--hardware", "h100:1", "--tp", "2"), "is 2 devices, and there are 1"),
-        (("tiny", "--tp", "2"), "name other --hardware"),
+        (("tiny", "--tp", "64"), "--tp: 64 does not divide the model's heads"),
         (("tiny", "--length", "0"), "--length: must be from 1 to 2048"),
         (("tiny", "--max-model-len", "4096"), "--max-model-len: must be from 1 to 2048"),
         (("tiny", "--hardware", "h100", "--gpu-memory-utilization", "0"), "above 0 and at most 1"),

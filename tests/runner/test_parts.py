@@ -11,8 +11,11 @@ from oracle.feed import BLOCK_SIZE, Feed
 from parts import THREE, model_of, parts
 from small_models import GEMMA, LLAMA, Kind
 
+from duetto import LLM, SamplingParams
 from duetto.backends.backend import KVMoves
+from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError, EngineError, PartLost
+from duetto.runner.parts_loader import shared_out, threads_of_part
 
 PROMPTS = [[5, 9, 2, 7, 1, 8, 30, 11, 4] * 5, [3, 17, 6], list(range(70))]
 STAGES = [
@@ -141,6 +144,46 @@ def test_what_a_part_cannot_load_is_told_as_one_process_tells_it(tmp_path: Path)
         pass
     with pytest.raises(ConfigError, match="--pp: 4 stages"), parts(model_dir, kind, pp=4):
         pass
+
+
+def test_answers_of_stages_are_those_of_one_process() -> None:
+    prompts = ["Anna has the red key.", "One two three", "a b c d " * 20, "Hello", "x"]
+    sampling = SamplingParams(max_tokens=12, temperature=0.8, seed=3, logprobs=2, ignore_eos=True)
+    answers = []
+    for pp in (1, 2):
+        with LLM("duetto-demo", backend="cpu", pipeline_parallel_size=pp, max_num_seqs=4) as llm:
+            answers.append([a.outputs[0] for a in llm.generate(prompts, sampling)])
+            llm.reset_prefix_cache()
+            answers.append([a.outputs[0] for a in llm.generate(prompts[::-1], sampling)][::-1])
+    told = [[(a.token_ids, a.logprobs) for a in own] for own in answers]
+    assert told[0] == told[2]  # with the same numbers, so the same seeds
+    assert [len(ids) for ids, _ in told[3]] == [12] * 5
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate("Hello")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pipeline_parallel_size": 0}, "--pipeline-parallel-size: must be 1 or more"),
+        ({"tensor_parallel_size": 1.5}, "--tensor-parallel-size: must be 1 or more"),
+        (
+            {"pipeline_parallel_size": 2, "speculative_config": {"method": "ngram"}},
+            "--pp and --speculative-config: ",
+        ),
+        ({"pipeline_parallel_size": 2, "kv_offloading_size": 1}, "--pp and --kv-offloading-size: "),
+        ({"tensor_parallel_size": 2, "speculative_model": "x"}, "--tp and a draft model: "),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        EngineArgs(**options)
+
+
+def test_cores_are_shared_out() -> None:
+    assert shared_out(range(5), 2) == [(0, 1), (2, 3, 4)]
+    assert shared_out([3], 2) == [(3,), (3,)]
+    assert [threads_of_part(7, 2, 3), threads_of_part(1, 4, 2)] == [2, 1]
 
 
 def is_alive(process: int) -> bool:

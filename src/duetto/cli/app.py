@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from duetto import __version__
 from duetto.cli.interrupt import INTERRUPTED
+from duetto.cli.short_flags import spelled_out
 from duetto.cli.units import HELP, read_units
 from duetto.core.errors import DuettoError
 
@@ -52,7 +53,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            app(exit_on_error=False, print_error=False)
+            app(spelled_out(sys.argv[1:]), exit_on_error=False, print_error=False)
         finally:  # here, where it can still be told, and not at the interpreter's end
             sys.stdout.flush()
     except KeyboardInterrupt as error:

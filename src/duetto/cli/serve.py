@@ -164,7 +164,7 @@ def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) 
         f"  {model.config.model_type}, {model.program.num_parameters / 1e6:.1f} M parameters in "
         f"{_kept_as(model)} ({model.weight_bytes / 2**20:.0f} MiB), {model.computed_by} backend, "
         f"context {config.max_model_len}",
-        f"  KV cache: {config.num_blocks} blocks of {config.block_size} tokens "
+        f"  KV cache: {_batches(model)}{config.num_blocks} blocks of {config.block_size} tokens "
         f"({model.kv_memory_bytes / 2**20:.0f} MiB, {model.kv_dtype}); "
         f"{config.scheduling_policy}, {config.max_num_batched_tokens} tokens a step",
         *_embeddings(settings.embeddings),
@@ -174,6 +174,11 @@ def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) 
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _batches(model: LoadedModel) -> str:
+    count = len(model.runners)
+    return f"for each of {count} batches under way " if count > 1 else ""
 
 
 def _embeddings(model: EmbeddingModel | None) -> list[str]:

@@ -75,11 +75,11 @@ class EngineArgs:
     threads: int | None = None
     """Threads that compute; by default as many as this process may use."""
     tensor_parallel_size: int = 1
-    """Into how many ranks each layer is cut, each a process on cores of its own; another number
-    rounds otherwise."""
+    """(--tp) Ranks that share each layer, each a process on cores of its own; another number rounds
+    otherwise."""
     pipeline_parallel_size: int = 1
-    """Into how many stages the layers are cut, each a process on cores of its own; as many batches
-    are under way. Never changes an answer."""
+    """(--pp) Stages that share the layers, each a process on cores of its own; as many batches are
+    under way. Never changes an answer."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub; by default its main branch."""
     chat_template: str | None = None
@@ -133,12 +133,33 @@ class EngineArgs:
             raise ConfigError(f"--chat-template: must be a file, not {template!r:.80}")
         if self.seed is not None and type(self.seed) is not int:
             raise ConfigError(f"--seed: must be a whole number, not {self.seed!r}")
-        SpeculativeConfig.parse(self.speculative_config, self.speculative_model)
+        self._check_parts(SpeculativeConfig.parse(self.speculative_config, self.speculative_model))
         self._check_offloading()
         if type(self.matryoshka) is not bool:
             raise ConfigError(f"--matryoshka: must be True or False, not {self.matryoshka!r:.80}")
         if self.matryoshka and self.runner == "generate":
             raise ConfigError("--matryoshka with --runner generate: it is of embeddings")
+
+    def _check_parts(self, drafts: SpeculativeConfig | None) -> None:
+        """Raise ConfigError, naming the pair, for what cannot run with ranks or stages."""
+        tiers = self.kv_offloading_size is not None or self.kv_offloading_disk is not None
+        why_not = []
+        if self.pipeline_parallel_size > 1:
+            why_not = [
+                (
+                    drafts is not None,
+                    "--speculative-config",
+                    "what proposes drafts is of one batch",
+                ),
+                (tiers, "--kv-offloading-size", "what leaves the cache is of one batch"),
+            ]
+        elif self.tensor_parallel_size > 1:
+            has_model = drafts is not None and drafts.draft_model is not None
+            why_not = [(has_model, "a draft model", "its threads would take the ranks' cores")]
+        flag = "--pp" if self.pipeline_parallel_size > 1 else "--tp"
+        for is_given, other, why in why_not:
+            if is_given:
+                raise ConfigError(f"{flag} and {other}: {why}; leave one of the two out")
 
     def _check_offloading(self) -> None:
         folder = self.kv_offloading_disk

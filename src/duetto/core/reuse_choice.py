@@ -81,9 +81,12 @@ class ReuseLimits(NamedTuple):
     refusal: str | None = None  # why none of it can be brought to another place
     window: int | None = None  # tokens that its shortest sliding window holds
     no_deviation: str | None = None  # why nothing tells how far it deviates
+    no_looks: str | None = None  # why nothing is looked at
 
     def why_not(self, choice: ReuseChoice, segments: tuple[TokenRange, ...] = ()) -> str | None:
         """Why this choice cannot be made on the model, or not of these segments."""
+        if self.no_looks is not None and choice.looks_by is not None:
+            return f"method {choice.method} cannot choose: {self.no_looks}"
         if self.no_deviation is not None and choice.looks_by == "deviation":
             return f"method {choice.method} cannot choose: {self.no_deviation}"
         longest = max((end - start for start, end in segments), default=0)

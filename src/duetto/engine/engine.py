@@ -107,6 +107,10 @@ class Engine:
         finally:  # what time has ended is gone, though the message is refused
             self._hand_on_events()
 
+    def forget_cached(self) -> None:
+        """Forget every reusable prefix."""
+        self.scheduler.forget_cached()
+
     def step(self) -> StepReport:
         """Plan and submit a step, and take the oldest result, unless more steps may be in flight.
 

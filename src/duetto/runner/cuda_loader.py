@@ -36,6 +36,7 @@ class CudaLoader:
     """Weights are quantized on the device, on their way from the checkpoint."""
 
     name = "cuda"
+    num_batches = 1
 
     def __init__(self, program: Program, dtype: Dtype, args: EngineArgs, gpu: "Gpu") -> None:
         formats, device = _cuda("formats"), _cuda("device")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from duetto.backends.backend import Backend
 from duetto.backends.device import DeviceBackend
+from duetto.backends.parts.backend import PartsBackend
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.checkpoints.config import ModelConfig
 from duetto.checkpoints.pooling import find_embedding_model
@@ -18,10 +19,12 @@ from duetto.core.embeddings import EmbeddingModel
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress
+from duetto.core.reuse_choice import ReuseLimits
 from duetto.models.programs import load_program
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype
 from duetto.program.kv_size import KVPlan, kv_number_bytes, plan_kv
 from duetto.program.program import Program
+from duetto.program.reuse import reuse_limits
 from duetto.program.rewrites.headless import headless
 from duetto.program.shape import Precision
 from duetto.runner import device_room
@@ -50,12 +53,13 @@ class LoadedModel:
     config: ModelConfig
     program: Program
     runner: ModelRunner | DeviceRunner
+    runners: tuple[ModelRunner | DeviceRunner, ...]  # that one among them: one a batch under way
     backend: str  # "cpu", "reference" or "cuda"
     computed_by: str  # the backend, and whatever of it decides the last bits
     dtype: Dtype
     quantization: str  # "none", or how, and what is left out
     kv_dtype: KVDtype
-    num_blocks: int
+    num_blocks: int  # of each runner
     block_size: int
     weight_bytes: int  # as they are held
     kv_memory_bytes: int  # a draft model's KV included
@@ -68,6 +72,20 @@ class LoadedModel:
     @property
     def max_model_len(self) -> int:
         return self.program.max_model_len
+
+    def close(self) -> None:
+        """End its processes, if there are some; nothing can be computed any more then."""
+        backend = self.runner.backend
+        if isinstance(backend, PartsBackend):
+            backend.close()
+
+    @property
+    def reuse_limits(self) -> ReuseLimits:
+        """What reuse of KV cannot do."""
+        limits = reuse_limits(self.program)
+        if isinstance(self.runner.backend, PartsBackend):
+            return limits._replace(no_looks="parts of a model (--tp, --pp) are not looked at")
+        return limits
 
     @property
     def precision(self) -> Precision:
@@ -164,10 +182,15 @@ def load_model(
     computing, proposers = _load_weights(model_dir, plan, companion, on_progress)
     tiers = _open_tiers(model_dir, plan, args)
     told = [] if tiers is None else [tiers_in_words(tiers, args)]
+    runners = [_start(computing, plan, proposers, companion, tiers, masks)]
+    for _ in range(1, loader.num_batches):
+        more = None if masks is None else masks.for_another()
+        runners.append(_start(computing, plan, proposers, companion, tiers, more))
     return LoadedModel(
         config=config,
         program=program,
-        runner=_start(computing, plan, proposers, companion, tiers, masks),
+        runner=runners[0],
+        runners=tuple(runners),
         backend=loader.name,
         computed_by=loader.computed_by,
         dtype=plan.dtype,
@@ -298,7 +321,10 @@ def _plan_kv(
     companion: Companion | None,
 ) -> KVPlan:
     """The blocks of the model, and of its companion beside them."""
-    block_bytes = held.loader.kv_block_bytes(args.block_size, held.kv_dtype)
+    # Each batch under way has an arena of its own, of as many blocks.
+    block_bytes = held.loader.num_batches * held.loader.kv_block_bytes(
+        args.block_size, held.kv_dtype
+    )
     left = available_bytes - held.loader.weight_bytes
     left -= held.loader.held_bytes(args.block_size, held.kv_dtype)
     if companion is not None:
@@ -309,7 +335,7 @@ def _plan_kv(
             program,
             block_size=args.block_size,
             block_bytes=block_bytes,
-            max_num_seqs=args.max_num_seqs,
+            max_num_seqs=-(-args.max_num_seqs // held.loader.num_batches),
             memory_bytes=args.kv_cache_memory_bytes,
             available_bytes=max(0, left),
             may_shorten=args.asked_len is None,

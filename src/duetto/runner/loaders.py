@@ -59,6 +59,7 @@ class Loader(Protocol):
     auto_kv_dtype: KVDtype
     weight_bytes: int  # that stay in memory
     memory: DeviceMemory | None  # where weights and KV lie; None: in this machine's
+    num_batches: int  # that are under way at one time, each over KV of its own
     notes: list[str]  # for people; complete once loaded
 
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int: ...
@@ -87,6 +88,7 @@ class ReferenceLoader:
     """Weights are rounded to `dtype`, then held and computed with in fp32."""
 
     name = "reference"
+    num_batches = 1
     computed_by = "reference"
     auto_kv_dtype: KVDtype = "float32"  # made to be exact, not small
 
@@ -120,6 +122,7 @@ class CpuLoader:
     """Weights are packed, quantized if asked for, and then kept for the next start."""
 
     name = "cpu"
+    num_batches = 1
 
     def __init__(
         self,

@@ -51,6 +51,10 @@ class Masks:
         self.mask_s = 0.0  # what a row took in the last step; to be read when its result is there
         self._thread = ThreadPoolExecutor(1, "duetto-masks")
 
+    def for_another(self) -> "Masks":
+        """Of the same grammars, for another runner."""
+        return Masks(self._grammars)
+
     @property
     def keeps_some(self) -> bool:
         """Whether there are matchers that may go some steps later, of which `start` must hear."""

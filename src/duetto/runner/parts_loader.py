@@ -60,6 +60,7 @@ class PartsLoader:
         if not hasattr(os, "memfd_create"):
             raise ConfigError("--tp and --pp: parts share memory as Linux has it; accepted here: 1")
         self.memory: DeviceMemory | None = None
+        self.num_batches = degrees.num_stages  # so that one is in each
         self._args, self._degrees = args, degrees
         self._dtype, self._cache_dir = dtype, cache_dir
         own = [part for stage in programs_of_parts(program, degrees) for part in stage]
