@@ -1,7 +1,8 @@
-"""What a worker says of itself: facts of a model that is in memory."""
+"""What a worker says of itself, and what it makes its own of what others send."""
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from itertools import groupby
 from uuid import uuid4
@@ -11,6 +12,8 @@ import msgspec
 from duetto.build import Built
 from duetto.checkpoints.checkpoint import Checkpoint
 from duetto.cluster.facts import WorkerFacts, WorkerRole
+from duetto.core.request import Request
+from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.host import hardware_here
 from duetto.program.kv_size import bytes_per_block
 from duetto.runner.load import LoadedModel
@@ -69,3 +72,11 @@ def kv_layout(loaded: LoadedModel) -> str:
     runs = [f"{len(list(run))} layers of {size}" for size, run in groupby(heads)]
     block = f"blocks of {loaded.block_size}"
     return ", ".join((loaded.computed_by, loaded.kv_dtype, block, *runs))
+
+
+def with_own_grammar(request: Request, grammars: CompiledGrammars) -> Request:
+    """A request from another process, its grammar compiled and kept here under a name of ours.
+    Raises InvalidRequest for a grammar that is none."""
+    if request.grammar is None:
+        return request
+    return replace(request, grammar=grammars.adopt(request.grammar, request.tenant))

@@ -318,6 +318,23 @@ def test_a_fingerprint_sees_a_change_of_bytes_time_and_header(tmp_path: Path) ->
     assert len({before, changed, touched, fingerprint(tmp_path)}) == 4
 
 
+def test_a_copy_has_the_same_fingerprint_without_times(tmp_path: Path) -> None:
+    contents = tensors()
+    found = set()
+    for place, name in enumerate(("here", "there")):
+        (tmp_path / name).mkdir()
+        file = write(tmp_path / name, contents) / "model.safetensors"
+        os.utime(file, ns=(place, place))
+        with Checkpoint(file.parent, load_program(file.parent)[1]) as checkpoint:
+            assert checkpoint.fingerprint() != checkpoint.fingerprint(is_dated=False)
+            found.add(checkpoint.fingerprint(is_dated=False))
+    contents["model.norm.weight"][3] += 1
+    write(tmp_path / "there", contents)
+    with Checkpoint(tmp_path / "there", load_program(tmp_path / "there")[1]) as checkpoint:
+        found.add(checkpoint.fingerprint(is_dated=False))
+    assert len(found) == 2
+
+
 def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     write(tmp_path, tensors())
     file = tmp_path / "model.safetensors"

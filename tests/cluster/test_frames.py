@@ -400,7 +400,7 @@ def mutated(rng, data):
     return bytes(data)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_fuzz(seed):
     """Whatever comes is a frame or a FrameError, and takes no more memory than it is large."""
     rng = Random(seed)

@@ -97,7 +97,7 @@ def hears(callers_guard, has_gatekeeper=True):
         caller.connect(f"tcp://127.0.0.1:{port}")
         caller.send(b"hello", zmq.NOBLOCK)
         # Who is refused is refused at once: ZAP is asked within this process.
-        has_heard = bool(listener.poll(5000 if callers_guard is ours else 300))
+        has_heard = bool(listener.poll(5000 if callers_guard is ours else 150))
         return has_heard, gatekeeper.num_refused if gatekeeper else 0
     finally:
         listener.close()

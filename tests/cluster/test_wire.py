@@ -205,9 +205,9 @@ def test_a_door_that_is_silent_is_dead(tmp_path):
 
 
 def test_who_was_away_itself_does_not_take_others_for_dead(tmp_path):
-    with pair(tmp_path, dead_after_s=0.6, door_dead_after_s=60.0) as (server, heard, worker):
+    with pair(tmp_path, dead_after_s=0.5, door_dead_after_s=60.0) as (server, heard, worker):
         go_on = stop_thread(server.wire)
-        time.sleep(1.0)  # longer than the door may be silent, in the worker's eyes
+        time.sleep(0.7)  # longer than the door may be silent, in the worker's eyes
         go_on()
         worker.add(make_request("a", max_tokens=2))
         assert heard.final("a").finish_reason is FinishReason.LENGTH

@@ -1,6 +1,7 @@
 """A worker and a door over sockets: the updates are the engine's own, and what goes wrong."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 from cluster_world import (
@@ -22,6 +23,7 @@ from fakes import generate_alone, make_request
 from duetto.core.cache_control import CachedText, LookUp, Pin
 from duetto.core.errors import EngineError, InvalidRequest
 from duetto.core.request import FinishReason
+from duetto.core.structured import Grammar
 from duetto.engine.engine import Engine
 from duetto.engine.thread import EngineThread
 from duetto.scheduler.scheduler import Scheduler
@@ -97,6 +99,33 @@ def test_an_abort_ends_a_request_there_once(tmp_path):
         worker.add(make_request("b", max_tokens=2))
         assert heard.final("b").finish_reason is FinishReason.LENGTH
         assert len(heard.finals("a")) == 1 and server.num_live == 0
+
+
+def test_a_request_with_a_grammar_is_prepared_beside(tmp_path):
+    """What may take long holds nobody up, and can be aborted meanwhile."""
+    gate, entered = threading.Event(), threading.Event()
+
+    def prepare(request):
+        if request.grammar.text == "slow":
+            entered.set()
+            gate.wait(20)
+        if request.grammar.text == "bad":
+            raise InvalidRequest("structured_outputs", "is no grammar")
+        return replace(request, grammar=None)
+
+    with pair(tmp_path, prepare=prepare) as (server, heard, worker):
+        worker.add(make_request("slow", grammar=Grammar("slow", "k")))
+        worker.add(make_request("gone", grammar=Grammar("slow", "k")))
+        assert entered.wait(20)
+        worker.abort("gone")
+        worker.add(make_request("plain", max_tokens=2))
+        assert heard.final("plain").finish_reason is FinishReason.LENGTH
+        gate.set()
+        assert heard.final("slow").finish_reason is FinishReason.LENGTH
+        assert heard.final("gone").finish_reason is FinishReason.ABORT
+        worker.add(make_request("bad", grammar=Grammar("bad", "k")))
+        assert "is no grammar" in heard.final("bad").error
+        assert server.num_live == 0 and not worker.has_work
 
 
 def test_control_messages_are_answered(tmp_path):

@@ -24,7 +24,7 @@ from duetto.core.errors import ConfigError
 from duetto.demo import demo_model_dir
 from duetto.engine.thread import in_thread
 from duetto.server.observe.logs import logged
-from duetto.worker_facts import facts_of
+from duetto.worker_facts import facts_of, with_own_grammar
 
 
 def worker(
@@ -95,6 +95,7 @@ def worker(
     server = WorkerServer(
         *(facts, in_thread(built.engine), wire),
         vocab_size=built.codec.vocab_size,
+        prepare=lambda request: with_own_grammar(request, built.grammars),
         step_timeout_s=step_timeout_s,
     )
     process = WorkerProcess(

@@ -8,7 +8,7 @@ the engine computes with.
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Condition
 from time import monotonic
@@ -100,17 +100,22 @@ class WorkerServer:
         wire: Wire,
         *,
         vocab_size: int,
+        prepare: Callable[[Request], Request] = lambda request: request,
         step_timeout_s: StepTimeout = "auto",
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`wire` is this worker's alone, and not started. `clock` must be the engine's own."""
+        """`wire` is this worker's alone, and not started. `prepare` is asked for each request that
+        has a grammar; it may take long, and raise InvalidRequest. `clock` must be the engine's."""
         self.facts = facts
         self._wire = wire
         self._clock = clock
         self._vocab_size = vocab_size
-        self._changed = Condition()  # guards the four fields below
+        self._prepare = prepare
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="duetto-prepare")
+        self._changed = Condition()  # guards the five fields below
         self._doors: set[_Door] = set()  # that are welcome
         self._owners: dict[str, _Door] = {}  # by request
+        self._preparing: dict[str, bool] = {}  # requests; whether they were aborted meanwhile
         self._is_leaving = False
         self.num_joined = 0  # doors that were welcome, ever
         self._handle: EngineHandle = open_engine(self._deliver)
@@ -164,6 +169,7 @@ class WorkerServer:
             doors = tuple(self._doors)
         for door in doors:
             door.connection.close(reason)
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._wire.stop(FLUSH_S)
 
     # --- doors, on the wire's thread
@@ -247,14 +253,48 @@ class WorkerServer:
             if why_not is None:
                 self._owners[request_id] = door
                 door.live.add(request_id)
-        if why_not is None:
-            try:
-                self._handle.add(request)
-                return
-            except ValueError as error:  # in use: of a door that was lost just now
-                why_not = str(error)
+                if request.grammar is None:
+                    why_not = self._add(request)
+                else:
+                    self._preparing[request_id] = False
+                    self._pool.submit(self._prepare_and_add, door, request)
+        if why_not is not None:
+            door.connection.send(encoded(NotTaken(request_id, why_not)))
+
+    def _add(self, request: Request) -> str | None:
+        """Give it to the engine; why not, if it cannot be."""
+        try:
+            self._handle.add(request)
+        except ValueError as error:  # in use: of a door that was lost just now
+            self._disown(request.request_id)
+            return str(error)
+        return None
+
+    def _prepare_and_add(self, door: _Door, request: Request) -> None:
+        """What may take long is on a thread of its own."""
+        request_id, refusal = request.request_id, None
+        try:
+            request = self._prepare(request)
+        except InvalidRequest as error:
+            refusal = str(error)
+        except Exception:
+            logger.exception("request %s cannot be prepared", request_id)
+            refusal = "the worker cannot prepare this request; its log says why"
+        why_not = None
+        with self._changed:
+            is_aborted = self._preparing.pop(request_id)
+            if self._owners.get(request_id) is not door:
+                return  # its door is gone
+            if is_aborted or refusal is not None:
                 self._disown(request_id)
-        door.connection.send(encoded(NotTaken(request_id, why_not)))
+            else:
+                why_not = self._add(request)
+        if is_aborted:
+            self._tell_ended(door, request_id, None)
+        elif refusal is not None:
+            self._tell_ended(door, request_id, refusal)
+        elif why_not is not None:
+            door.connection.send(encoded(NotTaken(request_id, why_not)))
 
     def _check(self, request: Request) -> None:
         """What intake checks at the door, and an executor takes for granted. Raises
@@ -277,7 +317,7 @@ class WorkerServer:
     def _why_not_take(self, door: _Door, request_id: str) -> str | None:
         if self._is_leaving:
             return "the worker is leaving"
-        if request_id in self._owners:
+        if request_id in self._owners or request_id in self._preparing:
             return f"request id {request_id} is in use at another door"
         if len(door.live) >= MAX_LIVE:
             return f"the worker has {MAX_LIVE} requests of this door"
@@ -285,9 +325,12 @@ class WorkerServer:
 
     def abort(self, door: _Door, request_id: str) -> None:
         with self._changed:
-            is_own = request_id in door.live
-        if is_own:
-            self._handle.abort(request_id)
+            if request_id not in door.live:
+                return
+            if request_id in self._preparing:
+                self._preparing[request_id] = True
+                return
+        self._handle.abort(request_id)
 
     def ask(self, door: _Door, frame: Control) -> None:
         """Raises FrameError for what is no question."""
@@ -333,8 +376,9 @@ class WorkerServer:
             door.connection.close(str(error))
             self.left(door, str(error))
 
-    def _tell_ended(self, door: _Door, request_id: str, error: str) -> None:
-        update = RequestUpdate(request_id, finish_reason=FinishReason.ERROR, error=error)
+    def _tell_ended(self, door: _Door, request_id: str, error: str | None) -> None:
+        reason = FinishReason.ABORT if error is None else FinishReason.ERROR
+        update = RequestUpdate(request_id, finish_reason=reason, error=error)
         self._send(door, StepReport((update,)))
 
     def _disown(self, request_id: str) -> None:

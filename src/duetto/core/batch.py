@@ -274,3 +274,4 @@ class StepRecord(NamedTuple):
     predicted_s: float | None = None  # by the price of the shape, before the step ran
     drafts: StepDrafts | None = None  # None: it verified none, and proposed none
     cache: CacheCounts = CacheCounts()  # when its record was made
+    engine: int = 0  # which of several engines ran it; what is free or waits is then of all

@@ -145,6 +145,11 @@ class CompiledGrammars:
         check_size(field, text)
         return self._checked(text, field, tenant)
 
+    def adopt(self, grammar: Grammar, tenant: bytes = b"") -> Grammar:
+        """One that another process has made, compiled and kept as this one's own. Raises
+        InvalidRequest for what is none."""
+        return self._checked(grammar.text, FIELD, tenant)._replace(budget=grammar.budget)
+
     def matcher(self, grammar: Grammar) -> Matcher:
         """At the beginning of an answer. Raises EngineError."""
         with self._lock:

@@ -84,6 +84,7 @@ class Metrics:
     def record_step(self, record: StepRecord) -> None:
         self._num_running.set(record.num_running)
         self._num_waiting.set(record.num_waiting)
+        self._num_blocks = record.num_blocks  # of all engines that are there, if they are several
         self._kv_usage.set(1.0 - record.num_free_blocks / record.num_blocks)
         self._num_preemptions.inc(record.num_preemptions)
         self._queried_tokens.inc(record.num_queried_tokens)

@@ -194,7 +194,8 @@ def trace(
     and a track for each of the requests that are given and were in one of the steps."""
     steps = Steps(remembered, [ended.request_id for ended in own], roof_time)
     yield process_name(1, "engine")
-    yield track_name(1, 1, "steps")
+    for engine in sorted({step.record.engine for step in remembered} or {0}):
+        yield track_name(1, 1 + engine, f"steps of engine {engine}" if engine else "steps")
     for number, step in enumerate(remembered):
         yield from _step_events(step.record, steps.roof_s(number))
         steps.pace.did(ROWS_PER_EVENT)
@@ -224,14 +225,14 @@ def _step_events(step: StepRecord, roof_s: float | None) -> list[Json]:
         # Proposing is the last that an executor does; what the scheduler does after it is short.
         start = max(step.start_time, step.end_time - step.drafts.drafting_s)
         if start < step.end_time:
-            spans.append(span(1, 1, "drafting", start, step.end_time))
+            spans.append(span(1, 1 + step.engine, "drafting", start, step.end_time))
     name = f"{step.num_tokens} tokens"
     counters = {
         "requests": {"running": step.num_running, "waiting": step.num_waiting},
         "KV blocks": {"used": step.num_blocks - step.num_free_blocks},
     }
     return [
-        span(1, 1, name, step.start_time, step.end_time, **told),
+        span(1, 1 + step.engine, name, step.start_time, step.end_time, **told),
         *spans,
         *(counter(1, title, step.end_time, values) for title, values in counters.items()),
     ]

@@ -1,0 +1,80 @@
+"""How workers come to a router: from other processes, through a doorway, or from this one."""
+
+from collections.abc import Callable
+from threading import Condition
+
+from duetto.cluster.facts import WorkerFacts, why_not_together
+from duetto.cluster.remote import RemoteEngine
+from duetto.cluster.routed_worker import RoutedWorker
+from duetto.cluster.router import RoutedEngine
+from duetto.core.config import SchedulerConfig
+from duetto.core.request import Request
+from duetto.engine.engine import StepReport
+from duetto.engine.handle import EngineHandle, EngineOpener
+
+WhyNot = Callable[[WorkerFacts], str | None]
+
+
+class RemoteMembers:
+    """Lets a router use the workers of other processes (a remote.Dispatcher).
+
+    The first one that comes says what the others must be like.
+    """
+
+    def __init__(self, router: RoutedEngine, why_not: WhyNot = lambda _facts: None) -> None:
+        """`why_not` says what else is wrong with a worker, beside what workers must agree on."""
+        self.router = router
+        self._why_not = why_not
+        self._changed = Condition()  # told of each worker that comes or goes
+        self._first: WorkerFacts | None = None
+
+    @property
+    def facts(self) -> WorkerFacts | None:
+        """Of the first worker that ever came."""
+        return self._first
+
+    def wait(self, is_there: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for workers to come or go, until `is_there`; False if time is over."""
+        with self._changed:
+            return self._changed.wait_for(is_there, timeout_s)
+
+    # --- as a dispatcher -----------------------------------------------------------------------
+
+    def why_not(self, facts: WorkerFacts) -> str | None:
+        reason = None if self._first is None else why_not_together(self._first, facts)
+        return reason or self._why_not(facts)
+
+    def joined(self, worker: RemoteEngine) -> None:
+        self.router.join(lambda number: RoutedWorker.of(worker.facts, number, worker))
+        with self._changed:
+            self._first = self._first or worker.facts
+            self._changed.notify_all()
+
+    def deliver(self, worker: RemoteEngine, report: StepReport) -> None:
+        self.router.take(worker, report)
+
+    def leaving(self, worker: RemoteEngine) -> None:
+        self.router.leaving(worker)
+
+    def lost(
+        self, worker: RemoteEngine, _reason: str, unbegun: tuple[Request, ...]
+    ) -> tuple[Request, ...]:
+        """All are given back, to end with an error: the router sees that, and sends them to
+        others where it may."""
+        self.router.leave(worker)
+        with self._changed:
+            self._changed.notify_all()
+        return unbegun
+
+    def not_taken(self, worker: RemoteEngine, request: Request, reason: str) -> bool:
+        return self.router.not_taken(worker, request.request_id, reason)
+
+
+def add_local(
+    router: RoutedEngine, name: str, config: SchedulerConfig, open_engine: EngineOpener
+) -> RoutedWorker:
+    """An engine of this process as a worker; its handle is started by the caller."""
+    known: list[EngineHandle] = []
+    handle = open_engine(lambda report: router.take(known[0], report))
+    known.append(handle)
+    return router.join(lambda number: RoutedWorker(name, number, config, handle))
