@@ -7,24 +7,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native import cpu_ranks
 from oracle.feed import BLOCK_SIZE, Feed
 from parts import THREE, model_of, parts
 from small_models import GEMMA, LLAMA, Kind
 
 from duetto import LLM, SamplingParams
 from duetto.backends.backend import KVMoves
+from duetto.backends.reference.ranks import ReferenceRanks
+from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError, EngineError, PartLost
+from duetto.models.programs import load_program
+from duetto.program.rewrites.shard import shard
 from duetto.runner.parts_loader import shared_out, threads_of_part
 
 PROMPTS = [[5, 9, 2, 7, 1, 8, 30, 11, 4] * 5, [3, 17, 6], list(range(70))]
+SLOW = pytest.mark.oracle  # with all of them the fast tests would not be
 STAGES = [
     (Kind(THREE, "reference", "float32", None, "bfloat16"), 2),
-    (Kind(GEMMA, "reference", "float32", None, "int8"), 3),
+    pytest.param(Kind(GEMMA, "reference", "float32", None, "int8"), 3, marks=SLOW),
     (Kind(THREE, "cpu", "bfloat16", None, "bfloat16"), 3),
     (Kind(GEMMA, "cpu", "bfloat16", "int8", "int8"), 2),
-    (Kind(LLAMA, "cpu", "float32", "int4", "float32"), 2),
-    (Kind(THREE | {"tie_word_embeddings": False}, "cpu", "float32", None, "float16"), 3),
+    pytest.param(Kind(LLAMA, "cpu", "float32", "int4", "float32"), 2, marks=SLOW),
+    pytest.param(
+        Kind(THREE | {"tie_word_embeddings": False}, "cpu", "float32", None, "float16"),
+        3,
+        marks=SLOW,
+    ),
+]
+
+
+RANKS = [
+    (Kind(THREE, "reference", "float32", None, "bfloat16"), 2, 1),
+    pytest.param(Kind(LLAMA, "reference", "float32", None, "float32"), 4, 1, marks=SLOW),
+    pytest.param(Kind(THREE, "reference", "float32", None, "int8"), 2, 3, marks=SLOW),
+    (Kind(GEMMA, "cpu", "float32", None, "int8"), 2, 1),
+    pytest.param(Kind(LLAMA, "cpu", "bfloat16", "int8", "bfloat16"), 2, 1, marks=SLOW),
+    pytest.param(Kind(LLAMA, "cpu", "float32", None, "float32"), 4, 1, marks=SLOW),
+    (Kind(THREE, "cpu", "bfloat16", None, "bfloat16"), 2, 2),
 ]
 
 
@@ -41,6 +62,49 @@ def test_stages_have_the_bits_of_one_process(kind: Kind, pp: int, tmp_path: Path
             got = Feed(backend, 3, kind.kv_dtype).in_chunks(PROMPTS, chunk)
             for one, other in zip(got, want, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("kind", "tp", "pp"), RANKS, ids=str)
+def test_ranks_have_the_bits_of_their_twin(kind: Kind, tp: int, pp: int, tmp_path: Path) -> None:
+    model_dir, _ = model_of(kind, tmp_path)
+    _, whole = load_program(model_dir)
+    weights = load_weights(model_dir, whole, kind.dtype)
+    if kind.backend == "reference":
+        twin = ReferenceRanks([shard(whole, tp, rank) for rank in range(tp)], weights)
+    else:
+        twin = cpu_ranks(whole, weights, tp, kind.quantization)
+    with parts(model_dir, kind, tp=tp, pp=pp) as backend:
+        for chunk in (16, 1000):
+            want = Feed(twin, 3, kind.kv_dtype).in_chunks(PROMPTS, chunk)
+            got = Feed(backend, 3, kind.kv_dtype).in_chunks(PROMPTS, chunk)
+            for one, other in zip(got, want, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_all_ranks_have_their_heads(tmp_path: Path) -> None:
+    """Where ranks are more than heads of keys, a head is told once."""
+    kind = Kind(LLAMA, "cpu", "float32", None, "float32")
+    model_dir, model = model_of(kind, tmp_path)
+    with parts(model_dir, kind, tp=4) as backend:
+        feeds = [Feed(each, 3) for each in (model.backend, backend)]
+        for feed in feeds:
+            feed.in_chunks(PROMPTS, 32)
+        for layer in range(2):
+            own, theirs = (f.backend.read_kv(layer, ints(3, 0, 40), f._kv) for f in feeds)
+            for one, other in zip(own, theirs, strict=True):
+                assert one.shape == other.shape
+                np.testing.assert_allclose(one, other, atol=1e-4)  # between degrees, bits differ
+
+
+def test_a_rank_that_dies_is_named(tmp_path: Path) -> None:
+    kind = Kind(LLAMA, "cpu", "float32", None, "float32")
+    model_dir, _ = model_of(kind, tmp_path)
+    with parts(model_dir, kind, tp=2) as backend:
+        feed, processes = Feed(backend, 3), backend.host.process_ids
+        os.kill(processes[1], signal.SIGKILL)
+        with pytest.raises(PartLost, match=r"rank 1 of 2 .*ended by SIGKILL"):
+            feed.in_chunks(PROMPTS, 7)
+        assert not any(map(is_alive, processes))
 
 
 def test_stages_store_move_and_give_what_one_process_does(tmp_path: Path) -> None:
@@ -143,6 +207,9 @@ def test_what_a_part_cannot_load_is_told_as_one_process_tells_it(tmp_path: Path)
     ):
         pass
     with pytest.raises(ConfigError, match="--pp: 4 stages"), parts(model_dir, kind, pp=4):
+        pass
+    words = "--tp: 3 does not divide the model's heads; the nearest that do: 2, 4"
+    with pytest.raises(ConfigError, match=words), parts(model_dir, kind, tp=3):
         pass
 
 

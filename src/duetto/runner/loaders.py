@@ -5,6 +5,7 @@ then `load`. Knows no KV plan and no batch.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from math import prod
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -33,6 +34,7 @@ from duetto.checkpoints.checkpoint import Checkpoint, load_weights
 from duetto.core.errors import ConfigError
 from duetto.core.files import Progress, user_cache
 from duetto.program.activations import LargestStep, activation_bytes
+from duetto.program.cut import WHOLE
 from duetto.program.dtype import DTYPE_BYTES, Dtype, KVDtype, auto_kv_dtype
 from duetto.program.kv_size import bytes_per_block
 from duetto.program.program import Program
@@ -94,7 +96,7 @@ class ReferenceLoader:
 
     def __init__(self, program: Program, dtype: Dtype) -> None:
         self._program, self._dtype = program, dtype
-        self.weight_bytes = program.num_parameters * DTYPE_BYTES["float32"]
+        self.weight_bytes = _num_held(program) * DTYPE_BYTES["float32"]
         self.memory: DeviceMemory | None = None
         self.notes: list[str] = []
 
@@ -259,6 +261,14 @@ class CpuLoader:
         threads = self._threads or native.available_threads()
         ranks = 1 if self._member is None else self._member.ranks  # each has a file of its own
         return PackedCache(self._cache_dir, threads, MAX_FILES * ranks)
+
+
+def _num_held(program: Program) -> int:
+    """Numbers: of a rank, its parts of weights."""
+    if not program.parts:
+        return program.num_parameters
+    weights = program.weights.items()
+    return sum(prod(program.parts.get(name, WHOLE).shape(spec.shape)) for name, spec in weights)
 
 
 def _buffer_bytes(program: Program, step: LargestStep) -> int:

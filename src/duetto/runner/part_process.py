@@ -6,13 +6,16 @@ to them.
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from duetto.backends.cpu.native import native
 from duetto.backends.parts.messages import (
-    Channel,
     OrderFailed,
+    PartChannel,
     PartLoading,
     PartReady,
     StartPart,
@@ -31,7 +34,10 @@ from duetto.program.program import Program
 from duetto.program.rewrites.headless import headless
 from duetto.program.rewrites.shard import shard
 from duetto.program.rewrites.stages import stages
-from duetto.runner.loaders import CpuLoader
+from duetto.runner.loaders import CpuLoader, ReferenceLoader
+
+if TYPE_CHECKING:  # the module may not have been built
+    from duetto._native import Member
 
 
 class PartLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +63,7 @@ def part_program(whole: Program, place: PartPlace) -> Program:
 
 def main(descriptor: int) -> None:
     """Serve the engine's process, at the other end of this socket, until it ends."""
-    channel: Channel[ToPart] = Channel(socket.socket(fileno=descriptor), ToPart)
+    channel: PartChannel[ToPart] = PartChannel(socket.socket(fileno=descriptor), ToPart)
     end_with(channel.socket)
     try:
         start = channel.receive()
@@ -70,7 +76,7 @@ def main(descriptor: int) -> None:
     server.serve(channel)
 
 
-def _load(load: PartLoad, channel: "Channel[ToPart]") -> tuple[PartServer, PartReady]:
+def _load(load: PartLoad, channel: "PartChannel[ToPart]") -> tuple[PartServer, PartReady]:
     if load.cores:
         os.sched_setaffinity(0, load.cores)  # before a thread is started
     _, whole = load_program(Path(load.model_dir), load.asked_len)
@@ -85,18 +91,32 @@ def _load(load: PartLoad, channel: "Channel[ToPart]") -> tuple[PartServer, PartR
             last = done
             channel.send(PartLoading(done, total))
 
-    part, ready = _loaded(load, program, whole, on_progress)
-    return PartServer(load.wiring, program, part, lambda: None), ready
+    member, end_group = _join(load.wiring)
+    part, ready = _loaded(load, program, whole, member, on_progress)
+    return PartServer(load.wiring, program, part, end_group), ready
+
+
+def _join(wiring: Wiring) -> "tuple[Member | None, Callable[[], None] | None]":
+    """Where this rank meets the others of its stage, and what ends that for all."""
+    if wiring.group is None:
+        return None, None
+    group = native.Group.open(wiring.group)
+    return native.Member(group, wiring.place.rank), group.end
 
 
 def _loaded(
-    load: PartLoad, program: Program, whole: Program, on_progress: Progress
+    load: PartLoad,
+    program: Program,
+    whole: Program,
+    member: "Member | None",
+    on_progress: Progress,
 ) -> tuple[ModelPart, PartReady]:
     model_dir = Path(load.model_dir)
     if load.backend == "reference":
         weights = load_weights(model_dir, program, load.dtype, on_progress, whole)
-        num_bytes = 4 * sum(weight.size for weight in weights.values())
-        return ReferenceBackend(program, weights, is_stage=True), PartReady(num_bytes, [])
+        num_bytes = ReferenceLoader(program, load.dtype).weight_bytes
+        part = ReferenceBackend(program, weights, is_stage=True, member=member)
+        return part, PartReady(num_bytes, [])
     quantization = load.quantization
     assert quantization != "fp8"
     loader = CpuLoader(
@@ -107,6 +127,7 @@ def _loaded(
         threads=load.threads,
         cache_dir=None if load.cache_dir is None else Path(load.cache_dir),
         whole=whole,
+        member=member,
     )
-    part = loader.load(program, model_dir, on_progress)
-    return part, PartReady(loader.weight_bytes, loader.notes)
+    backend = loader.load(program, model_dir, on_progress)
+    return backend, PartReady(loader.weight_bytes, loader.notes)

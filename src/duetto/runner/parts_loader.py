@@ -12,9 +12,9 @@ from typing import NamedTuple
 import msgspec
 
 from duetto.backends.backend import Backend
-from duetto.backends.cpu.native import native
+from duetto.backends.cpu.native import native, why_unavailable
 from duetto.backends.parts.backend import PartsBackend
-from duetto.backends.parts.host import PartHost
+from duetto.backends.parts.host import HANG_S, PartHost
 from duetto.backends.parts.joined import join_parts
 from duetto.backends.parts.part import PartPlace
 from duetto.backends.parts.wiring import Wiring
@@ -59,6 +59,8 @@ class PartsLoader:
         """Raises ConfigError for a degree that does not divide, with the nearest that do."""
         if not hasattr(os, "memfd_create"):
             raise ConfigError("--tp and --pp: parts share memory as Linux has it; accepted here: 1")
+        if degrees.num_ranks > 1 and (missing := why_unavailable()) is not None:
+            raise ConfigError(f"--tp: ranks meet in native code, and {missing}; accepted: --tp 1")
         self.memory: DeviceMemory | None = None
         self.num_batches = degrees.num_stages  # so that one is in each
         self._args, self._degrees = args, degrees
@@ -100,8 +102,12 @@ class PartsLoader:
         def spec(wiring: Wiring) -> bytes:
             return msgspec.msgpack.encode(self._spec(program, model_dir, wiring))
 
+        groups = [
+            native.Group(degrees.num_ranks, timeout_s=HANG_S)
+            for _ in range(degrees.num_stages if degrees.num_ranks > 1 else 0)
+        ]
         host = PartHost(
-            join_parts(degrees.num_stages, degrees.num_ranks),
+            join_parts(degrees.num_stages, degrees.num_ranks, [g.descriptor for g in groups]),
             _command,
             spec,
             on_progress=on_progress,

@@ -16,11 +16,11 @@ from time import monotonic
 from duetto.backends.parts.board import Board
 from duetto.backends.parts.joined import JoinedParts
 from duetto.backends.parts.messages import (
-    Channel,
     Failure,
     FromPart,
     OrderDone,
     OrderFailed,
+    PartChannel,
     PartLoading,
     PartOrder,
     PartReady,
@@ -55,7 +55,7 @@ class _Given:
 class _Process:
     place: PartPlace
     process: "Popen[bytes]"
-    channel: "Channel[FromPart]"
+    channel: "PartChannel[FromPart]"
 
     def how_it_ended(self) -> str:
         try:
@@ -232,8 +232,10 @@ class PartHost:
     def _failed(self, index: int, order: int, failure: Failure, text: str) -> None:
         if failure == "skipped":  # whoever failed says more
             return
-        if failure == "lost":
-            self._lose(index, text)
+        if failure == "lost":  # who tells it may only have waited for another
+            ended = [p for p, part in enumerate(self._processes) if part.process.poll() is not None]
+            lost = ended[0] if ended else index
+            self._lose(lost, self._processes[lost].how_it_ended() if ended else text)
             return
         error = _MAKES.get(failure, EngineError)(f"{self._processes[index].place}: {text}")
         with self._lock:
@@ -294,4 +296,4 @@ def _start(wiring: Wiring, command: PartCommand) -> _Process:
         raise
     finally:
         theirs.close()
-    return _Process(wiring.place, process, Channel(ours, FromPart))
+    return _Process(wiring.place, process, PartChannel(ours, FromPart))

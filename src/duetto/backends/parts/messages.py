@@ -110,7 +110,7 @@ _Read = TypeVar("_Read")
 _encoder = msgspec.msgpack.Encoder()
 
 
-class Channel(Generic[_Read]):
+class PartChannel(Generic[_Read]):
     """One end of a socket between the engine and a part; reads messages of one union of types."""
 
     def __init__(self, sock: socket.socket, read: Any) -> None:

@@ -17,7 +17,6 @@ from duetto.backends.backend import FloatArray
 from duetto.backends.parts.board import Board
 from duetto.backends.parts.messages import (
     AllocateKV,
-    Channel,
     ExportBlocks,
     Failure,
     FreeKV,
@@ -25,6 +24,7 @@ from duetto.backends.parts.messages import (
     MoveKV,
     OrderDone,
     OrderFailed,
+    PartChannel,
     PartOrder,
     ReadKV,
     RunStep,
@@ -40,6 +40,8 @@ from duetto.backends.parts.wiring import NeighbourGone, StageLink, StageSkipped,
 from duetto.core.errors import ConfigError, DeviceLost
 from duetto.program.op import Ref
 from duetto.program.program import Program
+
+_ASKED = "the group of ranks was ended"  # as csrc/group.cpp says it, to all but who ended it
 
 
 def end_with(sock: socket.socket) -> None:
@@ -60,10 +62,14 @@ class PartServer:
     """Belongs to one thread."""
 
     def __init__(
-        self, wiring: Wiring, program: Program, part: ModelPart, on_failure: Callable[[], None]
+        self,
+        wiring: Wiring,
+        program: Program,
+        part: ModelPart,
+        end_group: Callable[[], None] | None,
     ) -> None:
-        """`on_failure` frees other ranks that may wait for this one."""
-        self._index, self._part, self._on_failure = wiring.index, part, on_failure
+        """`end_group` frees other ranks, which may wait for this one; None: there are none."""
+        self._index, self._part, self._end_group = wiring.index, part, end_group
         self._board = Board(wiring.board)
         self._before = _link(wiring.before, program.inputs)
         self._behind = _link(wiring.behind, program.outputs)
@@ -73,7 +79,7 @@ class PartServer:
         self._kv: dict[int, Any] = {}
         self._busy_ns = 0
 
-    def serve(self, channel: "Channel[ToPart]") -> None:
+    def serve(self, channel: "PartChannel[ToPart]") -> None:
         """Until the other side closes."""
         while True:
             try:
@@ -85,9 +91,9 @@ class PartServer:
             answer: OrderDone | OrderFailed | None = None
             try:
                 answer = self._done(order)
-            except NeighbourGone:
-                Event().wait()  # the engine knows who is gone, and ends this part too
             except Exception as error:
+                if isinstance(error, NeighbourGone) or str(error) == _ASKED:
+                    Event().wait()  # the engine hears who is gone, and ends this part too
                 answer = self._failed(order, error)
             self._board.done(self._index, order.order, self._busy_ns)
             if answer is not None:
@@ -95,9 +101,10 @@ class PartServer:
 
     def _failed(self, order: PartOrder, error: Exception) -> OrderFailed:
         failure = failure_of(error)
-        if failure not in ("value", "skipped", "memory"):  # those, all ranks find alike
-            self._on_failure()
         text = f"{type(error).__name__}: {error}" if failure == "other" else str(error)
+        if failure == "other" and self._end_group is not None:
+            self._end_group()  # the rest, all ranks find alike
+            failure = "lost"
         return OrderFailed(order.order, failure, text)
 
     def _done(self, order: PartOrder) -> OrderDone | None:
@@ -167,6 +174,8 @@ def failure_of(error: Exception) -> Failure:
         case StageSkipped():
             return "skipped"
         case DeviceLost():
+            return "lost"
+        case RuntimeError() if type(error).__name__ == "GroupEnded":  # native: it may not be there
             return "lost"
         case ValueError() | AssertionError() | IndexError():
             return "value"

@@ -5,7 +5,7 @@ and exact before it is fast.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ from duetto.backends.blocks import Bytes, copy_in, copy_out
 from duetto.backends.looks import attention_scores, deviations
 from duetto.backends.moves import turned, turns
 from duetto.backends.reference.kv import KVArena, allocate
+from duetto.backends.reference.meeting import compute_with_others
 from duetto.backends.reference.one_thread import one_blas_thread
-from duetto.backends.reference.ops import OPS, Given, Run, compute
+from duetto.backends.reference.ops import OPS, Given, Run
 from duetto.core.errors import ConfigError
+from duetto.program.collectives import AllGather, AllReduce
 from duetto.program.cut import WHOLE, WeightPart
 from duetto.program.dtype import KVDtype
 from duetto.program.looks import LOOKED_LAYER, num_ops_up_to_kv
@@ -33,6 +35,11 @@ from duetto.program.op import Op
 from duetto.program.ops import WriteKV
 from duetto.program.program import Program
 from duetto.program.rotation import key_rotations
+
+if TYPE_CHECKING:  # the module may not have been built
+    from duetto._native import Member
+
+COLLECTIVES = {AllReduce, AllGather}
 
 
 class ReferenceBackend:
@@ -44,14 +51,16 @@ class ReferenceBackend:
         weights: Mapping[str, NDArray[Any]],
         *,
         is_stage: bool = False,
+        member: "Member | None" = None,
     ) -> None:
         """Raises ConfigError for an operation that has no meaning here, and for a program of one
-        rank, or of one stage unless it is known to be one (`run_stage` is then for it): ranks.py
-        and stages.py run all of them."""
-        check(program, OPS)
-        if program.parts or not (program.is_whole or is_stage):
+        rank or stage unless it is known to be one (`run_stage` is then for it): ranks.py and
+        stages.py run all of them. `member` is where a rank meets the others."""
+        check(program, OPS.keys() | (COLLECTIVES if member is not None else set()))
+        has_stage = bool(program.inputs or program.outputs)
+        if (program.parts and member is None) or (has_stage and not is_stage):
             raise ConfigError("--backend reference: runs no part of a program (--tp, --pp)")
-        self._program = program
+        self._program, self._member = program, member
         self._weights = widened(program, weights)
         self._layers_done = LayersDone(0, 0)
 
@@ -148,7 +157,7 @@ class ReferenceBackend:
         self._layers_done = LayersDone(step, done)
         with one_blas_thread():
             for op in ops:
-                compute(op, run)
+                compute_with_others(op, run, self._member)
                 if isinstance(op, WriteKV) and op.layer == done:
                     done += 1
                     self._layers_done = LayersDone(step, done)
