@@ -16,7 +16,12 @@ from duetto.cluster.disaggregation.counts import MovementAlarm, TransferCounts
 from duetto.cluster.disaggregation.kv_frames import KVHello
 from duetto.cluster.disaggregation.peer import Incoming, LayerRows, OpenLink, PrefillPeer
 from duetto.cluster.disaggregation.prefill_choice import HereNow, PrefillChoice
-from duetto.cluster.disaggregation.protocol import Action, GiveUp, PublishBlocks, ReturnBlocks
+from duetto.cluster.disaggregation.protocol import (
+    GiveUp,
+    PublishBlocks,
+    ReturnBlocks,
+    TransferAction,
+)
 from duetto.cluster.disaggregation.timer import WakeTimer
 from duetto.core.batch import RequestUpdate
 from duetto.core.cache_control import CacheMessage, CacheReply
@@ -75,7 +80,7 @@ class DecodeSide:
         self._transfers: dict[Incoming, _OnItsWay] = {}
         self._waiting: dict[str, _OnItsWay] = {}  # by request
         self._coming: dict[BlockHash, _OnItsWay] = {}
-        self._happened: deque[tuple[Incoming, Action]] = deque()
+        self._happened: deque[tuple[Incoming, TransferAction]] = deque()
         self._has_happened = Event()
         self._updates: list[RequestUpdate] = []  # to be told with the next step
         self._timer = WakeTimer(self._tell_time, "duetto-kv-timer")
@@ -208,7 +213,7 @@ class DecodeSide:
 
     # --- what has happened -------------------------------------------------------------------
 
-    def _tell(self, incoming: Incoming, actions: tuple[Action, ...]) -> None:
+    def _tell(self, incoming: Incoming, actions: tuple[TransferAction, ...]) -> None:
         """On any thread."""
         self._happened.extend((incoming, action) for action in actions)
         self._has_happened.set()

@@ -28,7 +28,13 @@ from duetto.cluster.disaggregation.kv_frames import (
     encode_kv_frame,
     read_from_prefill,
 )
-from duetto.cluster.disaggregation.protocol import Action, Actions, GiveUpCause, IncomingKV, Say
+from duetto.cluster.disaggregation.protocol import (
+    Actions,
+    GiveUpCause,
+    IncomingKV,
+    Say,
+    TransferAction,
+)
 from duetto.cluster.frames import FrameError
 from duetto.cluster.links.link import ArenaRows, BlockRows, LinkEnd, LinkLost, LinkUser, RowsSent
 from duetto.core.errors import DuettoError
@@ -52,7 +58,7 @@ class Incoming:
         self.last_time = 0.0  # when they came last
 
 
-Tell = Callable[[Incoming, tuple[Action, ...]], None]
+Tell = Callable[[Incoming, tuple[TransferAction, ...]], None]
 
 
 class PrefillPeer:

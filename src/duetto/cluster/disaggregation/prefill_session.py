@@ -66,7 +66,7 @@ class Outgoing:
         self.epoch = 0  # ... since so many preemptions
 
 
-class Piece(NamedTuple):
+class SentPiece(NamedTuple):
     """Blocks of one transfer that a step completes."""
 
     outgoing: Outgoing
@@ -78,7 +78,7 @@ class _Rows(NamedTuple):
     """What a step completes; None: it was there before."""
 
     step: SentStep | None
-    pieces: Sequence[Piece]
+    pieces: Sequence[SentPiece]
 
 
 class SessionUser(NamedTuple):
@@ -134,7 +134,7 @@ class PrefillSession:
         if self._change(outgoing, lambda kv: protocol.on_failed(kv, reason[:MAX_REASON])):
             self._counts.num_refused += 1
 
-    def send(self, step: SentStep | None, pieces: Sequence[Piece]) -> None:
+    def send(self, step: SentStep | None, pieces: Sequence[SentPiece]) -> None:
         """Send blocks, layer by layer, as the step computes them."""
         self._outbox.put(_Rows(step, pieces))
 
@@ -281,7 +281,7 @@ class PrefillSession:
                 for start in range(0, len(piece.blocks), MAX_BLOCKS_AT_ONCE):
                     self._send_piece(link, layer, piece, start)
 
-    def _send_piece(self, link: LinkEnd, layer: int, piece: Piece, start: int) -> None:
+    def _send_piece(self, link: LinkEnd, layer: int, piece: SentPiece, start: int) -> None:
         outgoing, blocks = piece.outgoing, piece.blocks[start : start + MAX_BLOCKS_AT_ONCE]
         with self._lock:
             outgoing.kv, may_read = protocol.may_read(outgoing.kv)

@@ -19,8 +19,8 @@ from duetto.cluster.disaggregation.peer import LayerRows
 from duetto.cluster.disaggregation.prefill_choice import PrefillChoice
 from duetto.cluster.disaggregation.prefill_session import (
     Outgoing,
-    Piece,
     PrefillSession,
+    SentPiece,
     SessionUser,
 )
 from duetto.cluster.disaggregation.sending import LayersOf, SentStep
@@ -235,8 +235,8 @@ class PrefillSide:
         others = [item for item in batch.requests if item.look is not None or item.moves]
         is_plain = not (batch.block_moves or others)
         step = SentStep(self._layers_done, is_streaming=is_plain)
-        there: dict[PrefillSession, list[Piece]] = {}
-        coming: dict[PrefillSession, list[Piece]] = {}
+        there: dict[PrefillSession, list[SentPiece]] = {}
+        coming: dict[PrefillSession, list[SentPiece]] = {}
         for item in items:
             outgoing = self._open[item.request_id]
             if self._goes_back(outgoing, item):
@@ -262,7 +262,7 @@ class PrefillSide:
         outgoing: Outgoing,
         item: ScheduledRequest,
         num_full: int,
-        pieces: dict[PrefillSession, list[Piece]],
+        pieces: dict[PrefillSession, list[SentPiece]],
     ) -> None:
         """The next of its blocks, up to `num_full` of the prompt's."""
         ask, first = outgoing.ask, outgoing.num_begun
@@ -271,7 +271,7 @@ class PrefillSide:
             return
         outgoing.num_begun += len(blocks)
         self.engine.scheduler.imports.retain(outgoing.request_id, blocks)
-        piece = Piece(outgoing, first, np.array(blocks, np.int32))
+        piece = SentPiece(outgoing, first, np.array(blocks, np.int32))
         pieces.setdefault(outgoing.session, []).append(piece)
 
 

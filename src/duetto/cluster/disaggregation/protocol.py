@@ -52,8 +52,8 @@ class AbortPrefill(NamedTuple):
     """Nobody wants what is being computed."""
 
 
-Action = Say | PublishBlocks | GiveUp | ReturnBlocks | AbortPrefill
-Actions = tuple[Action, ...]
+TransferAction = Say | PublishBlocks | GiveUp | ReturnBlocks | AbortPrefill
+Actions = tuple[TransferAction, ...]
 IncomingPhase = Literal["asked", "coming", "draining", "over"]
 OutgoingPhase = Literal["computing", "sent", "over"]
 
