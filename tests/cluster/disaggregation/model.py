@@ -299,21 +299,29 @@ class Model:
 
 def explore(model: Model) -> tuple[int, set[str]]:
     """Visit all states. How many there are, and how the transfers may end."""
-    seen, ways = {model.first}, set[str]()
-    todo: list[tuple[World, tuple[str, ...]]] = [(model.first, ())]
+    came_from: dict[World, tuple[World, str] | None] = {model.first: None}
+    todo, ways = [model.first], set[str]()
     while todo:
-        world, trace = todo.pop()
+        world = todo.pop()
         try:
             following = list(model.next(world))
             if not following:
                 ways.add(_end(world))
         except Wrong as error:
-            raise Wrong(f"{error}, after: {'; '.join(trace[-40:])}") from None
+            raise Wrong(f"{error}, after: {_story(came_from, world)}") from None
         for name, then in following:
-            if then not in seen:
-                seen.add(then)
-                todo.append((then, (*trace[-40:], name)))
-    return len(seen), ways
+            if then not in came_from:
+                came_from[then] = world, name
+                todo.append(then)
+    return len(came_from), ways
+
+
+def _story(came_from: dict[World, tuple[World, str] | None], world: World) -> str:
+    names, before = list[str](), came_from[world]
+    while before is not None:
+        names.append(before[1])
+        before = came_from[before[0]]
+    return "; ".join(reversed(names))
 
 
 def _end(world: World) -> str:
