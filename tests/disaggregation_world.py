@@ -77,14 +77,14 @@ class Pair:
         choice = PrefillChoice(
             model.block_bytes, BLOCK_SIZE, 192, None, max_local_prefill, timeout_s
         )
-        rows = _runner(self.prefill_engine).block_rows
+        rows = runner_of(self.prefill_engine).block_rows
         own = KVHello(1, "test", "model", "numerics", "layout", BLOCK_SIZE, 1, len(rows))
         backend = other.backend
         self.prefill = PrefillSide(
             self.prefill_engine, rows, lambda: backend.layers_done, hello(own), VOCAB, choice
         )
         self.decode = DecodeSide(
-            self.decode_engine, _runner(self.decode_engine).block_rows, own, self._open, choice
+            self.decode_engine, runner_of(self.decode_engine).block_rows, own, self._open, choice
         )
         self.told, self.prefill_told = Told(), Told()
         self.thread = EngineThread(self.decode, self.told.deliver)
@@ -145,7 +145,7 @@ class Pair:
         return scheduler.imports.num_open + len(scheduler.running) + len(scheduler.waiting)
 
 
-def _runner(engine: Engine) -> Any:
+def runner_of(engine: Engine) -> Any:
     executor: Any = engine._computer._executor
     while hasattr(executor, "executor"):
         executor = executor.executor

@@ -11,12 +11,20 @@ import msgspec
 
 from duetto.build import Built
 from duetto.checkpoints.checkpoint import Checkpoint
+from duetto.cluster.disaggregation.attach import (
+    EngineMemory,
+    LinkOptions,
+    WithRole,
+    attach_disaggregation,
+)
 from duetto.cluster.facts import WorkerFacts, WorkerRole
+from duetto.core.errors import ConfigError, EngineError
 from duetto.core.request import Request
 from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.host import hardware_here
 from duetto.program.kv_size import bytes_per_block
 from duetto.runner.load import LoadedModel
+from duetto.runner.model_runner import ModelRunner
 
 
 def facts_of(
@@ -48,6 +56,30 @@ def facts_of(
         link=link,
         events=events,
         replay=replay,
+    )
+
+
+def engine_of_role(
+    built: Built, facts: WorkerFacts, max_local_prefill: int | None, links: LinkOptions
+) -> WithRole:
+    """The engine of a worker, whose steps have not begun, as its role wants it."""
+    runner = built.model.runner
+    if facts.role == "both":
+        memory = EngineMemory((), lambda: (0, 0))
+    elif not isinstance(runner, ModelRunner):
+        raise ConfigError(
+            f"--role {facts.role} with {built.model.computed_by}: KV links do not read a device's "
+            f"memory yet; use --role both, or --backend cpu"
+        )
+    else:
+        try:
+            memory = EngineMemory(runner.block_rows, lambda: runner.backend.layers_done)
+        except EngineError as error:
+            raise ConfigError(f"--role {facts.role}: {error}") from None
+    return attach_disaggregation(
+        *(built.engine, memory, facts, built.codec.vocab_size),
+        max_local_prefill=max_local_prefill,
+        links=links,
     )
 
 

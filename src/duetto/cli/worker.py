@@ -14,6 +14,7 @@ from duetto.cluster.address import (
     check_exposure_of,
     read_address,
 )
+from duetto.cluster.disaggregation.attach import DEFAULT_LINK, LinkOptions, check_role
 from duetto.cluster.facts import ROLES, WorkerRole
 from duetto.cluster.secret import read_secret
 from duetto.cluster.wire import DEAD_AFTER_S, BoundSocket, Wire
@@ -22,9 +23,8 @@ from duetto.cluster.worker_process import WorkerProcess
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
 from duetto.demo import demo_model_dir
-from duetto.engine.thread import in_thread
 from duetto.server.observe.logs import logged
-from duetto.worker_facts import facts_of, with_own_grammar
+from duetto.worker_facts import engine_of_role, facts_of, with_own_grammar
 
 
 def worker(
@@ -33,6 +33,8 @@ def worker(
     listen: str | None = None,
     join: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     role: WorkerRole = "both",
+    kv_link: str = DEFAULT_LINK,
+    max_local_prefill: int | None = None,
     cluster_secret_file: str | None = None,
     join_timeout: float = 30.0,
     dead_after: float = DEAD_AFTER_S,
@@ -55,6 +57,12 @@ def worker(
     role
         What the worker does: prefill of others' prompts, decode of prompts that others may have
         computed, or both.
+    kv_link
+        Where a prefill worker listens for decode workers: shm://* on one machine, or
+        tcp://HOST:PORT (* for any port that is free).
+    max_local_prefill
+        Prompts of up to so many uncached tokens are computed by a decode worker itself; by default
+        those for which that is the cheaper way.
     cluster_secret_file
         A file of its owner alone with what all workers and doors of a cluster know, at least 16
         bytes; also read from DUETTO_CLUSTER_SECRET. Addresses beyond this machine need it.
@@ -72,6 +80,8 @@ def worker(
     """
     if role not in ROLES:
         raise ConfigError(f"--role {role!s:.40}: accepted: {', '.join(ROLES)}")
+    args = args or EngineArgs()
+    check_role(role, has_prefix_caching=args.enable_prefix_caching, backend=args.backend)
     _check_seconds(join_timeout, dead_after, shutdown_timeout)
     secret = read_secret(cluster_secret_file)
     doors = [read_address(text, "--join", listens=False) for text in join]
@@ -87,13 +97,15 @@ def worker(
         for door in doors:
             check_answers(door, "--join", join_timeout)
         model = str(demo_model_dir()) if model is None else model
-        built = build(model, args or EngineArgs(), lambda line: print(line, file=sys.stderr))
+        built = build(model, args, lambda line: print(line, file=sys.stderr))
     except BaseException:
         wire.stop()
         raise
-    facts = facts_of(built, __version__, role)
+    engine = engine_of_role(
+        built, facts_of(built, __version__, role), max_local_prefill, LinkOptions(kv_link, secret)
+    )
     server = WorkerServer(
-        *(facts, in_thread(built.engine), wire),
+        *(engine.facts, engine.open_engine, wire),
         vocab_size=built.codec.vocab_size,
         prepare=lambda request: with_own_grammar(request, built.grammars),
         step_timeout_s=step_timeout_s,
@@ -111,7 +123,10 @@ def worker(
             server.listen(bound)
         for door in doors:
             server.join(door)
-        process.run()
+        try:
+            process.run()
+        finally:
+            engine.close()
 
 
 def _check_seconds(join_timeout: float, dead_after: float, shutdown_timeout: float) -> None:

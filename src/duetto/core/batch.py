@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from duetto.core.cache_control import CacheCounts
 from duetto.core.draft_counts import StepDrafts
 from duetto.core.embeddings import PoolingParams
+from duetto.core.kv_transfers import KVTransfers
 from duetto.core.request import FinishReason
 from duetto.core.reuse import LookMethod, TokenRange
 from duetto.core.sampling_params import SamplingParams
@@ -275,3 +276,4 @@ class StepRecord(NamedTuple):
     drafts: StepDrafts | None = None  # None: it verified none, and proposed none
     cache: CacheCounts = CacheCounts()  # when its record was made
     engine: int = 0  # which of several engines ran it; what is free or waits is then of all
+    transfers: KVTransfers | None = None  # to and from other engines; None: nothing new

@@ -15,6 +15,7 @@ from duetto.core.cache_control import CacheMessage, CacheReply
 from duetto.core.errors import STOPS_THE_PROCESS, InvalidRequest, RefusedOutput
 from duetto.core.executor import Executor
 from duetto.core.request import FinishReason, Request
+from duetto.core.shape import StepTime
 from duetto.engine.compute import Computer, Computing, Step, StepTimes
 from duetto.engine.detokenizer import Detokenizer
 from duetto.scheduler.counts import SchedulerCounts
@@ -82,6 +83,11 @@ class Engine:
     def wrap_executor(self, wrap: Callable[[Executor], Executor]) -> None:
         """Let somebody see each batch on its way. Before the first step."""
         self._computer.wrap(wrap)
+
+    @property
+    def step_time(self) -> StepTime | None:
+        """What a step should take, as it was learned; on the engine's thread."""
+        return self._price
 
     @property
     def computing(self) -> Computing | None:

@@ -68,7 +68,13 @@ class _Stop:
     pass
 
 
-_Message = _Add | _Abort | _Call | _Stop
+@dataclass(frozen=True, slots=True)
+class _Wake:
+    pass
+
+
+_Message = _Add | _Abort | _Call | _Stop | _Wake
+_WAKE = _Wake()
 
 
 def in_thread(engine: SteppedEngine, clock: Callable[[], float] = monotonic) -> EngineOpener:
@@ -122,6 +128,10 @@ class EngineThread:
     def abort(self, request_id: str) -> None:
         """End a request in any state; one that is unknown or has ended is left alone."""
         self._inbox.put(_Abort(request_id))
+
+    def wake(self) -> None:
+        """Let the engine's thread look whether there is work, which another thread has left."""
+        self._inbox.put(_WAKE)
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
         """Run `function` on the engine's thread between two steps; it may touch the engine."""
@@ -221,6 +231,8 @@ class EngineThread:
                     self._abort(request_id, None)
                 case _Call(function, future):
                     _fulfil(function, future)
+                case _Wake():
+                    pass
                 case _Stop():
                     for request_id in self._live_ids():
                         self._abort(request_id, STOPPED)

@@ -132,7 +132,7 @@ class DecodeSide:
         report = self.engine.step()
         if self._transfers and report.record is None and not self.engine.scheduler.running:
             self._has_happened.wait(NAP_S)
-        return StepReport((*updates, *report.updates), report.record)
+        return StepReport((*updates, *report.updates), self.counts.told_by(report.record))
 
     def control(self, message: CacheMessage) -> CacheReply:
         return self.engine.control(message)

@@ -119,13 +119,14 @@ class PrefillSide:
         if not self.engine.has_work:
             return StepReport(())
         report = self.engine.step()
+        record = self.counts.told_by(report.record)
         if not self._computing:
-            return report
+            return StepReport(report.updates, record)
         own = tuple([u for u in report.updates if u.request_id not in self._computing])
         for update in report.updates:
             if update.finish_reason is not None and update.request_id in self._computing:
                 self._ended(update)
-        return StepReport(own, report.record)
+        return StepReport(own, record)
 
     def close(self) -> None:
         """End all links, and the threads of this."""

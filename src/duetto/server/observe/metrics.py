@@ -26,6 +26,7 @@ from duetto.core.request import FinishReason, Request
 from duetto.core.reuse_count import ReuseCount
 from duetto.core.timings import Part, RequestTimings
 from duetto.server.observe.cache_metrics import CacheMetrics
+from duetto.server.observe.transfer_metrics import TransferMetrics
 from duetto.server.settings import ServerSettings
 
 # Seconds, as vLLM's dashboards expect them.
@@ -54,6 +55,7 @@ class Metrics:
             collect(registry=self._registry)
         self._labels = {"model_name": settings.served_model_name, "engine": "0"}
         self.cache = CacheMetrics(self._registry, self._labels)
+        self._transfers: TransferMetrics | None = None  # until something moves
         self._num_blocks = config.num_blocks
         self._make_step_metrics(config, settings.kv_cache_dtype)
         self._make_request_metrics(config)
@@ -93,6 +95,11 @@ class Metrics:
         self.cache.record(record.cache)
         if record.drafts is not None and self._drafts is not None:
             self._drafts.record(record.drafts)
+
+        if record.transfers is not None:
+            if self._transfers is None:
+                self._transfers = TransferMetrics(self._registry, self._labels)
+            self._transfers.record(record.transfers)
 
     def record_idle(self) -> None:
         """Nothing runs, nothing waits, and so no block is in use but those that are pinned."""
