@@ -20,6 +20,8 @@ from duetto.cluster.disaggregation.attach import (
 from duetto.cluster.facts import WorkerFacts, WorkerRole
 from duetto.core.errors import ConfigError, EngineError
 from duetto.core.request import Request
+from duetto.engine.engine import Engine
+from duetto.engine.thread import in_thread
 from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.host import hardware_here
 from duetto.program.kv_size import bytes_per_block
@@ -63,21 +65,20 @@ def engine_of_role(
     built: Built, facts: WorkerFacts, max_local_prefill: int | None, links: LinkOptions
 ) -> WithRole:
     """The engine of a worker, whose steps have not begun, as its role wants it."""
-    runner = built.model.runner
+    engine, runner = built.engine, built.model.runner
     if facts.role == "both":
-        memory = EngineMemory((), lambda: (0, 0))
-    elif not isinstance(runner, ModelRunner):
+        return WithRole(in_thread(engine), facts)
+    if not isinstance(engine, Engine) or not isinstance(runner, ModelRunner):
         raise ConfigError(
-            f"--role {facts.role} with {built.model.computed_by}: KV links do not read a device's "
-            f"memory yet; use --role both, or --backend cpu"
+            f"--role {facts.role}: KV links read the memory of one engine on the CPU, and this is "
+            f"{built.model.computed_by}; use --role both, or --backend cpu without --pp"
         )
-    else:
-        try:
-            memory = EngineMemory(runner.block_rows, lambda: runner.backend.layers_done)
-        except EngineError as error:
-            raise ConfigError(f"--role {facts.role}: {error}") from None
+    try:
+        memory = EngineMemory(runner.block_rows, lambda: runner.backend.layers_done)
+    except EngineError as error:
+        raise ConfigError(f"--role {facts.role}: {error}") from None
     return attach_disaggregation(
-        *(built.engine, memory, facts, built.codec.vocab_size),
+        *(engine, memory, facts, built.codec.vocab_size),
         max_local_prefill=max_local_prefill,
         links=links,
     )
