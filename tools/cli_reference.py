@@ -23,6 +23,7 @@ COMMANDS = (
     ("bench", "throughput"),
     ("bench", "serve"),
     ("bench", "kernels"),
+    ("bench", "schedulers"),
     ("roofline",),
     ("fit",),
     ("simulate",),

@@ -30,6 +30,11 @@ from duetto.progress import show_progress
 
 app = App(name="bench", help="Measure latency, throughput, and a server under load.")
 app.command("duetto.cli.bench_kernels:kernels", name="kernels", help="Time a backend's kernels.")
+app.command(
+    "duetto.cli.bench_schedulers:schedulers",
+    name="schedulers",
+    help="Four schedulers under one load.",
+)
 
 
 @app.command
