@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from threading import Condition
+from typing import Protocol
 
 from duetto.cluster.facts import WorkerFacts, why_not_together
 from duetto.cluster.remote import RemoteEngine
@@ -15,16 +16,31 @@ from duetto.engine.handle import EngineHandle, EngineOpener
 WhyNot = Callable[[WorkerFacts], str | None]
 
 
+class EventFollower(Protocol):
+    """Who keeps the router's index of what workers have cached (cluster/events/subscriber.py)."""
+
+    def joined(self, facts: WorkerFacts) -> None: ...
+
+    def left(self, worker_id: str) -> None: ...
+
+
 class RemoteMembers:
     """Lets a router use the workers of other processes (a remote.Dispatcher).
 
     The first one that comes says what the others must be like.
     """
 
-    def __init__(self, router: RoutedEngine, why_not: WhyNot = lambda _facts: None) -> None:
-        """`why_not` says what else is wrong with a worker, beside what workers must agree on."""
+    def __init__(
+        self,
+        router: RoutedEngine,
+        why_not: WhyNot = lambda _facts: None,
+        follower: EventFollower | None = None,
+    ) -> None:
+        """`why_not` says what else is wrong with a worker, beside what workers must agree on;
+        `follower` is told of workers that come and go."""
         self.router = router
         self._why_not = why_not
+        self._follower = follower
         self._changed = Condition()  # told of each worker that comes or goes
         self._first: WorkerFacts | None = None
 
@@ -46,6 +62,8 @@ class RemoteMembers:
 
     def joined(self, worker: RemoteEngine) -> None:
         self.router.join(lambda number: RoutedWorker.of(worker.facts, number, worker))
+        if self._follower is not None:
+            self._follower.joined(worker.facts)
         with self._changed:
             self._first = self._first or worker.facts
             self._changed.notify_all()
@@ -62,6 +80,8 @@ class RemoteMembers:
         """All are given back, to end with an error: the router sees that, and sends them to
         others where it may."""
         self.router.leave(worker)
+        if self._follower is not None:
+            self._follower.left(worker.facts.worker_id)
         with self._changed:
             self._changed.notify_all()
         return unbegun

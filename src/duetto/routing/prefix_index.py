@@ -1,4 +1,5 @@
 """Which worker has which prefix blocks, as its KV events say. Knows hashes; no tokens, no sockets.
+Any thread may call: events come on another one than requests.
 
 A guess about workers, never a promise. It is one dict from a block's hash to a set of workers, and
 the set is an int with a bit per worker: blocks are found for all workers at once, and one shared
@@ -9,6 +10,7 @@ are swept a few at a time, so no call takes long.
 """
 
 from collections.abc import Iterator, Sequence
+from threading import RLock
 
 _MAX_SHARED_SETS = 4096  # how many sets of workers are remembered to be one object
 _SWEPT_PER_CALL = 256
@@ -21,6 +23,7 @@ class PrefixIndex:
         """More blocks than that are not indexed: those that are known stay."""
         self._max_blocks = max_blocks
         self._max_per_worker = max_blocks_per_worker
+        self._lock = RLock()  # guards all below
         self._bit_of: dict[str, int] = {}  # an int with one bit
         self._workers: list[str | None] = []  # by the bit's number; None: no longer, or not yet
         self._counts: list[int] = []  # by the bit's number
@@ -37,77 +40,84 @@ class PrefixIndex:
 
     def num_blocks(self, worker: str) -> int:
         """How many blocks it is known to have."""
-        bit = self._bit_of.get(worker)
-        return 0 if bit is None else self._counts[bit.bit_length() - 1]
+        with self._lock:
+            bit = self._bit_of.get(worker)
+            return 0 if bit is None else self._counts[bit.bit_length() - 1]
 
     def stored(self, worker: str, hashes: Sequence[bytes]) -> int:
         """A worker has these blocks now. How many of them are not indexed, for there are too
         many."""
-        self._sweep_some(len(hashes))
-        bit = self._bit_of.get(worker) or self._add(worker)
-        number = bit.bit_length() - 1
-        holders, count, refused = self._holders, self._counts[number], 0
-        for block_hash in hashes:
-            mask = holders.get(block_hash, 0)
-            if mask & bit:
-                continue
-            if count >= self._max_per_worker or (not mask and len(holders) >= self._max_blocks):
-                refused += 1
-                continue
-            holders[block_hash] = bit if not mask else self._share(mask | bit)
-            count += 1
-        self._counts[number] = count
-        return refused
+        with self._lock:
+            self._sweep_some(len(hashes))
+            bit = self._bit_of.get(worker) or self._add(worker)
+            number = bit.bit_length() - 1
+            holders, count, refused = self._holders, self._counts[number], 0
+            for block_hash in hashes:
+                mask = holders.get(block_hash, 0)
+                if mask & bit:
+                    continue
+                if count >= self._max_per_worker or (not mask and len(holders) >= self._max_blocks):
+                    refused += 1
+                    continue
+                holders[block_hash] = bit if not mask else self._share(mask | bit)
+                count += 1
+            self._counts[number] = count
+            return refused
 
     def removed(self, worker: str, hashes: Sequence[bytes]) -> None:
         """It no longer has these. What it was not known to have is left alone."""
-        bit = self._bit_of.get(worker)
-        if bit is None:
-            return
-        holders, count = self._holders, 0
-        for block_hash in hashes:
-            mask = holders.get(block_hash, 0)
-            if mask & bit:
-                self._set(block_hash, mask ^ bit)
-                count += 1
-        self._counts[bit.bit_length() - 1] -= count
+        with self._lock:
+            bit = self._bit_of.get(worker)
+            if bit is None:
+                return
+            holders, count = self._holders, 0
+            for block_hash in hashes:
+                mask = holders.get(block_hash, 0)
+                if mask & bit:
+                    self._set(block_hash, mask ^ bit)
+                    count += 1
+            self._counts[bit.bit_length() - 1] -= count
 
     def cleared(self, worker: str) -> None:
         """It has nothing."""
-        if self.num_blocks(worker):
-            self.left(worker)
+        with self._lock:
+            if self.num_blocks(worker):
+                self.left(worker)
 
     def left(self, worker: str) -> None:
         """It is no worker any more."""
-        bit = self._bit_of.pop(worker, None)
-        if bit is not None:
-            self._workers[bit.bit_length() - 1] = None
-            self._live ^= bit
-            self._gone |= bit
-            self._sweep_some(0)
+        with self._lock:
+            bit = self._bit_of.pop(worker, None)
+            if bit is not None:
+                self._workers[bit.bit_length() - 1] = None
+                self._live ^= bit
+                self._gone |= bit
+                self._sweep_some(0)
 
     def cached(self, hashes: Sequence[bytes]) -> dict[str, int]:
         """How many of the first blocks each worker has: of those that have the first one."""
-        counts: dict[str, int] = {}
-        having = 0
-        for index, block_hash in enumerate(hashes):
-            mask = self._holders.get(block_hash, 0)
-            if mask == having:
-                continue
-            still = mask & (having if index else self._live)
-            if still != having:
-                for worker in self._of(having & ~still):
-                    counts[worker] = index
-                having = still
-            if not having:
-                return counts
-        counts.update(dict.fromkeys(self._of(having), len(hashes)))
-        return counts
+        with self._lock:
+            counts: dict[str, int] = {}
+            having = 0
+            for index, block_hash in enumerate(hashes):
+                mask = self._holders.get(block_hash, 0)
+                if mask == having:
+                    continue
+                still = mask & (having if index else self._live)
+                if still != having:
+                    for worker in self._of(having & ~still):
+                        counts[worker] = index
+                    having = still
+                if not having:
+                    return counts
+            counts.update(dict.fromkeys(self._of(having), len(hashes)))
+            return counts
 
     def holding(self, worker: str) -> set[bytes]:
         """All blocks of a worker: this looks at every entry."""
-        bit = self._bit_of.get(worker, 0)
-        return {block_hash for block_hash, mask in self._holders.items() if mask & bit}
+        with self._lock:
+            bit = self._bit_of.get(worker, 0)
+            return {block_hash for block_hash, mask in self._holders.items() if mask & bit}
 
     def _add(self, worker: str) -> int:
         """A bit for a worker: one that is in no entry."""

@@ -40,12 +40,10 @@ def stored(*hashes: bytes) -> BlocksStored:
 @contextmanager
 def publishing(address: str = ANY, **options: Any) -> Iterator[EventPublisher]:
     secret = options.pop("secret", None)
-    published = options.pop("published", tuple)
     first_seq, max_waiting = options.pop("first_seq", None), options.pop("max_waiting", 10**6)
     publisher = EventPublisher(
         PublisherAddresses(address, **options),
         secret,
-        published,
         first_seq=first_seq,
         max_waiting=max_waiting,
     )
@@ -142,8 +140,9 @@ def test_a_worker_that_starts_again_begins_with_nothing(tmp_path: Path, goes_bac
 
 
 def test_a_publisher_that_lags_behind_starts_over_with_all():
-    index, there = PrefixIndex(), [A, B]
-    with publishing(max_waiting=100, published=lambda: there) as publisher:
+    index = PrefixIndex()
+    with publishing(max_waiting=100) as publisher:
+        publisher._published = lambda: [A, B]
         many = [number.to_bytes(32, "big") for number in range(200)]
         publisher.publish([stored(*many), BlocksRemoved(tuple(many)), stored(A, B)])
         assert publisher.num_overflows == 1

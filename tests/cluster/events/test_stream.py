@@ -7,7 +7,7 @@ import pytest
 
 from duetto.cluster.events.buffer import EventBuffer, SentBatch
 from duetto.cluster.events.format import ALL, END, EventWriter, MalformedEvents, write_seq
-from duetto.cluster.events.stream import DirectSink, EventStream
+from duetto.cluster.events.stream import BatchStream, DirectSink
 from duetto.routing.prefix_index import PrefixIndex
 from duetto.scheduler.kv_events import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 
@@ -67,7 +67,7 @@ class Line:
 
     def __init__(self, worker: Worker, *, may_ask: bool = True) -> None:
         self.worker, self.index = worker, PrefixIndex()
-        self.stream = EventStream(DirectSink("w", self.index), may_ask=may_ask)
+        self.stream = BatchStream(DirectSink("w", self.index), may_ask=may_ask)
         self.num_sent = 0
 
     def talk(self) -> None:
@@ -227,4 +227,4 @@ def test_what_is_malformed_is_told():
     with pytest.raises(MalformedEvents):
         line.stream.heard(1001, b"\x00")
     with pytest.raises(MalformedEvents):
-        EventStream(DirectSink("w", PrefixIndex()), may_ask=False).heard(END, b"\x92\x01\x90")
+        BatchStream(DirectSink("w", PrefixIndex()), may_ask=False).heard(END, b"\x92\x01\x90")

@@ -34,7 +34,8 @@ from duetto.cluster.events.format import (
 )
 from duetto.cluster.secret import ClusterSecret, Gatekeeper, guard
 from duetto.core.errors import ConfigError
-from duetto.scheduler.kv_events import BlocksCleared, BlocksStored, KVEvent
+from duetto.scheduler.block_pool import BlockPool
+from duetto.scheduler.kv_events import BlocksCleared, BlocksStored, KVEvent, KVEventLog
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ CLOSE_S = 5.0
 
 
 class PublisherAddresses(NamedTuple):
-    """Where a publisher listens, and how."""
+    """Where a publisher listens, and how. Without `replay` nobody can ask for what was missed."""
 
     events: str
-    replay: str = ""  # "": the port behind that of the events, or the path with .replay
+    replay: str | None = ""  # "": the port behind that of the events, or the path with .replay
     topic: str = ""
     connects: bool = False  # to who listens for the events of many
     int_hashes: bool = False
@@ -64,15 +65,13 @@ class EventPublisher:
         self,
         addresses: PublisherAddresses,
         secret: ClusterSecret | None = None,
-        published: Callable[[], Sequence[bytes]] = tuple,
         *,
         flag: str = EVENTS_FLAG,
         first_seq: int | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        """`published` gives all that is there, on the engine's thread, if this one lags too far
-        behind. Raises ConfigError for an address that cannot be used."""
-        self._published = published
+        """Raises ConfigError for an address that cannot be used."""
+        self._published: Callable[[], Sequence[bytes]] = tuple
         self._max_waiting = max_waiting
         # Numbers go on where no earlier start of the same worker has been: who follows sees a gap.
         first = time.time_ns() // 1000 if first_seq is None else first_seq
@@ -98,6 +97,12 @@ class EventPublisher:
         self._thread = Thread(target=self._run, name="duetto-kv-events", daemon=True)
         self._thread.start()
         self._signal()
+
+    def follow(self, pool: BlockPool, block_size: int) -> None:
+        """Publish what becomes of a pool's blocks, from here on. Before its engine runs."""
+        log = KVEventLog(block_size, self.publish)
+        self._published = log.published  # if this lags too far behind: all that is there
+        pool.events = log
 
     def publish(self, events: Sequence[KVEvent]) -> None:
         """Leave events to be sent, in this order. Never waits for anybody."""
@@ -216,7 +221,7 @@ def _replay_address(
     """None: nobody can ask."""
     if addresses.replay:
         return read_address(addresses.replay, flag, listens=True)
-    if addresses.connects:
+    if addresses.replay is None or addresses.connects:
         return None
     if events.kind == "ipc":
         return read_address(f"{events}.replay", flag, listens=True)

@@ -52,7 +52,7 @@ class DirectSink:
                     self._index.cleared(self._worker)
 
 
-class EventStream:
+class BatchStream:
     """Of one worker. Raises MalformedEvents for what is no batch; it is of no use any more then.
 
     Who drives it sends a question whenever `num_asked` has grown, and begins a new conversation if

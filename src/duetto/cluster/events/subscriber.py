@@ -19,8 +19,10 @@ import zmq
 from duetto.cluster.address import check_exposure_of, read_address
 from duetto.cluster.events.format import MAX_PAYLOAD_BYTES, MalformedEvents, read_seq, write_seq
 from duetto.cluster.events.rehash import HashedAs, RehashingSink
-from duetto.cluster.events.stream import BlockIndex, DirectSink, EventSink, EventStream
+from duetto.cluster.events.stream import BatchStream, BlockIndex, DirectSink, EventSink
+from duetto.cluster.facts import WorkerFacts
 from duetto.cluster.secret import ClusterSecret, guard
+from duetto.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class _Line:
         now: float,
     ) -> None:
         self.followed = followed
-        self.stream = EventStream(sink, may_ask=bool(followed.replay))
+        self.stream = BatchStream(sink, may_ask=bool(followed.replay))
         self.problem = ""
         self.dealer: zmq.Socket[Any] | None = None
         self.last_time = now  # when something came, or was asked
@@ -181,6 +183,18 @@ class EventSubscriber:
                 if not followed.is_open:
                     check_exposure_of(read, flag, self._secret)
         self._order(lambda: self._begin(followed))
+
+    def joined(self, facts: WorkerFacts) -> None:
+        """Follow a worker, if it says that it publishes, and where."""
+        if facts.events:
+            followed = Followed(facts.worker_id, facts.events, facts.replay)
+            try:
+                self.follow(followed)
+            except ConfigError as error:
+                logger.warning("KV events: %s", error)
+
+    def left(self, worker_id: str) -> None:
+        self.unfollow(worker_id)
 
     def unfollow(self, worker: str) -> None:
         """Forget a worker, and its blocks."""
