@@ -17,7 +17,8 @@ from duetto.cluster.address import (
 from duetto.cluster.disaggregation.attach import DEFAULT_LINK, LinkOptions, check_role
 from duetto.cluster.facts import ROLES, WorkerRole
 from duetto.cluster.secret import read_secret
-from duetto.cluster.wire import DEAD_AFTER_S, BoundSocket, Wire
+from duetto.cluster.sockets import BoundSocket
+from duetto.cluster.wire import DEAD_AFTER_S, Wire
 from duetto.cluster.worker import WorkerServer
 from duetto.cluster.worker_process import WorkerProcess
 from duetto.core.engine_args import EngineArgs

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from duetto.cluster.address import WireAddress
 from duetto.cluster.connection import Connection, ConnectionUser
 from duetto.cluster.remote import Dispatcher, RemoteEngine
-from duetto.cluster.wire import BoundSocket, Wire
+from duetto.cluster.sockets import BoundSocket
+from duetto.cluster.wire import Wire
 
 logger = logging.getLogger(__name__)
 

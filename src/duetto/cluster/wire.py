@@ -12,20 +12,16 @@ from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from math import ceil, inf
-from pathlib import Path
-from socket import socketpair
+from math import inf
 from threading import Thread, current_thread
 from time import monotonic
 from typing import Any, NamedTuple
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
-from duetto.cluster.address import WireAddress, check_exposure_of, check_free, in_use
+from duetto.cluster.address import WireAddress
 from duetto.cluster.connection import Connection, ConnectionUser
 from duetto.cluster.frames import (
-    MAX_FRAME_BYTES,
     Bye,
     FrameError,
     Heartbeat,
@@ -34,8 +30,8 @@ from duetto.cluster.frames import (
     decode_frame,
     encoded,
 )
-from duetto.cluster.secret import ClusterSecret, Gatekeeper, guard
-from duetto.core.errors import ConfigError
+from duetto.cluster.secret import ClusterSecret
+from duetto.cluster.sockets import ENDS_OF_CALLERS, ENDS_OF_LISTENERS, BoundSocket, Sockets
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +39,17 @@ DEAD_AFTER_S = 5.0
 MAX_HEARTBEAT_S = 0.5  # between two; so dead_after_s may differ between two sides, above 2 s
 MAX_PENDING_BYTES = 64 * 2**20  # that wait for one that does not read
 MAX_CONNECTIONS = 4096  # of one listener
-QUEUED_FRAMES = 200  # that ZeroMQ holds for one peer, beside what waits here
 BLOCKED_RETRY_S = 0.002  # until a peer that reads too slowly is tried again
 READ_AT_ONCE = 256  # frames of one socket, before others have their turn
-LINGER_MS = 500  # for goodbyes to leave
 BYE_S = 0.5  # that a goodbye waits for its answer: a connection that is cut loses what was sent
 NOTICED_S = 0.02  # from the end of a connection until its socket knows
 LATE_S = 0.25  # that a look at the clock may be late, before silence is not held against peers
 
-_HANDSHAKE_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
 NOBODY = "nobody listens there"
 OTHER_SECRET = "it refuses us: it has another secret, or only one side has one"
 GONE = "the connection has ended"
 UNREAD = "it does not read what it is sent"
 STOPPED_HERE = "this side has ended"
-
-
-class BoundSocket(NamedTuple):
-    """A socket that listens, and answers nobody yet."""
-
-    socket: "zmq.Socket[bytes]"
-    address: WireAddress
 
 
 class _Listener(NamedTuple):
@@ -89,19 +71,10 @@ class Wire:
         self.clock = clock
         self.dead_after_s = dead_after_s
         self._beat_s = min(MAX_HEARTBEAT_S, dead_after_s / 4)
-        self._secret = secret
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.gatekeeper = None if secret is None else Gatekeeper(self._context, secret)
+        self._sockets = Sockets(secret, dead_after_s)
         self._inbox: deque[Callable[[], None]] = deque()
-        self._wake_in, self._wake_out = socketpair()
-        self._is_woken = False
-        self._poller = zmq.Poller()
-        for end in (self._wake_in, self._wake_out):
-            end.setblocking(False)
-        self._poller.register(self._wake_in.fileno(), zmq.POLLIN)
         self._listeners: dict[Any, _Listener] = {}  # by socket
         self._callers: dict[Any, Connection] = {}  # by socket
-        self._monitors: dict[Any, Any] = {}  # by monitoring socket: the one it monitors
         self._blocked: set[Connection] = set()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._peers = count(), count()
@@ -112,26 +85,15 @@ class Wire:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     # --- any thread ----------------------------------------------------------------------------
 
     def bind(self, address: WireAddress, flag: str) -> BoundSocket:
         """Raises ConfigError, naming the flag, if the address cannot be had or is others' too."""
-        check_exposure_of(address, flag, self._secret)
-        check_free(address, flag)
-        made = self._socket(zmq.ROUTER, listens=True)
-        made.setsockopt(zmq.ROUTER_MANDATORY, 1)  # who is gone is an error, not a silence
-        try:
-            made.bind(str(address))
-        except zmq.ZMQError as error:
-            made.close()
-            if error.errno == zmq.EADDRINUSE:
-                raise in_use(address, flag) from None
-            raise ConfigError(f"{flag} {address}: {error.strerror}") from None
-        if address.kind == "ipc":
-            Path(address.path).chmod(0o600)
-            return BoundSocket(made, address)
-        bound = made.getsockopt_string(zmq.LAST_ENDPOINT)
-        return BoundSocket(made, address._replace(port=int(bound.rpartition(":")[2])))
+        return self._sockets.bind(address, flag)
 
     def listen(self, bound: BoundSocket, accept: Callable[[Connection], ConnectionUser]) -> None:
         """Let others connect: `accept` says who uses each connection."""
@@ -144,7 +106,7 @@ class Wire:
     def call(self, function: Callable[[], None]) -> None:
         """Call it on the wire's thread."""
         self._inbox.append(function)
-        self._wake()
+        self._sockets.wake()
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         at = self.clock() + delay_s
@@ -152,7 +114,7 @@ class Wire:
 
     def flush_soon(self, connection: Connection) -> None:
         self._inbox.append(lambda: self._flush(connection))
-        self._wake()
+        self._sockets.wake()
 
     def stop(self, timeout: float = 2.0) -> bool:
         """End all connections, those that were closed with their goodbyes; False if the thread
@@ -163,12 +125,6 @@ class Wire:
         elif not self._thread.ident:  # never started
             self._close_all()
         return not self._thread.is_alive()
-
-    def _wake(self) -> None:
-        if not self._is_woken:
-            self._is_woken = True
-            with suppress(OSError):  # it has ended, or is being woken already
-                self._wake_out.send(b"\0")
 
     # --- the wire's thread ---------------------------------------------------------------------
 
@@ -187,63 +143,44 @@ class Wire:
         wait_s = max(0.0, due - self.clock())
         if self._blocked:
             wait_s = min(wait_s, BLOCKED_RETRY_S)
-        ready = dict(self._poller.poll(ceil(wait_s * 1000)))
-        if ready.pop(self._wake_in.fileno(), None):
-            with suppress(BlockingIOError):
-                self._wake_in.recv(64)
-            self._is_woken = False  # before the inbox is read: what comes later wakes again
-        while self._inbox:
-            self._inbox.popleft()()
+        ready = self._sockets.poll(wait_s)
+        for _ in range(len(self._inbox)):
+            self._do(self._inbox.popleft())
         for socket in ready:
-            if socket in self._monitors:
-                self._hear_monitor(socket)
-            elif socket in self._listeners:
+            if socket in self._listeners:
                 self._read_listener(self._listeners[socket])
             elif socket in self._callers:
                 self._read_caller(self._callers[socket])
+            elif (watched := self._sockets.watched_by(socket)) is not None:
+                self._hear_monitor(socket, watched)
         for connection in tuple(self._blocked):
             self._flush(connection)
         now = self.clock()
         while self._timers and self._timers[0][0] <= now:
-            heappop(self._timers)[2]()
+            self._do(heappop(self._timers)[2])
         if now >= self._next_look:
             self._look(now)
+
+    def _do(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception:
+            logger.exception("what the thread of the sockets was asked to do failed")
 
     def _at(self, time: float, function: Callable[[], None]) -> None:
         heappush(self._timers, (time, next(self._numbers), function))
 
-    def _socket(self, kind: int, *, listens: bool) -> "zmq.Socket[bytes]":
-        made = self._context.socket(kind)
-        made.setsockopt(zmq.LINGER, LINGER_MS)
-        made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        made.setsockopt(zmq.SNDHWM, QUEUED_FRAMES)
-        made.setsockopt(zmq.RCVHWM, QUEUED_FRAMES)
-        made.setsockopt(zmq.IPV6, 1)
-        made.setsockopt(zmq.RECONNECT_IVL, -1)  # another connection is another one
-        dead_after_ms = max(1000, int(self.dead_after_s * 1000))
-        made.setsockopt(zmq.HANDSHAKE_IVL, dead_after_ms)
-        made.setsockopt(zmq.HEARTBEAT_IVL, dead_after_ms // 2)  # so that a dead one is let go
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, dead_after_ms)
-        guard(made, self._secret, listens=listens)
-        return made
-
-    def _watch(self, socket: "zmq.Socket[bytes]", events: int) -> None:
-        monitor = socket.get_monitor_socket(events)
-        self._monitors[monitor] = socket
-        for each in (socket, monitor):
-            self._poller.register(each, zmq.POLLIN)
-
     def _listen(self, bound: BoundSocket, accept: Callable[[Connection], ConnectionUser]) -> None:
         self._listeners[bound.socket] = _Listener(bound.socket, accept, {}, bound.address)
-        self._watch(bound.socket, zmq.EVENT_DISCONNECTED)
+        self._sockets.watch(bound.socket, ENDS_OF_LISTENERS)
 
     def _connect(self, address: WireAddress, use: Callable[[Connection], ConnectionUser]) -> None:
         if self._stop_by < inf:
             return
-        socket = self._socket(zmq.DEALER, listens=False)
+        socket = self._sockets.make(zmq.DEALER, listens=False)
         connection = Connection(self, str(address), socket, b"")
         self._callers[socket] = connection
-        self._watch(socket, zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _HANDSHAKE_FAILED)
+        self._sockets.watch(socket, ENDS_OF_CALLERS)
         try:
             socket.connect(str(address))
         except zmq.ZMQError as error:
@@ -326,26 +263,17 @@ class Wire:
         logger.warning("%s: %s", connection.peer, error)
         self._lose(connection, str(error))
 
-    def _hear_monitor(self, monitor: Any) -> None:
-        socket = self._monitors[monitor]
-        while socket in self._callers or socket in self._listeners:
-            try:
-                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            except zmq.Again:
-                return
-            if socket in self._listeners:  # somebody has gone; the socket does not say who
-                self._beat_all(self._listeners[socket])
-                again = partial(self._beat_all, self._listeners[socket])  # once it knows itself
+    def _hear_monitor(self, monitor: Any, socket: Any) -> None:
+        while (event := self._sockets.next_event(monitor)) is not None:
+            listener = self._listeners.get(socket)
+            if listener is not None:  # somebody has gone; the socket does not say who
+                self._beat_all(listener)
+                again = partial(self._beat_all, listener)  # once it knows itself
                 self._at(self.clock() + NOTICED_S, again)
-                continue
-            connection = self._callers[socket]
-            self._read_caller(connection)  # what it said last
-            if event == zmq.EVENT_CLOSED:
-                self._lose(connection, NOBODY, says_bye=False)
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._lose(connection, GONE, says_bye=False)
-            else:
-                self._lose(connection, OTHER_SECRET, says_bye=False)
+            elif (connection := self._callers.get(socket)) is not None:
+                self._read_caller(connection)  # what it said last
+                why: dict[int, str] = {zmq.EVENT_CLOSED: NOBODY, zmq.EVENT_DISCONNECTED: GONE}
+                self._lose(connection, why.get(event, OTHER_SECRET), says_bye=False)
 
     # --- what goes
 
@@ -410,10 +338,7 @@ class Wire:
             self._has_sent(connection, Bye(reason[:400]))
         self._forget(connection)
         if user is not None:
-            try:
-                user.lost(reason)
-            except Exception:
-                logger.exception("%s: its end could not be handled", connection.peer)
+            self._do(partial(user.lost, reason))
 
     def _has_sent(self, connection: Connection, frame: Bye | Heartbeat) -> bool:
         """Past all that waits; False if nobody is there, or does not read."""
@@ -431,16 +356,7 @@ class Wire:
         if listener is not None:
             listener.connections.pop(connection.name, None)
         elif self._callers.pop(connection.socket, None) is not None:
-            self._unwatch(connection.socket)
-
-    def _unwatch(self, socket: "zmq.Socket[bytes]") -> None:
-        monitor = next(m for m, watched in self._monitors.items() if watched is socket)
-        del self._monitors[monitor]
-        for each in (socket, monitor):
-            self._poller.unregister(each)
-        socket.disable_monitor()
-        monitor.close(linger=0)
-        socket.close()
+            self._sockets.close(connection.socket)
 
     @property
     def _is_done(self) -> bool:
@@ -453,14 +369,10 @@ class Wire:
             connection.queue(encoded(Bye(STOPPED_HERE)), is_last=True)
             self._flush(connection)
             if user is not None:
-                user.lost(STOPPED_HERE)
+                self._do(partial(user.lost, STOPPED_HERE))
 
     def _close_all(self) -> None:
         for connection in self._connections():
             self._lose(connection, STOPPED_HERE)
-        for socket in tuple(self._listeners):
-            del self._listeners[socket]
-            self._unwatch(socket)
-        self._context.term()
-        self._wake_in.close()
-        self._wake_out.close()
+        self._listeners.clear()
+        self._sockets.close_all()

@@ -36,7 +36,8 @@ from duetto.cluster.frames import (
 )
 from duetto.cluster.machine import boot_id
 from duetto.cluster.report_frames import report_frames
-from duetto.cluster.wire import BoundSocket, Wire
+from duetto.cluster.sockets import BoundSocket
+from duetto.cluster.wire import Wire
 from duetto.core.batch import RequestUpdate
 from duetto.core.cache_control import CacheReply
 from duetto.core.errors import InvalidRequest
@@ -132,6 +133,11 @@ class WorkerServer:
         """Requests of all doors."""
         return len(self._owners)
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether its sockets' thread runs."""
+        return self._wire.is_alive
+
     def start(self) -> None:
         self._handle.start()
         self._watchdog.start()
@@ -208,10 +214,9 @@ class WorkerServer:
         for request_id in abandoned:
             self._handle.abort(request_id)
         if door.is_welcome:
-            logger.warning(
-                "the door at %s is lost (%s); %d requests of it are aborted",
-                *(door.connection.peer, reason, len(abandoned)),
-            )
+            level = logging.WARNING if abandoned else logging.INFO
+            said = "the door at %s is gone (%s); %d requests of it are aborted"
+            logger.log(level, said, door.connection.peer, reason, len(abandoned))
         if door.why_refused is not None:
             self.on_refused(f"{door.connection.peer} refuses this worker: {door.why_refused}")
         elif door.address is not None and not door.is_welcome:

@@ -47,6 +47,8 @@ class WorkerProcess:
             signal.signal(number, self._handle)
         give_up_at = time.monotonic() + (self._join_timeout_s or 0.0)
         while not self._is_ending.wait(_LOOK_S):
+            if not self._server.is_reachable:
+                self._fail("nobody can reach it any more")
             if self._join_timeout_s is None or self._server.num_joined:
                 self._join_timeout_s = None
             elif time.monotonic() > give_up_at:
