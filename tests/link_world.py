@@ -9,7 +9,7 @@ import numpy as np
 
 from duetto.cluster.links.link import BlockRows, LinkEnd, RowsSent
 
-PATIENCE_S = 30.0  # machines of tests are slow
+PATIENCE_S = 20.0  # machines of tests are slow
 
 
 def wait_until(what: Callable[[], Any], seconds: float = PATIENCE_S) -> None:

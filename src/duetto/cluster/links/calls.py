@@ -11,16 +11,17 @@ from time import monotonic
 
 from duetto.cluster.links.carriers import Carrier
 from duetto.cluster.links.handshake import (
+    MAX_DEAD_AFTER_MS,
     PATIENCE_S,
     SESSION_BYTES,
     ConnectionKind,
     LinkHello,
-    answer_call,
-    call,
+    answer_link,
+    call_link,
 )
 from duetto.cluster.links.link import LinkEnd, LinkLost, LinkUser
 from duetto.cluster.links.medium import Medium
-from duetto.cluster.links.streamed import StreamedEnd
+from duetto.cluster.links.streamed import Patience, StreamedEnd
 from duetto.cluster.secret import ClusterSecret
 
 logger = logging.getLogger(__name__)
@@ -35,15 +36,15 @@ def connect_by(
     medium: Medium, user: LinkUser, secret: ClusterSecret | None, dead_after_s: float
 ) -> StreamedEnd:
     """A link to who listens there. Raises LinkLost."""
+    own_ms = _in_ms(dead_after_s)
     with ExitStack() as until_it_stands:
         try:
-            control, session = _dial(
-                medium, LinkHello(ConnectionKind.CONTROL, medium.num_carriers, bytes(16)), secret
-            )
+            hello = LinkHello(ConnectionKind.CONTROL, medium.num_carriers, own_ms, bytes(16))
+            control, theirs = _dial(medium, hello, secret)
             until_it_stands.callback(control.close)
             carriers: list[Carrier] = []
             for number in range(medium.num_carriers):
-                hello = LinkHello(ConnectionKind.CARRIER, number, session)
+                hello = LinkHello(ConnectionKind.CARRIER, number, own_ms, theirs.session)
                 wire, _ = _dial(medium, hello, secret)
                 until_it_stands.callback(wire.close)
                 carriers.append(medium.carrier(wire, dead_after_s))
@@ -52,17 +53,23 @@ def connect_by(
         except OSError as error:
             raise LinkLost(f"the link did not come about: {error.strerror or error}") from None
         until_it_stands.pop_all()
-    end = StreamedEnd(medium.channel(control), carriers, dead_after_s=dead_after_s)
+    patience = Patience(dead_after_s, theirs.dead_after_ms / 1000)
+    end = StreamedEnd(medium.channel(control), carriers, patience)
     end.start(user)
     return end
 
 
+def _in_ms(dead_after_s: float) -> int:
+    assert 0.001 <= dead_after_s <= MAX_DEAD_AFTER_MS / 1000, f"dead after {dead_after_s} s"
+    return int(dead_after_s * 1000)
+
+
 def _dial(
     medium: Medium, hello: LinkHello, secret: ClusterSecret | None
-) -> tuple[socket.socket, bytes]:
+) -> tuple[socket.socket, LinkHello]:
     wire = medium.connect(PATIENCE_S)
     try:
-        return wire, call(wire, hello, secret)
+        return wire, call_link(wire, hello, secret)
     except BaseException:
         wire.close()
         raise
@@ -74,6 +81,7 @@ class _Coming:
 
     control: socket.socket
     num_carriers: int
+    patience: Patience
     since: float = field(default_factory=monotonic)
     carriers: dict[int, Carrier] = field(default_factory=dict)
 
@@ -141,7 +149,7 @@ class LinkListener:
         try:
             wire = self._medium.accepted(raw)
             wire.settimeout(PATIENCE_S)
-            hello = answer_call(wire, self._secret)
+            hello = answer_link(wire, _in_ms(self._dead_after_s), self._secret)
             if hello.kind is ConnectionKind.CONTROL:
                 self._expect(hello, wire)
             else:
@@ -165,7 +173,9 @@ class LinkListener:
             if self._is_closed or len(self._coming) >= MAX_HANDSHAKES:
                 raise LinkLost("too many links are being made, or this side is closing")
             assert len(hello.session) == SESSION_BYTES
-            self._coming[hello.session] = _Coming(control, hello.number)
+            self._coming[hello.session] = _Coming(
+                control, hello.number, Patience(self._dead_after_s, hello.dead_after_ms / 1000)
+            )
 
     def _add(self, hello: LinkHello, wire: socket.socket) -> None:
         with self._lock:
@@ -187,7 +197,7 @@ class LinkListener:
     def _begin(self, coming: _Coming) -> None:
         carriers = [coming.carriers[number] for number in range(coming.num_carriers)]
         channel = self._medium.channel(coming.control)
-        end = StreamedEnd(channel, carriers, dead_after_s=self._dead_after_s)
+        end = StreamedEnd(channel, carriers, coming.patience)
         try:
             user = self._accept(end)
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from duetto.cluster.links.channel import (
     GONE,
-    Channel,
+    LinkChannel,
     hang_up,
     receive_all_of,
     send_all_of,
@@ -110,7 +110,7 @@ def header_from(wire: socket.socket) -> bytes | None:
 class TLSCarrier:
     """Bytes are encrypted: they are copied on the way."""
 
-    def __init__(self, channel: Channel, dead_after_s: float) -> None:
+    def __init__(self, channel: LinkChannel, dead_after_s: float) -> None:
         self._channel = channel
         self._patience_s = dead_after_s
 

@@ -30,7 +30,7 @@ def hang_up(wire: socket.socket) -> None:
         socket.socket.shutdown(wire, socket.SHUT_RDWR)
 
 
-class Channel(Protocol):
+class LinkChannel(Protocol):
     """Both directions of one connection. One thread may send while another receives."""
 
     def send_now(self, data: memoryview) -> int:
@@ -109,7 +109,7 @@ class TLSChannel:
         self._wire.close()
 
 
-def send_all_of(channel: Channel, data: memoryview, patience_s: float) -> None:
+def send_all_of(channel: LinkChannel, data: memoryview, patience_s: float) -> None:
     """Raises LinkLost if nothing goes for so long."""
     last = monotonic()
     while data:
@@ -121,7 +121,7 @@ def send_all_of(channel: Channel, data: memoryview, patience_s: float) -> None:
             _wait(channel, POLLOUT, patience_s)
 
 
-def receive_all_of(channel: Channel, into: memoryview, patience_s: float | None) -> bool:
+def receive_all_of(channel: LinkChannel, into: memoryview, patience_s: float | None) -> bool:
     """False at the end, if nothing has come. None: the first byte may take any time. Raises
     LinkLost for an end in the middle, or a silence there."""
     size, last = len(into), monotonic()
@@ -140,7 +140,7 @@ def receive_all_of(channel: Channel, into: memoryview, patience_s: float | None)
     return True
 
 
-def _wait(channel: Channel, for_what: int, seconds: float) -> None:
+def _wait(channel: LinkChannel, for_what: int, seconds: float) -> None:
     poller = poll()
     poller.register(channel.fileno(), for_what)
     poller.poll(max(1, int(min(seconds, 1.0) * 1000)))

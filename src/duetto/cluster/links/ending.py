@@ -16,8 +16,8 @@ CLOSED_HERE = "the link was closed on this side"
 class EndOfLink:
     """The state of one end. Any thread may call."""
 
-    def __init__(self, user: LinkUser) -> None:
-        self._user = user
+    def __init__(self) -> None:
+        self.user: LinkUser | None = None
         self._telling = Lock()
         self._changing = Lock()
         self._is_closed = False
@@ -42,11 +42,11 @@ class EndOfLink:
             self.stop[0] = 1
 
     def received(self, frame: bytes) -> None:
-        self._tell(lambda: self._user.received(frame))
+        self._tell(lambda user: user.received(frame))
 
     def places(self, rows: RowsSent, num_bytes: int) -> BlockRows | None:
         """Where `num_bytes` are to be written. Raises LinkLost if they cannot be those rows."""
-        found = self._tell(lambda: self._user.places(rows))
+        found = self._tell(lambda user: user.places(rows))
         if found is not None and (
             len(found.blocks) != rows.num_blocks or found.num_bytes != num_bytes
         ):
@@ -57,15 +57,15 @@ class EndOfLink:
         return found
 
     def arrived(self, rows: RowsSent) -> None:
-        self._tell(lambda: self._user.arrived(rows))
+        self._tell(lambda user: user.arrived(rows))
 
     def tell_lost(self) -> None:
         """Once all that could write has ended."""
         with self._telling:
-            if not (self._is_told or self._is_closed):
+            if self.user is not None and not (self._is_told or self._is_closed):
                 self._is_told = True
-                self._user.lost(self.reason or "the link ended")
+                self.user.lost(self.reason or "the link ended")
 
-    def _tell(self, call: Callable[[], _T]) -> _T | None:
+    def _tell(self, call: Callable[[LinkUser], _T]) -> _T | None:
         with self._telling:
-            return None if self.is_over else call()
+            return None if self.user is None or self.is_over else call(self.user)

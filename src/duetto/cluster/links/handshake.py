@@ -15,9 +15,9 @@ from duetto.cluster.links.headers import MAX_CARRIERS
 from duetto.cluster.links.link import LinkLost
 from duetto.cluster.secret import NONCE_BYTES, ClusterSecret, answer, challenge, is_answer
 
-_HELLO = Struct(
-    f"<16sBBBB16s{NONCE_BYTES}s"
-)  # magic, kind, has a secret, number, 0, session, nonce
+# magic, kind, has a secret, number, 0, dead after ms, session, nonce
+_HELLO = Struct(f"<16sBBBBI16s{NONCE_BYTES}s")
+MAX_DEAD_AFTER_MS = 3_600_000
 _MAGIC = b"duetto-kv-link/1"
 _ANSWER_BYTES = 32
 SESSION_BYTES = 16
@@ -35,11 +35,12 @@ class LinkHello(NamedTuple):
 
     kind: ConnectionKind
     number: int  # of a carrier; of the control channel: how many carriers there will be
+    dead_after_ms: int  # how long this side takes silence: the other one's heartbeats are by it
     session: bytes  # which link it belongs to; of the control channel, the listener says it
 
 
-def call(wire: socket.socket, hello: LinkHello, secret: ClusterSecret | None) -> bytes:
-    """Say hello; the session's name. Raises LinkLost, or OSError."""
+def call_link(wire: socket.socket, hello: LinkHello, secret: ClusterSecret | None) -> LinkHello:
+    """Say hello; what the other side says, and the session's name. Raises LinkLost, or OSError."""
     own = challenge()
     wire.sendall(_packed(hello, secret, own))
     theirs, nonce, has_secret = _unpacked(_exactly(wire, _HELLO.size))
@@ -50,17 +51,17 @@ def call(wire: socket.socket, hello: LinkHello, secret: ClusterSecret | None) ->
             raise LinkLost("who listens there has another --cluster-secret-file")
     elif _exactly(wire, _ANSWER_BYTES) != bytes(_ANSWER_BYTES):
         raise LinkLost("what listens there is no KV link")
-    return theirs.session
+    return theirs
 
 
-def answer_call(wire: socket.socket, secret: ClusterSecret | None) -> LinkHello:
+def answer_link(wire: socket.socket, dead_after_ms: int, secret: ClusterSecret | None) -> LinkHello:
     """What a caller wants; its session is new if it is a link's control channel. Raises LinkLost,
     or OSError."""
     hello, nonce, has_secret = _unpacked(_exactly(wire, _HELLO.size))
     if hello.kind is ConnectionKind.CONTROL:
         hello = hello._replace(session=token_bytes(SESSION_BYTES))
     own = challenge()
-    wire.sendall(_packed(hello, secret, own))
+    wire.sendall(_packed(hello._replace(dead_after_ms=dead_after_ms), secret, own))
     _check_secrets(secret, has_secret)
     reply = bytes(_ANSWER_BYTES)
     if secret is not None:
@@ -74,18 +75,23 @@ def answer_call(wire: socket.socket, secret: ClusterSecret | None) -> LinkHello:
 
 def _packed(hello: LinkHello, secret: ClusterSecret | None, nonce: bytes) -> bytes:
     has_secret = secret is not None
-    return _HELLO.pack(_MAGIC, hello.kind, has_secret, hello.number, 0, hello.session, nonce)
+    return _HELLO.pack(
+        *(_MAGIC, hello.kind, has_secret, hello.number, 0),
+        *(hello.dead_after_ms, hello.session, nonce),
+    )
 
 
 def _unpacked(data: bytes) -> tuple[LinkHello, bytes, bool]:
-    magic, kind, has_secret, number, zero, session, nonce = _HELLO.unpack(data)
+    magic, kind, has_secret, number, zero, dead_after_ms, session, nonce = _HELLO.unpack(data)
     if magic != _MAGIC:
         raise LinkLost("the other side is no KV link, or of another version of Duetto")
-    if kind > 1 or has_secret > 1 or zero or number > MAX_CARRIERS:
+    is_patient = 1 <= dead_after_ms <= MAX_DEAD_AFTER_MS
+    if kind > 1 or has_secret > 1 or zero or number > MAX_CARRIERS or not is_patient:
         raise LinkLost("the other side says hello in another way")
     if kind == ConnectionKind.CONTROL and number == 0:
         raise LinkLost("the other side wants a link without carriers")
-    return LinkHello(ConnectionKind(kind), number, session), nonce, bool(has_secret)
+    hello = LinkHello(ConnectionKind(kind), number, dead_after_ms, session)
+    return hello, nonce, bool(has_secret)
 
 
 def _check_secrets(secret: ClusterSecret | None, has_secret: bool) -> None:

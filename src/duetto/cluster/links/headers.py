@@ -49,7 +49,7 @@ def part_header(part: SentPart) -> bytes:
     )
 
 
-def read_part(header: bytes) -> SentPart:
+def part_in_header(header: bytes) -> SentPart:
     """Raises LinkLost for what is no header."""
     magic, zero, transfer, layer, first, num_blocks, zero2, num_frames, size = _PART.unpack(header)
     if magic != _MAGIC or zero or zero2:

@@ -4,7 +4,7 @@ import socket
 from typing import Protocol
 
 from duetto.cluster.links.carriers import Carrier
-from duetto.cluster.links.channel import Channel
+from duetto.cluster.links.channel import LinkChannel
 
 
 class Medium(Protocol):
@@ -31,7 +31,7 @@ class Medium(Protocol):
         """Of one that has called: as it is to be used. Raises LinkLost, or OSError."""
         ...
 
-    def channel(self, wire: socket.socket) -> Channel: ...
+    def channel(self, wire: socket.socket) -> LinkChannel: ...
 
     def carrier(self, wire: socket.socket, dead_after_s: float) -> Carrier:
         """Raises LinkLost, or OSError."""

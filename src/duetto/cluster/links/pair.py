@@ -32,7 +32,8 @@ class PairedEnd:
     def __init__(self, user: LinkUser) -> None:
         self.delay_s = 0.0
         self.other: PairedEnd = self
-        self._end = EndOfLink(user)
+        self._end = EndOfLink()
+        self._end.user = user
         self._came: SimpleQueue[_Sent] = SimpleQueue()
         self._writing = Lock()
         self._is_half = False

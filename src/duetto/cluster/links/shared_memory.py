@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duetto.cluster.links.carriers import Carrier, header_from
-from duetto.cluster.links.channel import GONE, Channel, PlainChannel, hang_up, set_patience
+from duetto.cluster.links.channel import GONE, LinkChannel, PlainChannel, hang_up, set_patience
 from duetto.cluster.links.link import BlockRows, LinkLost
 from duetto.cluster.links.rows import HAS_NATIVE
 from duetto.cluster.links.tcp import LINK_FLAG
@@ -104,7 +104,7 @@ class SharedMemoryMedium:
             raise LinkLost(f"process {pid} is of user {user}; accepted: user {os.geteuid()}")
         return wire
 
-    def channel(self, wire: socket.socket) -> Channel:
+    def channel(self, wire: socket.socket) -> LinkChannel:
         return PlainChannel(wire)
 
     def carrier(self, wire: socket.socket, dead_after_s: float) -> Carrier:

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from select import POLLIN, POLLOUT, poll
-from threading import Condition, Lock, Thread, get_ident
+from threading import Condition, Event, Lock, Thread, get_ident
 from time import monotonic
+from typing import NamedTuple
 
 from duetto.cluster.links.carriers import Carrier
-from duetto.cluster.links.channel import GONE, Channel
+from duetto.cluster.links.channel import GONE, LinkChannel
 from duetto.cluster.links.ending import CLOSED_HERE, EndOfLink
 from duetto.cluster.links.headers import (
     HEARTBEAT,
@@ -22,7 +23,7 @@ from duetto.cluster.links.headers import (
     SentPart,
     frame_message,
     part_header,
-    read_part,
+    part_in_header,
 )
 from duetto.cluster.links.link import (
     MAX_FRAME_BYTES,
@@ -38,14 +39,22 @@ MAX_WAITING_BYTES = 16 << 20  # of frames: not taken by the other side, or befor
 BEATS = 4  # heartbeats in the time after which silence is death
 
 
+class Patience(NamedTuple):
+    """How long each side takes silence."""
+
+    own_s: float
+    theirs_s: float
+
+
 class StreamedEnd:
     """As LinkEnd. Begins with `start`."""
 
     def __init__(
-        self, control: Channel, carriers: Sequence[Carrier], *, dead_after_s: float
+        self, control: LinkChannel, carriers: Sequence[Carrier], patience: Patience
     ) -> None:
         self._control, self._carriers = control, carriers
-        self._dead_after_s = dead_after_s
+        self._dead_after_s = patience.own_s
+        self._beat_s = min(patience) / BEATS
         self._parser = ControlParser(len(carriers))
         self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._sending_rows = Lock()
@@ -66,18 +75,23 @@ class StreamedEnd:
         self._heard = self._moved = monotonic()
         self._closing = Lock()
 
-    def start(self, user: LinkUser) -> None:
-        self._end = EndOfLink(user)
+        self._end = EndOfLink()
         self._threads = [
             Thread(target=self._carry, args=(number,), name="duetto-link-rows", daemon=True)
-            for number in range(len(self._carriers))
+            for number in range(len(carriers))
         ]
         self._thread = Thread(target=self._run, name="duetto-link", daemon=True)
+        self._has_ended = Event()
+
+    def start(self, user: LinkUser) -> None:
+        """Once. It may have been closed already."""
+        self._end.user = user
         for thread in (*self._threads, self._thread):
             thread.start()
 
     def abandon(self) -> None:
         """Instead of `start`: nobody uses it."""
+        self._end.end(CLOSED_HERE, is_closed=True)
         self._threads = []
         self._let_go()
 
@@ -156,9 +170,8 @@ class StreamedEnd:
                     pass
 
     def join(self, timeout: float) -> bool:
-        """Whether all its threads have ended, which they do soon after its end."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        """Whether all has ended that was its, as it soon does after its end."""
+        return self._has_ended.wait(timeout)
 
     def _lose(self, error: Exception) -> None:
         is_gone = isinstance(error, ConnectionError)
@@ -203,16 +216,16 @@ class StreamedEnd:
                 self._coming.notify_all()
             self._let_go()
             self._end.tell_lost()
+            self._has_ended.set()
 
     def _serve(self) -> None:
         poller = poll()
         poller.register(self._waker[0], POLLIN)
-        beat_s = self._dead_after_s / BEATS
         self._heard = self._moved = monotonic()
         while not self._end.is_over:
             wanted = POLLIN | (POLLOUT if self._unsent else 0)
             poller.register(self._control.fileno(), wanted)
-            poller.poll(max(1, int(beat_s * 1000)))
+            poller.poll(max(1, int(self._beat_s * 1000)))
             with suppress(BlockingIOError):
                 os.read(self._waker[0], 4096)
             has_ended = self._has_carrier_ended
@@ -222,7 +235,7 @@ class StreamedEnd:
             if has_ended:
                 raise LinkLost(GONE)
             with self._sending:
-                if monotonic() - self._last_sent >= beat_s and not self._unsent:
+                if monotonic() - self._last_sent >= self._beat_s and not self._unsent:
                     self._queue(HEARTBEAT)
                 self._flush()
 
@@ -276,7 +289,7 @@ class StreamedEnd:
         header = carrier.receive_header()
         if header is None:
             return False
-        rows, num_frames, num_bytes = read_part(header)
+        rows, num_frames, num_bytes = part_in_header(header)
         self._wait_for_frames(num_frames)
         places = self._end.places(rows, num_bytes)
         if places is None:

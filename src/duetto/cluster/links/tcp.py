@@ -10,7 +10,7 @@ from pathlib import Path
 
 from duetto.cluster.address import WireAddress, in_use
 from duetto.cluster.links.carriers import Carrier, TCPCarrier, TLSCarrier
-from duetto.cluster.links.channel import Channel, PlainChannel, TLSChannel
+from duetto.cluster.links.channel import LinkChannel, PlainChannel, TLSChannel
 from duetto.cluster.links.link import LinkLost
 from duetto.core.errors import ConfigError
 
@@ -112,7 +112,7 @@ class TCPMedium:
         _tune(wire)
         return wire if self._tls is None else self._tls.wrap_socket(wire, server_side=True)
 
-    def channel(self, wire: socket.socket) -> Channel:
+    def channel(self, wire: socket.socket) -> LinkChannel:
         return TLSChannel(wire) if isinstance(wire, ssl.SSLSocket) else PlainChannel(wire)
 
     def carrier(self, wire: socket.socket, dead_after_s: float) -> Carrier:
