@@ -140,7 +140,10 @@ class Case:
         pair.check()
 
 
-@pytest.mark.parametrize("first", range(0, NUM_CASES, 10))
+@pytest.mark.parametrize(
+    "first",
+    [0, 10, *[pytest.param(n, marks=pytest.mark.oracle) for n in range(20, NUM_CASES, 10)]],
+)
 def test_random_faults(models, alone, first, caplog) -> None:
     caplog.set_level(logging.CRITICAL)  # planted failures fill a log
     num_imported = num_local = 0
