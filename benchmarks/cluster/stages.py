@@ -1,0 +1,154 @@
+"""How long do the stages of a pipeline wait, against the closed form?
+
+    python benchmarks/cluster/stages.py
+    python benchmarks/cluster/stages.py --stages 2 --rounds 3 --tokens 256
+
+A random model of 134 million numbers is cut into stages (`--pp`), each a process with one thread on
+a core of its own. m micro-batches of equal chunks of prompts are submitted at once, each over KV of
+its own, and go through all stages. Between the first submission and the last result each stage has
+computed for some seconds, which it tells; the rest it waited. For p equal stages the share of
+waiting is (p - 1) / (m + p - 1). Then the same chunks go through one process with as many threads,
+one after the other. The last line of stdout is one JSON document.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from duetto.backends.backend import StepArrays
+from duetto.backends.parts.backend import PartsBackend
+from duetto.core.engine_args import EngineArgs
+from duetto.models.make_model import make_model
+from duetto.models.programs import load_program
+from duetto.runner.load import hold
+
+SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+}
+MICRO_BATCHES = (1, 2, 4, 8)
+BLOCK_SIZE = 32
+
+
+def chunk_of(num_tokens: int) -> StepArrays:
+    """A prompt's first tokens, and the logits of the last one."""
+    places = np.arange(num_tokens, dtype=np.int32)
+    tables = np.arange(-(-num_tokens // BLOCK_SIZE), dtype=np.int32)[None]
+    return StepArrays(
+        token_ids=(places * 7919) % 32000,
+        positions=places,
+        slots=places,
+        query_starts=np.array([0, num_tokens], np.int32),
+        context_lens=np.array([num_tokens], np.int32),
+        block_tables=tables,
+        logit_rows=np.array([num_tokens - 1], np.int32),
+    )
+
+
+def load(model_dir: Path, num_stages: int, num_threads: int) -> Any:
+    args = EngineArgs(
+        backend="cpu",
+        dtype="bfloat16",
+        pipeline_parallel_size=num_stages,
+        threads=num_threads,
+        packed_cache="off",
+    )
+    config, program = load_program(model_dir)
+    return hold(config, program, args).loader.load(program, model_dir, None)
+
+
+def together(backend: Any, step: StepArrays, arenas: list[Any]) -> float:
+    """Seconds in which a step runs over each arena, all submitted at once."""
+    with ThreadPoolExecutor(len(arenas)) as threads:
+        start = time.perf_counter()
+        list(threads.map(lambda kv: backend.run(step, kv), arenas))
+        return time.perf_counter() - start
+
+
+def waits_of(backend: PartsBackend, step: StepArrays, arenas: list[Any]) -> dict[str, Any]:
+    """One round."""
+    before = backend.host.busy_s()
+    wall = together(backend, step, arenas)
+    busy = [now - then for now, then in zip(backend.host.busy_s(), before, strict=True)]
+    return {"wall_s": wall, "busy_s": busy, "waits": 1 - sum(busy) / (len(busy) * wall)}
+
+
+def measure(model_dir: Path, num_stages: int, num_tokens: int, rounds: int) -> dict[str, Any]:
+    step = chunk_of(num_tokens)
+    num_blocks = step.block_tables.shape[1]
+    stages = load(model_dir, num_stages, num_stages)
+    one = load(model_dir, 1, num_stages)
+    found = {}
+    try:
+        arenas = [
+            stages.allocate_kv(num_blocks, BLOCK_SIZE, "float32") for _ in range(max(MICRO_BATCHES))
+        ]
+        alone = one.allocate_kv(num_blocks, BLOCK_SIZE, "float32")
+        logits = [backend.run(step, kv) for backend, kv in ((stages, arenas[0]), (one, alone))]
+        np.testing.assert_array_equal(*logits)  # warm, and the same bits
+        for count in MICRO_BATCHES:
+            own = [waits_of(stages, step, arenas[:count]) for _ in range(rounds)]
+            start = time.perf_counter()
+            for _ in range(count):
+                one.run(step, alone)
+            threads_s = time.perf_counter() - start
+            waits = statistics.median(each["waits"] for each in own)
+            closed = (num_stages - 1) / (count + num_stages - 1)
+            found[count] = {
+                "waits": waits,
+                "closed_form": closed,
+                "relative": waits / closed - 1,
+                "wall_s": statistics.median(each["wall_s"] for each in own),
+                "busy_s": own[0]["busy_s"],
+                "one_process_s": threads_s,
+            }
+    finally:
+        stages.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=256, help="of a chunk")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    with TemporaryDirectory() as name:
+        model_dir = Path(name) / "model"
+        make_model(SHAPE, model_dir, dtype="bfloat16", repeats=True)
+        found = measure(model_dir, given.stages, given.tokens, given.rounds)
+    print(f"{given.stages} stages, chunks of {given.tokens} tokens, median of {given.rounds} rounds")
+    for count, row in found.items():
+        print(
+            f"  {count} micro-batches: wait {row['waits']:6.1%}, closed form "
+            f"{row['closed_form']:6.1%} ({row['relative']:+.1%}); {row['wall_s']:.3f} s, in one "
+            f"process {row['one_process_s']:.3f} s"
+        )
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "stages": given.stages,
+        "tokens": given.tokens,
+        "rounds": given.rounds,
+    }
+    print(json.dumps(about | {"micro_batches": found}))
+
+
+if __name__ == "__main__":
+    main()
