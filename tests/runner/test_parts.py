@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -187,6 +190,41 @@ def test_a_part_that_dies_is_named_and_all_end(lost: int, tmp_path: Path) -> Non
             assert not is_alive(process)
 
 
+def test_a_part_that_hangs_is_named(tmp_path: Path) -> None:
+    kind = Kind(THREE, "reference", "float32", None, "float32")
+    model_dir, _ = model_of(kind, tmp_path)
+    with parts(model_dir, kind, pp=2) as backend:
+        feed, processes = Feed(backend, 3), backend.host.process_ids
+        backend.host.hang_s = 1.0
+        os.kill(processes[1], signal.SIGSTOP)
+        with pytest.raises(PartLost, match=r"stage 1 of 2 .*nothing for 1 s, and hangs"):
+            feed.in_chunks(PROMPTS, 7)
+        assert not any(map(is_alive, processes))
+
+
+def test_parts_end_when_the_engine_is_killed(tmp_path: Path) -> None:
+    kind = Kind(THREE, "reference", "float32", None, "float32")
+    model_dir, _ = model_of(kind, tmp_path)
+    code = (
+        "import sys, time; sys.path[:] = sys.argv[2:]\n"
+        "from pathlib import Path; from parts import parts; from small_models import LLAMA, Kind\n"
+        "kind = Kind(LLAMA, 'reference', 'float32', None, 'float32')\n"
+        "with parts(Path(sys.argv[1]), kind, pp=2) as backend:\n"
+        "    print(*backend.host.process_ids, flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(model_dir), *sys.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout is not None
+        processes = [int(word) for word in engine.stdout.readline().split()]
+        assert len(processes) == 2
+        assert all(map(is_alive, processes))
+        engine.kill()
+    until = monotonic() + 30
+    while any(map(is_alive, processes)):
+        assert monotonic() < until, "parts outlive their engine"
+        sleep(0.02)
+
+
 def test_parts_end_with_the_backend(tmp_path: Path) -> None:
     kind = Kind(THREE, "reference", "float32", None, "float32")
     model_dir, _ = model_of(kind, tmp_path)
@@ -255,7 +293,7 @@ def test_cores_are_shared_out() -> None:
 
 def is_alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
         return False
-    return True
+    return state != "Z"  # whose parent, of a process that was killed, has not yet asked for it

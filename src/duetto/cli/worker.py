@@ -81,6 +81,11 @@ def worker(
     """
     if role not in ROLES:
         raise ConfigError(f"--role {role!s:.40}: accepted: {', '.join(ROLES)}")
+    if role != "both" and args is not None and args.num_parts > 1:
+        raise ConfigError(
+            f"--role {role} and --tp or --pp: KV is sent from this process's memory, and theirs is "
+            f"in others; leave one of the two out"
+        )
     args = args or EngineArgs()
     check_role(role, has_prefix_caching=args.enable_prefix_caching, backend=args.backend)
     _check_seconds(join_timeout, dead_after, shutdown_timeout)

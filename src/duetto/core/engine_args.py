@@ -175,6 +175,11 @@ class EngineArgs:
             )
 
     @property
+    def num_parts(self) -> int:
+        """Processes that compute, beside the engine's; 1: it computes itself."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
     def asked_len(self) -> int | None:
         """max_model_len where it is a number; None: what fits."""
         return self.max_model_len if isinstance(self.max_model_len, int) else None

@@ -89,7 +89,7 @@ class PartHost:
     ) -> None:
         """Start and load all parts. Raises what loading raises: ConfigError, MemoryError or
         PartLost."""
-        self._hang_s, self._on_progress = hang_s, on_progress
+        self.hang_s, self._on_progress = hang_s, on_progress
         self._sending, self._lock = Lock(), Lock()  # who holds the second never takes the first
         self._given: dict[int, _Given] = {}
         self._next = _START + 1
@@ -175,10 +175,10 @@ class PartHost:
         while not given.is_over.wait(_LOOK_S):
             if (now := self._progress()) != seen:
                 seen, since = now, monotonic()
-            elif monotonic() - since > self._hang_s:
+            elif monotonic() - since > self.hang_s:
                 late = [p for p in given.awaits if self._board.last_order(p) < number]
                 first = min(late, key=self._board.last_order) if late else min(given.awaits)
-                self._lose(first, f"it has done nothing for {self._hang_s:g} s, and hangs")
+                self._lose(first, f"it has done nothing for {self.hang_s:g} s, and hangs")
         with self._lock:
             self._given.pop(number, None)
         if given.error is not None:
