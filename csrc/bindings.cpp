@@ -651,7 +651,7 @@ void bind_group(nb::module_& m) {
         .def(nb::new_([](int ranks, int64_t slot_numbers, double timeout_s) {
                  return Group::make(ranks, slot_numbers, timeout_s);
              }),
-             "ranks"_a, "slot_numbers"_a = int64_t{1} << 16, "timeout_s"_a = 30.0)
+             "ranks"_a, "slot_numbers"_a = int64_t{1} << 18, "timeout_s"_a = 30.0)
         .def_static("open", &Group::open, "descriptor"_a)
         .def_prop_ro("descriptor", &Group::descriptor)
         .def_prop_ro("ranks", &Group::ranks)

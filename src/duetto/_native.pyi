@@ -224,7 +224,7 @@ class Group:
     joined again: what starts anew starts with a new Group.
     """
 
-    def __init__(self, ranks: int, slot_numbers: int = 65536, timeout_s: float = 30.0) -> None:
+    def __init__(self, ranks: int, slot_numbers: int = 1 << 18, timeout_s: float = 30.0) -> None:
         """2 to 64 ranks. A meeting brings up to `slot_numbers` fp32 numbers of each, a multiple of
         16; more take several. Its memory, 8 bytes * ranks * slot_numbers, is taken now: OSError if
         there is none."""
