@@ -43,15 +43,20 @@ def shadow_engine(config=CONFIG):
 
 
 class GatedExecutor:
-    """Says the letter 'a'; each step waits for the gate."""
+    """Says the letter 'a'; each step waits for the gate, which closes after so many steps."""
 
     def __init__(self):
         self.inner = FunctionExecutor(lambda *_: ord("a"))
         self.gate = threading.Event()
         self.gate.set()
+        self.closes_after = None
 
     def submit(self, batch):
         self.gate.wait(DEADLINE_S)
+        if self.closes_after is not None:
+            self.closes_after -= 1
+            if self.closes_after == 0:
+                self.gate.clear()
         return self.inner.submit(batch)
 
 

@@ -144,9 +144,9 @@ def test_a_worker_that_ends_ends_its_requests_and_others_may_have_them(tmp_path)
     engine, executor = gated_engine()
     heard = Heard(rescues=True)
     with pair(tmp_path, heard, engine=engine) as (server, _, worker):
+        executor.closes_after = 1
         worker.add(make_request("begun", max_tokens=100))
         heard.wait(lambda: heard.tokens("begun"))
-        executor.gate.clear()
         worker.add(make_request("unbegun"))
         worker.add(make_request("aborted"))
         worker.abort("aborted")

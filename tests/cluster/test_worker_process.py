@@ -37,8 +37,8 @@ from duetto.scheduler.scheduler import Scheduler
 from duetto.worker_facts import facts_of, with_own_grammar
 
 SECRET = "a secret of this test alone"
-ENGINE = ("--max-model-len", "256", "--kv-cache-memory-bytes", str(2**24))
-ARGS = EngineArgs(max_model_len=256, kv_cache_memory_bytes=2**24)
+ENGINE = ("--max-model-len", "1024", "--kv-cache-memory-bytes", str(2**24))
+ARGS = EngineArgs(max_model_len=1024, kv_cache_memory_bytes=2**24)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def test_a_process_answers_bit_for_bit_and_its_end_is_seen(built, grammar):
         os.kill(process.pid, signal.SIGCONT)
         again = heard.worker(1)
         assert again.facts == theirs  # the same start of it: another connection
-        again.add(make_request("begun", max_tokens=200, ignore_eos=True))
+        again.add(make_request("begun", max_tokens=900))
         heard.wait(lambda: heard.tokens("begun"))
         process.kill()
         final = heard.final("begun")
