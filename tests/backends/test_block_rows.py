@@ -107,8 +107,14 @@ def test_a_layer_that_is_done_stays_as_it_is(monkeypatch):
         for layer in range(len(seen), own.layers_done.layers):
             seen[layer] = rows[layer][0].tobytes()
 
-    compute = reference.compute
-    monkeypatch.setattr(reference, "compute", lambda op, run: (look(), compute(op, run), look()))
+    compute = reference.compute_with_others
+
+    def between_looks(op, run, member):
+        look()
+        compute(op, run, member)
+        look()
+
+    monkeypatch.setattr(reference, "compute_with_others", between_looks)
     own.run(prompt(20), kv)
     look()
     assert seen == {layer: arrays[0].tobytes() for layer, arrays in enumerate(rows)}
