@@ -12,6 +12,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = (
     (),
     ("serve",),
+    ("router",),
     ("worker",),
     ("chat",),
     ("complete",),

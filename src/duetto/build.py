@@ -9,10 +9,10 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from duetto.checkpoints.checkpoint import Checkpoint
-from duetto.checkpoints.config import read_config, read_generation_config
+from duetto.checkpoints.config import ModelConfig, read_config, read_generation_config
 from duetto.checkpoints.other_formats import (
     directory_of_others,
     neither_here_nor_there,
@@ -21,10 +21,12 @@ from duetto.checkpoints.other_formats import (
 from duetto.checkpoints.same_tokenizer import difference
 from duetto.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from duetto.core.config import SchedulerConfig, scheduler_config
+from duetto.core.embeddings import EmbeddingModel
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import CheckpointError, ConfigError, InvalidRequest
 from duetto.core.reuse_choice import (
     ReuseChoice,
+    ReuseLimits,
     ReuseRules,
     insisted,
     parse_reuse,
@@ -42,6 +44,7 @@ from duetto.pricing.drafting import SpeculationPrices
 from duetto.pricing.host import HostPrices, gpu_prices, host_prices
 from duetto.pricing.learned import LearnedStepTime
 from duetto.pricing.reuse import look_share
+from duetto.program.program import Program
 from duetto.progress import show_progress
 from duetto.runner.device_runner import DeviceRunner
 from duetto.runner.load import Companion, LoadedModel, load_model
@@ -55,6 +58,54 @@ from duetto.scheduler.guarded_drafts import GuardedDrafts
 from duetto.scheduler.scheduler import Scheduler
 from duetto.scheduler.thinking import Thinking
 from duetto.scheduler.tiers import NO_TIERS, Tiers, TierSizes
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """What a door needs of a model beside an engine: all but its weights."""
+
+    root: Path
+    name: str
+    config: ModelConfig
+    codec: Tokenizer
+    default_sampling: dict[str, Any]  # the checkpoint's recommendations, as SamplingParams fields
+    grammars: CompiledGrammars  # of its vocabulary
+    speech: Speech  # what its answers mean
+    companion: Companion | None  # what proposes drafts, if that is asked for
+    notes: tuple[str, ...]
+
+
+def build_front(model: str | Path, args: EngineArgs) -> FrontEnd:
+    """All of `build` for which no weight is read. Raises what `build` raises."""
+    root = find_checkpoint(model, args.revision)
+    generation = read_generation_config(root)
+    model_config = read_config(root)
+    ends = {*model_config.eos_token_ids, *generation.eos_token_ids}
+    strange = sorted(i for i in ends if not 0 <= i < model_config.vocab_size)
+    codec = load_tokenizer(
+        root,
+        eos_token_ids=ends.difference(strange),
+        vocab_size=model_config.vocab_size,
+        chat_template=None if args.chat_template is None else Path(args.chat_template),
+    )
+    notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
+    notes += _notes_on_rows(codec.tokens_without_row)
+    notes += [codec.chat_note] if codec.chat_note else []
+    companion = companion_of(args, model_config.context_length, codec)
+    grammars = CompiledGrammars(codec.vocabulary)
+    recommended = asdict(generation)
+    del recommended["eos_token_ids"]
+    return FrontEnd(
+        root=root,
+        name=root.resolve().name if Path(model).exists() else str(model),
+        config=model_config,
+        codec=codec,
+        default_sampling={k: v for k, v in recommended.items() if v is not None},
+        grammars=grammars,
+        speech=_speech(codec, args, grammars),
+        companion=companion,
+        notes=tuple(notes),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,38 +133,19 @@ def build(
     `on_status` is told, in a line, of work that will take a while.
     Raises ConfigError or CheckpointError, with one line that names the flag or the file.
     """
-    root = find_checkpoint(model, args.revision)
-    # Weights come last: whatever can be refused without them is.
-    generation = read_generation_config(root)
-    model_config = read_config(root)
-    ends = {*model_config.eos_token_ids, *generation.eos_token_ids}
-    strange = sorted(i for i in ends if not 0 <= i < model_config.vocab_size)
-    rows = model_config.vocab_size
-    codec = load_tokenizer(
-        root,
-        eos_token_ids=ends.difference(strange),
-        vocab_size=rows,
-        chat_template=None if args.chat_template is None else Path(args.chat_template),
-    )
-    notes = [f"end of sequence {i} is outside the vocabulary, and ignored" for i in strange]
-    notes += _notes_on_rows(codec.tokens_without_row)
-    notes += [codec.chat_note] if codec.chat_note else []
-    companion = companion_of(args, model_config.context_length, codec)
-    grammars = CompiledGrammars(codec.vocabulary)
-    speech = _speech(codec, args, grammars)
-    with show_progress(f"loading {root.name}") as bar:
+    front = build_front(model, args)  # weights come last: what can be refused without them is
+    codec = front.codec
+    with show_progress(f"loading {front.root.name}") as bar:
         loaded = load_model(
-            root,
+            front.root,
             args,
             on_progress=bar.reach,
             on_status=on_status,
-            companion=companion,
-            masks=Masks(grammars),
+            companion=front.companion,
+            masks=Masks(front.grammars),
         )
     config = served_config(loaded, args)
     prices = _prices(loaded)
-    recommended = asdict(generation)
-    del recommended["eos_token_ids"]
     return Built(
         engine=_make_engines(
             loaded,
@@ -123,14 +155,14 @@ def build(
         ),
         codec=codec,
         scheduler_config=config,
-        default_sampling={k: v for k, v in recommended.items() if v is not None},
+        default_sampling=front.default_sampling,
         model=loaded,
-        name=root.resolve().name if Path(model).exists() else str(model),
-        root=root,
-        notes=(*loaded.notes, *notes, *prices.notes),
+        name=front.name,
+        root=front.root,
+        notes=(*loaded.notes, *front.notes, *prices.notes),
         prices=prices,
-        grammars=grammars,
-        speech=speech,
+        grammars=front.grammars,
+        speech=front.speech,
     )
 
 
@@ -155,9 +187,13 @@ def _speech(codec: Tokenizer, args: EngineArgs, grammars: CompiledGrammars) -> S
 def model_key(built: Built) -> str:
     """Under which it is kept what was measured of a model's answers: other weights have another,
     and so have the same weights held in other numbers."""
-    with Checkpoint(built.root, built.model.program) as checkpoint:
+    return _key_of(built.root, built.model.program, built.model.numerics)
+
+
+def _key_of(root: Path, program: Program, numerics: str) -> str:
+    with Checkpoint(root, program) as checkpoint:
         fingerprint = checkpoint.fingerprint()
-    return sha256(f"{fingerprint}/{built.model.numerics}".encode()).hexdigest()[:32]
+    return sha256(f"{fingerprint}/{numerics}".encode()).hexdigest()[:32]
 
 
 def served_config(loaded: LoadedModel, args: EngineArgs) -> SchedulerConfig:
@@ -180,18 +216,40 @@ def reuse_choice(word: str) -> ReuseChoice | None:
         raise ConfigError(f"--reuse {word:.60}: {error.message}") from None
 
 
-def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: bool) -> ReuseRules:
+class ReusedModel(NamedTuple):
+    """What decides how parts of a text may be reused."""
+
+    root: Path
+    program: Program
+    numerics: str
+    embeddings: EmbeddingModel | None
+    limits: ReuseLimits
+    scheduler_config: SchedulerConfig
+
+    @classmethod
+    def of(cls, built: Built) -> "ReusedModel":
+        model = built.model
+        return cls(
+            *(built.root, model.program, model.numerics),
+            *(model.embeddings, model.reuse_limits, built.scheduler_config),
+        )
+
+
+def reuse_rules(
+    built: Built | ReusedModel, default: ReuseChoice | None, *, allow_unmeasured: bool
+) -> ReuseRules:
     """Who may choose what of a server, where `default` is for who does not choose.
 
     Raises ConfigError for a default that cannot be, or that nobody vouches for.
     """
-    if default is not None and built.model.embeddings is not None:
+    model = ReusedModel.of(built) if isinstance(built, Built) else built
+    if default is not None and model.embeddings is not None:
         raise ConfigError(f"--reuse {default} and embeddings: no part of a text can be marked")
-    limits = built.model.reuse_limits
-    why_not = insisted if allow_unmeasured else _gate(built)
+    limits = model.limits
+    why_not = insisted if allow_unmeasured else _gate(model)
     if default is None:
         return ReuseRules(why_not=why_not, limits=limits)
-    if not built.scheduler_config.enable_prefix_caching:
+    if not model.scheduler_config.enable_prefix_caching:
         raise ConfigError("--reuse with --no-enable-prefix-caching: what is reused is kept there")
     if (reason := limits.why_not(default) or why_not(default)) is not None:
         raise ConfigError(f"--reuse {default}: {reason}")
@@ -200,9 +258,9 @@ def reuse_rules(built: Built, default: ReuseChoice | None, *, allow_unmeasured: 
     return ReuseRules(default=default, why_not=why_not, limits=limits)
 
 
-def _gate(built: Built) -> Callable[[ReuseChoice], str | None]:
+def _gate(model: ReusedModel) -> Callable[[ReuseChoice], str | None]:
     """Lets through what `duetto calibrate-reuse` found to be good enough on this model."""
-    gate = ReuseGate(model_key(built))
+    gate = ReuseGate(_key_of(model.root, model.program, model.numerics))
 
     def why_not(choice: ReuseChoice) -> str | None:
         reason = gate.why_not(choice)

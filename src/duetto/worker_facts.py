@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from itertools import groupby
+from pathlib import Path
 from uuid import uuid4
 
 import msgspec
 
 from duetto.build import Built
 from duetto.checkpoints.checkpoint import Checkpoint
+from duetto.checkpoints.tokenizer import Tokenizer
 from duetto.cluster.disaggregation.attach import (
     EngineMemory,
     LinkOptions,
@@ -25,6 +27,7 @@ from duetto.engine.thread import in_thread
 from duetto.grammars.compile import CompiledGrammars
 from duetto.pricing.host import hardware_here
 from duetto.program.kv_size import bytes_per_block
+from duetto.program.program import Program
 from duetto.runner.load import LoadedModel
 from duetto.runner.model_runner import ModelRunner
 
@@ -46,7 +49,7 @@ def facts_of(
         worker_id=uuid4().hex,
         role=role,
         name=built.name,
-        model=model_fingerprint(built),
+        model=model_fingerprint(built.root, loaded.program, built.codec),
         numerics=loaded.numerics,
         kv_layout=kv_layout(loaded),
         block_bytes=bytes_per_block(loaded.program, loaded.block_size, loaded.kv_dtype),
@@ -84,11 +87,11 @@ def engine_of_role(
     )
 
 
-def model_fingerprint(built: Built) -> str:
+def model_fingerprint(root: Path, program: Program, codec: Tokenizer) -> str:
     """Of weights and of what each token id says: the same for a copy on another machine."""
-    with Checkpoint(built.root, built.model.program) as checkpoint:
+    with Checkpoint(root, program) as checkpoint:
         weights = checkpoint.fingerprint(is_dated=False)
-    tokens = _tokens_digest(built.codec.tokens())
+    tokens = _tokens_digest(codec.tokens())
     return sha256(f"{weights}/{tokens}".encode()).hexdigest()[:32]
 
 

@@ -32,7 +32,7 @@ def routing_door(tmp_path, policy="round-robin"):
     """A router that workers may join at `ipc://tmp_path/door`."""
     heard, wire = Collected(), Wire(None, 5.0)
     router = RoutedEngine(make_policy(policy, WaitPrices(step_time, CONFIG)), heard)
-    members = RemoteMembers(router)
+    members = RemoteMembers(lambda _facts: router)
     doorway = Doorway(wire, members, "1", "test")
     wire.start()
     doorway.listen(wire.bind(address_of(f"ipc://{tmp_path}/door"), "--listen"))

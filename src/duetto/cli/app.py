@@ -22,6 +22,7 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), allow_repeating=True),
 )
 app.command("duetto.cli.serve:serve", name="serve", help="Serve a model over HTTP.")
+app.command("duetto.cli.router:router", name="router", help="A door to engines elsewhere.")
 app.command("duetto.cli.worker:worker", name="worker", help="An engine for doors elsewhere.")
 app.command("duetto.cli.chat:chat", name="chat", help="Talk with a model in the terminal.")
 app.command("duetto.cli.complete:complete", name="complete", help="Continue a text.")

@@ -1,55 +1,46 @@
 """`duetto serve`: a model over HTTP, with the OpenAI API."""
 
 import gc
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from duetto import __version__
-from duetto.build import Built, build, reuse_choice, reuse_rules
+from duetto.build import Built, build, reuse_rules
 from duetto.cli.default_model import model_or_demo, say_that_none_was_named
+from duetto.cli.door_options import DoorOptions
 from duetto.cli.fit import show_fit
-from duetto.cli.output import JsonFlag
+from duetto.cli.output import Flat, JsonFlag
+from duetto.cli.serve_workers import MAX_WORKERS, serve_replicas
+from duetto.cluster.facts import WorkerRole
 from duetto.core.embeddings import EmbeddingModel
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
-from duetto.core.reuse_choice import OFF, ReuseRules
+from duetto.core.reuse_choice import ReuseRules
 from duetto.demo import demo_model_dir
 from duetto.engine.speech import Speech
 from duetto.engine.thread import in_thread
+from duetto.routing.policies import RouterName
 from duetto.runner.load import LoadedModel
 from duetto.server.app import create_app
 from duetto.server.http.serve import listen
 from duetto.server.http.serve import serve as run
-from duetto.server.settings import STORED_BYTES, ServerSettings
-
-API_KEY_VARIABLE = "DUETTO_API_KEY"
+from duetto.server.settings import ServerSettings
 
 
 def serve(
     model: str | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    served_model_name: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
-    any_model_name: Annotated[bool, Parameter(negative="")] = False,
-    api_key: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
-    insecure_no_auth: Annotated[bool, Parameter(negative="")] = False,
-    allowed_origins: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
+    replicas: int = 1,
+    prefill_replicas: int = 0,
+    router: RouterName | None = None,
+    pin: bool | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: JsonFlag = False,
-    max_num_queued_reqs: int = 256,
-    sse_keep_alive_interval: float = 15.0,
-    shutdown_timeout: float = 30.0,
-    step_timeout_s: float | Literal["auto", "off"] = "auto",
-    store_responses: bool = True,
-    reuse: str = OFF,
-    allow_unmeasured_reuse: Annotated[bool, Parameter(negative="")] = False,
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info",
+    options: Annotated[DoorOptions | None, Flat] = None,
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model over HTTP.
@@ -59,46 +50,20 @@ def serve(
     model
         A checkpoint directory, or org/name on the Hugging Face hub; by default the small reader
         that ships with Duetto.
-    host
-        The address to listen on; one that others can reach needs --api-key.
-    port
-        The port to listen on.
-    served_model_name
-        The name clients ask for; may be repeated, and replies show the first. By default that of
-        the directory.
-    any_model_name
-        Accept whatever name clients ask for; replies show the served one.
-    api_key
-        A key that clients must bring; may be repeated. Also read from DUETTO_API_KEY.
-    insecure_no_auth
-        Serve without a key, also on a public address or under a foreign host name.
-    allowed_origins
-        A web page that may use the server, as its origin: https://app.example, app://*, or * for
-        all; may be repeated. By default those of this machine.
+    replicas
+        Engines that answer, each a process of its own (duetto worker) that is started again if it
+        ends.
+    prefill_replicas
+        Engines beside them that compute prompts and send their KV.
+    router
+        Which of several engines gets a request: round-robin, least-loaded, prefix-affinity, or
+        predicted (the default), where its first token should come first.
+    pin
+        Give each engine processors of its own, as far as there are enough; by default on.
     dry_run
         Say what would fit into this machine's memory, as `duetto fit` does, and end.
     as_json
         With --dry-run: the last line of stdout is one JSON document.
-    max_num_queued_reqs
-        Most requests that wait; more are told to come back (503). While others ask, one client
-        (an API key, or an address where there are none) may have half of them (then 429).
-    sse_keep_alive_interval
-        Seconds of silence after which a stream gets a comment.
-    shutdown_timeout
-        Seconds that running requests have to end once the server is told to stop.
-    step_timeout_s
-        Seconds that a step may take, after which the server ends with exit code 70, for a
-        supervisor to start it again; auto is ten times what was predicted, and at least 10.
-    store_responses
-        Keep what /v1/responses answers in memory, so that clients may go on from it.
-    reuse
-        How texts are reused that callers mark as reusable (docs/api.md), where they do not choose
-        themselves: off, or a method with its numbers, as first:16. This changes answers.
-    allow_unmeasured_reuse
-        Let --reuse and callers choose what was not measured to be good enough on this model.
-    log_level
-        How much is logged, on stderr. info: a line for each request, and one of throughput every
-        ten seconds while busy. debug: also uvicorn's own, and replies beside answers.
     """
     is_named, args = model is not None, args or EngineArgs()
     if dry_run:
@@ -107,28 +72,24 @@ def serve(
     model = str(demo_model_dir()) if model is None else model
     if as_json:
         raise ConfigError("--json: needs --dry-run; a server prints nothing else on stdout")
-    default_reuse = reuse_choice(reuse)
-    keys = (*api_key, *filter(None, [os.environ.get(API_KEY_VARIABLE)]))
-    settings = ServerSettings(
-        served_model_name=served_model_name[0] if served_model_name else model,
-        other_model_names=served_model_name[1:],
-        accepts_any_model=any_model_name,
-        version=__version__,
-        seed=args.seed,
-        api_keys=keys,
-        allowed_origins=allowed_origins,
-        only_local_hosts=not keys and not insecure_no_auth,
-        max_num_queued_reqs=max_num_queued_reqs,
-        sse_keep_alive_s=sse_keep_alive_interval,
-        shutdown_timeout_s=shutdown_timeout,
-        step_timeout_s=step_timeout_s,
-        max_stored_bytes=STORED_BYTES if store_responses else 0,
-    )
-    with listen(host, port, api_keys=keys, insecure_no_auth=insecure_no_auth) as listener:
+    options = options or DoorOptions()
+    roles = _roles(replicas, prefill_replicas, router, pin)
+    default_reuse, settings = options.default_reuse, options.settings(model, args.seed)
+    insecure = options.insecure_no_auth
+    listener = listen(options.host, options.port, api_keys=options.keys, insecure_no_auth=insecure)
+    with listener:
+        if roles:
+            serve_replicas(
+                *(model, args, options, listener, settings),
+                roles=roles,
+                router=router or "predicted",
+                pin=pin is not False,
+            )
+            return
         built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
         settings = replace(
             settings,
-            served_model_name=served_model_name[0] if served_model_name else built.name,
+            served_model_name=(*options.served_model_name, built.name)[0],
             default_sampling=built.default_sampling,
             model_root=str(built.root),
             dtype=built.model.dtype,
@@ -137,7 +98,9 @@ def serve(
             backend=built.model.computed_by,
             max_drafts=built.model.max_drafts,
             embeddings=built.model.embeddings,
-            reuse=reuse_rules(built, default_reuse, allow_unmeasured=allow_unmeasured_reuse),
+            reuse=reuse_rules(
+                built, default_reuse, allow_unmeasured=options.allow_unmeasured_reuse
+            ),
         )
         app = create_app(
             open_engine=in_thread(built.engine),
@@ -152,7 +115,27 @@ def serve(
             say_that_none_was_named()
         _announce(built, settings, listener.getsockname())
         gc.freeze()  # what is there now stays: no collection looks at it between two tokens
-        run(app, settings, listener, log_level=log_level)
+        run(app, settings, listener, log_level=options.log_level)
+
+
+def _roles(
+    replicas: int, prefill_replicas: int, router: RouterName | None, pin: bool | None
+) -> dict[WorkerRole, int]:
+    """How many workers of which role are to be started; none: the engine is the server's own.
+    Raises ConfigError."""
+    if replicas < 1 or prefill_replicas < 0 or replicas + prefill_replicas > MAX_WORKERS:
+        raise ConfigError(
+            f"--replicas {replicas} and --prefill-replicas {prefill_replicas}: 1 or more and 0 or "
+            f"more are accepted, {MAX_WORKERS} together"
+        )
+    if prefill_replicas:
+        return {"decode": replicas, "prefill": prefill_replicas}
+    if replicas > 1:
+        return {"both": replicas}
+    for flag, value in (("--router", router), ("--pin", pin)):
+        if value is not None:
+            raise ConfigError(f"{flag}: needs --replicas of 2 or more, or --prefill-replicas")
+    return {}
 
 
 def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from duetto.cli.serve import API_KEY_VARIABLE
+from duetto.cli.door_options import API_KEY_VARIABLE
 from duetto.cli.server_url import server_url
 from duetto.core.errors import ConfigError
 

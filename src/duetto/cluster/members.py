@@ -27,22 +27,33 @@ class EventFollower(Protocol):
 class RemoteMembers:
     """Lets a router use the workers of other processes (a remote.Dispatcher).
 
-    The first one that comes says what the others must be like.
+    The first one that comes says what the others must be like, and by whose prices is routed.
     """
 
     def __init__(
         self,
-        router: RoutedEngine,
+        make_router: Callable[[WorkerFacts], RoutedEngine],
         why_not: WhyNot = lambda _facts: None,
         follower: EventFollower | None = None,
     ) -> None:
-        """`why_not` says what else is wrong with a worker, beside what workers must agree on;
-        `follower` is told of workers that come and go."""
-        self.router = router
+        """`make_router` is called once. `why_not` says what else is wrong with a worker, beside
+        what workers must agree on; `follower` is told of workers that come and go."""
+        self._make_router = make_router
+        self._router: RoutedEngine | None = None
         self._why_not = why_not
         self._follower = follower
         self._changed = Condition()  # told of each worker that comes or goes
         self._first: WorkerFacts | None = None
+
+    @property
+    def router(self) -> RoutedEngine:
+        """Not to be asked before a worker has joined."""
+        assert self._router is not None, "no worker has joined"
+        return self._router
+
+    @property
+    def joined_workers(self) -> tuple[RoutedWorker, ...]:
+        return () if self._router is None else self._router.workers
 
     @property
     def facts(self) -> WorkerFacts | None:
@@ -61,11 +72,12 @@ class RemoteMembers:
         return reason or self._why_not(facts)
 
     def joined(self, worker: RemoteEngine) -> None:
-        self.router.join(lambda number: RoutedWorker.of(worker.facts, number, worker))
+        if self._router is None:
+            self._first, self._router = worker.facts, self._make_router(worker.facts)
+        self._router.join(lambda number: RoutedWorker.of(worker.facts, number, worker))
         if self._follower is not None:
             self._follower.joined(worker.facts)
         with self._changed:
-            self._first = self._first or worker.facts
             self._changed.notify_all()
 
     def deliver(self, worker: RemoteEngine, report: StepReport) -> None:

@@ -89,6 +89,14 @@ def hardware_here(gpu_name: str | None) -> HardwareSpec:
     return named_gpu(gpu_name) or _guess_gpu()
 
 
+def prices_on(program: Program, hardware: HardwareSpec | None, precision: Precision) -> HostPrices:
+    """Of another machine, by what it says it has; None: a guess. Raises ConfigError for hardware
+    that cannot compute the program so."""
+    if hardware is None:
+        return _guessed(program, precision)
+    return _priced(program, hardware, _on(hardware, precision))
+
+
 def _priced(program: Program, hardware: HardwareSpec, deployment: Deployment) -> HostPrices:
     model = CostModel(program, hardware, deployment)
     return HostPrices(with_looks(model), with_looks(model.on(hardware.ideal())))

@@ -28,6 +28,7 @@ from duetto.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+NO_ENGINE = "no engine is there: it has stopped, or no worker has joined; try again later"
 MAX_CHUNKS = 512  # of all streams that an event loop behind by many steps makes up for: 20 ms
 
 
@@ -117,7 +118,7 @@ class Relay:
         if self.is_stopping:
             raise stopping()
         if not self._running_handle().is_alive:
-            raise unavailable("the engine has stopped", "engine_dead")
+            raise unavailable(NO_ENGINE, "engine_dead")
         self._places.ask(client, num_requests)
         self._places.take(client, num_requests)
         try:
@@ -172,7 +173,7 @@ class Relay:
         if self.is_stopping:
             raise stopping()
         if self._handle is None or not self._handle.is_alive:
-            raise unavailable("the engine has stopped", "engine_dead")
+            raise unavailable(NO_ENGINE, "engine_dead")
 
     def _receive(self, report: StepReport) -> None:
         # With many streams each step is a chunk anyway, or the event loop must save work.

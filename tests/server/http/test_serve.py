@@ -17,6 +17,7 @@ from server import fakes_server
 from server.fakes_server import MODEL, SpeakingExecutor, make_app, running, wait_until
 
 from duetto.cli.app import app
+from duetto.cli.door_options import DoorOptions
 from duetto.cli.serve import serve as serve_command
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
@@ -94,13 +95,16 @@ def test_the_longest_and_the_shortest_shutdown_work():
 @pytest.mark.parametrize(
     ("flag", "arguments"),
     [
-        ("--shutdown-timeout", {"shutdown_timeout": float("nan")}),
-        ("--sse-keep-alive-interval", {"sse_keep_alive_interval": -1.0}),
-        ("--max-num-queued-reqs", {"max_num_queued_reqs": -1}),
-        ("--api-key", {"api_key": ("",)}),
-        ("--allowed-origins", {"allowed_origins": ("null", "https://a.example/")}),
+        ("--shutdown-timeout", {"options": DoorOptions(shutdown_timeout=float("nan"))}),
+        ("--sse-keep-alive-interval", {"options": DoorOptions(sse_keep_alive_interval=-1.0)}),
+        ("--max-num-queued-reqs", {"options": DoorOptions(max_num_queued_reqs=-1)}),
+        ("--api-key", {"options": DoorOptions(api_key=("",))}),
+        (
+            "--allowed-origins",
+            {"options": DoorOptions(allowed_origins=("null", "https://a.example/"))},
+        ),
         ("--seed", {"args": EngineArgs(seed=2**64)}),
-        ("--host", {"host": "0.0.0.0"}),
+        ("--host", {"options": DoorOptions(host="0.0.0.0")}),
     ],
 )
 def test_the_command_refuses_its_flags_before_it_looks_for_a_model(flag, arguments):
