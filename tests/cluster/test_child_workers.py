@@ -57,7 +57,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Iterator[LocalWorkers]:
-    workers = LocalWorkers(command(tmp_path))
+    workers = LocalWorkers(command(tmp_path), replica_role="decode")
     yield workers
     workers.stop()
 
@@ -65,7 +65,8 @@ def local(tmp_path: Path) -> Iterator[LocalWorkers]:
 def test_more_and_fewer_workers_of_both_roles(local: LocalWorkers, tmp_path: Path) -> None:
     local.scale(2, 1)
     until(lambda: len(pids(tmp_path)) == 3)
-    assert local.live() == (2, 1) and len(pids(tmp_path, "prefill")) == 1
+    assert local.live() == (2, 1)
+    assert len(pids(tmp_path, "prefill")) == 1 and len(pids(tmp_path, "decode")) == 2
     local.scale(1, 0)
     assert local.live() == (1, 0) and len(pids(tmp_path)) == 1
     assert len([*tmp_path.glob("*.drained")]) == 2  # it was waited for

@@ -13,7 +13,7 @@ from duetto.core.shape import BatchShape, RequestShape
 from duetto.engine.engine import Engine
 from duetto.engine.handle import EngineOpener
 from duetto.engine.thread import in_thread
-from duetto.measure.open_loop import OpenedEngines, learn_steps, run_open_loop
+from duetto.measure.open_loop import OpenedEngines, check_same_answers, learn_steps, run_open_loop
 from duetto.measure.workload import Workload, WorkloadRequest
 from duetto.pricing.learned import LearnedStepTime
 from duetto.scheduler.scheduler import Scheduler
@@ -49,7 +49,11 @@ def test_every_request_is_answered_at_its_time(num_engines: int) -> None:
 
 def test_two_engines_give_the_answers_of_one() -> None:
     one = run_open_loop(OpenedEngines([opener()]), WORKLOAD)
-    assert run_open_loop(OpenedEngines([opener(), opener()]), WORKLOAD).answers == one.answers
+    two = run_open_loop(OpenedEngines([opener(), opener()]), WORKLOAD)
+    check_same_answers([one, two, two])
+    two.answers[3][0] += 1
+    with pytest.raises(DuettoError, match="request 3: "):
+        check_same_answers([one, two])
 
 
 class Broken(ShadowExecutor):

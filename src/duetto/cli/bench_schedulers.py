@@ -2,15 +2,19 @@
 simulated."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import isinf
 from typing import Annotated
 
 from rich.table import Table
 
+from duetto import __version__
 from duetto.build import Built, build, make_engine, served_config
 from duetto.cli.default_model import model_or_demo
 from duetto.cli.output import Flat, JsonFlag, SloFlag, open_console, print_json, say, show_table
+from duetto.cluster.disaggregation.attach import LinkOptions, WithRole
+from duetto.cluster.facts import WorkerRole
 from duetto.core.cpus import usable_cpus
 from duetto.core.engine_args import EngineArgs
 from duetto.core.errors import ConfigError
@@ -18,7 +22,13 @@ from duetto.engine.handle import EngineOpener
 from duetto.engine.thread import in_thread
 from duetto.measure.arrivals import at_rate
 from duetto.measure.metrics import SLO, JsonValue, Report, parse_slo, summarize
-from duetto.measure.open_loop import OpenedEngines, OpenLoopRun, learn_steps, run_open_loop
+from duetto.measure.open_loop import (
+    OpenedEngines,
+    OpenLoopRun,
+    check_same_answers,
+    learn_steps,
+    run_open_loop,
+)
 from duetto.measure.workload import Lengths, Workload, random_workload
 from duetto.planner.schedulers import (
     APART,
@@ -35,6 +45,7 @@ from duetto.progress import show_progress
 from duetto.simulation.disaggregation import KVLink
 from duetto.simulation.report import sum_up
 from duetto.simulation.simulation import simulate
+from duetto.worker_facts import engine_of_role, facts_of
 
 _LATENCIES = ("ttft", "itl", "tpot", "e2e")
 _WARM_UP = 8  # requests, from which steps' prices are learned too
@@ -80,6 +91,7 @@ def schedulers(
     repetitions: int = 1,
     only_simulated: bool = False,
     kv_bandwidth: float = 4.0,
+    max_local_prefill: int = 0,
     as_json: JsonFlag = False,
     load: Annotated[SchedulersLoad | None, Flat] = None,
     args: Annotated[EngineArgs | None, Flat] = None,
@@ -102,6 +114,8 @@ def schedulers(
         Run the real engine only as long as its prices need.
     kv_bandwidth
         GB/s of the simulated link from prefill to decode.
+    max_local_prefill
+        Disaggregated: shorter prompts are computed where they are decoded.
     as_json
         The last line of stdout is one JSON document.
     """
@@ -110,9 +124,14 @@ def schedulers(
     if not 0 < kv_bandwidth < float("inf"):
         raise ConfigError(f"--kv-bandwidth {kv_bandwidth}: must be above 0")
     args, load = args or EngineArgs(), load or SchedulersLoad()
-    bench = SchedulersBench(model_or_demo(model), args, load, parse_slo(slo), kv_bandwidth)
+    if max_local_prefill < 0:
+        raise ConfigError(f"--max-local-prefill {max_local_prefill}: must be 0 or more")
+    limits = parse_slo(slo)
+    bench = SchedulersBench(
+        model_or_demo(model), args, load, limits, kv_bandwidth, max_local_prefill
+    )
     real: dict[str, Report] = {}
-    kinds = [] if only_simulated else [kind for kind in KINDS if bench.can_run(kind)]
+    kinds = [] if only_simulated else list(KINDS)
     with show_progress("runs", total=len(kinds) * repetitions) as bar:
         runs: dict[str, list[OpenLoopRun]] = {kind.name: [] for kind in kinds}
         bench.learn()
@@ -120,6 +139,7 @@ def schedulers(
             for kind in kinds if number % 2 == 0 else reversed(kinds):
                 runs[kind.name].append(bench.run(kind))
                 bar.advance()
+        check_same_answers([run for own in runs.values() for run in own])
         real = {name: bench.report(own) for name, own in runs.items()}
     simulated = {kind.name: bench.simulated(kind) for kind in KINDS}
     if as_json:
@@ -137,6 +157,7 @@ class SchedulersBench:
     load: SchedulersLoad
     slo: SLO
     kv_bandwidth: float
+    max_local_prefill: int
     _built: dict[int, list[Built]] = field(default_factory=dict)  # by how many share the threads
     _times: dict[int, LearnedStepTime] = field(default_factory=dict)
     _workload: Workload | None = None
@@ -155,10 +176,6 @@ class SchedulersBench:
             )
         return self._workload
 
-    def can_run(self, kind: SchedulerKind) -> bool:
-        """Disaggregated engines of one process are not wired yet."""
-        return not kind.is_apart
-
     def learn(self) -> None:
         """Warm up, and learn what steps take with all threads and with half of them."""
         first = Workload(self.workload.requests[:_WARM_UP])
@@ -172,17 +189,35 @@ class SchedulersBench:
 
     def run(self, kind: SchedulerKind) -> OpenLoopRun:
         built = self._engines(kind.num_engines)
-        run = run_open_loop(
-            OpenedEngines([self._opener(each, kind) for each in built]), self.workload
-        )
+        if kind.is_apart:
+            run = self._run_apart(*built)
+        else:
+            openers = [self._opener(each, kind) for each in built]
+            run = run_open_loop(OpenedEngines(openers), self.workload)
         for steps in run.steps:
             learn_steps(self._times[kind.num_engines], steps)
         return run
 
+    def _run_apart(self, decode: Built, prefill: Built) -> OpenLoopRun:
+        """Two engines with a role each, and the KV link between them that workers have."""
+        with ExitStack() as stack:
+            computes = self._with_role(prefill, "prefill", stack)
+            answers = self._with_role(decode, "decode", stack)
+            engines = OpenedEngines(
+                [answers.open_engine], [computes.open_engine], (computes.facts.link,)
+            )
+            return run_open_loop(engines, self.workload)
+
+    def _with_role(self, built: Built, role: WorkerRole, stack: ExitStack) -> WithRole:
+        config = served_config(built.model, engine_args_of(APART, self.args))
+        fresh = replace(built, engine=make_engine(built.model, config, built.prices.step_time))
+        facts = facts_of(fresh, __version__, role)
+        made = engine_of_role(fresh, facts, self.max_local_prefill, LinkOptions())
+        stack.callback(made.close)
+        return made
+
     def report(self, runs: Sequence[OpenLoopRun]) -> Report:
-        """Of all runs together; raises ConfigError if two of them differ in an answer."""
-        if any(run.answers != runs[0].answers for run in runs):
-            raise ConfigError("two runs of one load differ in their answers")
+        """Of all runs together."""
         records = [record for run in runs for record in run.records]
         return summarize(records, sum(run.duration_s for run in runs), slo=self.slo)
 
@@ -196,7 +231,7 @@ class SchedulersBench:
             bytes_per_token=bytes_per_block(program, 1, built.model.kv_dtype),
             bytes_per_s=self.kv_bandwidth * 1e9,
         )
-        fleet = fleet_of(kind, engine, link)
+        fleet = fleet_of(kind, engine, link, self.max_local_prefill)
         outcome = simulate(traffic_of(self.workload), fleet)
         return sum_up(outcome, fleet.num_devices, slo=self.slo).report
 
@@ -211,6 +246,7 @@ class SchedulersBench:
             "output_len": self.load.output_len,
             "length_spread": self.load.length_spread,
             "kv_bandwidth": self.kv_bandwidth,
+            "max_local_prefill": self.max_local_prefill,
             "slo_ms": self.slo.as_ms(),
         }
 
@@ -251,8 +287,6 @@ def _print(bench: SchedulersBench, real: dict[str, Report], simulated: dict[str,
             if kind.name in reports:
                 table.add_row(kind.name, where, *_cells(reports[kind.name]))
     show_table(console, table)
-    if APART.name not in real:
-        say(console, "note: disaggregated engines were simulated only")
 
 
 def _cells(report: Report) -> list[str]:

@@ -14,6 +14,7 @@ from duetto.cli.interrupt import first_interrupt
 from duetto.cli.output import Flat, JsonFlag, open_console, print_json, say
 from duetto.cli.server_client import ask_server, open_client
 from duetto.cluster.child_workers import LocalWorkers, worker_command
+from duetto.cluster.facts import WorkerRole
 from duetto.cluster.ray_workers import RayWorkers
 from duetto.core.engine_args import QuantizationName
 from duetto.core.errors import ConfigError
@@ -40,7 +41,7 @@ class ActingOptions:
     """Where: as actors of a Ray cluster (needs duetto[ray]), or as processes of this machine."""
     worker: str = ""
     """A worker's command line after duetto worker, like "MODEL --join tcp://10.0.0.1:9000"; --role
-    is added."""
+    is added: prefill, and decode for the others, or both with --no-disaggregate."""
     ray_address: str | None = None
     """The Ray cluster, as ray.init has it; by default the one that is found, or a new one."""
     ray_cpus: float = 1.0
@@ -115,7 +116,7 @@ def planner(
             servers,
             Watcher(options, limits, forecaster),
             _counts(servers, base),
-            _actuator(acting or ActingOptions(), stack),
+            _actuator(acting or ActingOptions(), options, stack),
         )
         is_stopped = stack.enter_context(first_interrupt())
         for decision in watching.decisions(interval, num_windows, is_stopped):
@@ -170,7 +171,7 @@ def _counts(servers: Sequence[_Server], base: Layout) -> RoleCounts:
     return RoleCounts(len(servers) - num_prefill, num_prefill)
 
 
-def _actuator(options: ActingOptions, stack: ExitStack) -> Actuator | None:
+def _actuator(options: ActingOptions, watch: WatchOptions, stack: ExitStack) -> Actuator | None:
     """What it starts ends with it."""
     if not options.apply:
         if options != ActingOptions():
@@ -186,12 +187,14 @@ def _actuator(options: ActingOptions, stack: ExitStack) -> Actuator | None:
             '--worker "MODEL --join tcp://10.0.0.1:9000"'
         )
     command = worker_command(arguments)
+    role: WorkerRole = "decode" if watch.disaggregate else "both"
     actuator: Actuator
     if options.workers == "local":
-        actuator = LocalWorkers(command)
+        actuator = LocalWorkers(command, replica_role=role)
     else:
         actuator = RayWorkers(
             command,
+            replica_role=role,
             address=options.ray_address,
             num_cpus=options.ray_cpus,
             num_gpus=options.ray_gpus,

@@ -58,16 +58,24 @@ class WorkerChild:
 
 
 class LocalWorkers:
-    """Workers on this machine. What has died is started again by the next `scale`."""
+    """Workers on this machine. What has died is started again by the next `scale`. Replicas have
+    the role `replica_role`: decode, if there may be prefill workers beside them."""
 
-    def __init__(self, command: WorkerCommand, *, drain_s: float = DRAIN_S) -> None:
+    def __init__(
+        self,
+        command: WorkerCommand,
+        *,
+        replica_role: WorkerRole = "both",
+        drain_s: float = DRAIN_S,
+    ) -> None:
         self._command = command
         self._drain_s = drain_s
-        self._workers: dict[WorkerRole, list[WorkerChild]] = {"both": [], "prefill": []}
+        self._roles: tuple[WorkerRole, WorkerRole] = (replica_role, "prefill")
+        self._workers: dict[WorkerRole, list[WorkerChild]] = {role: [] for role in self._roles}
 
     def scale(self, replicas: int, prefill: int) -> None:
         """The newest go first. New ones are started before old ones are drained."""
-        wanted: dict[WorkerRole, int] = {"both": replicas, "prefill": prefill}
+        wanted = dict(zip(self._roles, (replicas, prefill), strict=True))
         leaving: list[WorkerChild] = []
         for role, count in wanted.items():
             own = [worker for worker in self._workers[role] if worker.is_alive]
@@ -77,10 +85,10 @@ class LocalWorkers:
         self._drain(leaving)
 
     def live(self) -> tuple[int, int]:
-        both, prefill = (
-            sum(worker.is_alive for worker in self._workers[role]) for role in ("both", "prefill")
+        replicas, prefill = (
+            sum(worker.is_alive for worker in self._workers[role]) for role in self._roles
         )
-        return both, prefill
+        return replicas, prefill
 
     def stop(self) -> None:
         self.scale(0, 0)

@@ -64,12 +64,13 @@ class WorkerActor:
 
 class RayWorkers:
     """Workers as actors of a Ray cluster, `address` as ray.init has it. `num_cpus` and `num_gpus`
-    are of each, by which Ray finds a place."""
+    are of each, by which Ray finds a place; `replica_role` is as LocalWorkers has it."""
 
     def __init__(
         self,
         command: WorkerCommand,
         *,
+        replica_role: WorkerRole = "both",
         address: str | None = None,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
@@ -86,12 +87,13 @@ class RayWorkers:
         self._actor = self._ray.remote(WorkerActor).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_concurrency=2
         )
-        self._actors: dict[WorkerRole, list[Any]] = {"both": [], "prefill": []}
+        self._roles: tuple[WorkerRole, WorkerRole] = (replica_role, "prefill")
+        self._actors: dict[WorkerRole, list[Any]] = {role: [] for role in self._roles}
 
     def scale(self, replicas: int, prefill: int) -> None:
         """The newest go first. New ones are started before old ones are drained; Ray restarts
         those that died. Raises RayError if there is no place for a new one in time."""
-        wanted: dict[WorkerRole, int] = {"both": replicas, "prefill": prefill}
+        wanted = dict(zip(self._roles, (replicas, prefill), strict=True))
         leaving: list[Any] = []
         started: list[Any] = []
         for role, count in wanted.items():
@@ -114,10 +116,10 @@ class RayWorkers:
 
     def live(self) -> tuple[int, int]:
         answering = self._answering([a for own in self._actors.values() for a in own], PING_S)
-        both, prefill = (
-            sum(actor in answering for actor in self._actors[role]) for role in ("both", "prefill")
+        replicas, prefill = (
+            sum(actor in answering for actor in self._actors[role]) for role in self._roles
         )
-        return both, prefill
+        return replicas, prefill
 
     def stop(self) -> None:
         self.scale(0, 0)

@@ -7,6 +7,7 @@ routers has it.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from threading import Event
 from time import monotonic, sleep
 
@@ -122,6 +123,17 @@ def _request_at(index: int, wanted: WorkloadRequest, start: float) -> Request:
     )
 
 
+def check_same_answers(runs: Sequence[OpenLoopRun]) -> None:
+    """Raises DuettoError if two runs of a workload differ in a token: whoever schedules it, and
+    wherever its KV comes from, an answer is the same."""
+    for run in runs[1:]:
+        differ = [
+            i for i, (a, b) in enumerate(zip(run.answers, runs[0].answers, strict=True)) if a != b
+        ]
+        if differ:
+            raise DuettoError(f"request {differ[0]}: two runs of one load differ in their answers")
+
+
 # --- what steps took -----------------------------------------------------------------------------
 
 _GAP_S = 0.003  # between two steps of an engine that had work all the time
@@ -131,7 +143,7 @@ def learn_steps(times: LearnedStepTime, steps: Sequence[StepRecord]) -> None:
     """Let a price learn from an engine's steps. One that another follows at once takes until that
     begins: what is decided between them is part of it, and a simulation has no other place for
     it."""
-    for record, following in zip(steps, [*steps[1:], None], strict=True):
+    for record, following in zip_longest(steps, steps[1:]):
         end_s = record.end_time
         if following is not None and following.start_time - end_s < _GAP_S:
             end_s = following.start_time

@@ -53,12 +53,16 @@ class PricedEngine:
         return ReplicaSpec(scheduler=self.config, step_time=self.step_time)
 
 
-def fleet_of(kind: SchedulerKind, engine: PricedEngine, link: KVLink) -> Fleet:
+def fleet_of(
+    kind: SchedulerKind, engine: PricedEngine, link: KVLink, max_local_prefill: int = 0
+) -> Fleet:
     """What is simulated beside the real engines of this kind; each of those is like `engine`."""
     if not kind.is_apart:
         return Fleet(replica=engine.spec, num_replicas=kind.num_engines)
     endless = replace(engine.spec, scheduler=replace(engine.config, target_itl_s=None))
-    apart = Disaggregation(prefill=endless, num_replicas=1, link=link)
+    apart = Disaggregation(
+        prefill=endless, num_replicas=1, link=link, max_local_prefill=max_local_prefill
+    )
     return Fleet(replica=engine.spec, disaggregation=apart)
 
 
