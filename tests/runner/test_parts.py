@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
@@ -13,10 +14,11 @@ import pytest
 from native import cpu_ranks
 from oracle.feed import BLOCK_SIZE, Feed
 from parts import THREE, model_of, parts
-from small_models import GEMMA, LLAMA, Kind
+from small_models import GEMMA, LLAMA, Kind, Model
 
 from duetto import LLM, SamplingParams
 from duetto.backends.backend import KVMoves
+from duetto.backends.parts.backend import PartsBackend
 from duetto.backends.reference.ranks import ReferenceRanks
 from duetto.checkpoints.checkpoint import load_weights
 from duetto.core.engine_args import EngineArgs
@@ -28,7 +30,7 @@ from duetto.runner.parts_loader import shared_out, threads_of_part
 PROMPTS = [[5, 9, 2, 7, 1, 8, 30, 11, 4] * 5, [3, 17, 6], list(range(70))]
 SLOW = pytest.mark.oracle  # with all of them the fast tests would not be
 STAGES = [
-    (Kind(THREE, "reference", "float32", None, "bfloat16"), 2),
+    pytest.param(Kind(THREE, "reference", "float32", None, "bfloat16"), 2, marks=SLOW),
     pytest.param(Kind(GEMMA, "reference", "float32", None, "int8"), 3, marks=SLOW),
     (Kind(THREE, "cpu", "bfloat16", None, "bfloat16"), 3),
     (Kind(GEMMA, "cpu", "bfloat16", "int8", "int8"), 2),
@@ -42,14 +44,23 @@ STAGES = [
 
 
 RANKS = [
-    (Kind(THREE, "reference", "float32", None, "bfloat16"), 2, 1),
+    pytest.param(Kind(THREE, "reference", "float32", None, "bfloat16"), 2, 1, marks=SLOW),
     pytest.param(Kind(LLAMA, "reference", "float32", None, "float32"), 4, 1, marks=SLOW),
-    pytest.param(Kind(THREE, "reference", "float32", None, "int8"), 2, 3, marks=SLOW),
+    (Kind(THREE, "reference", "float32", None, "int8"), 2, 2),
     (Kind(GEMMA, "cpu", "float32", None, "int8"), 2, 1),
     pytest.param(Kind(LLAMA, "cpu", "bfloat16", "int8", "bfloat16"), 2, 1, marks=SLOW),
     pytest.param(Kind(LLAMA, "cpu", "float32", None, "float32"), 4, 1, marks=SLOW),
-    (Kind(THREE, "cpu", "bfloat16", None, "bfloat16"), 2, 2),
+    pytest.param(Kind(THREE, "cpu", "bfloat16", None, "bfloat16"), 2, 2, marks=SLOW),
 ]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Model, PartsBackend]]:
+    """A model in three stages, and its twin, for tests that leave them as they were."""
+    kind = Kind(THREE, "reference", "float32", None, "float32")
+    model_dir, model = model_of(kind, tmp_path_factory.mktemp("three"))
+    with parts(model_dir, kind, pp=3) as backend:
+        yield model, backend
 
 
 def ints(*numbers: int) -> np.ndarray:
@@ -89,6 +100,8 @@ def test_all_ranks_have_their_heads(tmp_path: Path) -> None:
     kind = Kind(LLAMA, "cpu", "float32", None, "float32")
     model_dir, model = model_of(kind, tmp_path)
     with parts(model_dir, kind, tp=4) as backend:
+        processes = backend.host.process_ids
+        assert all(map(is_alive, processes))
         feeds = [Feed(each, 3) for each in (model.backend, backend)]
         for feed in feeds:
             feed.in_chunks(PROMPTS, 32)
@@ -97,6 +110,7 @@ def test_all_ranks_have_their_heads(tmp_path: Path) -> None:
             for one, other in zip(own, theirs, strict=True):
                 assert one.shape == other.shape
                 np.testing.assert_allclose(one, other, atol=1e-4)  # between degrees, bits differ
+    assert not any(map(is_alive, processes))  # they end with the backend
 
 
 def test_a_rank_that_dies_is_named(tmp_path: Path) -> None:
@@ -140,42 +154,38 @@ def test_stages_store_move_and_give_what_one_process_does(tmp_path: Path) -> Non
         np.testing.assert_array_equal(one, two)
 
 
-def test_a_step_that_fails_fails_alone(tmp_path: Path) -> None:
-    kind = Kind(THREE, "reference", "float32", None, "float32")
-    model_dir, model = model_of(kind, tmp_path)
-    with parts(model_dir, kind, pp=3) as backend:
-        feed = Feed(backend, 3)
-        bad = feed._arrays({0: [1, 2]}, np.array([1]))
-        with pytest.raises(ValueError, match="stage 0 of 3: a slot or a block outside"):
-            backend.run(bad._replace(slots=ints(0, 10**6)), feed._kv)
-        with pytest.raises(EngineError, match="not told by parts"):
-            backend.look_deviation(bad, feed._kv)
-        want = Feed(model.backend, 3).in_chunks(PROMPTS, 1000)
-        for one, other in zip(feed.in_chunks(PROMPTS, 1000), want, strict=True):
-            np.testing.assert_array_equal(one, other)
+def test_a_step_that_fails_fails_alone(three: tuple[Model, PartsBackend]) -> None:
+    model, backend = three
+    feed = Feed(backend, 3)
+    bad = feed._arrays({0: [1, 2]}, np.array([1]))
+    with pytest.raises(ValueError, match="stage 0 of 3: a slot or a block outside"):
+        backend.run(bad._replace(slots=ints(0, 10**6)), feed._kv)
+    with pytest.raises(EngineError, match="not told by parts"):
+        backend.look_deviation(bad, feed._kv)
+    want = Feed(model.backend, 3).in_chunks(PROMPTS, 1000)
+    for one, other in zip(feed.in_chunks(PROMPTS, 1000), want, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-def test_several_threads_may_each_have_a_step_under_way(tmp_path: Path) -> None:
-    kind = Kind(THREE, "reference", "float32", None, "float32")
-    model_dir, model = model_of(kind, tmp_path)
+def test_several_threads_may_each_have_a_step_under_way(
+    three: tuple[Model, PartsBackend],
+) -> None:
+    model, backend = three
     want = Feed(model.backend, 3).in_chunks(PROMPTS, 7)
-    with parts(model_dir, kind, pp=3) as backend, ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(4) as threads:
         feeds = [Feed(backend, 3) for _ in range(4)]
         for got in threads.map(lambda feed: feed.in_chunks(PROMPTS, 7), feeds):
             for one, other in zip(got, want, strict=True):
                 np.testing.assert_array_equal(one, other)
-        assert all(seconds > 0 for seconds in backend.host.busy_s())
+    assert all(seconds > 0 for seconds in backend.host.busy_s())
 
 
-def test_arenas_that_nobody_has_are_freed(tmp_path: Path) -> None:
-    kind = Kind(THREE, "reference", "float32", None, "float32")
-    model_dir, _ = model_of(kind, tmp_path)
-    with parts(model_dir, kind, pp=2) as backend:
-        for _ in range(300):  # more than there are places
-            backend.allocate_kv(2, 8, "float32")
+def test_arenas_that_nobody_has_are_freed(three: tuple[Model, PartsBackend]) -> None:
+    for _ in range(300):  # more than there are places
+        three[1].allocate_kv(2, 8, "float32")
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=SLOW)])
 def test_a_part_that_dies_is_named_and_all_end(lost: int, tmp_path: Path) -> None:
     kind = Kind(THREE, "reference", "float32", None, "float32")
     model_dir, _ = model_of(kind, tmp_path)
@@ -225,15 +235,6 @@ def test_parts_end_when_the_engine_is_killed(tmp_path: Path) -> None:
         sleep(0.02)
 
 
-def test_parts_end_with_the_backend(tmp_path: Path) -> None:
-    kind = Kind(THREE, "reference", "float32", None, "float32")
-    model_dir, _ = model_of(kind, tmp_path)
-    with parts(model_dir, kind, pp=2) as backend:
-        processes = backend.host.process_ids
-        assert all(map(is_alive, processes))
-    assert not any(map(is_alive, processes))
-
-
 def test_what_a_part_cannot_load_is_told_as_one_process_tells_it(tmp_path: Path) -> None:
     kind = Kind(THREE, "reference", "float32", None, "float32")
     model_dir, _ = model_of(kind, tmp_path)
@@ -251,6 +252,7 @@ def test_what_a_part_cannot_load_is_told_as_one_process_tells_it(tmp_path: Path)
         pass
 
 
+@SLOW
 def test_answers_of_stages_are_those_of_one_process() -> None:
     prompts = ["Anna has the red key.", "One two three", "a b c d " * 20, "Hello", "x"]
     sampling = SamplingParams(max_tokens=12, temperature=0.8, seed=3, logprobs=2, ignore_eos=True)

@@ -69,6 +69,8 @@ def _print(report: dict[str, Any]) -> None:
     table.add_row("backends", " ".join(report["backends"]))
     if report["cpu_backend_lacks"]:
         table.add_row("", report["cpu_backend_lacks"])
+    cores = f"one a process, on up to {report['cpus_usable']} processors"
+    table.add_row("ranks, stages", report["parts_lack"] or f"--tp and --pp: {cores}")
     table.add_row("installed size", f"{report['installed_bytes'] / 1e6:.0f} MB without extras")
     for name, found in report["packages"].items():
         missing = "[dim]not installed (optional)[/]" if name in OPTIONAL else "[red]missing[/]"

@@ -13,6 +13,7 @@ from duetto.core.errors import ConfigError
 from duetto.models.find import find_program
 from duetto.runner.host_memory import available_memory_bytes
 from duetto.runner.loaders import CpuLoader
+from duetto.runner.parts_loader import Degrees, why_no_parts
 
 RUNTIME = ("numpy", "ml_dtypes", "tokenizers", "safetensors", "starlette", "uvicorn", "msgspec")
 OPTIONAL = ("torch", "triton", "transformers")
@@ -34,6 +35,7 @@ def describe_installation() -> dict[str, Any]:
         "gpu": gpu,
         "backends": ["cuda", *backends] if gpu["usable"] else backends,
         "cpu_backend_lacks": why_unavailable(),
+        "parts_lack": why_no_parts(Degrees(num_ranks=2, num_stages=2)),
         "packages": versions,
         "installed_bytes": _installed_bytes(),
         "refusal": refusal,

@@ -57,10 +57,8 @@ class PartsLoader:
         cache_dir: Path | None,
     ) -> None:
         """Raises ConfigError for a degree that does not divide, with the nearest that do."""
-        if not hasattr(os, "memfd_create"):
-            raise ConfigError("--tp and --pp: parts share memory as Linux has it; accepted here: 1")
-        if degrees.num_ranks > 1 and (missing := why_unavailable()) is not None:
-            raise ConfigError(f"--tp: ranks meet in native code, and {missing}; accepted: --tp 1")
+        if (why_not := why_no_parts(degrees)) is not None:
+            raise ConfigError(f"{why_not}; accepted here: 1")
         self.memory: DeviceMemory | None = None
         self.num_batches = degrees.num_stages  # so that one is in each
         self._args, self._degrees = args, degrees
@@ -133,6 +131,16 @@ class PartsLoader:
             cores=cores,
             cache_dir=None if self._cache_dir is None else str(self._cache_dir),
         )
+
+
+def why_no_parts(degrees: Degrees) -> str | None:
+    """Why this machine cannot run a model in so many parts, whatever the model; None if it can."""
+    if not hasattr(os, "memfd_create"):
+        return "--tp and --pp: parts share memory as Linux has it"
+    missing = why_unavailable()
+    if degrees.num_ranks > 1 and missing is not None:
+        return f"--tp: ranks meet in native code, and {missing}"
+    return None
 
 
 def programs_of_parts(program: Program, degrees: Degrees) -> list[list[Program]]:
