@@ -115,6 +115,11 @@ class LLM:
     def config(self) -> SchedulerConfig:
         return self._built.scheduler_config
 
+    @property
+    def computed_s(self) -> tuple[float, ...]:
+        """Seconds that each part of the model (--tp, --pp) has computed; none: there are none."""
+        return self._built.model.computed_s
+
     def get_tokenizer(self) -> TextCodec:
         return self._built.codec
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,10 +131,14 @@ def throughput(
         tokenizer = llm.get_tokenizer()
         chosen = dataset or DatasetOptions()
         workload = chosen.load(lambda text: len(tokenizer.encode(text)), args.seed or 0)
+        before = llm.computed_s
         with first_interrupt() as llm.is_stopped:
             result = measure_throughput(
                 llm, workload, slo=limits, use_tqdm=True, is_stopped=llm.is_stopped
             )
+        if result is not None and before:
+            told = _waits(before, llm.computed_s, result.report.duration_s)
+            result = replace(result, notes=(*result.notes, told))
     if result is None:
         _nothing_measured(as_json)
     elif as_json:
@@ -144,6 +149,13 @@ def throughput(
         print_parts(result.parts_s, console)
     if result is None or result.is_interrupted:
         sys.exit(INTERRUPTED)
+
+
+def _waits(before: Sequence[float], after: Sequence[float], duration_s: float) -> str:
+    """How long parts of a model waited: for each other, or for who decides and samples."""
+    shares = [1 - (now - then) / duration_s for now, then in zip(after, before, strict=True)]
+    told = ", ".join(f"{max(0.0, share):.1%}" for share in shares)
+    return f"the parts of the model waited {told} of the time"
 
 
 @app.command

@@ -80,6 +80,12 @@ class LoadedModel:
             backend.close()
 
     @property
+    def computed_s(self) -> tuple[float, ...]:
+        """Seconds that each part of the model has computed steps; none: it is in one piece."""
+        backend = self.runner.backend
+        return backend.host.busy_s() if isinstance(backend, PartsBackend) else ()
+
+    @property
     def reuse_limits(self) -> ReuseLimits:
         """What reuse of KV cannot do."""
         limits = reuse_limits(self.program)
