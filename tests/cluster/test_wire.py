@@ -5,7 +5,19 @@ import time
 
 import pytest
 import zmq
-from cluster_world import DEADLINE_S, FACTS, Heard, address_of, door, pair, until, worker_server
+from cluster_world import (
+    CONFIG,
+    DEADLINE_S,
+    FACTS,
+    GatedExecutor,
+    Heard,
+    address_of,
+    decode,
+    door,
+    pair,
+    until,
+    worker_server,
+)
 from fakes import make_request
 
 from duetto.cluster import wire as wires
@@ -29,6 +41,8 @@ from duetto.cluster.secret import ClusterSecret
 from duetto.cluster.wire import Wire
 from duetto.core.errors import ConfigError
 from duetto.core.request import FinishReason
+from duetto.engine.engine import Engine
+from duetto.scheduler.scheduler import Scheduler
 
 OURS = ClusterSecret(b"a secret of ours, long enough")
 OTHERS = ClusterSecret(b"a secret of others, long enough")
@@ -119,14 +133,19 @@ def test_before_a_welcome_no_request_is_taken(listening):
     assert server.num_live == 0 and server.num_joined == 0
 
 
-def test_an_id_that_is_in_use_ends_the_door_that_repeats_it(listening):
-    _, address = listening
-    with RawPeer(address) as raw:
-        enter(raw)
-        frame = add_frame(make_request("a", max_tokens=100), 0.0)
-        raw.send(frame)
-        raw.send(frame)
-        assert "request id a is in use" in raw.heard(Bye).reason
+def test_an_id_that_is_in_use_ends_the_door_that_repeats_it(tmp_path):
+    executor = GatedExecutor()
+    executor.gate.clear()  # so that the first is there still
+    address = address_of(f"ipc://{tmp_path}/s")
+    with worker_server(Engine(Scheduler(CONFIG), executor, decode)) as server:
+        server.listen(server.wire.bind(address, "--listen"))
+        with RawPeer(address) as raw:
+            enter(raw)
+            frame = add_frame(make_request("a", max_tokens=100), 0.0)
+            raw.send(frame)
+            raw.send(frame)
+            assert "request id a is in use" in raw.heard(Bye).reason
+        executor.gate.set()
 
 
 def test_a_frame_above_the_limit_is_not_read(listening):
