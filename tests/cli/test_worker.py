@@ -19,9 +19,14 @@ LISTEN = ("--listen", "tcp://127.0.0.1:*")
         (("--join", "ipc:///none/s", "--join-timeout", "0"), "nobody answers there (No such file"),
         ((*LISTEN, "--role", "both-ish"), 'Invalid value "both-ish" for --role'),
         ((*LISTEN, "--cluster-secret-file", "/none"), "--cluster-secret-file /none: No such file"),
+        ((*LISTEN, "--kv-events", "nowhere"), "--kv-events 'nowhere': is no address"),
+        ((*LISTEN, "--kv-events", "tcp://10.0.0.1:5557"), "no secret; give --cluster-secret-file"),
+        ((*LISTEN, "--kv-events", "tcp://*:*"), "name an address of this machine"),
+        ((*LISTEN, "--kv-events", "tcp://127.0.0.1:*", "--pp", "2"), "with --pp each of the"),
         ((*LISTEN, "--dead-after", "0.1"), "--dead-after 0.1: must be from 1 to 3600 seconds"),
         ((*LISTEN, "--shutdown-timeout", "-1"), "must be from 0 to 86400 seconds"),
         (("none/such", *LISTEN, "--block-size", "0"), "--block-size"),
+        (("/none/such", *LISTEN), "/none/such"),
     ],
 )
 def test_what_is_refused_is_told_in_one_line(words, said):

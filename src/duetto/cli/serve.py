@@ -13,8 +13,10 @@ from duetto.build import Built, build, reuse_rules
 from duetto.cli.default_model import model_or_demo, say_that_none_was_named
 from duetto.cli.door_options import DoorOptions
 from duetto.cli.fit import show_fit
+from duetto.cli.kv_events import KVEventFlags, follow_pool, opened_publisher
 from duetto.cli.output import Flat, JsonFlag
 from duetto.cli.serve_workers import MAX_WORKERS, serve_replicas
+from duetto.cluster.events.publisher import EventPublisher
 from duetto.cluster.facts import WorkerRole
 from duetto.core.embeddings import EmbeddingModel
 from duetto.core.engine_args import EngineArgs
@@ -41,6 +43,7 @@ def serve(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: JsonFlag = False,
     options: Annotated[DoorOptions | None, Flat] = None,
+    events: Annotated[KVEventFlags | None, Flat] = None,
     args: Annotated[EngineArgs | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model over HTTP.
@@ -77,7 +80,8 @@ def serve(
     default_reuse, settings = options.default_reuse, options.settings(model, args.seed)
     insecure = options.insecure_no_auth
     listener = listen(options.host, options.port, api_keys=options.keys, insecure_no_auth=insecure)
-    with listener:
+    events = events or KVEventFlags()
+    with listener, opened_publisher(events, args, num_workers=len(roles)) as publisher:
         if roles:
             serve_replicas(
                 *(model, args, options, listener, settings),
@@ -87,6 +91,7 @@ def serve(
             )
             return
         built = build(model, args, on_status=lambda line: print(line, file=sys.stderr))
+        follow_pool(publisher, built)
         settings = replace(
             settings,
             served_model_name=(*options.served_model_name, built.name)[0],
@@ -113,7 +118,7 @@ def serve(
         )
         if not is_named:
             say_that_none_was_named()
-        _announce(built, settings, listener.getsockname())
+        _announce(built, settings, listener.getsockname(), publisher)
         gc.freeze()  # what is there now stays: no collection looks at it between two tokens
         run(app, settings, listener, log_level=options.log_level)
 
@@ -138,7 +143,12 @@ def _roles(
     return {}
 
 
-def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) -> None:
+def _announce(
+    built: Built,
+    settings: ServerSettings,
+    address: tuple[str, int],
+    publisher: EventPublisher | None,
+) -> None:
     """What a person wants to know before the first request, on stderr."""
     model, config, name = built.model, built.scheduler_config, settings.served_model_name
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -154,6 +164,7 @@ def _announce(built: Built, settings: ServerSettings, address: tuple[str, int]) 
         *_drafts(model.max_drafts),
         *_reuse(settings.reuse),
         *_speech(built.speech),
+        *([] if publisher is None else [f"  KV events: {publisher.where}"]),
         *(f"  note: {note}" for note in built.notes),
     ]
     print("\n".join(lines), file=sys.stderr)

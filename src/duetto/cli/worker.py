@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from duetto import __version__
 from duetto.build import Built, build
+from duetto.cli.kv_events import AUTO, follow_pool, worker_publisher
 from duetto.cluster.address import (
     WireAddress,
     check_answers,
@@ -35,6 +36,7 @@ def worker(
     join: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     role: WorkerRole = "both",
     kv_link: str = DEFAULT_LINK,
+    kv_events: str = AUTO,
     max_local_prefill: int | None = None,
     cluster_secret_file: str | None = None,
     join_timeout: float = 30.0,
@@ -61,6 +63,9 @@ def worker(
     kv_link
         Where a prefill worker listens for decode workers: shm://* on one machine, or
         tcp://HOST:PORT (* for any port that is free).
+    kv_events
+        Where the worker publishes which prefix blocks it has cached: tcp://HOST:PORT,
+        ipc:///PATH, or off. auto is a free port where doors reach the worker, if that is known.
     max_local_prefill
         Prompts of up to so many uncached tokens are computed by a decode worker itself; by default
         those for which that is the cheaper way.
@@ -95,21 +100,27 @@ def worker(
         check_exposure_of(door, "--join", secret)
     if listen is None and not doors:
         raise ConfigError("needs --listen ADDRESS for doors to come to, or --join ADDRESS of one")
-    wire = Wire(secret, dead_after)
+    wire, publisher = Wire(secret, dead_after), None
     try:
         bound = None
         if listen is not None:  # before a model is loaded, as it is what most often fails
             bound = wire.bind(read_address(listen, "--listen", listens=True), "--listen")
         for door in doors:
             check_answers(door, "--join", join_timeout)
+        at = None if bound is None else bound.address
+        publisher = worker_publisher(kv_events, args, secret, at, doors)
         model = str(demo_model_dir()) if model is None else model
         built = build(model, args, lambda line: print(line, file=sys.stderr))
+        follow_pool(publisher, built)
+        events, replay = ("", "") if publisher is None else (publisher.events, publisher.replay)
+        facts = facts_of(built, __version__, role, events=events, replay=replay)
+        links = LinkOptions(kv_link, secret)
+        engine = engine_of_role(built, facts, max_local_prefill, links)
     except BaseException:
         wire.stop()
+        if publisher is not None:
+            publisher.close()
         raise
-    engine = engine_of_role(
-        built, facts_of(built, __version__, role), max_local_prefill, LinkOptions(kv_link, secret)
-    )
     server = WorkerServer(
         *(engine.facts, engine.open_engine, wire),
         vocab_size=built.codec.vocab_size,
@@ -133,6 +144,8 @@ def worker(
             process.run()
         finally:
             engine.close()
+            if publisher is not None:
+                publisher.close()
 
 
 def _check_seconds(join_timeout: float, dead_after: float, shutdown_timeout: float) -> None:

@@ -254,7 +254,7 @@ class RoutedEngine:
         routed = RoutedRequest(request, worker, uncached, refused_by=beside)
         self._ask_elsewhere(routed)
         routed.sent()
-        if hashes and not worker.tells_events:
+        if hashes and not (worker.tells_events and self._index is not None):
             self._sent.sent(worker.name, hashes, worker.config.num_blocks)
         self._live[request.request_id] = routed
         return routed

@@ -44,6 +44,7 @@ class Sockets:
         self._dead_after_s = dead_after_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.gatekeeper = None if secret is None else Gatekeeper(self._context, secret)
+        self._bound: list[zmq.Socket[bytes]] = []
         self._monitors: dict[Any, zmq.Socket[bytes]] = {}  # monitoring sockets: of which
         self._wake_in, self._wake_out = socketpair()
         self._is_woken = False
@@ -67,6 +68,7 @@ class Sockets:
             if error.errno == zmq.EADDRINUSE:
                 raise in_use(address, flag) from None
             raise ConfigError(f"{flag} {address}: {error.strerror}") from None
+        self._bound.append(made)
         if address.kind == "ipc":
             Path(address.path).chmod(0o600)
             return BoundSocket(made, address)
@@ -139,6 +141,8 @@ class Sockets:
     def close_all(self) -> None:
         for socket in tuple(self._monitors.values()):
             self.close(socket)
+        for socket in self._bound:  # those too on which nobody has listened
+            socket.close()
         self._context.term()
         self._wake_in.close()
         self._wake_out.close()

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, NamedTuple
 
@@ -97,6 +98,11 @@ class EventPublisher:
         self._thread = Thread(target=self._run, name="duetto-kv-events", daemon=True)
         self._thread.start()
         self._signal()
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"{self.events}, missed ones at {self.replay}" if self.replay else self.events
 
     def follow(self, pool: BlockPool, block_size: int) -> None:
         """Publish what becomes of a pool's blocks, from here on. Before its engine runs."""
@@ -237,6 +243,8 @@ def _bind(zmq_socket: "zmq.Socket[Any]", address: WireAddress, flag: str) -> str
         if error.errno == zmq.EADDRINUSE:
             raise in_use(address, flag) from None
         raise ConfigError(f"{flag} {address}: {error.strerror}") from None
+    if address.kind == "ipc":
+        Path(address.path).chmod(0o600)
     return zmq_socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
