@@ -5,6 +5,7 @@ this process however it ends, or with the first of them that is lost. All orders
 order, whichever thread they come from. Knows no arrays and no programs.
 """
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -95,13 +96,15 @@ class PartHost:
         self._next = _START + 1
         self._lost: PartLost | None = None
         self._board, self.results = Board(joined.board), joined.results
-        self._loading: dict[int, tuple[int, int]] = {}
+        self._loading = {wiring.index: (0, 0) for wiring in joined.wirings}
+        self._telling = Lock()
         self._processes: list[_Process] = []
         self.ready: tuple[PartReady, ...] = ()
         try:
             self._load(joined, command, spec)
         except BaseException:
             self.close()
+            os.close(joined.results)
             raise
         finally:
             joined.let_go()
@@ -215,10 +218,11 @@ class PartHost:
                     self._failed(index, order, failure, text)
 
     def _tell_progress(self, index: int, done: int, total: int) -> None:
-        self._loading[index] = done, total
-        if self._on_progress is not None and len(self._loading) == self.num_parts:
+        with self._telling:
+            self._loading[index] = done, total
             parts = list(self._loading.values())
-            self._on_progress(sum(d for d, _ in parts), sum(t for _, t in parts))
+            if self._on_progress is not None and all(size for _, size in parts):
+                self._on_progress(sum(d for d, _ in parts), sum(t for _, t in parts))
 
     def _answered(self, index: int, order: int, answer: OrderDone | PartReady) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from duetto.backends.parts.wiring import Wiring
 
 @dataclass(frozen=True, slots=True)
 class JoinedParts:
-    """By stage, then by rank."""
+    """By stage, then by rank. `results` stays with who reads them."""
 
     wirings: tuple[Wiring, ...]
     results: int  # rows of logits
@@ -50,4 +50,4 @@ def join_parts(num_stages: int, num_ranks: int, groups: Sequence[int] = ()) -> J
         for stage in range(num_stages)
         for rank in range(num_ranks)
     ]
-    return JoinedParts(tuple(wirings), results, board, tuple(inherited))
+    return JoinedParts(tuple(wirings), results, board, (board, *inherited))

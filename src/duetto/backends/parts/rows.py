@@ -7,6 +7,7 @@ Places lie far apart in a file that has no pages but those that were written.
 
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,10 +31,12 @@ def make_rows_memory(name: str) -> int:
 
 
 class RowsMemory:
-    """One process's view of it. `widths` are those of the arrays that travel together."""
+    """One process's view of it, whose descriptor this is now. `widths` are those of the arrays that
+    travel together."""
 
     def __init__(self, descriptor: int, widths: Sequence[int]) -> None:
         self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
         self._widths = tuple(widths)
         self._maps: dict[int, tuple[mmap.mmap, int]] = {}
 
