@@ -21,11 +21,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A piece is copied while the other side copies the one before; it and its source stay in the caches
-// of a core.
-constexpr int64_t kPiece = 64 << 10;
-// The other side needs some microseconds for a piece; one that needs longer may want this processor.
-constexpr auto kYield = std::chrono::microseconds(40);
+// A piece is copied while the other side copies the one before. Smaller ones wait more often, larger
+// ones longer.
+constexpr int64_t kPiece = 128 << 10;
+// The other side needs some microseconds for a piece, and some more between two calls; to be woken
+// takes as long. One that needs longer may want this processor: it gets it by each yield, too.
+constexpr auto kYield = std::chrono::microseconds(200);
 constexpr long kSleepNs = 10'000'000;  // at most, between two looks at `stop`
 
 void sleep_while(std::atomic<uint32_t>& word, uint32_t seen) {

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <string>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #include "refuse.h"
 
 namespace duetto {
@@ -14,6 +18,42 @@ namespace duetto {
 namespace {
 
 constexpr int kMostSpans = 1024;  // IOV_MAX of Linux
+
+// Arenas and rings lie alike in their pages, and there glibc's memcpy, which is one instruction
+// (`rep movsb`) for some KiB, takes four times as long on Zen 3 and 4. What is copied is not read
+// soon, or by another core: it is written past the caches, which spares reading the lines first and
+// fetching them from the other core's cache.
+#if defined(__x86_64__)
+constexpr int64_t kLeastStreamed = 256;
+
+void copy_bytes(uint8_t* to, const uint8_t* from, int64_t count) {
+    if (count < kLeastStreamed) {
+        std::memcpy(to, from, count);
+        return;
+    }
+    const int64_t head = -reinterpret_cast<uintptr_t>(to) & 63;
+    std::memcpy(to, from, head);
+    to += head, from += head, count -= head;
+    for (; count >= 64; to += 64, from += 64, count -= 64) {
+        const auto* source = reinterpret_cast<const __m128i*>(from);
+        auto* line = reinterpret_cast<__m128i*>(to);
+        const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1),
+                      c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+        _mm_stream_si128(line, a);
+        _mm_stream_si128(line + 1, b);
+        _mm_stream_si128(line + 2, c);
+        _mm_stream_si128(line + 3, d);
+    }
+    std::memcpy(to, from, count);
+}
+
+// Before others are told.
+void end_streams() { _mm_sfence(); }
+#else
+void copy_bytes(uint8_t* to, const uint8_t* from, int64_t count) { std::memcpy(to, from, count); }
+
+void end_streams() {}
+#endif
 
 }  // namespace
 
@@ -58,18 +98,20 @@ int RowStream::spans(int64_t start, int64_t limit, iovec* out, int most) const {
 
 void RowStream::read(int64_t start, uint8_t* out, int64_t count) const {
     each(start, count, [&](const uint8_t* data, int64_t length) {
-        std::memcpy(out, data, length);
+        copy_bytes(out, data, length);
         out += length;
         return true;
     });
+    end_streams();
 }
 
 void RowStream::write(int64_t start, const uint8_t* data, int64_t count) const {
     each(start, count, [&](uint8_t* place, int64_t length) {
-        std::memcpy(place, data, length);
+        copy_bytes(place, data, length);
         data += length;
         return true;
     });
+    end_streams();
 }
 
 void RowStream::copy_to(const RowStream& to) const {

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from link_world import World, bytes_in, empty_like, random_rows, send_all, wait_until
 
+from duetto.backends.cpu.native import native
 from duetto.cluster.links import handshake
 from duetto.cluster.links.choose import connect_link, listen_for_links
 from duetto.cluster.links.headers import (
@@ -353,6 +354,49 @@ def test_tls_by_files(tmp_path):
     link.close()
     assert link.join(30)
     here.close()
+
+
+# --- a ring that the other side writes as it likes -----------------------------------------
+
+
+def test_a_ring_whose_counts_cannot_be_is_broken():
+    """Whatever stands in the memory that two processes share, nothing is touched outside of it and
+    of the places."""
+    rng = random.Random(5)
+    stop = np.zeros(1, np.uint32)
+    arena = np.zeros((8, 256), np.uint8)
+    blocks = np.array([1, 6, 3], np.int32)
+    outcomes = set()
+    for number in range(300):
+        memory = np.zeros(4096 * 2 + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        ring = memory[start : start + 4096 * 2]
+        counts = ring[:4096].view(np.uint64)
+        value = rng.choice([1, 700, 4096, 4097, 2**63, 2**64 - 1])
+        counts[rng.choice([0, 16])] = np.uint64(value)
+        if number % 2:
+            ring[4096:] = 9
+            outcomes.add(native.take_rows(ring, [arena], blocks, 0, 0.001, stop))
+        else:
+            outcomes.add(native.put_rows(ring, [arena], blocks, 0, 0.001, stop))
+        assert not memory[:start].any() and not memory[start + 8192 :].any()
+    assert -2 in outcomes and 768 in outcomes
+    assert not arena[[0, 2, 4, 5, 7]].any() and arena[1].any()
+
+
+def test_a_stop_ends_who_waits_for_a_ring():
+    ring = np.zeros(4096 * 2 + 64, np.uint8)
+    ring = ring[-ring.ctypes.data % 64 :][: 4096 * 2]
+    stop = np.zeros(1, np.uint32)
+    arena, blocks = np.zeros((2, 1 << 20), np.uint8), np.array([0, 1], np.int32)
+    found: list[int] = []
+    thread = threading.Thread(
+        target=lambda: found.append(native.put_rows(ring, [arena], blocks, 0, 600.0, stop))
+    )
+    thread.start()
+    stop[0] = 1
+    thread.join(20)
+    assert not thread.is_alive() and 0 <= found[0] <= 4096
 
 
 # --- bytes of strangers ----------------------------------------------------------------------

@@ -149,10 +149,9 @@ class LinkListener:
         try:
             wire = self._medium.accepted(raw)
             wire.settimeout(PATIENCE_S)
-            hello = answer_link(wire, _in_ms(self._dead_after_s), self._secret)
-            if hello.kind is ConnectionKind.CONTROL:
-                self._expect(hello, wire)
-            else:
+            own_ms = _in_ms(self._dead_after_s)
+            hello = answer_link(wire, own_ms, self._secret, lambda it: self._expect(it, wire))
+            if hello.kind is ConnectionKind.CARRIER:
                 self._add(hello, wire)
         except (LinkLost, OSError) as error:
             logger.warning("KV link refused at %s: %s", self.address, error)
@@ -162,6 +161,8 @@ class LinkListener:
                 self._num_handshakes -= 1
 
     def _expect(self, hello: LinkHello, control: socket.socket) -> None:
+        if hello.kind is not ConnectionKind.CONTROL:
+            return
         with self._lock:
             late = [
                 name

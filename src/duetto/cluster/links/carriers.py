@@ -25,6 +25,11 @@ _AT_A_TIME = 1 << 20  # bytes of one call
 class Carrier(Protocol):
     """All methods but `close` raise LinkLost, OSError, or ValueError for rows that are none."""
 
+    @property
+    def part_bytes(self) -> int:
+        """Of one part, at most, but for a block that has more."""
+        ...
+
     def send_part(self, header: bytes, data: BlockRows) -> None: ...
 
     def receive_header(self) -> bytes | None:
@@ -46,6 +51,8 @@ class Carrier(Protocol):
 
 class TCPCarrier:
     """From an arena's memory to the socket, and from a socket to an arena's memory."""
+
+    part_bytes = 1 << 20  # of one connection before the next one's turn
 
     def __init__(self, wire: socket.socket, dead_after_s: float) -> None:
         self._wire = wire
@@ -109,6 +116,8 @@ def header_from(wire: socket.socket) -> bytes | None:
 
 class TLSCarrier:
     """Bytes are encrypted: they are copied on the way."""
+
+    part_bytes = 1 << 20
 
     def __init__(self, channel: LinkChannel, dead_after_s: float) -> None:
         self._channel = channel

@@ -6,6 +6,7 @@ the way: that is TLS's.
 """
 
 import socket
+from collections.abc import Callable
 from enum import IntEnum
 from secrets import token_bytes
 from struct import Struct
@@ -54,9 +55,14 @@ def call_link(wire: socket.socket, hello: LinkHello, secret: ClusterSecret | Non
     return theirs
 
 
-def answer_link(wire: socket.socket, dead_after_ms: int, secret: ClusterSecret | None) -> LinkHello:
-    """What a caller wants; its session is new if it is a link's control channel. Raises LinkLost,
-    or OSError."""
+def answer_link(
+    wire: socket.socket,
+    dead_after_ms: int,
+    secret: ClusterSecret | None,
+    admit: Callable[[LinkHello], None],
+) -> LinkHello:
+    """What a caller wants; its session is new if it is a link's control channel. `admit` is
+    told it before the caller is, who calls again at once. Raises LinkLost, or OSError."""
     hello, nonce, has_secret = _unpacked(_exactly(wire, _HELLO.size))
     if hello.kind is ConnectionKind.CONTROL:
         hello = hello._replace(session=token_bytes(SESSION_BYTES))
@@ -69,6 +75,7 @@ def answer_link(wire: socket.socket, dead_after_ms: int, secret: ClusterSecret |
         if not is_answer(secret, own + nonce, label, _exactly(wire, _ANSWER_BYTES)):
             raise LinkLost("who calls has another --cluster-secret-file")
         reply = answer(secret, own + nonce, _LISTENER)
+    admit(hello)
     wire.sendall(reply)
     return hello
 

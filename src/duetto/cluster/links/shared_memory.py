@@ -1,5 +1,5 @@
 """KV links between two processes of one machine: frames through a Unix socket, rows through a ring
-of shared memory, small enough to stay in a cache, from which each side copies into its own arena.
+of shared memory, from which each side copies into its own arena.
 
 The arena itself is not shared: a process that was stopped, is given up and wakes up later can then
 write into nobody's blocks. A ring serves one link and is never used again.
@@ -27,7 +27,7 @@ from duetto.core.errors import ConfigError
 with suppress(ImportError):  # check_can_share says so
     import duetto._native as native
 
-RING_BYTES = 1 << 20
+RING_BYTES = 2 << 20
 HEADER_BYTES = 4096  # of csrc/ring.h
 MAX_RING_BYTES = 64 << 20
 _SEALS_ARE_THERE = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
@@ -120,6 +120,8 @@ class SharedMemoryMedium:
 
 class RingCarrier:
     """Headers through the socket, which is also what is slept on; rows through the rings."""
+
+    part_bytes = 64 << 20  # there is one carrier only: few headers
 
     def __init__(
         self,

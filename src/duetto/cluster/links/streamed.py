@@ -34,7 +34,6 @@ from duetto.cluster.links.link import (
 )
 from duetto.cluster.links.rows import check_rows
 
-PART_BYTES_AT_MOST = 1 << 20  # of one carrier before the next one's turn, but a block at least
 MAX_WAITING_BYTES = 16 << 20  # of frames: not taken by the other side, or before their rows
 BEATS = 4  # heartbeats in the time after which silence is death
 
@@ -110,7 +109,7 @@ class StreamedEnd:
         """Parts go to one carrier after the other."""
         assert len(data.blocks) == rows.num_blocks, f"{rows}: not these blocks"
         check_rows(data)
-        at_a_time = max(1, PART_BYTES_AT_MOST // data.block_bytes)
+        at_a_time = max(1, self._carriers[0].part_bytes // data.block_bytes)
         try:
             with self._sending_rows:
                 for first in range(0, rows.num_blocks, at_a_time):
