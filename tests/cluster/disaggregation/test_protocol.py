@@ -28,17 +28,21 @@ from duetto.cluster.links.link import RowsSent
 ENDS = {"home", "aborted", "published"}
 
 
+LARGE = pytest.mark.oracle  # some hundred thousand states
+
+
+@pytest.mark.parametrize(("has_losses", "gives_up"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize(
     ("num_transfers", "num_layers", "pieces"),
     [
         (1, 1, (1,)),
         (1, 2, (1,)),
         (1, 1, (2, 1)),
-        pytest.param(1, 2, (2, 1), marks=pytest.mark.oracle),
-        (2, 1, (1,)),
+        pytest.param(1, 2, (2, 1), marks=LARGE),
+        pytest.param(2, 1, (1,), marks=LARGE),
+        pytest.param(2, 1, (1, 1), marks=LARGE),
     ],
 )
-@pytest.mark.parametrize(("has_losses", "gives_up"), [(True, True), (False, True), (False, False)])
 def test_all_states(num_transfers, num_layers, pieces, has_losses, gives_up) -> None:
     """Nobody writes or reads what was given back, and all ends, once."""
     sizes = num_transfers, num_layers, pieces
@@ -46,6 +50,12 @@ def test_all_states(num_transfers, num_layers, pieces, has_losses, gives_up) -> 
     assert num_states > 15
     # The link may be lost before anything was asked.
     assert ends - {""} == (ENDS if gives_up else ENDS - {"aborted"})
+
+
+def test_all_states_of_a_second_try() -> None:
+    """Frames and rows of the first come when the second is under way."""
+    _, ends = explore(Model(2, 1, (1,), has_losses=False))
+    assert ends == ENDS
 
 
 def test_when_nothing_goes_wrong_all_arrives() -> None:
