@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from threading import RLock
 
 _MAX_SHARED_SETS = 4096  # how many sets of workers are remembered to be one object
+_MAX_NAMED_SETS = 256
 _SWEPT_PER_CALL = 256
 
 
@@ -29,6 +30,7 @@ class PrefixIndex:
         self._counts: list[int] = []  # by the bit's number
         self._holders: dict[bytes, int] = {}
         self._shared: dict[int, int] = {}
+        self._names: dict[int, tuple[str, ...]] = {}  # of sets, while workers are the same
         self._live = 0  # bits of workers
         self._gone = 0  # bits that entries may still have, and that are nobody's
         self._sweep: Iterator[bytes] | None = None
@@ -90,6 +92,7 @@ class PrefixIndex:
             bit = self._bit_of.pop(worker, None)
             if bit is not None:
                 self._workers[bit.bit_length() - 1] = None
+                self._names.clear()
                 self._live ^= bit
                 self._gone |= bit
                 self._sweep_some(0)
@@ -105,8 +108,7 @@ class PrefixIndex:
                     continue
                 still = mask & (having if index else self._live)
                 if still != having:
-                    for worker in self._of(having & ~still):
-                        counts[worker] = index
+                    counts.update(dict.fromkeys(self._of(having & ~still), index))
                     having = still
                 if not having:
                     return counts
@@ -129,10 +131,20 @@ class PrefixIndex:
         self._workers[bit.bit_length() - 1] = worker
         self._counts[bit.bit_length() - 1] = 0
         self._bit_of[worker] = bit
+        self._names.clear()
         self._live |= bit
         return bit
 
-    def _of(self, mask: int) -> Iterator[str]:
+    def _of(self, mask: int) -> tuple[str, ...]:
+        """Those of a set. Few sets are asked for again and again: what most workers have."""
+        names = self._names.get(mask)
+        if names is None:
+            if len(self._names) >= _MAX_NAMED_SETS:
+                self._names.clear()
+            names = self._names[mask] = tuple(self._named(mask))
+        return names
+
+    def _named(self, mask: int) -> Iterator[str]:
         # Most masks have few bits of many: look at bytes that are not 0.
         for index, byte in enumerate(mask.to_bytes((mask.bit_length() + 7) // 8, "little")):
             while byte:
