@@ -12,6 +12,8 @@ from duetto.cluster.members import add_local
 from duetto.cluster.router import HUNG, NO_WORKER, STOPPED
 from duetto.core.request import FinishReason
 from duetto.engine.thread import in_thread
+from duetto.routing.prefix_index import PrefixIndex
+from duetto.routing.prompt_blocks import prompt_hashes
 
 LOST = "the device d is lost, and the engine ends: it fell"
 POLICIES = ["round-robin", "least-loaded", "prefix-affinity", "predicted"]
@@ -245,6 +247,25 @@ def test_predicted_sends_a_prefix_where_it_is():
                 router.add(make_request(name, [talk + 1] * size, max_tokens=2))
                 hits += heard.final(name).num_cached_tokens
         assert hits >= 3 * (16 + 24 + 32)
+
+
+def test_events_are_believed_and_so_is_what_was_sent_just_now():
+    index = PrefixIndex()
+    with routed(shadow_engines(3), "predicted", index=index) as (router, heard):
+        for worker in router.workers:
+            worker.tells_events = True
+        prompt = range(1, 42)
+        index.stored("w2", prompt_hashes(make_request("x", prompt), CONFIG))
+        router.add(make_request("a", prompt, max_tokens=1))
+        heard.final("a")
+        assert heard.records()[-1].engine == 2  # where it is, by its events
+        other = [7] * 41  # nobody has it, and no event says that it was sent
+        engines = []
+        for name in "bcd":
+            router.add(make_request(name, other, max_tokens=1))
+            heard.final(name)
+            engines.append(heard.records()[-1].engine)
+        assert len(set(engines)) == 1
 
 
 def test_many_requests_while_workers_come_and_go():

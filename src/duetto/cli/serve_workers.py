@@ -68,7 +68,8 @@ def serve_replicas(
             replicas.start()
             _wait_for_all(door, replicas, count)
             replicas.keep()
-            _serve(front, known, door, options, listener, settings, count, notes)
+            num_answering = count - roles.get("prefill", 0)
+            _serve(front, known, door, options, listener, settings, num_answering, notes)
         finally:
             replicas.stop(options.shutdown_timeout)
 
@@ -128,7 +129,7 @@ def _serve(
     app = create_app(
         open_engine=door.members.router.opened,
         codec=front.codec,
-        config=door_config(facts.scheduler, num_workers),
+        config=door_config(facts.scheduler, max(num_workers, door.num_answering)),
         settings=settings,
         roof_time=door.prices.roof_time,
         grammars=front.grammars,

@@ -6,6 +6,7 @@ that names it. Workers may join and leave at any time. Knows handles; no sockets
 """
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -31,6 +32,7 @@ NO_WORKER = "no worker is there to compute this request; try again later"
 STOPPED = "the engine is stopping"
 HUNG = "the engine hangs, and the server ends; the log of the server says why"
 MAX_LOST = 2  # workers, after which a request is not sent to another one: it may be what ends them
+RECENT_BLOCKS = 2048  # sent to a worker that tells its events, but may not have computed them yet
 MAX_PREFILL_AT = 4  # workers that a request is told of
 
 
@@ -58,7 +60,8 @@ class RoutedEngine:
         observe: Callable[[StepRecord], None] = lambda _record: None,
     ) -> None:
         """`index` is of workers that tell events; of others, what they were sent is taken to be
-        cached there. `observe` is told of each step of any worker, one at a time."""
+        cached there, and of all what they were sent last. `observe` is told of each step of any
+        worker, one at a time."""
         self._policy = policy
         self._hand_over = deliver
         self._clock = clock
@@ -254,8 +257,10 @@ class RoutedEngine:
         routed = RoutedRequest(request, worker, uncached, refused_by=beside)
         self._ask_elsewhere(routed)
         routed.sent()
-        if hashes and not (worker.tells_events and self._index is not None):
-            self._sent.sent(worker.name, hashes, worker.config.num_blocks)
+        if hashes:
+            is_told = worker.tells_events and self._index is not None
+            most = min(worker.config.num_blocks, RECENT_BLOCKS if is_told else sys.maxsize)
+            self._sent.sent(worker.name, hashes, most)
         self._live[request.request_id] = routed
         return routed
 
@@ -266,7 +271,8 @@ class RoutedEngine:
         hashes = prompt_hashes(request, self._workers[0].config)
         cached = self._sent.cached(hashes)
         if self._index is not None:
-            cached |= self._index.cached(hashes)
+            for name, count in self._index.cached(hashes).items():
+                cached[name] = max(count, cached.get(name, 0))
         return hashes, cached
 
     def _ask_elsewhere(self, routed: RoutedRequest) -> None:
