@@ -47,16 +47,20 @@ void wake(std::atomic<uint32_t>& word) {
 #endif
 }
 
+uint8_t* aligned(uint8_t* memory) {
+    require(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "ring: is not aligned to 64 bytes");
+    return memory;
+}
+
 }  // namespace
 
 Ring::Ring(uint8_t* memory, int64_t num_bytes)
-    : written_(*reinterpret_cast<Count*>(memory)),
+    : written_(*reinterpret_cast<Count*>(aligned(memory))),
       read_(*reinterpret_cast<Count*>(memory + 128)),
       data_(memory + kHeaderBytes),
       size_(num_bytes - kHeaderBytes) {
     require(size_ >= kHeaderBytes && std::has_single_bit(static_cast<uint64_t>(size_)),
             "ring: needs 4096 bytes, and a power of two behind them");
-    require(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "ring: is not aligned to 64 bytes");
 }
 
 // Until the count is another one; false if it stays.

@@ -23,6 +23,7 @@ sources_of() {
   case $1 in
     plan | group) echo "csrc/tests/test_$1.cpp $PLAN" ;;
     sampler) echo "csrc/tests/test_sampler.cpp csrc/sampler.cpp" ;;
+    ring) echo "csrc/tests/test_ring.cpp csrc/ring.cpp csrc/rows.cpp" ;;
     pool | pack) echo "csrc/tests/test_$1.cpp csrc/$1.cpp" ;;
     *) echo "csrc/tests/test_$1.cpp csrc/pack.cpp csrc/attention_plan.cpp" ;;
   esac
@@ -87,6 +88,8 @@ tests() {  # those that take longest come first
   echo "plan threads baseline"
   echo "group memory baseline"
   echo "group threads baseline"
+  echo "ring memory baseline"
+  echo "ring threads baseline"
   for set in $sets; do
     if can_run "$set"; then
       printf '%s memory %s\n' linear "$set" attention "$set" look "$set" rows "$set" sampler "$set"
