@@ -122,9 +122,19 @@ def measure(model_dir: Path, num_stages: int, num_tokens: int, rounds: int) -> d
                 "busy_s": best["busy_s"],
                 "one_process_s": threads_s,
             }
+            say(count, found[count])
     finally:
         stages.close()
     return found
+
+
+def say(count: int, row: dict[str, Any]) -> None:
+    print(
+        f"  {count} micro-batches: wait {row['waits']:6.1%}, closed form "
+        f"{row['closed_form']:6.1%} ({row['relative']:+.1%}); {row['wall_s']:.3f} s, in one "
+        f"process {row['one_process_s']:.3f} s",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -133,17 +143,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="of a chunk")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    print(f"{given.stages} stages, chunks of {given.tokens} tokens, best of {given.rounds} rounds")
     with TemporaryDirectory() as name:
         model_dir = Path(name) / "model"
         make_model(SHAPE, model_dir, dtype="bfloat16", repeats=True)
         found = measure(model_dir, given.stages, given.tokens, given.rounds)
-    print(f"{given.stages} stages, chunks of {given.tokens} tokens, best of {given.rounds} rounds")
-    for count, row in found.items():
-        print(
-            f"  {count} micro-batches: wait {row['waits']:6.1%}, closed form "
-            f"{row['closed_form']:6.1%} ({row['relative']:+.1%}); {row['wall_s']:.3f} s, in one "
-            f"process {row['one_process_s']:.3f} s"
-        )
     about = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
