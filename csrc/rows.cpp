@@ -18,6 +18,11 @@ namespace duetto {
 namespace {
 
 constexpr int kMostSpans = 1024;  // IOV_MAX of Linux
+#if defined(MSG_NOSIGNAL)
+constexpr int kSendFlags = MSG_NOSIGNAL;
+#else
+constexpr int kSendFlags = 0;  // Python ignores the signal
+#endif
 
 // Arenas and rings lie alike in their pages, and there glibc's memcpy, which is one instruction
 // (`rep movsb`) for some KiB, takes four times as long on Zen 3 and 4. What is copied is not read
@@ -128,7 +133,7 @@ int64_t RowStream::send(int fd, int64_t start, int64_t limit) const {
     msghdr message{};
     message.msg_iov = parts;
     message.msg_iovlen = spans(start, limit, parts, kMostSpans);
-    const ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    const ssize_t sent = sendmsg(fd, &message, kSendFlags);
     return sent < 0 ? -errno : sent;
 }
 

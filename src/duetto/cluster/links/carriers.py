@@ -60,7 +60,7 @@ class TCPCarrier:
         set_patience(wire, dead_after_s)
 
     def send_part(self, header: bytes, data: BlockRows) -> None:
-        flags = socket.MSG_NOSIGNAL | getattr(socket, "MSG_MORE", 0)
+        flags = getattr(socket, "MSG_MORE", 0)  # rows follow
         try:
             start = self._wire.send(header, flags)
             if start < len(header):  # its buffer was full

@@ -55,7 +55,7 @@ class PlainChannel:
 
     def send_now(self, data: memoryview) -> int:
         try:
-            return self._wire.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self._wire.send(data, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return 0
 

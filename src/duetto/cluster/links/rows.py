@@ -59,7 +59,7 @@ def send_some(wire: socket.socket, rows: BlockRows, start: int, limit: int) -> i
         while (sent := native.send_rows(*own)) == -errno.EINTR:
             pass
         return _checked(sent)
-    return wire.sendmsg(_some(rows, start, limit), [], socket.MSG_NOSIGNAL)
+    return wire.sendmsg(_some(rows, start, limit))
 
 
 def receive_some(wire: socket.socket, rows: BlockRows, start: int, limit: int) -> int:

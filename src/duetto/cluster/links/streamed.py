@@ -55,7 +55,9 @@ class StreamedEnd:
         self._dead_after_s = patience.own_s
         self._beat_s = min(patience) / BEATS
         self._parser = ControlParser(len(carriers))
-        self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._waker = os.pipe()
+        for descriptor in self._waker:
+            os.set_blocking(descriptor, False)
         self._sending_rows = Lock()
         self._num_sent = [0] * len(carriers)  # parts
         self._next_carrier = 0
