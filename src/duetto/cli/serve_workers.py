@@ -152,7 +152,10 @@ def _announce(
     roles = [worker.role for worker in door.members.joined_workers]
     counted = ", ".join(f"{roles.count(role)} of role {role}" for role in dict.fromkeys(roles))
     if "decode" in roles and "prefill" not in roles:
-        notes = [*notes, "no worker of role prefill is here: all prompts are computed at home"]
+        notes = [
+            *notes,
+            "no worker of role prefill has joined so far: prompts are computed at home",
+        ]
     lines = [
         f"Duetto {__version__} serves {name} at http://{host}:{address[1]}/v1",
         f"  {len(roles)} worker{'s' * (len(roles) > 1)}: {counted}; each {facts.numerics}, context "
