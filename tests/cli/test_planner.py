@@ -15,7 +15,7 @@ from server.fakes_server import MODEL, SpeakingExecutor, make_app, running
 from duetto.cli.planner import Watching
 from duetto.measure.metrics import SLO
 from duetto.planner.forecast import Forecast, RoleCounts
-from duetto.planner.observed import Snapshot
+from duetto.planner.observed import MetricsError, Snapshot
 from duetto.planner.resampled import MeasuredLoad
 from duetto.planner.watch import Watcher
 from duetto.planner.watch_options import WatchOptions
@@ -110,6 +110,7 @@ class Servers:
     num_finished: float = 0.0
     role: str | None = None
     is_down: bool = False
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(base_url="http://there"))
 
     def look(self) -> Snapshot | None:
         return None if self.is_down else snapshot(self.num_finished)
@@ -171,6 +172,20 @@ def test_a_window_in_which_nobody_answers_is_left_out() -> None:
     assert next(decisions)
     server.is_down = True
     assert not [*decisions]
+
+
+def test_workers_that_were_just_started_are_waited_for() -> None:
+    server, acts = Servers(is_down=True), Recorded()
+    watcher = Watcher(WatchOptions(disaggregate=False), SLO(ttft=1.0, tpot=1.0), TenEach())
+    watching = watching_of(server, watcher, 1, acts)
+
+    def rises() -> bool:
+        server.is_down = server.now < 40.0
+        return False
+
+    assert len([*watching.decisions(30.0, 1, rises)]) == 1 and server.now >= 70.0
+    with pytest.raises(MetricsError, match="no server answers there"):
+        next(watching_of(Servers(is_down=True), watcher, 1, Recorded()).decisions(30.0, 1, bool))
 
 
 def test_ctrl_c_ends_it_between_two_windows() -> None:

@@ -265,7 +265,7 @@ MODEL = FleetForecaster(
     hardware=A100,
     base=Layout(max_num_seqs=16),
     limits=SLO(ttft=0.05, tpot=0.01),
-    horizon_s=1.0,
+    horizon_s=0.5,
 )
 
 
@@ -274,7 +274,7 @@ def simulated_window(end_s: float, rate: float, counts: RoleCounts, slowdown: fl
     load = MeasuredLoad(rate, buckets([900.0] * 9 + [2000.0], LENGTHS), buckets([12.0], LENGTHS))
     layout = replace(MODEL.base, replicas=counts.replicas, prefill_replicas=counts.prefill)
     fleet = slower(make_fleet(PROGRAM, A100, layout), slowdown)
-    served = simulate(load.traffic(round(2 * rate), block=32, longest=4096), fleet).served
+    served = simulate(load.traffic(round(rate), block=32, longest=4096), fleet).served
     timings = [s.timings for s in served]
     return Window(
         end_s=end_s,
@@ -289,15 +289,18 @@ def simulated_window(end_s: float, rate: float, counts: RoleCounts, slowdown: fl
     )
 
 
-def test_a_simulated_cluster_that_is_slower_than_its_prices() -> None:
+def test_a_simulated_cluster_that_is_slower_than_its_prices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("duetto.planner.forecast.FEWEST", 30)
     options = replace(OPTIONS, dwell_more=1.0, dwell_fewer=8.0, disaggregate=False)
     watcher, counts, within = Watcher(options, MODEL.limits, MODEL), RoleCounts(1), []
-    for step in range(5):
-        seen = simulated_window(2.0 * (step + 1), 90.0, counts, 1.3)
+    for step in range(4):
+        seen = simulated_window(2.0 * (step + 1), 70.0, counts, 1.3)
         within.append(seen.within(MODEL.limits) or 0.0)
         counts = watcher.decide(seen, counts).target
     assert watcher.slowdown == pytest.approx(1.3, rel=0.12)
-    assert min(within[-3:]) >= options.target > within[0]
+    assert min(within[-2:]) >= options.target > within[0]
 
 
 def test_slower_by_one_is_the_same_and_by_two_takes_twice_as_long() -> None:

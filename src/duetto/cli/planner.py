@@ -52,6 +52,7 @@ class ActingOptions:
 
 _ROLES = ("prefill", "decode", "both")
 _LEAST_INTERVAL_S = 1.0
+_START_S = 300.0  # for workers that were just started: models are loaded
 
 
 def planner(
@@ -226,9 +227,8 @@ class Watching:
         window without an answer is left out."""
         if self.actuator is not None:
             self.actuator.scale(self.counts.replicas, self.counts.prefill)
-        self._look()
-        if not any(self._before):
-            raise MetricsError(f"{self.servers[0].client.base_url}: no server answers there")
+        if not self._begins(is_stopped):
+            return
         done = 0
         while num_windows is None or done < num_windows:
             if not self._wait(interval_s, is_stopped):
@@ -237,6 +237,19 @@ class Watching:
             if decision is not None:
                 yield decision
             done += 1
+
+    def _begins(self, is_stopped: Callable[[], bool]) -> bool:
+        """The first look; False if it is stopped before. A router answers once a worker has joined,
+        so those that were just started are waited for."""
+        until = self.clock() + (0.0 if self.actuator is None else _START_S)
+        while True:
+            self._look()
+            if any(self._before):
+                return True
+            if self.clock() >= until:
+                raise MetricsError(f"{self.servers[0].client.base_url}: no server answers there")
+            if not self._wait(1.0, is_stopped):
+                return False
 
     def _look(self) -> None:
         self._before = [server.look() for server in self.servers]
