@@ -1,0 +1,460 @@
+"""Random kills, stops and cuts of a small cluster under load: what becomes of its requests?
+
+    python benchmarks/cluster/faults.py --num 200 --seed 1
+
+A router here, workers on hosts of their own (network.py; on loopback where there are none): some
+that answer, one that computes prompts for them. While requests come, one fault after the other is
+drawn from the seed: kill -9, SIGSTOP for a while, SIGTERM, a link that is cut, half-open, slow,
+lossy or out of order. Whatever dies is started again. It is checked that
+
+- every request ends once, and what is answered has the tokens of one engine that was left alone;
+- what ends with an error does so within `--dead-after` and 2 s of the fault that caused it;
+- in the end no worker holds a block, and the router's index agrees with what workers say they have.
+
+The last line is JSON. The exit code is 1 if something was wrong.
+"""
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from network import FINE, Network, Weather, why_unavailable
+
+from duetto import __version__
+from duetto.build import build
+from duetto.cluster.address import read_address
+from duetto.cluster.doorway import Doorway
+from duetto.cluster.events.subscriber import EventSubscriber
+from duetto.cluster.members import RemoteMembers
+from duetto.cluster.remote import RemoteEngine
+from duetto.cluster.router import RoutedEngine
+from duetto.cluster.secret import read_secret
+from duetto.cluster.wire import Wire
+from duetto.core.cache_control import CachedText, LookUp
+from duetto.core.config import SchedulerConfig
+from duetto.core.engine_args import EngineArgs
+from duetto.core.request import FinishReason, Request
+from duetto.core.sampling_params import SamplingParams
+from duetto.demo import demo_model_dir
+from duetto.engine.engine import StepReport
+from duetto.engine.thread import EngineThread
+from duetto.routing.policies import make_policy
+from duetto.routing.predicted_wait import WaitPrices
+from duetto.routing.prefix_index import PrefixIndex
+from duetto.routing.prompt_blocks import prompt_hashes
+
+ENGINE = EngineArgs(kv_cache_memory_bytes=12 << 20, max_num_seqs=8, max_num_batched_tokens=128)
+ENGINE_FLAGS = [
+    *("--kv-cache-memory-bytes", str(12 << 20), "--max-num-seqs", "8"),
+    *("--max-num-batched-tokens", "128", "--threads", "1"),
+]
+CONFIG = SchedulerConfig(num_blocks=256, max_model_len=1024)  # for prices alone
+ROLES = ("decode", "decode", "prefill")  # of hosts 1, 2, 3
+FAULTS = ("kill", "stop", "term", "cut", "half-open", "bad-weather", "cut-kv", "slow-kv")
+LATE_S = 2.0  # after a loss was noticed
+PATIENCE_S = 90.0  # for the last requests, and for workers to come back
+
+
+@dataclass
+class Asked:
+    """A request, and what came of it."""
+
+    request: Request
+    time: float
+    tokens: list[int] = field(default_factory=list)
+    ends: list[tuple[float, str, str]] = field(default_factory=list)  # when, why, error
+
+
+class Recorder:
+    """Takes what the router reports."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.asked: dict[str, Asked] = {}
+        self.num_live = 0
+        self.last_free: dict[int, tuple[int, int]] = {}  # by engine: free and all blocks
+
+    def deliver(self, report: StepReport) -> None:
+        with self.lock:
+            for update in report.updates:
+                one = self.asked[update.request_id]
+                one.tokens += [token.token_id for token in update.tokens]
+                if update.finish_reason is not None:
+                    error = update.error or ""
+                    one.ends.append((time.monotonic(), update.finish_reason.value, error))
+                    self.num_live -= 1
+                    self.lock.notify_all()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        with self.lock:
+            return self.lock.wait_for(lambda: self.num_live == 0, timeout_s)
+
+
+class Load:
+    """Requests that share prefixes, drawn from a seed; some are aborted."""
+
+    def __init__(self, seed: int, router: RoutedEngine, recorder: Recorder) -> None:
+        self._random = random.Random(seed)
+        self._router, self._recorder = router, recorder
+        self._prefixes = [
+            [self._random.randrange(3, 250) for _ in range(self._random.randrange(40, 400))]
+            for _ in range(6)
+        ]
+        self.num_aborted = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._is_over.wait(self._random.expovariate(8.0)):
+            with self._recorder.lock:
+                is_full = self._recorder.num_live >= 24
+            if is_full:
+                continue
+            asked = self.ask(f"r{number}")
+            number += 1
+            if self._random.random() < 0.1:
+                self.num_aborted += 1
+                timer = threading.Timer(self._random.random(), self._router.abort, [asked])
+                timer.daemon = True
+                timer.start()
+
+    def ask(self, name: str) -> str:
+        prefix = self._random.choice(self._prefixes)
+        prompt = prefix + [
+            self._random.randrange(3, 250) for _ in range(self._random.randrange(1, 60))
+        ]
+        request = Request(
+            request_id=name,
+            prompt_token_ids=tuple(prompt),
+            sampling=SamplingParams(temperature=0.7),
+            max_tokens=self._random.randrange(1, 24),
+            seed=self._random.randrange(1 << 30),
+            arrival_time=time.monotonic(),
+        )
+        with self._recorder.lock:
+            self._recorder.asked[name] = Asked(request, time.monotonic())
+            self._recorder.num_live += 1
+        self._router.add(request)
+        return name
+
+
+class Fleet:
+    """The workers' processes, each on a host."""
+
+    def __init__(
+        self, network: Network | None, door: str, secret: str, dead_after_s: float
+    ) -> None:
+        self.network, self._door, self._dead = network, door, dead_after_s
+        self._environment = {**os.environ, "DUETTO_CLUSTER_SECRET": secret}
+        self._log = tempfile.NamedTemporaryFile(prefix="faults-", suffix=".log", delete=False)
+        self.log = self._log.name
+        self.processes = [self._start(place) for place in range(len(ROLES))]
+        self.num_starts = len(ROLES)
+
+    def _start(self, place: int) -> "subprocess.Popen[bytes]":
+        address = self.network.address(place + 1) if self.network else "127.0.0.1"
+        argv = [
+            *(sys.executable, "-m", "duetto", "worker", str(demo_model_dir())),
+            *("--join", self._door, "--role", ROLES[place], "--dead-after", str(self._dead)),
+            *("--max-local-prefill", "64", *ENGINE_FLAGS),
+            *("--log-level", "warning"),
+        ]
+        if ROLES[place] == "prefill":
+            argv += ["--kv-link", f"tcp://{address}:*"]
+        command = self.network.command(place + 1, argv) if self.network else argv
+        return subprocess.Popen(command, stdout=self._log, stderr=self._log, env=self._environment)
+
+    def revive(self) -> None:
+        for place, process in enumerate(self.processes):
+            if process.poll() is not None:
+                self.processes[place] = self._start(place)
+                self.num_starts += 1
+
+    def signal(self, place: int, number: int) -> None:
+        if self.processes[place].poll() is None:
+            self.processes[place].send_signal(number)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+
+class Trouble:
+    """Draws faults, and does them one after the other."""
+
+    def __init__(self, seed: int, fleet: Fleet) -> None:
+        self._random = random.Random(seed)
+        self._fleet = fleet
+        self.done: Counter[str] = Counter()
+        self.times: list[tuple[float, str, int]] = []
+
+    def next(self) -> None:
+        kinds = FAULTS if self._fleet.network else FAULTS[:3]
+        kind, place = self._random.choice(kinds), self._random.randrange(len(ROLES))
+        self.times.append((time.monotonic(), kind, place))
+        self.done[kind] += 1
+        getattr(self, kind.replace("-", "_"))(place, self._random.uniform(0.2, 3.0))
+
+    def kill(self, place: int, _seconds: float) -> None:
+        self._fleet.signal(place, signal.SIGKILL)
+
+    def stop(self, place: int, seconds: float) -> None:
+        self._fleet.signal(place, signal.SIGSTOP)
+        time.sleep(seconds)
+        self._fleet.signal(place, signal.SIGCONT)
+
+    def term(self, place: int, _seconds: float) -> None:
+        self._fleet.signal(place, signal.SIGTERM)
+
+    def cut(self, place: int, seconds: float) -> None:
+        self._for(seconds, Weather(is_cut=True), (0, place + 1), (place + 1, 0))
+
+    def half_open(self, place: int, seconds: float) -> None:
+        self._for(seconds, Weather(is_cut=True), (place + 1, 0))
+
+    def bad_weather(self, place: int, seconds: float) -> None:
+        weather = Weather(loss=0.05, delay_s=0.01, jitter_s=0.03)
+        self._for(seconds, weather, (0, place + 1), (place + 1, 0))
+
+    def cut_kv(self, place: int, seconds: float) -> None:
+        """Between workers alone: the router sees both."""
+        place = place % 2 + 1
+        self._for(seconds, Weather(is_cut=True), (3, place), *([(place, 3)] * (seconds > 1.5)))
+
+    def slow_kv(self, place: int, seconds: float) -> None:
+        place = place % 2 + 1
+        self._for(seconds, Weather(delay_s=0.2, jitter_s=0.2, loss=0.02), (3, place), (place, 3))
+
+    def _for(self, seconds: float, weather: Weather, *directions: tuple[int, int]) -> None:
+        assert self._fleet.network is not None
+        for direction in directions:
+            self._fleet.network.set(weather, *direction)
+        time.sleep(seconds)
+        for direction in directions:
+            self._fleet.network.set(FINE, *direction)
+
+
+class Members(RemoteMembers):
+    """Workers of the router, whose KV events are followed."""
+
+    def __init__(self, router: RoutedEngine, follower: EventSubscriber) -> None:
+        super().__init__(router)
+        self._follower = follower
+        self.num_lost = 0
+        self.lost_at: list[float] = []
+
+    def joined(self, worker: RemoteEngine) -> None:
+        self._follower.joined(worker.facts)
+        super().joined(worker)
+
+    def lost(
+        self, worker: RemoteEngine, reason: str, unbegun: tuple[Request, ...]
+    ) -> tuple[Request, ...]:
+        self.num_lost += 1
+        self.lost_at.append(time.monotonic())
+        if worker.has_joined:
+            self._follower.left(worker.facts.worker_id)
+        return super().lost(worker, reason, unbegun)
+
+
+def expected(asked: list[Asked]) -> dict[str, list[int]]:
+    """The answers of one engine that nobody disturbs."""
+    engine = build(demo_model_dir(), ENGINE).engine
+    tokens: dict[str, list[int]] = defaultdict(list)
+    left = threading.Semaphore(0)
+
+    def deliver(report: StepReport) -> None:
+        for update in report.updates:
+            tokens[update.request_id] += [token.token_id for token in update.tokens]
+            if update.finish_reason is not None:
+                left.release()
+
+    thread = EngineThread(engine, deliver)
+    thread.start()
+    for one in asked:
+        thread.add(_fresh(one.request))
+    for _ in asked:
+        left.acquire()
+    thread.stop(10.0)
+    return tokens
+
+
+def _fresh(request: Request) -> Request:
+    return Request(
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=request.sampling,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+    )
+
+
+def problems_of(
+    recorder: Recorder, dead_after_s: float, trouble: Trouble
+) -> tuple[list[str], dict]:
+    """What is wrong with the requests, and what came of them."""
+    wrong: list[str] = []
+    kinds: Counter[str] = Counter()
+    latest_s = 0.0
+    asked = list(recorder.asked.values())
+    right = expected(asked)
+    for one in asked:
+        name = one.request.request_id
+        if len(one.ends) != 1:
+            wrong.append(f"{name} ended {len(one.ends)} times: {one.ends}")
+            continue
+        ended, reason, error = one.ends[0]
+        kinds[reason] += 1
+        whole = right[name]
+        if reason in (FinishReason.STOP.value, FinishReason.LENGTH.value):
+            if one.tokens != whole:
+                wrong.append(f"{name}: other tokens than one engine gives")
+        elif one.tokens != whole[: len(one.tokens)]:
+            wrong.append(f"{name}: ended with {reason}, and its tokens are no beginning")
+        if reason == FinishReason.ERROR.value:
+            causes = [when for when, _, _ in trouble.times if when <= ended]
+            waited = ended - max([one.time, *causes[-1:]])
+            latest_s = max(latest_s, waited)
+            if not error:
+                wrong.append(f"{name}: an error that says nothing")
+    return wrong, {"requests": len(asked), **kinds, "latest_error_s": round(latest_s, 2)}
+
+
+def check_idle(router: RoutedEngine, index: PrefixIndex, recorder: Recorder) -> list[str]:
+    """No block is held, and the index agrees with the pools."""
+    wrong: list[str] = []
+    samples = [one.request for one in list(recorder.asked.values())[-200:]]
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        wrong = []
+        for worker in router.workers:
+            record = worker.last_record
+            if record is not None:
+                held = record.num_blocks - record.num_free_blocks - record.num_running
+                if held > 0:
+                    wrong.append(f"{worker.role} {worker.name[:8]} holds {held} blocks")
+            for request in samples:
+                hashes = tuple(prompt_hashes(request, worker.config))
+                size = worker.config.block_size
+                text = CachedText(len(hashes) * size, hashes)
+                found = worker.handle.control(LookUp(text)).result(10.0)
+                known = index.cached(hashes).get(worker.name, 0)
+                there = found.num_cached // size
+                if known != there:
+                    wrong.append(f"{worker.role} {worker.name[:8]}: index {known}, pool {there}")
+        if not wrong or time.monotonic() > deadline:
+            return wrong
+        time.sleep(1.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--num", type=int, default=20, help="faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dead-after", type=float, default=1.0, help="seconds of silence")
+    parser.add_argument("--no-network", action="store_true", help="loopback: kills and stops only")
+    options = parser.parse_args()
+    why_not = "asked for" if options.no_network else why_unavailable()
+    with ExitStack() as stack:
+        network = None
+        if why_not is None:
+            network = stack.enter_context(Network(len(ROLES) + 1, options.seed))
+        else:
+            print(f"no network of hosts: {why_not}", file=sys.stderr)
+        said = run(options, network, stack)
+    print(json.dumps(said))
+    return 1 if said["wrong"] else 0
+
+
+def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) -> dict:
+    word = secrets.token_hex(16)
+    os.environ["DUETTO_CLUSTER_SECRET"] = word
+    secret = read_secret(None)
+    recorder, index = Recorder(), PrefixIndex()
+    follower = EventSubscriber(index, secret)
+    stack.callback(follower.close)
+    policy = make_policy(
+        "prefix-affinity", WaitPrices(lambda shape: 0.001 * shape.num_tokens, CONFIG)
+    )
+    router = RoutedEngine(policy, recorder.deliver, index=index)
+    members = Members(router, follower)
+    wire = Wire(secret, options.dead_after)
+    stack.callback(wire.stop)
+    here = network.address(0) if network else "127.0.0.1"
+    bound = wire.bind(read_address(f"tcp://{here}:*", "--listen", listens=True), "--listen")
+    Doorway(wire, members, __version__, "faults").listen(bound)
+    wire.start()
+    fleet = Fleet(network, str(bound.address), word, options.dead_after)
+    stack.callback(fleet.stop)
+    if not members.wait(lambda: len(router.workers) == len(ROLES), PATIENCE_S):
+        raise SystemExit(f"workers did not come: {Path(fleet.log).read_text()[-2000:]}")
+    trouble, load = Trouble(options.seed, fleet), Load(options.seed, router, recorder)
+    start = time.monotonic()
+    load.start()
+    for _ in range(options.num):
+        trouble.next()
+        fleet.revive()
+        time.sleep(random.Random(str(trouble.times[-1][0])).uniform(0.1, 2.0))
+        fleet.revive()
+    if network:
+        network.clear()
+    load.stop()
+    wrong = [] if recorder.wait_idle(PATIENCE_S) else ["some requests never end"]
+    fleet.revive()
+
+    def all_back() -> bool:
+        fleet.revive()
+        return len(router.workers) == len(ROLES)
+
+    deadline = time.monotonic() + PATIENCE_S
+    while not all_back() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if not all_back():
+        wrong.append(f"of {len(ROLES)} workers {len(router.workers)} came back")
+    took_s = time.monotonic() - start
+    for number in range(12):  # so that each worker has told how it is
+        load.ask(f"last{number}")
+    recorder.wait_idle(PATIENCE_S)
+    wrong += check_idle(router, index, recorder)
+    more, counts = problems_of(recorder, options.dead_after, trouble)
+    wrong += more
+    for line in wrong[:20]:
+        print(line, file=sys.stderr)
+    return {
+        "seed": options.seed,
+        "faults": dict(trouble.done),
+        "has_network": network is not None,
+        "worker_starts": fleet.num_starts,
+        "workers_lost": members.num_lost,
+        "took_s": round(took_s, 1),
+        **counts,
+        "aborts": load.num_aborted,
+        "log": fleet.log,
+        "wrong": len(wrong),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
