@@ -140,12 +140,10 @@ class Load:
 
     def ask(self, name: str) -> str:
         prefix = self._random.choice(self._prefixes)
-        prompt = prefix + [
-            self._random.randrange(3, 250) for _ in range(self._random.randrange(1, 60))
-        ]
+        own = [self._random.randrange(3, 250) for _ in range(self._random.randrange(1, 60))]
         request = Request(
             request_id=name,
-            prompt_token_ids=tuple(prompt),
+            prompt_token_ids=(*prefix, *own),
             sampling=SamplingParams(temperature=0.7),
             max_tokens=self._random.randrange(1, 24),
             seed=self._random.randrange(1 << 30),
@@ -162,12 +160,11 @@ class Fleet:
     """The workers' processes, each on a host."""
 
     def __init__(
-        self, network: Network | None, door: str, secret: str, dead_after_s: float
+        self, network: Network | None, door: str, secret: str, log: Path, dead_after_s: float
     ) -> None:
         self.network, self._door, self._dead = network, door, dead_after_s
         self._environment = {**os.environ, "DUETTO_CLUSTER_SECRET": secret}
-        self._log = tempfile.NamedTemporaryFile(prefix="faults-", suffix=".log", delete=False)
-        self.log = self._log.name
+        self._log = log
         self.processes = [self._start(place) for place in range(len(ROLES))]
         self.num_starts = len(ROLES)
 
@@ -311,9 +308,7 @@ def _fresh(request: Request) -> Request:
     )
 
 
-def problems_of(
-    recorder: Recorder, dead_after_s: float, trouble: Trouble
-) -> tuple[list[str], dict]:
+def problems_of(recorder: Recorder, trouble: Trouble) -> tuple[list[str], dict]:
     """What is wrong with the requests, and what came of them."""
     wrong: list[str] = []
     kinds: Counter[str] = Counter()
@@ -395,9 +390,8 @@ def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) 
     recorder, index = Recorder(), PrefixIndex()
     follower = EventSubscriber(index, secret)
     stack.callback(follower.close)
-    policy = make_policy(
-        "prefix-affinity", WaitPrices(lambda shape: 0.001 * shape.num_tokens, CONFIG)
-    )
+    prices = WaitPrices(lambda shape: 0.001 * shape.num_tokens, CONFIG)
+    policy = make_policy("predicted", prices)
     router = RoutedEngine(policy, recorder.deliver, index=index)
     members = Members(router, follower)
     wire = Wire(secret, options.dead_after)
@@ -406,10 +400,11 @@ def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) 
     bound = wire.bind(read_address(f"tcp://{here}:*", "--listen", listens=True), "--listen")
     Doorway(wire, members, __version__, "faults").listen(bound)
     wire.start()
-    fleet = Fleet(network, str(bound.address), word, options.dead_after)
+    log = Path(tempfile.mkdtemp(prefix="faults-")) / "workers.log"
+    fleet = Fleet(network, str(bound.address), word, log, options.dead_after)
     stack.callback(fleet.stop)
     if not members.wait(lambda: len(router.workers) == len(ROLES), PATIENCE_S):
-        raise SystemExit(f"workers did not come: {Path(fleet.log).read_text()[-2000:]}")
+        raise SystemExit(f"workers did not come: {log.read_text()[-2000:]}")
     trouble, load = Trouble(options.seed, fleet), Load(options.seed, router, recorder)
     start = time.monotonic()
     load.start()
@@ -438,7 +433,7 @@ def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) 
         load.ask(f"last{number}")
     recorder.wait_idle(PATIENCE_S)
     wrong += check_idle(router, index, recorder)
-    more, counts = problems_of(recorder, options.dead_after, trouble)
+    more, counts = problems_of(recorder, trouble)
     wrong += more
     for line in wrong[:20]:
         print(line, file=sys.stderr)
@@ -451,7 +446,7 @@ def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) 
         "took_s": round(took_s, 1),
         **counts,
         "aborts": load.num_aborted,
-        "log": fleet.log,
+        "log": str(log),
         "wrong": len(wrong),
     }
 

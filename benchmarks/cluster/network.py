@@ -1,8 +1,7 @@
 """A network between processes of this machine that loses, delays, reorders and cuts.
 
 Each host is a network namespace with a TUN device, but host 0, which is this process; a thread here
-carries the packets of one to another, and does to them what `Weather` says, drawn from a seed. TCP above it is the kernel's own.
-Needs root, `ip` and /dev/net/tun: `why_unavailable` says what is missing.
+carries the packets X, `ip` and /dev/net/tun: `why_unavailable` says what is missing.
 """
 
 import fcntl
@@ -16,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,10 +153,8 @@ class Network:
 
 
 def _put(device: int, packet: bytes) -> None:
-    try:
+    with suppress(OSError):  # its queue is full, or it is down: lost, as on any network
         os.write(device, packet)
-    except OSError:
-        pass  # its queue is full, or it is down: lost, as on any network
 
 
 def _ip(*words: str) -> None:
