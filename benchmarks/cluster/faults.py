@@ -15,6 +15,7 @@ The last line is JSON. The exit code is 1 if something was wrong.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -64,6 +65,7 @@ CONFIG = SchedulerConfig(num_blocks=256, max_model_len=1024)  # for prices alone
 ROLES = ("decode", "decode", "prefill")  # of hosts 1, 2, 3
 FAULTS = ("kill", "stop", "term", "cut", "half-open", "bad-weather", "cut-kv", "slow-kv")
 LATE_S = 2.0  # after a loss was noticed
+PROBE = 96  # tokens of a prompt that is computed elsewhere
 PATIENCE_S = 90.0  # for the last requests, and for workers to come back
 
 
@@ -138,9 +140,12 @@ class Load:
                 timer.daemon = True
                 timer.start()
 
-    def ask(self, name: str) -> str:
+    def ask(self, name: str, *, is_probe: bool = False) -> str:
         prefix = self._random.choice(self._prefixes)
-        own = [self._random.randrange(3, 250) for _ in range(self._random.randrange(1, 60))]
+        if is_probe:  # nobody has it
+            prefix = [self._random.randrange(3, 250) for _ in range(PROBE)]
+        most = 16 if is_probe else 60
+        own = [self._random.randrange(3, 250) for _ in range(self._random.randrange(1, most))]
         request = Request(
             request_id=name,
             prompt_token_ids=(*prefix, *own),
@@ -179,7 +184,8 @@ class Fleet:
         if ROLES[place] == "prefill":
             argv += ["--kv-link", f"tcp://{address}:*"]
         command = self.network.command(place + 1, argv) if self.network else argv
-        return subprocess.Popen(command, stdout=self._log, stderr=self._log, env=self._environment)
+        with self._log.open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
 
     def revive(self) -> None:
         for place, process in enumerate(self.processes):
@@ -257,7 +263,7 @@ class Members(RemoteMembers):
     """Workers of the router, whose KV events are followed."""
 
     def __init__(self, router: RoutedEngine, follower: EventSubscriber) -> None:
-        super().__init__(router)
+        super().__init__(lambda _facts: router)
         self._follower = follower
         self.num_lost = 0
         self.lost_at: list[float] = []
@@ -337,17 +343,24 @@ def problems_of(recorder: Recorder, trouble: Trouble) -> tuple[list[str], dict]:
     return wrong, {"requests": len(asked), **kinds, "latest_error_s": round(latest_s, 2)}
 
 
-def check_idle(router: RoutedEngine, index: PrefixIndex, recorder: Recorder) -> list[str]:
+def check_idle(
+    router: RoutedEngine, index: PrefixIndex, recorder: Recorder, load: Load
+) -> list[str]:
     """No block is held, and the index agrees with the pools."""
     wrong: list[str] = []
     samples = [one.request for one in list(recorder.asked.values())[-200:]]
     deadline = time.monotonic() + PATIENCE_S
-    while True:
+    for count in itertools.count():
+        for number in range(6):  # workers tell how they are with their steps
+            load.ask(f"probe{count}-{number}", is_probe=True)
+        recorder.wait_idle(PATIENCE_S)
         wrong = []
         for worker in router.workers:
             record = worker.last_record
             if record is not None:
-                held = record.num_blocks - record.num_free_blocks - record.num_running
+                # As its step ends, a prompt's blocks are still being sent.
+                sent = PROBE // worker.config.block_size if worker.role == "prefill" else 0
+                held = record.num_blocks - record.num_free_blocks - sent
                 if held > 0:
                     wrong.append(f"{worker.role} {worker.name[:8]} holds {held} blocks")
             for request in samples:
@@ -362,6 +375,7 @@ def check_idle(router: RoutedEngine, index: PrefixIndex, recorder: Recorder) -> 
         if not wrong or time.monotonic() > deadline:
             return wrong
         time.sleep(1.0)
+    raise AssertionError
 
 
 def main() -> int:
@@ -429,10 +443,7 @@ def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) 
     if not all_back():
         wrong.append(f"of {len(ROLES)} workers {len(router.workers)} came back")
     took_s = time.monotonic() - start
-    for number in range(12):  # so that each worker has told how it is
-        load.ask(f"last{number}")
-    recorder.wait_idle(PATIENCE_S)
-    wrong += check_idle(router, index, recorder)
+    wrong += check_idle(router, index, recorder, load)
     more, counts = problems_of(recorder, trouble)
     wrong += more
     for line in wrong[:20]:

@@ -150,7 +150,7 @@ class Workers:
 
 class _Members(RemoteMembers):
     def __init__(self, router: RoutedEngine, follower: EventSubscriber) -> None:
-        super().__init__(router)
+        super().__init__(lambda _facts: router)
         self._follower = follower
 
     def joined(self, worker: RemoteEngine) -> None:
