@@ -4,7 +4,7 @@
 
 Prompts are scaled to a small model, arrivals drawn at a rate (the trace's own come in bursts of
 3 s). The workers are processes with one thread each; the simulator has the very functions that
-route, the workers' own scheduler configuration, and prices that were learned from a worker alone,
+route, the workers' own scheduler configuration, and prices that were learned from four workers
 with other requests of the trace. The last line is JSON.
 """
 
@@ -79,14 +79,11 @@ class Client:
                     self._num_live -= 1
                     self._changed.notify_all()
 
-    def run(self, router: RoutedEngine, requests: Sequence[Request], *, one_by_one: bool) -> None:
-        """Those of `requests`, at their times or each after the one before. Sets their arrival."""
+    def run(self, router: RoutedEngine, requests: Sequence[Request]) -> None:
+        """Sets the arrivals, to when they are sent."""
         start = time.monotonic()
         for request in requests:
-            if one_by_one:
-                self._wait()
-            else:
-                time.sleep(max(0.0, start + request.arrival_time - time.monotonic()))
+            time.sleep(max(0.0, start + request.arrival_time - time.monotonic()))
             request.arrival_time = time.monotonic()
             with self._changed:
                 self._num_live += 1
@@ -172,13 +169,16 @@ def in_words(workload: Traffic, index: int) -> Request:
     return replace(request, prompt_token_ids=ids)
 
 
-def learned(workload: Traffic, kv_bytes: int) -> LearnedStepTime:
-    """What steps take, from a worker that is alone with requests that are not asked again."""
+def learned(aside: Traffic, options: Any) -> LearnedStepTime:
+    """What steps take beside other workers on these cores, from requests that are not asked
+    again."""
     times = LearnedStepTime()
-    with Workers(1, "round-robin", times, kv_bytes) as alone:
-        requests = [in_words(workload, i) for i in range(len(workload.arrivals))]
-        alone.client.run(alone.router, requests, one_by_one=True)
-        for record in alone.records:
+    count = len(aside.arrivals)
+    aside = aside.at(timed(count, options.rate, burstiness=1.0, seed=options.seed + 1))
+    with Workers(options.workers, "round-robin", times, options.kv_bytes) as workers:
+        requests = [in_words(aside, i) for i in range(count)]
+        workers.client.run(workers.router, requests)
+        for record in workers.records:
             times.observe(record.shape, record.end_time - record.start_time)
     return times
 
@@ -186,7 +186,7 @@ def learned(workload: Traffic, kv_bytes: int) -> LearnedStepTime:
 def real(policy: RouterName, workload: Traffic, times: LearnedStepTime, options: Any) -> dict:
     with Workers(options.workers, policy, times, options.kv_bytes) as workers:
         requests = [in_words(workload, i) for i in range(len(workload.arrivals))]
-        workers.client.run(workers.router, requests, one_by_one=False)
+        workers.client.run(workers.router, requests)
         client = workers.client
         if client.errors:
             raise SystemExit(f"a request failed: {client.errors[0]}")
@@ -235,7 +235,7 @@ def main() -> None:
     aside = replace(whole, arrivals=whole.arrivals[options.num :])
     workload = whole.first(options.num)
     workload = workload.at(timed(options.num, options.rate, burstiness=1.0, seed=options.seed))
-    times = learned(aside, options.kv_bytes)
+    times = learned(aside, options)
     said: dict[str, Any] = {}
     for policy in get_args(RouterName):
         with Workers(1, policy, times, options.kv_bytes) as one:

@@ -23,6 +23,8 @@ LISTEN = ("--listen", "tcp://127.0.0.1:*")
         ((*LISTEN, "--kv-events", "tcp://10.0.0.1:5557"), "no secret; give --cluster-secret-file"),
         ((*LISTEN, "--kv-events", "tcp://*:*"), "name an address of this machine"),
         ((*LISTEN, "--kv-events", "tcp://127.0.0.1:*", "--pp", "2"), "with --pp each of the"),
+        ((*LISTEN, "--kv-link-tls", "a.pem"), "--kv-link-tls a.pem: CERTIFICATE,KEY,AUTHORITY"),
+        ((*LISTEN, "--kv-link-tls", "/a,/b,/c"), "PEM files of a certificate, its key and its"),
         ((*LISTEN, "--dead-after", "0.1"), "--dead-after 0.1: must be from 1 to 3600 seconds"),
         ((*LISTEN, "--shutdown-timeout", "-1"), "must be from 0 to 86400 seconds"),
         (("none/such", *LISTEN, "--block-size", "0"), "--block-size"),

@@ -39,6 +39,7 @@ def serve(
     replicas: int = 1,
     prefill_replicas: int = 0,
     router: RouterName | None = None,
+    max_local_prefill: int | None = None,
     pin: bool | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: JsonFlag = False,
@@ -61,6 +62,9 @@ def serve(
     router
         Which of several engines gets a request: round-robin, least-loaded, prefix-affinity, or
         predicted (the default), where its first token should come first.
+    max_local_prefill
+        With --prefill-replicas: prompts of up to so many uncached tokens are computed where they
+        are answered; by default those for which that is the cheaper way.
     pin
         Give each engine processors of its own, as far as there are enough; by default on.
     dry_run
@@ -77,6 +81,7 @@ def serve(
         raise ConfigError("--json: needs --dry-run; a server prints nothing else on stdout")
     options = options or DoorOptions()
     roles = _roles(replicas, prefill_replicas, router, pin)
+    _check_local_prefill(max_local_prefill, prefill_replicas)
     default_reuse, settings = options.default_reuse, options.settings(model, args.seed)
     insecure = options.insecure_no_auth
     listener = listen(options.host, options.port, api_keys=options.keys, insecure_no_auth=insecure)
@@ -87,6 +92,7 @@ def serve(
                 *(model, args, options, listener, settings),
                 roles=roles,
                 router=router or "predicted",
+                max_local_prefill=max_local_prefill,
                 pin=pin is not False,
             )
             return
@@ -121,6 +127,15 @@ def serve(
         _announce(built, settings, listener.getsockname(), publisher)
         gc.freeze()  # what is there now stays: no collection looks at it between two tokens
         run(app, settings, listener, log_level=options.log_level)
+
+
+def _check_local_prefill(max_local_prefill: int | None, prefill_replicas: int) -> None:
+    if max_local_prefill is None:
+        return
+    if not prefill_replicas:
+        raise ConfigError("--max-local-prefill: needs --prefill-replicas of 1 or more")
+    if max_local_prefill < 0:
+        raise ConfigError(f"--max-local-prefill {max_local_prefill}: must be 0 or more")
 
 
 def _roles(

@@ -47,6 +47,7 @@ def serve_replicas(
     *,
     roles: dict[WorkerRole, int],
     router: RouterName,
+    max_local_prefill: int | None,
     pin: bool,
 ) -> None:
     """Start workers of these roles, serve, and end them. Raises ConfigError."""
@@ -62,7 +63,9 @@ def serve_replicas(
         _door(known, router) as door,
     ):
         address = str(door.listen(f"ipc://{folder}/door", "--replicas"))
-        plans = _plans(model, args, options, address, roles, pin=pin)
+        plans = _plans(
+            *(model, args, options, address, roles), max_local_prefill=max_local_prefill, pin=pin
+        )
         replicas = Replicas(plans)
         try:
             replicas.start()
@@ -202,6 +205,7 @@ def _plans(
     address: str,
     roles: dict[WorkerRole, int],
     *,
+    max_local_prefill: int | None,
     pin: bool,
 ) -> list[ReplicaPlan]:
     count = sum(roles.values())
@@ -221,6 +225,8 @@ def _plans(
             f"--shutdown-timeout={options.shutdown_timeout}",
             *engine_flags(own),
         )
+        if role == "decode" and max_local_prefill is not None:
+            command = (*command, f"--max-local-prefill={max_local_prefill}")
         plans.append(ReplicaPlan(command, role, cpus))
     return plans
 

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -17,6 +18,7 @@ from duetto.cluster.address import (
 )
 from duetto.cluster.disaggregation.attach import DEFAULT_LINK, LinkOptions, check_role
 from duetto.cluster.facts import ROLES, WorkerRole
+from duetto.cluster.links.tcp import LinkTLS
 from duetto.cluster.secret import read_secret
 from duetto.cluster.sockets import BoundSocket
 from duetto.cluster.wire import DEAD_AFTER_S, Wire
@@ -37,6 +39,7 @@ def worker(
     role: WorkerRole = "both",
     kv_link: str = DEFAULT_LINK,
     kv_events: str = AUTO,
+    kv_link_tls: str | None = None,
     max_local_prefill: int | None = None,
     cluster_secret_file: str | None = None,
     join_timeout: float = 30.0,
@@ -63,6 +66,10 @@ def worker(
     kv_link
         Where a prefill worker listens for decode workers: shm://* on one machine, or
         tcp://HOST:PORT (* for any port that is free).
+    kv_link_tls
+        CERTIFICATE,KEY,AUTHORITY: PEM files with which KV links over TCP are encrypted. Both sides
+        show a certificate that the authority has signed; all workers of a cluster need them, or
+        none.
     kv_events
         Where the worker publishes which prefix blocks it has cached: tcp://HOST:PORT,
         ipc:///PATH, or off. auto is a free port where doors reach the worker, if that is known.
@@ -93,6 +100,7 @@ def worker(
         )
     args = args or EngineArgs()
     check_role(role, has_prefix_caching=args.enable_prefix_caching, backend=args.backend)
+    tls = _tls(kv_link_tls)
     _check_seconds(join_timeout, dead_after, shutdown_timeout)
     secret = read_secret(cluster_secret_file)
     doors = [read_address(text, "--join", listens=False) for text in join]
@@ -114,7 +122,7 @@ def worker(
         follow_pool(publisher, built)
         events, replay = ("", "") if publisher is None else (publisher.events, publisher.replay)
         facts = facts_of(built, __version__, role, events=events, replay=replay)
-        links = LinkOptions(kv_link, secret)
+        links = LinkOptions(kv_link, secret, tls)
         engine = engine_of_role(built, facts, max_local_prefill, links)
     except BaseException:
         wire.stop()
@@ -146,6 +154,18 @@ def worker(
             engine.close()
             if publisher is not None:
                 publisher.close()
+
+
+def _tls(files: str | None) -> LinkTLS | None:
+    """Raises ConfigError for what is not three files that make TLS."""
+    if files is None:
+        return None
+    paths = [Path(name) for name in files.split(",") if name]
+    if len(paths) != 3:
+        raise ConfigError(f"--kv-link-tls {files:.80}: CERTIFICATE,KEY,AUTHORITY is accepted")
+    tls = LinkTLS(*paths)
+    tls.context(listens=True)  # read before a model is loaded
+    return tls
 
 
 def _check_seconds(join_timeout: float, dead_after: float, shutdown_timeout: float) -> None:

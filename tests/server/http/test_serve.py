@@ -105,6 +105,8 @@ def test_the_longest_and_the_shortest_shutdown_work():
         ),
         ("--seed", {"args": EngineArgs(seed=2**64)}),
         ("--host", {"options": DoorOptions(host="0.0.0.0")}),
+        ("--max-local-prefill: needs --prefill-replicas", {"max_local_prefill": 3}),
+        ("--max-local-prefill -1", {"max_local_prefill": -1, "prefill_replicas": 1}),
     ],
 )
 def test_the_command_refuses_its_flags_before_it_looks_for_a_model(flag, arguments):
