@@ -174,7 +174,7 @@ def test_help_names_every_command():
     [
         (("fit",), ("--model requires an argument", "see duetto fit --help")),
         (("complete", "x", "--bogus", "1"), ("--bogus", "see duetto complete --help")),
-        (("nonsense",), ("nonsense", "serve, chat", "see duetto --help")),
+        (("nonsense",), ("nonsense", "serve, router", "see duetto --help")),
         (("serve", "--hots", "x"), ("Did you mean --host?",)),
         (("serve", "a", "b", "c"), ("b c: is more than this command takes",)),
         (("bench", "serve", "--burstiness", "x"), ("--burst", "see duetto bench serve --help")),

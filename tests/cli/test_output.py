@@ -123,7 +123,16 @@ CASES: dict[tuple[str, ...], list[str]] = {
         *LOAD,
     ],
     ("doctor",): [],
+    ("planner",): [
+        *("CACHING", "--model", "MODEL", "--hardware", "a100", "--slo-ttft", "1s"),
+        *("--slo-tpot", "1s", "--num-windows", "1", "--interval", "1"),
+    ],
+    ("bench", "schedulers"): [
+        *("MODEL", "--only-simulated", "--num-prompts", "2", "--request-rate", "inf"),
+        *("--input-len", "40", "--output-len", "4"),
+    ],
 }
+SERVERS = {("router",), ("worker",)}  # which print nothing on stdout
 TABLES = [path for path in CASES if path not in {("chat",), ("complete",)}]
 
 
@@ -162,10 +171,10 @@ def run(
 
 
 def test_every_command_is_tried() -> None:
-    assert set(CASES) == set(ALL)
+    assert set(CASES) == set(ALL) - SERVERS
 
 
-@pytest.mark.parametrize("path", ALL, ids=" ".join)
+@pytest.mark.parametrize("path", CASES, ids=" ".join)
 def test_json_is_the_whole_of_stdout(
     path: tuple[str, ...], run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,8 +78,9 @@ def test_every_flag_of_a_time_takes_units() -> None:
         "serve", "--step-timeout-s", "90s", "--shutdown-timeout", "500ms",
         "--sse-keep-alive-interval", "2s", "--target-itl", "off",
     )  # fmt: skip
-    assert (served["step_timeout_s"], served["shutdown_timeout"]) == (90, 0.5)
-    assert (served["sse_keep_alive_interval"], served["args"].target_itl) == (2, "off")
+    options = served["options"]
+    assert (options.step_timeout_s, options.shutdown_timeout) == (90, 0.5)
+    assert (options.sse_keep_alive_interval, served["args"].target_itl) == (2, "off")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_of_a_flag_that_is_given_twice_the_last_one_counts(path: tuple[str, ...]
 
 
 def test_flags_with_several_values_still_gather_them() -> None:
-    assert parse("serve", "--api-key", "a", "--api-key", "b")["api_key"] == ("a", "b")
+    assert parse("serve", "--api-key", "a", "--api-key", "b")["options"].api_key == ("a", "b")
     skip = ("--quantization-skip", "a", "--quantization-skip", "b")
     skipped = parse("serve", "--quantization", "int8", *skip)
     assert skipped["args"].quantization_skip == ("a", "b")
@@ -149,5 +150,5 @@ def test_flags_with_several_values_still_gather_them() -> None:
 
 def test_a_model_may_have_several_names() -> None:
     named = parse("serve", "--served-model-name", "a", "--served-model-name=b", "dir")
-    assert (named["served_model_name"], named["model"]) == (("a", "b"), "dir")
-    assert parse("serve", "--any-model-name")["any_model_name"] is True
+    assert (named["options"].served_model_name, named["model"]) == (("a", "b"), "dir")
+    assert parse("serve", "--any-model-name")["options"].any_model_name is True

@@ -66,7 +66,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(
         native_compiler._EMIT,
         DoubleNumbers,
-        lambda to, op: to._plan.add(*[to._columns(op.x)] * 3),
+        lambda to, op: to._plan.add(*[to.columns(op.x)] * 3),
     )
     yield
 

@@ -130,6 +130,8 @@ class CpuBackend:
 
     def read_kv(self, layer: int, slots: IntArray, kv: "KvArena") -> tuple[FloatArray, FloatArray]:
         """The keys and values in some slots, in fp32."""
+        if layer not in self._layers:
+            raise ValueError(f"no layer {layer}: there are {self._layers}")
         return kv.read(self._pool, self._layers.index(layer), slots)
 
     def look_attention(
