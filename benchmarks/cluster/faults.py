@@ -28,9 +28,9 @@ import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from faults_load import PROBE, Asked, Load, Recorder
 from network import FINE, Network, Weather, why_unavailable
 
 from duetto import __version__
@@ -47,7 +47,6 @@ from duetto.core.cache_control import CachedText, LookUp
 from duetto.core.config import SchedulerConfig
 from duetto.core.engine_args import EngineArgs
 from duetto.core.request import FinishReason, Request
-from duetto.core.sampling_params import SamplingParams
 from duetto.demo import demo_model_dir
 from duetto.engine.engine import StepReport
 from duetto.engine.thread import EngineThread
@@ -65,100 +64,7 @@ CONFIG = SchedulerConfig(num_blocks=256, max_model_len=1024)  # for prices alone
 ROLES = ("decode", "decode", "prefill")  # of hosts 1, 2, 3
 FAULTS = ("kill", "stop", "term", "cut", "half-open", "bad-weather", "cut-kv", "slow-kv")
 LATE_S = 2.0  # after a loss was noticed
-PROBE = 96  # tokens of a prompt that is computed elsewhere
 PATIENCE_S = 90.0  # for the last requests, and for workers to come back
-
-
-@dataclass
-class Asked:
-    """A request, and what came of it."""
-
-    request: Request
-    time: float
-    tokens: list[int] = field(default_factory=list)
-    ends: list[tuple[float, str, str]] = field(default_factory=list)  # when, why, error
-
-
-class Recorder:
-    """Takes what the router reports."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Condition()
-        self.asked: dict[str, Asked] = {}
-        self.num_live = 0
-        self.last_free: dict[int, tuple[int, int]] = {}  # by engine: free and all blocks
-
-    def deliver(self, report: StepReport) -> None:
-        with self.lock:
-            for update in report.updates:
-                one = self.asked[update.request_id]
-                one.tokens += [token.token_id for token in update.tokens]
-                if update.finish_reason is not None:
-                    error = update.error or ""
-                    one.ends.append((time.monotonic(), update.finish_reason.value, error))
-                    self.num_live -= 1
-                    self.lock.notify_all()
-
-    def wait_idle(self, timeout_s: float) -> bool:
-        with self.lock:
-            return self.lock.wait_for(lambda: self.num_live == 0, timeout_s)
-
-
-class Load:
-    """Requests that share prefixes, drawn from a seed; some are aborted."""
-
-    def __init__(self, seed: int, router: RoutedEngine, recorder: Recorder) -> None:
-        self._random = random.Random(seed)
-        self._router, self._recorder = router, recorder
-        self._prefixes = [
-            [self._random.randrange(3, 250) for _ in range(self._random.randrange(40, 400))]
-            for _ in range(6)
-        ]
-        self.num_aborted = 0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        number = 0
-        while not self._is_over.wait(self._random.expovariate(8.0)):
-            with self._recorder.lock:
-                is_full = self._recorder.num_live >= 24
-            if is_full:
-                continue
-            asked = self.ask(f"r{number}")
-            number += 1
-            if self._random.random() < 0.1:
-                self.num_aborted += 1
-                timer = threading.Timer(self._random.random(), self._router.abort, [asked])
-                timer.daemon = True
-                timer.start()
-
-    def ask(self, name: str, *, is_probe: bool = False) -> str:
-        prefix = self._random.choice(self._prefixes)
-        if is_probe:  # nobody has it
-            prefix = [self._random.randrange(3, 250) for _ in range(PROBE)]
-        most = 16 if is_probe else 60
-        own = [self._random.randrange(3, 250) for _ in range(self._random.randrange(1, most))]
-        request = Request(
-            request_id=name,
-            prompt_token_ids=(*prefix, *own),
-            sampling=SamplingParams(temperature=0.7),
-            max_tokens=self._random.randrange(1, 24),
-            seed=self._random.randrange(1 << 30),
-            arrival_time=time.monotonic(),
-        )
-        with self._recorder.lock:
-            self._recorder.asked[name] = Asked(request, time.monotonic())
-            self._recorder.num_live += 1
-        self._router.add(request)
-        return name
 
 
 class Fleet:
@@ -260,25 +166,14 @@ class Trouble:
 
 
 class Members(RemoteMembers):
-    """Workers of the router, whose KV events are followed."""
+    """Workers of the router, and how often one was lost."""
 
-    def __init__(self, router: RoutedEngine, follower: EventSubscriber) -> None:
-        super().__init__(lambda _facts: router)
-        self._follower = follower
-        self.num_lost = 0
-        self.lost_at: list[float] = []
-
-    def joined(self, worker: RemoteEngine) -> None:
-        self._follower.joined(worker.facts)
-        super().joined(worker)
+    num_lost = 0
 
     def lost(
         self, worker: RemoteEngine, reason: str, unbegun: tuple[Request, ...]
     ) -> tuple[Request, ...]:
         self.num_lost += 1
-        self.lost_at.append(time.monotonic())
-        if worker.has_joined:
-            self._follower.left(worker.facts.worker_id)
         return super().lost(worker, reason, unbegun)
 
 
@@ -407,7 +302,7 @@ def run(options: argparse.Namespace, network: Network | None, stack: ExitStack) 
     prices = WaitPrices(lambda shape: 0.001 * shape.num_tokens, CONFIG)
     policy = make_policy("predicted", prices)
     router = RoutedEngine(policy, recorder.deliver, index=index)
-    members = Members(router, follower)
+    members = Members(lambda _facts: router, follower=follower)
     wire = Wire(secret, options.dead_after)
     stack.callback(wire.stop)
     here = network.address(0) if network else "127.0.0.1"

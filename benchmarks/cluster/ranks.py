@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from shape import SHAPE
 
 from duetto.backends.backend import StepArrays
 from duetto.backends.cpu.native import native
@@ -33,17 +34,6 @@ from duetto.models.programs import load_program
 from duetto.program.rewrites.shard import shard
 from duetto.runner.loaders import CpuLoader
 
-SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 12,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": False,
-}
 BLOCK_SIZE, NUM_BLOCKS, BEHIND = 32, 8 * 16, 256
 STEPS = {"decode 1": (1, 1, 40), "decode 8": (8, 1, 20), "prefill 512": (1, 512, 3)}  # times
 WHOLE = -1

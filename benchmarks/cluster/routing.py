@@ -27,7 +27,6 @@ from duetto.cluster.child_workers import WorkerChild, worker_command
 from duetto.cluster.doorway import Doorway
 from duetto.cluster.events.subscriber import EventSubscriber
 from duetto.cluster.members import RemoteMembers
-from duetto.cluster.remote import RemoteEngine
 from duetto.cluster.router import RoutedEngine
 from duetto.cluster.wire import Wire
 from duetto.core.config import SchedulerConfig
@@ -113,7 +112,7 @@ class Workers:
                 index=index,
                 observe=self.records.append,
             )
-            self.members = _Members(self.router, follower)
+            self.members = RemoteMembers(lambda _facts: self.router, follower=follower)
             wire = Wire()
             stack.callback(wire.stop)
             door = read_address(f"ipc://{folder}/door", "--listen", listens=True)
@@ -143,16 +142,6 @@ class Workers:
         facts = self.members.facts
         assert facts is not None
         return facts.scheduler
-
-
-class _Members(RemoteMembers):
-    def __init__(self, router: RoutedEngine, follower: EventSubscriber) -> None:
-        super().__init__(lambda _facts: router)
-        self._follower = follower
-
-    def joined(self, worker: RemoteEngine) -> None:
-        self._follower.joined(worker.facts)
-        super().joined(worker)
 
 
 def in_words(workload: Traffic, index: int) -> Request:

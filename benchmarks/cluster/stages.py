@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from shape import SHAPE
 
 from duetto.backends.backend import StepArrays
 from duetto.backends.parts.backend import PartsBackend
@@ -30,17 +31,6 @@ from duetto.models.make_model import make_model
 from duetto.models.programs import load_program
 from duetto.runner.load import hold
 
-SHAPE = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 12,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": False,
-}
 MICRO_BATCHES = (1, 2, 4, 8)
 BLOCK_SIZE = 32
 

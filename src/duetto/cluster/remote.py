@@ -43,12 +43,11 @@ from duetto.core.errors import EngineError
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
+from duetto.engine.handle import HUNG, STOPPED
 
 logger = logging.getLogger(__name__)
 
 MAX_QUESTIONS = 256  # of the KV cache, that a worker has not answered
-STOPPED = "the engine is stopping"
-HUNG = "the engine hangs, and the server ends; the log of the server says why"
 
 WorkerState = Literal["new", "joined", "leaving", "lost"]
 

@@ -21,7 +21,7 @@ from duetto.core.cache_control import CacheCounts, CacheMessage, CacheReply
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
-from duetto.engine.handle import Deliver, EngineHandle
+from duetto.engine.handle import HUNG, STOPPED, Deliver, EngineHandle
 from duetto.routing.policies import RoutingPolicy
 from duetto.routing.prompt_blocks import prompt_hashes
 from duetto.routing.sent_prefixes import SentPrefixes
@@ -29,8 +29,6 @@ from duetto.routing.sent_prefixes import SentPrefixes
 logger = logging.getLogger(__name__)
 
 NO_WORKER = "no worker is there to compute this request; try again later"
-STOPPED = "the engine is stopping"
-HUNG = "the engine hangs, and the server ends; the log of the server says why"
 MAX_LOST = 2  # workers, after which a request is not sent to another one: it may be what ends them
 RECENT_BLOCKS = 2048  # sent to a worker that tells its events, but may not have computed them yet
 MAX_PREFILL_AT = 4  # workers that a request is told of

@@ -13,6 +13,9 @@ from duetto.core.request import Request
 from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
 
+STOPPED = "the engine is stopping"
+HUNG = "the engine hangs, and the server ends; the log of the server says why"
+
 Deliver = Callable[[StepReport], None]
 
 

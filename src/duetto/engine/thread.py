@@ -19,14 +19,12 @@ from duetto.core.errors import DeviceLost, EngineError, InvalidRequest
 from duetto.core.request import FinishReason, Request
 from duetto.engine.compute import Computing
 from duetto.engine.engine import StepReport
-from duetto.engine.handle import Deliver, EngineOpener
+from duetto.engine.handle import HUNG, STOPPED, Deliver, EngineOpener
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FAILED = "the engine failed and has stopped; the log of the server says why"
-STOPPED = "the engine is stopping"
-HUNG = "the engine hangs, and the server ends; the log of the server says why"
 
 
 class SteppedEngine(Protocol):
