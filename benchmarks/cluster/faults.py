@@ -84,11 +84,13 @@ class Fleet:
         argv = [
             *(sys.executable, "-m", "duetto", "worker", str(demo_model_dir())),
             *("--join", self._door, "--role", ROLES[place], "--dead-after", str(self._dead)),
-            *("--max-local-prefill", "64", *ENGINE_FLAGS),
+            *ENGINE_FLAGS,
             *("--log-level", "warning"),
         ]
         if ROLES[place] == "prefill":
             argv += ["--kv-link", f"tcp://{address}:*"]
+        else:
+            argv += ["--max-local-prefill", "64"]
         command = self.network.command(place + 1, argv) if self.network else argv
         with self._log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)

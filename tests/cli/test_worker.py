@@ -25,6 +25,7 @@ LISTEN = ("--listen", "tcp://127.0.0.1:*")
         ((*LISTEN, "--kv-events", "tcp://127.0.0.1:*", "--pp", "2"), "with --pp each of the"),
         ((*LISTEN, "--kv-link-tls", "a.pem"), "--kv-link-tls a.pem: CERTIFICATE,KEY,AUTHORITY"),
         ((*LISTEN, "--kv-link-tls", "/a,/b,/c"), "PEM files of a certificate, its key and its"),
+        ((*LISTEN, "--max-local-prefill", "9"), "--max-local-prefill with --role both"),
         ((*LISTEN, "--dead-after", "0.1"), "--dead-after 0.1: must be from 1 to 3600 seconds"),
         ((*LISTEN, "--shutdown-timeout", "-1"), "must be from 0 to 86400 seconds"),
         (("none/such", *LISTEN, "--block-size", "0"), "--block-size"),

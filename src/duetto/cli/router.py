@@ -113,6 +113,10 @@ def router(
             door.call(called)
             if bound is not None:
                 print(f"Duetto {__version__}: workers may join {bound}", file=sys.stderr)
+                print(
+                    f"  HTTP is answered once one has joined, at port {options.port}",
+                    file=sys.stderr,
+                )
             is_patient = bound is not None
             wait_for_first(door, len(called), None if is_patient else join_timeout, "--workers")
             serve_joined(front, known, door, options, listener, settings, len(called))

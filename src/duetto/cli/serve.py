@@ -143,10 +143,14 @@ def _roles(
 ) -> dict[WorkerRole, int]:
     """How many workers of which role are to be started; none: the engine is the server's own.
     Raises ConfigError."""
-    if replicas < 1 or prefill_replicas < 0 or replicas + prefill_replicas > MAX_WORKERS:
+    if replicas < 1:
+        raise ConfigError(f"--replicas {replicas}: must be 1 or more")
+    if prefill_replicas < 0:
+        raise ConfigError(f"--prefill-replicas {prefill_replicas}: must be 0 or more")
+    if replicas + prefill_replicas > MAX_WORKERS:
         raise ConfigError(
-            f"--replicas {replicas} and --prefill-replicas {prefill_replicas}: 1 or more and 0 or "
-            f"more are accepted, {MAX_WORKERS} together"
+            f"--replicas {replicas} and --prefill-replicas {prefill_replicas}: at most "
+            f"{MAX_WORKERS} together"
         )
     if prefill_replicas:
         return {"decode": replicas, "prefill": prefill_replicas}

@@ -98,6 +98,8 @@ def worker(
             f"--role {role} and --tp or --pp: KV is sent from this process's memory, and theirs is "
             f"in others; leave one of the two out"
         )
+    if max_local_prefill is not None and role != "decode":
+        raise ConfigError(f"--max-local-prefill with --role {role}: it is of --role decode")
     args = args or EngineArgs()
     check_role(role, has_prefix_caching=args.enable_prefix_caching, backend=args.backend)
     tls = _tls(kv_link_tls)

@@ -281,6 +281,10 @@ class RemoteEngine:
     def lost(self, reason: str, *, is_refused: bool = False) -> None:
         name = self._connection.peer if self._facts is None else _name_of(self._facts, self.peer)
         error = worker_lost(name, reason)
+        if self.has_joined and self._state != "lost":
+            logger.warning(
+                "the worker %s is lost (%s), with %d requests", name, reason, self.num_live
+            )
         self._over(reason, FinishReason.ERROR, error, gives_back=True)
         self.on_over(reason, is_refused)
 

@@ -76,7 +76,7 @@ class PartsLoader:
         if degrees.num_parts > num_cores:
             self.notes.append(
                 f"{degrees.num_parts} parts of the model (--tp {ranks}, --pp {degrees.num_stages}) "
-                f"share {num_cores} cores, and wait for each other"
+                f"share {num_cores} core{'s' * (num_cores > 1)}, and wait for each other"
             )
 
     def kv_block_bytes(self, block_size: int, dtype: KVDtype) -> int:
