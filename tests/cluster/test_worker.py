@@ -94,9 +94,10 @@ def test_an_abort_ends_a_request_there_once(tmp_path):
         worker.abort("a")
         worker.abort("a")
         worker.abort("unknown")
+        worker.add(make_request("b", max_tokens=2))
+        until(lambda: server.num_live == 2)  # so the aborts, which came before it, are there
         executor.gate.set()
         assert heard.final("a").finish_reason is FinishReason.ABORT
-        worker.add(make_request("b", max_tokens=2))
         assert heard.final("b").finish_reason is FinishReason.LENGTH
         assert len(heard.finals("a")) == 1 and server.num_live == 0
 
